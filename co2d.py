@@ -1,0 +1,1433 @@
+#!/usr/bin/env python3
+"""co2d: the daemon that CO2 sensor units in the field report to.
+
+A *unit* wakes once a day, says that it is alive (a *ping*), looks for *updates*, pushes its files in *chunks*, and
+sleeps. What it can bear is narrow: one request per connection, the reply ends when we close, any surprising status ends
+its day. So every reply has Content-Length and ``Connection: close``; the routes are the table `ROUTES`.
+
+How a request flows: bytes -> `parse_head` -> `Request` -> `respond(station, request)` -> `Response` -> bytes. Nothing in
+the middle touches a socket. Text files are the truth: a request only appends to them, durably (`seqfile`); one thread
+alone imports what is new into the database, moments later (`importer`); the status pages are drawn from the database
+(`plot_ascii`). Without a database uploads and pings go on as ever.
+
+Threads, and where they meet:
+
+    main            signals, configuration, systemd; thins out slow clients when all workers are taken
+    workers         each accepts a connection, serves it, closes it; idle ones wait in line for `Server._turn`
+    import          takes `Station.changed`, the files that requests have written to, and imports them
+
+    Server._turn    held by the one worker that waits in accept
+    Server._lock    guards the numbers of threads and the table of open connections
+    Station._lock   guards counters, `changed`, the known units and their usage
+    (seqfile)       one lock per upload directory; the ping log's two
+    Station.settings is replaced as a whole on reload, and read once per request
+
+Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupted twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import contextlib
+import dataclasses
+import errno
+import fnmatch
+import hmac
+import ipaddress
+import json
+import logging
+import mimetypes
+import os
+import re
+import selectors
+import signal
+import socket
+import socketserver
+import ssl
+import stat
+import sys
+import threading
+import time
+from collections import Counter
+from email.utils import formatdate, parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, TextIO, Tuple
+from urllib.parse import unquote_to_bytes
+
+import importer
+import plot_ascii
+import seqfile
+
+__version__ = "1.0.0"
+HERE = os.path.dirname(os.path.abspath(__file__))
+EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
+
+PING_MATCH = ("pings-", ".tsv")
+UNIT_PREFIX = "co2unit-"
+MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
+MAX_FIELDS = 64
+RECENT_PINGS = 20
+DATABASE_PATIENCE = 60                  # seconds between attempts, at most, when an import fails
+
+log = logging.getLogger("co2d")
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+# One declaration. The command line, the configuration file, --print-config and co2d.conf.example are made from it.
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser for whole numbers from `low` to `high`."""
+    def parse(text: str) -> int:
+        if not re.match(r"[0-9]{1,18}$", text) or not low <= int(text) <= high:
+            raise ValueError("%r is not a whole number from %d to %d" % (text, low, high))
+        return int(text)
+    return parse
+
+
+def size(text: str) -> int:
+    """Bytes, with an optional K, M or G (1024s)."""
+    found = re.match(r"([0-9]{1,12}) ?([KMG]?)$", text)
+    if not found:
+        raise ValueError("%r is not a size: write bytes, or a number with K, M or G" % text)
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    if not re.match(r"[0-9]{1,6}(\.[0-9]{1,3})?$", text) or float(text) <= 0:
+        raise ValueError("%r is not a number of seconds" % text)
+    return float(text)
+
+
+def percent(text: str) -> float:
+    """A number from 0 to 99."""
+    if not re.match(r"[0-9]{1,2}(\.[0-9]{1,3})?$", text):
+        raise ValueError("%r is not a percentage from 0 to 99" % text)
+    return float(text)
+
+
+def switch(text: str) -> bool:
+    """yes or no."""
+    if text.lower() not in ("yes", "no", "true", "false", "on", "off", "1", "0"):
+        raise ValueError("%r is neither yes nor no" % text)
+    return text.lower() in ("yes", "true", "on", "1")
+
+
+def networks(text: str) -> str:
+    """Networks as 192.168.0.0/16, separated by spaces."""
+    for word in text.split():
+        ipaddress.ip_network(word)
+    return text
+
+
+def segments(text: str) -> str:
+    """Path segments separated by spaces, none of which is ours."""
+    for word in text.split():
+        if not SEGMENT.match(word) or word in ("updates", seqfile.SET_ASIDE):
+            raise ValueError("%r cannot take uploads" % word)
+    return text
+
+
+def secret_segment(text: str) -> str:
+    """Empty, or one path segment."""
+    if text and not SEGMENT.match(text):
+        raise ValueError("a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot")
+    return text
+
+
+def path(text: str) -> str:
+    """A path; relative ones count from the file that names them, on the command line from the current directory."""
+    return text
+
+
+SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
+
+
+def setting(default: Any, parse: Callable[[str], Any], help: str, restart: bool = False) -> Any:
+    """A field of `Settings`: `restart` says that a reload cannot change it."""
+    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "restart": restart})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that can be configured, with defaults."""
+
+    listen: str = setting("0.0.0.0", str, "address to listen on; :: for IPv6 and IPv4", restart=True)
+    port: int = setting(8080, whole(0, 65535), "TCP port; 0 takes a free one and prints it", restart=True)
+    data_dir: str = setting(os.path.join(HERE, "remote_data"), path, "one directory per unit", restart=True)
+    var_dir: str = setting(os.path.join(HERE, "var"), path, "pings, database, files to serve", restart=True)
+    db: str = setting("", path, "SQLite database; empty: db.sqlite3 in var_dir", restart=True)
+    secret: str = setting("", secret_segment, "path prefix that units must know: http://host:8080/SECRET/ou/...")
+    units: str = setting("*", str, "ids of units that may report: names or patterns, separated by spaces")
+    upload_dirs: str = setting("data errors", segments, "directories of a unit that take its uploads")
+    ask_older: bool = setting(True, switch, "ask units for older files that are missing or short", restart=True)
+    status_allow: str = setting("0.0.0.0/0 ::/0", networks, "networks that may see the status pages")
+    metrics_allow: str = setting("127.0.0.0/8 ::1/128", networks, "networks that may see /metrics, /healthz, /readyz")
+    tls_cert: str = setting("", path, "certificate chain (PEM); empty: no TLS", restart=True)
+    tls_key: str = setting("", path, "private key (PEM); empty: in the certificate's file", restart=True)
+    tls_only: bool = setting(True, switch, "with a certificate: refuse plain HTTP on the same port")
+    max_body: int = setting(64 << 10, size, "bytes of one chunk")
+    max_file: int = setting(16 << 20, size, "bytes of one uploaded file")
+    max_unit_bytes: int = setting(1 << 30, size, "bytes of all files of one unit")
+    max_unit_files: int = setting(10000, whole(1, 10 ** 9), "files of one unit")
+    max_units: int = setting(10000, whole(1, 10 ** 9), "units")
+    keep_free: float = setting(1.0, percent, "percent of the disk that uploads leave free")
+    head_seconds: float = setting(30.0, seconds, "seconds from accept to the end of the request's head")
+    request_seconds: float = setting(110.0, seconds, "seconds from accept to the end of the reply")
+    threads: int = setting(512, whole(2, 100000), "requests served at the same time, at most", restart=True)
+    import_delay: float = setting(1.0, seconds, "seconds from an upload to its import")
+    import_scan: float = setting(300.0, seconds, "seconds between looks for files that came in by other ways")
+    quiet: bool = setting(False, switch, "log only what went wrong")
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+class BadConfig(Exception):
+    """The configuration cannot be used; says where and why."""
+
+
+def read_config(file: str) -> Dict[str, Any]:
+    """Settings from an INI file; BadConfig names file, line and reason."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with open(file, encoding="utf-8") as stream:
+            text = stream.read()
+        parser.read_string(text, file)
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        raise BadConfig("%s: %s" % (file, " ".join(str(error).split())))
+    for section in parser.sections():
+        if section != "co2d":
+            raise BadConfig("%s:%d: unknown section [%s], expected [co2d]" % (file, _line(text, r"\[" + section), section))
+    items = parser.items("co2d") if parser.has_section("co2d") else []
+    base = os.path.dirname(os.path.abspath(file))
+    return {name: _parse_setting(name, value, base, "%s:%d" % (file, _line(text, name))) for name, value in items}
+
+
+def _line(text: str, start: str) -> int:
+    numbers = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*" + start, line, re.I)]
+    return numbers[0] if numbers else 1
+
+
+def _parse_setting(name: str, text: str, base: str, where: str) -> Any:
+    if name not in FIELDS:
+        raise BadConfig("%s: unknown setting %r" % (where, name))
+    parse = FIELDS[name].metadata["parse"]
+    try:
+        value = parse(text.strip())
+    except ValueError as error:
+        raise BadConfig("%s: %s: %s" % (where, name, error))
+    return os.path.join(base, value) if parse is path and value else value
+
+
+def load_settings(arguments: argparse.Namespace) -> Settings:
+    """Defaults, then the configuration file, then the command line."""
+    beside = os.path.join(HERE, "co2d.conf")
+    file = arguments.config or os.environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
+    values = read_config(file) if file else {}
+    for name in FIELDS:
+        text = getattr(arguments, name, None)
+        if text is not None:
+            values[name] = _parse_setting(name, text, os.getcwd(), "--" + name.replace("_", "-"))
+    settings = Settings(**values)
+    return dataclasses.replace(settings, db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
+
+
+def format_config(settings: Settings, example: bool = False) -> str:
+    """The settings as a configuration file; in the example every line is commented out."""
+    lines = ["# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
+             "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config", "", "[co2d]"]
+    for name, field in FIELDS.items():
+        note = " (restart to change)" if field.metadata["restart"] else ""
+        lines += ["", "# " + field.metadata["help"] + note,
+                  "%s%s = %s" % ("#" if example else "", name, _format_value(getattr(settings, name), example))]
+    return "\n".join(lines) + "\n"
+
+
+def _format_value(value: Any, example: bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return "%g" % value
+    text = str(value)
+    return os.path.relpath(text, HERE) if example and text.startswith(HERE) else text
+
+
+# -- messages ---------------------------------------------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """A well-formed request."""
+
+    method: str
+    target: str                         # as sent, for the log
+    path: Tuple[str, ...]               # decoded segments; "/" is ("",)
+    query: List[Tuple[str, str]]        # decoded, in order
+    headers: Dict[str, str]             # names in lower case
+    body: bytes = b""
+    peer: str = "127.0.0.1"
+    now: float = 0.0                    # UTC seconds
+
+    def argument(self, name: str, default: str = "") -> str:
+        """The first value of a query argument."""
+        return next((value for key, value in self.query if key == name), default)
+
+
+class Response(NamedTuple):
+    """What goes back; `note` is for the log."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: Tuple[Tuple[str, str], ...] = ()
+    note: str = ""
+
+
+class Refused(Exception):
+    """Raised anywhere, answered in one place."""
+
+    def __init__(self, status: int, reason: str, headers: Tuple[Tuple[str, str], ...] = ()) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.headers = status, reason, headers
+
+    def response(self) -> Response:
+        return json_response({"error": self.reason}, self.status, self.reason, self.headers)
+
+
+def json_response(value: Any, status: int = 200, note: str = "", headers: Tuple = ()) -> Response:
+    """Compact JSON on one line."""
+    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return Response(status, body, "application/json", tuple(headers), note)
+
+
+def text_response(text: str, kind: str = "text/plain", headers: Tuple = ()) -> Response:
+    """Text in UTF-8."""
+    return Response(200, text.encode("utf-8", "replace"), kind + "; charset=utf-8", tuple(headers))
+
+
+# -- parsing ----------------------------------------------------------------------------------------------------------
+# Stricter than RFC 9112 asks: what no honest client sends is refused before anything else sees it. Looser in one place:
+# the target may hold raw spaces and UTF-8, because the units send nicknames as they are.
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ((?:https?://[^/?# ]+)?/[^\x00-\x1f\x7f]*) HTTP/([0-9])\.([0-9])\Z")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)[ \t]*\Z")
+_FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?:^|[^\r])\n")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
+METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"}
+
+
+def head_length(buffer: bytes) -> int:
+    """Bytes of the request's head, its empty line included; 0: not complete. Refused: can never become a request."""
+    end = buffer.find(b"\r\n\r\n")
+    head = buffer if end < 0 else buffer[:end + 4]
+    if _FORBIDDEN.search(head):
+        raise Refused(400, "control character, or a line that does not end in CRLF")
+    line, complete, _ = head.partition(b"\r\n")
+    if len(head) > MAX_HEAD:
+        raise Refused(431 if complete else 414, "head longer than %d bytes" % MAX_HEAD)
+    if complete:
+        _parse_request_line(line)
+    return end + 4 if end >= 0 else 0
+
+
+def parse_head(head: bytes) -> Request:
+    """The request of a complete head; Refused when it is malformed."""
+    line, *lines = head[:-4].split(b"\r\n")
+    method, target, version = _parse_request_line(line)
+    headers = _parse_fields(lines)
+    _check_headers(headers, version)
+    place, _, query = _origin_form(target).partition(b"?")
+    return Request(method, target.decode("utf-8", "replace"), tuple(map(_decode, place[1:].split(b"/"))),
+                   _parse_query(query), headers)
+
+
+def _parse_request_line(line: bytes) -> Tuple[str, bytes, str]:
+    found = _REQUEST_LINE.match(line)
+    if not found:
+        raise Refused(400, "malformed request line")
+    if found[3] + found[4] not in (b"10", b"11"):
+        raise Refused(505, "HTTP/1.0 or HTTP/1.1 only")
+    if found[1].decode() not in METHODS:
+        raise Refused(501, "unknown method")
+    return found[1].decode(), found[2], "1.%c" % found[4][0]
+
+
+def _origin_form(target: bytes) -> bytes:
+    """/path?query of a target that may be an absolute URI."""
+    return target if target.startswith(b"/") else b"/" + target.split(b"/", 3)[3]
+
+
+def _parse_fields(lines: Sequence[bytes]) -> Dict[str, str]:
+    if len(lines) > MAX_FIELDS:
+        raise Refused(431, "more than %d header fields" % MAX_FIELDS)
+    headers: Dict[str, str] = {}
+    for line in lines:
+        found = _FIELD.match(line)
+        if not found:
+            raise Refused(400, "malformed header field")
+        name = found[1].decode().lower()
+        if name in headers and name in ("host", "content-length", "transfer-encoding"):
+            raise Refused(400, "repeated header field " + name)
+        headers[name] = found[2].decode("latin-1")
+    return headers
+
+
+def _check_headers(headers: Dict[str, str], version: str) -> None:
+    if "transfer-encoding" in headers:
+        raise Refused(400 if "content-length" in headers or version == "1.0" else 501, "Transfer-Encoding is not accepted")
+    if not re.match(r"[0-9]{1,10}\Z", headers.get("content-length", "0")):
+        raise Refused(400, "malformed Content-Length")
+    if version == "1.1" and "host" not in headers:
+        raise Refused(400, "no Host")
+    if headers.get("host") and not _HOST.match(headers["host"].encode("latin-1")):
+        raise Refused(400, "malformed Host")
+    if headers.get("expect", "100-continue").lower() != "100-continue":
+        raise Refused(417, "unknown expectation")
+
+
+def _decode(raw: bytes) -> str:
+    return unquote_to_bytes(raw).decode("utf-8", "replace")
+
+
+def _parse_query(query: bytes) -> List[Tuple[str, str]]:
+    """Arguments in order. A plus stays a plus: the units do not encode anything, and nicknames may hold one."""
+    pairs = (part.partition(b"=") for part in query.split(b"&") if part)
+    return [(_decode(name), _decode(value)) for name, _, value in pairs]
+
+
+# -- the station ------------------------------------------------------------------------------------------------------
+
+
+class Usage:
+    """Bytes and files that one unit takes on disk."""
+
+    def __init__(self, directory: str) -> None:
+        self.bytes = self.files = 0
+        for parent, _, names in os.walk(directory):
+            for name in names:
+                self.files += 1
+                self.bytes += _size_of(os.path.join(parent, name))
+
+
+def _size_of(file: str) -> int:
+    try:
+        return os.lstat(file).st_size
+    except OSError:
+        return 0
+
+
+class Station:
+    """All state of the daemon that outlives a request. `clock` gives UTC seconds."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time, sync: seqfile.Sync = seqfile.fdatasync
+                 ) -> None:
+        self.settings, self.clock = settings, clock
+        for directory in (settings.data_dir, self.var("pings"), self.var("pub")):
+            os.makedirs(directory, exist_ok=True)
+        self.archive = importer.Archive((settings.data_dir,), settings.var_dir, settings.db)
+        self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, sync)
+        self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=sync)
+        self.started = clock()
+        self._lock = threading.Lock()
+        self.counters: Counter = Counter()
+        self.changed: Set[str] = set()
+        self.something_changed = threading.Event()
+        self._known: Set[str] = set(os.listdir(settings.data_dir))
+        self._usage: Dict[str, Usage] = {}
+
+    def var(self, *names: str) -> str:
+        """A path below the server's own directory."""
+        return os.path.join(self.settings.var_dir, *names)
+
+    def count(self, name: str, amount: float = 1, **labels: Any) -> None:
+        """Add to a counter of /metrics."""
+        with self._lock:
+            self.counters[name, tuple(labels.items())] += amount
+
+    def touch(self, file: str) -> None:
+        """Tell the import thread that a file has changed."""
+        with self._lock:
+            self.changed.add(file)
+        self.something_changed.set()
+
+    def take_changed(self) -> Set[str]:
+        """The files that have changed since the last call."""
+        with self._lock:
+            taken, self.changed = self.changed, set()
+            self.something_changed.clear()
+        return taken
+
+    def admit(self, unit: str) -> None:
+        """Refuse units that may not report."""
+        if not any(fnmatch.fnmatchcase(unit, pattern) for pattern in self.settings.units.split()):
+            raise Refused(403, "unit is not in the list of units")
+        with self._lock:
+            if unit not in self._known:
+                if len(self._known) >= self.settings.max_units:
+                    raise Refused(403, "more than %d units" % self.settings.max_units)
+                self._known.add(unit)
+
+    def reserve(self, unit: str, end: int, length: int) -> None:
+        """Refuse a chunk that would exceed a quota or fill the disk."""
+        settings, usage = self.settings, self._usage_of(unit)
+        disk = os.statvfs(settings.data_dir)
+        if disk.f_bavail < disk.f_blocks * settings.keep_free / 100:
+            raise Refused(507, "less than %g %% of the disk is free" % settings.keep_free)
+        if end > settings.max_file:
+            raise Refused(507, "file would exceed %d bytes" % settings.max_file)
+        if usage.bytes + length > settings.max_unit_bytes or usage.files >= settings.max_unit_files:
+            raise Refused(507, "unit would exceed %d bytes or %d files" % (settings.max_unit_bytes, settings.max_unit_files))
+
+    def _usage_of(self, unit: str) -> Usage:
+        with self._lock:
+            usage = self._usage.get(unit)
+        if usage is None:
+            usage = Usage(os.path.join(self.settings.data_dir, unit))
+            with self._lock:
+                usage = self._usage.setdefault(unit, usage)
+        return usage
+
+    def charge(self, unit: str, receipt: seqfile.Receipt) -> None:
+        """Add what a chunk took to the unit's usage."""
+        usage = self._usage_of(unit)
+        with self._lock:
+            usage.bytes += receipt.grew
+            usage.files += receipt.created
+
+
+# -- endpoints: units -------------------------------------------------------------------------------------------------
+
+
+def hello(station: Station, request: Request) -> Response:
+    """Units get their hello, browsers an index."""
+    if "text/html" in request.headers.get("accept", ""):
+        return page(station, request, "index", 0)
+    return json_response("Hello world!")
+
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def ping_row(now: float, unit: str, request: Request) -> bytes:
+    """A line of pings-NNNN.tsv; control characters in values would forge lines."""
+    values = [_UNPRINTABLE.sub("?", request.argument(name, "None"))[:128] for name in ("site_code", "rssi_raw", "rssi_dbm")]
+    return "\t".join([utc(now, "%06d" % (now % 1 * 1e6)), unit, *values]).encode("utf-8", "replace") + b"\n"
+
+
+def utc(now: float, micros: str = "") -> str:
+    """2019-10-07T03:23:39, with a fraction if given."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + (micros and "." + micros)
+
+
+def alive(station: Station, request: Request, unit: str) -> Response:
+    """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
+    station.admit(unit)
+    try:
+        station.touch(station.pings.append(ping_row(request.now, unit, request)))
+    except OSError as error:
+        station.count("co2d_pings_lost_total")
+        log.error("ping of %s NOT STORED: %s", unit, error)
+        return json_response({}, note="not stored")
+    station.count("co2d_pings_total")
+    return json_response({})
+
+
+def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
+    """A chunk of a file; see seqfile for what becomes of it."""
+    station.admit(unit)
+    if path[0] not in station.settings.upload_dirs.split() or len(path) < 2:
+        raise Refused(403, "uploads go below %s" % " or ".join(station.settings.upload_dirs.split()))
+    offsets = [value for name, value in request.query if name == "offset"]
+    if len(offsets) != 1 or not re.match(r"[0-9]{1,15}\Z", offsets[0]):
+        raise Refused(400, "exactly one offset is needed, a whole number")
+    if not request.body:
+        raise Refused(400, "empty body")
+    return _store(station, request, unit, list(path), int(offsets[0]))
+
+
+def _store(station: Station, request: Request, unit: str, path: List[str], offset: int) -> Response:
+    station.reserve(unit, offset + len(request.body), len(request.body))
+    try:
+        receipt = station.inbox.receive(unit, path, offset, request.body, request.now)
+    except OSError as error:
+        raise _storage_refusal(station, error)
+    station.charge(unit, receipt)
+    station.count("co2d_chunks_total", kind=receipt.kind)
+    station.count("co2d_stored_bytes_total", receipt.grew)
+    name, position = receipt.ack
+    if receipt.kind == "gap":
+        return json_response({"error": "SKIPPED_PART_OF_FILE", "ack_file": [name, position, position]}, 416, "gap")
+    if receipt.set_aside:
+        log.warning("%s sent other bytes for %s: the old ones are in %s", unit, "/".join(path), receipt.set_aside)
+        station.touch(receipt.set_aside)
+    if receipt.asked:
+        log.info("%s is asked for %s again", unit, name)
+    station.touch(os.path.join(station.settings.data_dir, unit, *path))
+    return json_response({"ack_file": [name, position, position]}, note=receipt.kind)
+
+
+def _storage_refusal(station: Station, error: OSError) -> Refused:
+    """How an upload ends that the disk refused: the unit comes back next day."""
+    if isinstance(error, IsADirectoryError) or error.errno == errno.ELOOP:
+        return Refused(400, "not a regular file")
+    station.count("co2d_storage_errors_total")
+    log.error("upload not stored: %s", error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return Refused(507 if full else 503, "cannot store: %s" % (error.strerror or error))
+
+
+# -- endpoints: updates -----------------------------------------------------------------------------------------------
+
+
+class NotServable(Exception):
+    """An update that no unit could fetch completely; says why."""
+
+
+def update_files(directory: int, prefix: str = "") -> Iterator[str]:
+    """Relative paths of all files below an open directory; NotServable where a unit could not fetch one."""
+    names = sorted(os.listdir(directory))
+    if not names:
+        raise NotServable("%s is empty" % (prefix or "it"))
+    for name in names:
+        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        if not SEGMENT.match(name) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise NotServable("units cannot ask for %r" % (prefix + name))
+        if stat.S_ISDIR(mode):
+            with seqfile.open_beneath(directory, name) as below:
+                yield from update_files(below, prefix + name + "/")
+        else:
+            yield prefix + name
+
+
+def servable_updates(station: Station, unit: str) -> List[str]:
+    """Names of the updates a unit can fetch: complete, not empty, nothing strange in them."""
+    with seqfile.open_directory(station.settings.data_dir, [unit, "updates"]) as directory:
+        return [name for name in sorted(os.listdir(directory)) if _servable(directory, name, unit)]
+
+
+def _servable(directory: int, name: str, unit: str) -> bool:
+    if name.startswith("."):
+        return False
+    try:
+        if not (name.startswith("update-") and SEGMENT.match(name)):
+            raise NotServable("its name does not start with update-, or has characters that units cannot ask for")
+        with seqfile.open_beneath(directory, name) as below:
+            return bool(list(update_files(below)))
+    except (NotServable, OSError) as error:
+        log.warning("updates/%s of %s is not listed: %s", name, unit, error)
+        return False
+
+
+def list_updates(station: Station, request: Request, unit: str) -> Response:
+    """The updates there are for a unit, or 404."""
+    station.admit(unit)
+    try:
+        names = servable_updates(station, unit)
+    except OSError:
+        names = []
+    if not names:
+        raise Refused(404, "no updates")
+    return json_response(names)
+
+
+def update(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
+    """A file of an update, or the list of what is in a directory of it."""
+    station.admit(unit)
+    parts = [unit, "updates", *path]
+    if path[0] not in _listed(station, unit):
+        raise Refused(404, "no such update")
+    try:
+        return Response(200, _read_file(station.settings.data_dir, parts)[0], "application/octet-stream")
+    except IsADirectoryError:
+        recursive = request.argument("recursive") in ("True", "1")
+        with seqfile.open_directory(station.settings.data_dir, parts) as directory:
+            return json_response(list(update_files(directory)) if recursive else sorted(os.listdir(directory)))
+    except OSError:
+        raise Refused(404, "no such file")
+
+
+def _listed(station: Station, unit: str) -> List[str]:
+    try:
+        return servable_updates(station, unit)
+    except OSError:
+        return []
+
+
+def _read_file(root: str, parts: Sequence[str]) -> Tuple[bytes, float]:
+    """Bytes and time of change of a regular file, reached without following links."""
+    with seqfile.open_directory(root, list(parts[:-1])) as directory:
+        with os.fdopen(seqfile.open_file(directory, parts[-1], os.O_RDONLY), "rb") as file:
+            return file.read(), os.fstat(file.fileno()).st_mtime
+
+
+# -- endpoints: people ------------------------------------------------------------------------------------------------
+
+
+def recent(station: Station, request: Request) -> Response:
+    """The newest pings as text."""
+    allow(request, station.settings.status_allow)
+    rows = [_short_ping(line) for line in newest_pings(station.var("pings"), RECENT_PINGS)] or ["No recent pings"]
+    lines = [utc(request.now) + "\t(now)", *rows]
+    if request.argument("asc") in ("1", "true", "True"):
+        lines.reverse()
+    refresh = request.argument("refresh")
+    headers = (("Refresh", refresh),) if re.match(r"[0-9]{1,6}\Z", refresh) else ()
+    return text_response("\n".join(lines) + "\n", headers=headers)
+
+
+def newest_pings(directory: str, number: int) -> List[str]:
+    """The last lines over all ping files, newest first."""
+    lines: List[str] = []
+    name = seqfile.last_file_in_sequence(directory, PING_MATCH)
+    count = seqfile.extract_sequence_number(name, PING_MATCH) if name else None
+    while count is not None and count >= 0 and len(lines) < number:
+        lines += reversed(_lines_of(os.path.join(directory, seqfile.make_sequence_filename(count, PING_MATCH))))
+        count -= 1
+    return lines[:number]
+
+
+def _lines_of(file: str) -> List[str]:
+    try:
+        with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
+            return [line for line in stream.read().split("\n") if line]
+    except OSError:
+        return []
+
+
+def _short_ping(line: str) -> str:
+    when, _, rest = line.partition("\t")
+    rest = rest[len(UNIT_PREFIX):] if rest.startswith(UNIT_PREFIX) else rest
+    return _UNPRINTABLE.sub("?", when.split(".")[0]) + "\t" + "\t".join(_UNPRINTABLE.sub("?", v) for v in rest.split("\t"))
+
+
+_CSP = ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+                                   "frame-ancestors 'none'")
+
+
+def page(station: Station, request: Request, view: str, refresh: int) -> Response:
+    """A status page drawn from the database: HTML, or plain text for curl and whoever asks for it."""
+    allow(request, station.settings.status_allow)
+    accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
+    html = not accept.startswith("text/plain") and not agent.startswith("curl/")
+    try:
+        text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
+    except ValueError as error:
+        raise Refused(400, str(error))
+    headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
+    if refresh:
+        headers.append(("Refresh", str(refresh)))
+    return text_response(text, "text/html" if html else "text/plain", tuple(headers))
+
+
+def alive_summary(station: Station, request: Request) -> Response:
+    """The chart of pings and the table of units."""
+    return page(station, request, "alive", 600)
+
+
+def co2_summary(station: Station, request: Request) -> Response:
+    """Recent CO2 and all CO2."""
+    return page(station, request, "co2", 3600)
+
+
+def published(max_age: int) -> Callable[..., Response]:
+    """An endpoint for the files below var/pub."""
+    def serve(station: Station, request: Request, path: Tuple[str, ...]) -> Response:
+        allow(request, station.settings.status_allow)
+        try:
+            body, changed = _read_file(station.var("pub"), path)
+        except OSError:
+            raise Refused(404, "no such file")
+        headers = (("Cache-Control", "max-age=%d" % max_age), ("Last-Modified", formatdate(int(changed), usegmt=True)))
+        if not _changed_since(request.headers.get("if-modified-since", ""), changed):
+            return Response(304, headers=headers)
+        return Response(200, body, mimetypes.guess_type(path[-1])[0] or "application/octet-stream", headers)
+    return serve
+
+
+def _changed_since(date: str, changed: float) -> bool:
+    try:
+        return int(changed) > parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return True
+
+
+def allow(request: Request, allowed: str) -> None:
+    """Refuse peers that are in none of the networks."""
+    peer = ipaddress.ip_address(request.peer.split("%")[0])
+    peer = getattr(peer, "ipv4_mapped", None) or peer
+    if not any(peer in ipaddress.ip_network(network) for network in allowed.split()):
+        raise Refused(403, "not for this network")
+
+
+# -- endpoints: monitoring --------------------------------------------------------------------------------------------
+
+
+def healthz(station: Station, request: Request) -> Response:
+    """The process answers."""
+    allow(request, station.settings.metrics_allow)
+    return text_response("ok\n")
+
+
+def readyz(station: Station, request: Request) -> Response:
+    """Disk, free space and database, each tried for real."""
+    allow(request, station.settings.metrics_allow)
+    problems = check_disk(station) + check_database(station)
+    return text_response("".join(line + "\n" for line in problems) or "ok\n")._replace(status=503 if problems else 200)
+
+
+def check_disk(station: Station) -> List[str]:
+    """Write, sync and remove a file where uploads go; what is wrong."""
+    probe = os.path.join(station.settings.data_dir, ".probe-%d" % threading.get_ident())
+    try:
+        with open(probe, "wb", buffering=0) as file:
+            file.write(b"probe")
+            station.inbox.sync(file.fileno())
+        os.unlink(probe)
+        disk = os.statvfs(station.settings.data_dir)
+    except OSError as error:
+        return ["data_dir: %s" % error]
+    return [] if disk.f_bavail >= disk.f_blocks * station.settings.keep_free / 100 else ["data_dir: disk is full"]
+
+
+def check_database(station: Station) -> List[str]:
+    """What is wrong with the database, if anything; none yet is well."""
+    if not os.path.exists(station.settings.db):
+        return []
+    try:
+        importer.open_db(station.settings.db).close()
+    except Exception as error:                                  # whatever it is, it is not ready
+        return ["database: %s" % error]
+    return []
+
+
+def metrics(station: Station, request: Request) -> Response:
+    """Counters and gauges in Prometheus' text format."""
+    allow(request, station.settings.metrics_allow)
+    return Response(200, format_metrics(station, request.now).encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+
+GAUGES = {
+    "co2d_uptime_seconds": "Seconds since the start.",
+    "co2d_open_connections": "Connections being served.",
+    "co2d_import_lag_files": "Files that wait for their import.",
+    "co2d_free_bytes": "Free bytes where uploads go.",
+    "co2d_units_late": "Units without pings or data for longer than their rhythm.",
+    "co2d_units_stuck": "Units that ping without the data that should come with it.",
+}
+COUNTERS = {
+    "co2d_requests_total": "Requests by route and status.",
+    "co2d_received_bytes_total": "Bytes of request bodies.",
+    "co2d_stored_bytes_total": "Bytes added to unit files.",
+    "co2d_chunks_total": "Chunks by what became of them.",
+    "co2d_pings_total": "Pings stored.",
+    "co2d_pings_lost_total": "Pings answered but not stored.",
+    "co2d_storage_errors_total": "Uploads that the disk refused.",
+    "co2d_import_errors_total": "Imports that failed.",
+    "co2d_dropped_connections_total": "Slow clients dropped to serve others.",
+    "co2d_sync_seconds_total": "Seconds spent in syncs of data.",
+    "co2d_syncs_total": "Syncs of data.",
+}
+
+
+def format_metrics(station: Station, now: float) -> str:
+    """All metrics; a family without samples is left out."""
+    with station._lock:
+        samples = dict(station.counters)
+    for name, value in _gauges(station, now).items():
+        samples[name, ()] = value
+    lines: List[str] = []
+    for kind, families in (("counter", COUNTERS), ("gauge", GAUGES)):
+        for name, help in families.items():
+            rows = [(labels, value) for (family, labels), value in samples.items() if family == name]
+            lines += ["# HELP %s %s" % (name, help), "# TYPE %s %s" % (name, kind)] if rows else []
+            lines += ["%s%s %.10g" % (name, _labels(labels), value) for labels, value in sorted(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(labels: Tuple[Tuple[str, Any], ...]) -> str:
+    return "{%s}" % ",".join('%s="%s"' % pair for pair in labels) if labels else ""
+
+
+def _gauges(station: Station, now: float) -> Dict[str, float]:
+    disk = os.statvfs(station.settings.data_dir)
+    gauges = {"co2d_uptime_seconds": now - station.started, "co2d_import_lag_files": len(station.changed),
+              "co2d_free_bytes": disk.f_bavail * disk.f_frsize}
+    return gauges
+
+
+# -- routes -----------------------------------------------------------------------------------------------------------
+
+ROUTES: List[Tuple[str, str, Callable[..., Response]]] = [
+    ("GET", "/", hello),
+    ("POST", "/ou/<unit>/alive", alive),
+    ("PUT", "/ou/<unit>/push-sequential/<path>", push),
+    ("GET", "/ou/<unit>/updates", list_updates),
+    ("GET", "/ou/<unit>/updates/<path>", update),
+    ("GET", "/status/alive/recent", recent),
+    ("GET", "/status/alive/summary", alive_summary),
+    ("GET", "/data/co2/summary", co2_summary),
+    ("GET", "/status/alive/<path>", published(590)),
+    ("GET", "/data/co2/<path>", published(3590)),
+    ("GET", "/var/pub/<path>", published(590)),
+    ("GET", "/healthz", healthz),
+    ("GET", "/readyz", readyz),
+    ("GET", "/metrics", metrics),
+]
+_PATTERNS = [(method, tuple(pattern[1:].split("/")), pattern, endpoint) for method, pattern, endpoint in ROUTES]
+
+
+def match_route(pattern: Tuple[str, ...], path: Tuple[str, ...]) -> Optional[Dict[str, Any]]:
+    """What a path fills into a pattern, or None; <path> takes all the rest, and every segment must be a plain name."""
+    if pattern[-1] == "<path>" and len(path) >= len(pattern):
+        path = path[:len(pattern) - 1] + (path[len(pattern) - 1:],)   # type: ignore[assignment]
+    if len(path) != len(pattern):
+        return None
+    filled = {}
+    for expected, segment in zip(pattern, path):
+        if expected.startswith("<"):
+            filled[expected[1:-1]] = segment
+            if not all(map(SEGMENT.match, segment if isinstance(segment, tuple) else (segment,))):
+                return None
+        elif expected != segment:
+            return None
+    return filled
+
+
+def route(request: Request) -> Tuple[str, Callable[..., Response], Dict[str, Any]]:
+    """The first route that fits; 405 when only the method does not."""
+    allowed: List[str] = []
+    for method, pattern, name, endpoint in _PATTERNS:
+        filled = match_route(pattern, request.path)
+        if filled is not None:
+            if request.method in (method, "HEAD" if method == "GET" else method):
+                return name, endpoint, filled
+            allowed += [method, "HEAD"] if method == "GET" else [method]
+    if allowed:
+        raise Refused(405, "method not allowed", (("Allow", ", ".join(dict.fromkeys(allowed))),))
+    raise Refused(404, "not found")
+
+
+def strip_secret(secret: str, request: Request) -> Request:
+    """The request without its secret; units' routes need the right one."""
+    if not secret:
+        return request
+    given = request.path[0].encode()
+    if hmac.compare_digest(given, secret.encode()) and len(request.path) > 1:
+        return request._replace(path=request.path[1:], target=request.target.replace("/" + secret, "", 1))
+    if request.path[0] == "ou":
+        raise Refused(404, "not found")
+    return request
+
+
+def respond(station: Station, request: Request) -> Response:
+    """The answer to a well-formed request, whatever happens."""
+    name = "none"
+    try:
+        request = strip_secret(station.settings.secret, request)
+        name, endpoint, filled = route(request)
+        response = endpoint(station, request, **filled)
+    except Refused as refused:
+        response = refused.response()
+    except Exception as error:                                  # one line, not a traceback: the log is read by grep
+        log.error("%s %s failed: %r at %s", request.method, request.target, error, _place(error))
+        response = json_response({"error": "internal error"}, 500, repr(error))
+    station.count("co2d_requests_total", route=name, status=response.status)
+    return response
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+class Gone(Exception):
+    """The client went away, was too slow, or was dropped."""
+
+
+# When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
+PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0}
+
+
+class Connection:
+    """One client, from accept to close. Other threads read `phase` and `since`, and may call `drop`."""
+
+    def __init__(self, sock: socket.socket, peer: str, settings: Settings) -> None:
+        self.sock, self.peer, self.settings = sock, peer, settings
+        self.accepted = self.since = time.monotonic()
+        self.phase = "head"
+        self.buffer = b""
+
+    def enter(self, phase: str) -> None:
+        """From here on the time counts for another phase."""
+        self.phase, self.since = phase, time.monotonic()
+
+    def _remaining(self, allowed: float) -> float:
+        left = self.accepted + allowed - time.monotonic()
+        if left <= 0:
+            raise Refused(408, "%s took longer than %g s" % (self.phase, allowed))
+        return left
+
+    def _receive(self, allowed: float) -> None:
+        """Add to the buffer what comes next, within `allowed` seconds from accept."""
+        self.sock.settimeout(self._remaining(allowed))
+        try:
+            data = self.sock.recv(65536)
+        except socket.timeout:
+            raise Refused(408, "%s took longer than %g s" % (self.phase, allowed))
+        if not data:
+            raise Gone("closed by the client" if self.buffer else "")
+        self.buffer += data
+
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """Shake hands if the client begins to; plain HTTP goes on if it may."""
+        self.sock.settimeout(self._remaining(self.settings.head_seconds))
+        if self.sock.recv(1, socket.MSG_PEEK) == b"\x16":
+            self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+            self.sock.do_handshake()                            # the timeout is for the whole of it
+        elif self.settings.tls_only:
+            raise Refused(400, "this port speaks TLS")
+
+    def read_request(self) -> Request:
+        """Head and body; Refused when malformed, too big or too slow."""
+        length = 0
+        while not length:
+            self._receive(self.settings.head_seconds)
+            length = head_length(self.buffer)
+        request = parse_head(self.buffer[:length])
+        self.buffer = self.buffer[length:]
+        return request._replace(peer=self.peer)
+
+    def read_body(self, request: Request) -> Request:
+        """The request with its body."""
+        self.enter("body")
+        length = int(request.headers.get("content-length", "0"))
+        if length > self.settings.max_body:
+            raise Refused(413, "body longer than %d bytes" % self.settings.max_body)
+        if length > len(self.buffer) and "expect" in request.headers:
+            self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while len(self.buffer) < length:
+            self._receive(self.settings.request_seconds)
+        body, self.buffer = self.buffer[:length], self.buffer[length:]
+        return request._replace(body=body)
+
+    def send(self, data: bytes) -> None:
+        """Send all of a reply within the deadline."""
+        self.enter("reply")
+        self.sock.settimeout(self._remaining(self.settings.request_seconds))
+        self.sock.sendall(data)                                 # the timeout is for the whole of it
+
+    def linger(self) -> None:
+        """Read away what is still coming: closing before would take the reply back from the client."""
+        self.enter("linger")
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+            self.sock.settimeout(1.0)
+            for _ in range(64):
+                if not self.sock.recv(65536):
+                    break
+
+    def drop(self) -> None:
+        """End the connection from another thread; its own notices and closes."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+
+def encode(response: Response, now: float, with_body: bool = True) -> bytes:
+    """A reply as it goes over the wire."""
+    head = ["HTTP/1.1 %d %s" % (response.status, HTTPStatus(response.status).phrase), "Date: " + formatdate(now, usegmt=True),
+            "Server: co2d", "Connection: close"]
+    if response.status != 304:
+        head += ["Content-Type: " + response.content_type, "Content-Length: %d" % len(response.body)]
+    head += ["%s: %s" % header for header in response.headers]
+    return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + (response.body if with_body else b"")
+
+
+def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext]) -> None:
+    """One connection: read, answer, log. Raises what the network raises."""
+    request: Optional[Request] = None
+    try:
+        if tls:
+            connection.start_tls(tls)
+        request = connection.read_request()
+        request = connection.read_body(request)._replace(now=station.clock())
+        response = respond(station, request)
+    except Refused as refused:
+        response = refused.response()
+        station.count("co2d_requests_total", route="malformed", status=response.status)
+    connection.send(encode(response, station.clock(), request is None or request.method != "HEAD"))
+    _log_request(station, connection, request, response)
+    if response.status >= 400:
+        connection.linger()
+
+
+def _log_request(station: Station, connection: Connection, request: Optional[Request], response: Response) -> None:
+    level = logging.INFO if response.status < 500 else logging.ERROR
+    if level > logging.INFO or not station.settings.quiet:
+        line = "%s %s" % (request.method, masked_target(station.settings.secret, request)) if request else "-"
+        took = (time.monotonic() - connection.accepted) * 1000
+        log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status,
+                len(request.body) if request else 0, took, response.note)
+    station.count("co2d_received_bytes_total", len(request.body) if request else 0)
+
+
+def masked_target(secret: str, request: Request) -> str:
+    """The target for the log; where a secret is expected, what stands in its place is not shown."""
+    known = {pattern[0] for _, pattern, _, _ in _PATTERNS}
+    if not secret or request.path[0] in known:
+        return request.target
+    return "/*" + request.target[request.target.find("/", 1):] if "/" in request.target[1:] else "/*"
+
+
+class Server(socketserver.TCPServer):
+    """A pool of threads that each accept, serve, close.
+
+    One thread at a time waits for a connection, holding `_turn`; when it has one and nobody else is idle, another is
+    started. The rest of a crowd waits in the kernel's queue. When `threads` are at work and clients wait, the slowest
+    are dropped (`PATIENCE`). `_lock` guards `_threads`, `_idle` and `_open`.
+    """
+
+    request_queue_size = 1024
+    allow_reuse_address = True
+    keep_idle = 8                       # threads that stay although there is nothing to do
+    idle_seconds = 60
+
+    def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
+        settings = station.settings
+        self.address_family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
+        super().__init__((settings.listen, settings.port), socketserver.BaseRequestHandler, bind_and_activate=False)
+        self.station, self.inherited = station, listener is not None
+        self.tls = _tls_context(settings)
+        if listener:
+            self.socket.close()
+            self.socket = listener
+        else:
+            self._bind()
+        self.socket.setblocking(False)
+        self.port = self.socket.getsockname()[1]
+        self._turn, self._lock, self._stopping = threading.Lock(), threading.Lock(), threading.Event()
+        self._threads = self._idle = 0
+        self._open: Dict[Connection, None] = {}
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+
+    def _bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            self.server_bind()
+            self.server_activate()
+        except BaseException:
+            self.server_close()
+            raise
+
+    def start(self) -> None:
+        """Begin to serve."""
+        threading.stack_size(512 * 1024)
+        with self._lock:
+            self._spawn_locked()
+
+    def _spawn_locked(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._work, name="worker", daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            while True:
+                connection = self._next_connection()
+                if connection is None:
+                    return
+                self._attend(connection)
+        finally:
+            with self._lock:
+                self._threads -= 1
+
+    def _next_connection(self) -> Optional[Connection]:
+        """Wait in line, accept; None when this thread is not needed any more."""
+        with self._lock:
+            self._idle += 1
+        connection = None
+        try:
+            while connection is None and not self._stopping.is_set():
+                if not self._turn.acquire(timeout=self.idle_seconds):
+                    if self._idle > self.keep_idle:
+                        return None
+                    continue
+                try:
+                    connection = self._accept()
+                finally:
+                    self._turn.release()
+            return connection
+        finally:
+            with self._lock:
+                self._idle -= 1
+                if connection:
+                    self._open[connection] = None
+                    if not self._idle and self._threads < self.station.settings.threads:
+                        self._spawn_locked()
+
+    def _accept(self) -> Optional[Connection]:
+        with selectors.PollSelector() as selector:
+            selector.register(self.socket, selectors.EVENT_READ)
+            selector.register(self._wake_receiver, selectors.EVENT_READ)
+            selector.select()
+        try:
+            sock, address = self.socket.accept()
+        except OSError as error:                                # gone again, or out of descriptors
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.drop_slowest(8)
+                time.sleep(0.05)
+            return None
+        return Connection(sock, address[0], self.station.settings)
+
+    def _attend(self, connection: Connection) -> None:
+        try:
+            serve(self.station, connection, self.tls)
+        except (OSError, Gone) as error:
+            if str(error) and not self.station.settings.quiet:
+                log.info("%s went away in its %s: %s", connection.peer, connection.phase, error)
+        except Exception as error:
+            log.error("%s: %r at %s", connection.peer, error, _place(error))
+        finally:
+            with self._lock:
+                self._open.pop(connection, None)
+            connection.sock.close()
+
+    def is_crowded(self) -> bool:
+        """All threads are at work and a client waits."""
+        if self._idle or self._threads < self.station.settings.threads:
+            return False
+        with selectors.PollSelector() as selector:
+            selector.register(self.socket, selectors.EVENT_READ)
+            return bool(selector.select(0))
+
+    def drop_slowest(self, most: int) -> None:
+        """End the connections that have been in their phase the longest beyond our patience."""
+        now = time.monotonic()
+        with self._lock:
+            slow = [c for c in self._open if now - c.since > PATIENCE[c.phase]]
+        order = list(PATIENCE)
+        for connection in sorted(slow, key=lambda c: (order.index(c.phase), c.since))[:most]:
+            connection.drop()
+            self.station.count("co2d_dropped_connections_total", phase=connection.phase)
+
+    def stop(self) -> None:
+        """Take no new connections, finish running requests."""
+        self._stopping.set()
+        self._wake_sender.send(b"x")
+        deadline = time.monotonic() + self.station.settings.request_seconds
+        while self._threads and time.monotonic() < deadline:
+            with self._lock:
+                late = [c for c in self._open if c.phase == "head" and time.monotonic() - c.since > 5]
+            for connection in late:
+                connection.drop()
+            time.sleep(0.02)
+        self.server_close()
+
+    @property
+    def open_connections(self) -> int:
+        """Connections being served."""
+        return len(self._open)
+
+
+def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
+    if not settings.tls_cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    return context
+
+
+# -- the import thread ------------------------------------------------------------------------------------------------
+
+
+class Importing(threading.Thread):
+    """Imports what requests have written, moments later, and now and then looks for what came in by other ways."""
+
+    def __init__(self, station: Station) -> None:
+        super().__init__(name="import", daemon=True)
+        self.station, self.stopping = station, threading.Event()
+
+    def run(self) -> None:
+        patience, scanned, paths = 1.0, float("-inf"), None
+        while not self.stopping.is_set():
+            paths = paths or self.station.take_changed()
+            full = time.monotonic() - scanned > self.station.settings.import_scan
+            if (full or paths) and not self._import(None if full else paths):
+                self.stopping.wait(patience)
+                patience = min(2 * patience, DATABASE_PATIENCE)
+                continue
+            scanned, patience, paths = time.monotonic() if full else scanned, 1.0, None
+            self.station.something_changed.wait(self.station.settings.import_scan)
+            self.stopping.wait(self.station.settings.import_delay)
+
+    def _import(self, paths: Optional[Set[str]]) -> bool:
+        try:
+            importer.import_new(self.station.archive, paths)
+            return True
+        except Exception as error:                              # locked, broken, gone: uploads go on, we try again
+            self.station.count("co2d_import_errors_total")
+            log.error("import failed: %s at %s", error, _place(error))
+            return False
+
+    def stop(self) -> None:
+        """Let a running import finish."""
+        self.stopping.set()
+        self.station.something_changed.set()
+        self.join(30)
+
+
+# -- the process ------------------------------------------------------------------------------------------------------
+
+
+class LogFormatter(logging.Formatter):
+    """One line: a priority for journald when it reads us, else a UTC time; control characters escaped."""
+
+    def __init__(self, journald: bool) -> None:
+        super().__init__("%(message)s" if journald else "%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self.converter, self.journald = time.gmtime, journald
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = _UNPRINTABLE.sub(lambda found: "\\x%02x" % ord(found[0]), super().format(record)).rstrip()
+        return "<%d>%s" % ({"ERROR": 3, "WARNING": 4}.get(record.levelname, 6), line) if self.journald else line
+
+
+def under_journald() -> bool:
+    """Whether stderr goes to the journal (see JOURNAL_STREAM in systemd.exec(5))."""
+    status = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == "%d:%d" % (status.st_dev, status.st_ino)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it listens (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.sendall(state.encode())
+
+
+def inherited_listener() -> Optional[socket.socket]:
+    """The listening socket that systemd hands over, if any (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    return socket.socket(fileno=3)
+
+
+class Daemon:
+    """The running process: what the signals set, what the main thread does in between."""
+
+    def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
+        self.arguments, self.station = arguments, Station(settings)
+        self.server = Server(self.station, inherited_listener())
+        self.importing = Importing(self.station)
+        self.signals: List[int] = []
+        self.woken = threading.Event()
+        self.watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
+        self.fed = 0.0
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        self.server.start()
+        self.importing.start()
+        log.info("co2d %s listens on %s:%d, data in %s", __version__, self.station.settings.listen, self.server.port,
+                 self.station.settings.data_dir)
+        notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
+        while not {signal.SIGTERM, signal.SIGINT} & set(self.signals):
+            self._tick()
+        return self._stop()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and signal.SIGINT in self.signals:
+            os._exit(130)
+        self.signals.append(number)
+        self.woken.set()
+
+    def _tick(self) -> None:
+        crowded = self.server.is_crowded()
+        if crowded:
+            self.server.drop_slowest(32)
+        self.woken.wait(0.05 if crowded else 0.5)
+        self.woken.clear()
+        if signal.SIGHUP in self.signals:
+            self.signals.remove(signal.SIGHUP)
+            self.reload()
+
+    def reload(self) -> None:
+        """Read the configuration again; a bad one changes nothing."""
+        notify("RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
+        old = self.station.settings
+        try:
+            new = load_settings(self.arguments)
+        except BadConfig as error:
+            log.error("reload refused, the old settings stay: %s", error)
+        else:
+            fixed = {name: getattr(old, name) for name, field in FIELDS.items() if field.metadata["restart"]}
+            later = [name for name in fixed if getattr(new, name) != fixed[name]]
+            self.station.settings = dataclasses.replace(new, **fixed)
+            log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
+        notify("READY=1")
+
+    def _stop(self) -> int:
+        log.info("stopping")
+        notify("STOPPING=1")
+        self.server.stop()
+        self.importing.stop()
+        self.station.pings.close()
+        log.info("stopped")
+        return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; one option for every setting."""
+    parser = argparse.ArgumentParser(prog="co2d.py", description="The daemon that CO2 sensor units report to.")
+    parser.add_argument("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
+    parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")
+    parser.add_argument("--version", action="version", version="co2d " + __version__)
+    for name, field in FIELDS.items():
+        default = _format_value(field.default, True).replace("%", "%%")
+        parser.add_argument("--" + name.replace("_", "-"), metavar=field.metadata["parse"].__name__.upper(),
+                            help="%s (default: %s)" % (field.metadata["help"].replace("%", "%%"), default or "none"))
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the daemon, or one of its commands; returns the exit status."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        settings = load_settings(arguments)
+        if arguments.print_config:
+            print(format_config(settings), end="")
+        elif arguments.check_config:
+            print("configuration is well")
+        else:
+            return run(settings, arguments)
+    except BadConfig as error:
+        print("co2d: %s" % error, file=sys.stderr)
+        return EX_CONFIG
+    return 0
+
+
+def run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Set up logging and run until stopped."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(under_journald()))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        daemon = Daemon(settings, arguments)
+    except OSError as error:
+        print("co2d: cannot start: %s" % error, file=sys.stderr)
+        return 1
+    return daemon.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

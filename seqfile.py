@@ -1,0 +1,571 @@
+"""Sequences of numbered files: their names, and writing to them so that nothing acknowledged is lost.
+
+A sensor unit keeps its readings in a *sequence* of files, ``readings-0000.tsv``, ``readings-0001.tsv``, ... and sends
+each in *chunks*: so many bytes from an *offset* on. A server holds a copy that is at any time the beginning of the
+unit's file. This module decides what a chunk does to the copy, does it durably, and answers with an *ack*: the name and
+the position from which the unit is to go on. It knows nothing of HTTP, of SQL, or of what the bytes mean.
+
+What a chunk does, with SIZE the bytes we hold (see `decide`):
+
+    offset = SIZE                           append   the copy grows by the chunk            ack [name, offset + length]
+    offset < SIZE, the overlap is equal     repeat   the copy grows by what is new, if any  ack [name, offset + length]
+    offset < SIZE, the overlap differs      differ   the old bytes are set aside, then the
+                                                     copy follows the unit                  ack [name, offset + length]
+    offset > SIZE                           gap      nothing                                ack [name, SIZE]
+
+The ack never names a position beyond what the unit just proved to have: a unit that is sent beyond the end of its own
+file falls silent until the file outgrows that position.
+
+Files that come before the one just sent may be *missing* here, or *short* (a disk restored from an old backup, a unit
+that used to report elsewhere). One of them at a time is asked for by acking it at 0; the unit then sends it and all that
+follow, and `repeat` makes that harmless. `Memory` knows which files are worth asking for, and says why.
+
+Durability: a chunk or row is on disk (fdatasync; fsync of the directory when a name is new) before the call returns.
+When a sync fails, the bytes it was to cover are cut off again and the kernel's cached pages of the file are dropped, so
+that what is compared later comes from the disk: the kernel reports a lost page only once, so a second sync proves
+nothing.
+
+Concurrency: all methods may be called from any thread. Each sequence directory has one lock, held while a chunk is
+compared, written and synced; a `RowLog` has one lock for writing and one for syncing, so that one sync serves all who
+wrote before it began. Symbolic links below the root are never followed: every step goes through an open directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import threading
+import time
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+Match = Tuple[str, str]                 # what comes before and behind the number: ("readings-", ".tsv")
+Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
+
+FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file
+SESSION = 3600                          # seconds; a unit talks for 300 at most, and its clock is not ours
+SET_ASIDE = "set-aside"                 # directory below the root for bytes that a unit has replaced
+MEMORY_FILE = ".sequence.json"          # hidden, so no unit can name it
+BLOCK = 1 << 16
+
+fdatasync: Sync = getattr(os, "fdatasync", os.fsync)            # macOS has only fsync
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def make_sequence_filename(number: int, match: Match, width: int = 4) -> str:
+    """The name of file `number`: 3 -> readings-0003.tsv, 10000 -> readings-10000.tsv."""
+    return "%s%0*d%s" % (match[0], width, number, match[1])
+
+
+def extract_sequence_number(name: str, match: Match) -> Optional[int]:
+    """The number in a file name, or None when the name is not one of the sequence."""
+    prefix, suffix = match
+    digits = name[len(prefix):len(name) - len(suffix)]
+    belongs = name.startswith(prefix) and name.endswith(suffix) and digits.isdigit() and digits.isascii()
+    return int(digits) if belongs else None
+
+
+def last_file_in_sequence(directory: str, match: Match) -> Optional[str]:
+    """The name with the highest number (9999 comes before 10000), or None; other names and directories do not count."""
+    with os.scandir(directory) as entries:
+        numbered = [(extract_sequence_number(entry.name, match), entry.name)
+                    for entry in entries if entry.is_file(follow_symlinks=False)]
+    return max(((number, name) for number, name in numbered if number is not None), default=(None, None))[1]
+
+
+def next_sequence_filename(directory: str, match: Match) -> str:
+    """The name that follows the last one of a directory; the first is number 0."""
+    last = last_file_in_sequence(directory, match)
+    return make_sequence_filename((extract_sequence_number(last, match) or 0) + 1 if last else 0, match)
+
+
+def choose_append_file(directory: str, match: Match, size_limit: int = FILE_SIZE) -> str:
+    """The path to append to: the last file, or the next one when the last has `size_limit` bytes or more."""
+    last = last_file_in_sequence(directory, match)
+    if last is None or os.path.getsize(os.path.join(directory, last)) >= size_limit:
+        last = next_sequence_filename(directory, match)
+    return os.path.join(directory, last)
+
+
+def split_sequence_filename(name: str) -> Optional[Tuple[Match, int, int]]:
+    """readings-0003.tsv -> (("readings-", ".tsv"), 3, 4): match, number, width; None for a name without a number."""
+    found = re.match(r"(.*?)([0-9]{1,6})(\.[^0-9]*)?$", name)
+    return found and ((found[1], found[3] or ""), int(found[2]), len(found[2]))
+
+
+# -- deciding ---------------------------------------------------------------------------------------------------------
+
+
+class Decision(NamedTuple):
+    """What a chunk does: the copy keeps its first `keep` bytes and then takes the chunk from byte `skip` on."""
+
+    kind: str                           # append | repeat | differ | gap
+    keep: int = 0
+    skip: int = 0
+
+
+def decide(size: int, offset: int, length: int, same: int) -> Decision:
+    """What a chunk of `length` bytes at `offset` does to a copy of `size` bytes.
+
+    `same` counts the leading bytes of the chunk that equal what the copy holds at their place.
+    """
+    overlap = min(length, size - offset)
+    if overlap < 0:
+        return Decision("gap")
+    if overlap == 0:
+        return Decision("append", size)
+    if same >= overlap:
+        return Decision("repeat", size, overlap)
+    return Decision("differ", offset + same, same)
+
+
+class Receipt(NamedTuple):
+    """What was done with a chunk, and what to answer: `ack` is a name and a position."""
+
+    kind: str
+    ack: Tuple[str, int]
+    grew: int = 0                       # bytes that a quota counts: new in the copy and set aside
+    created: int = 0                    # files that a quota counts
+    set_aside: str = ""                 # path of the replaced bytes
+    asked: bool = False                 # the ack names an older file
+
+
+class Memory:
+    """What one sequence directory has learned about its unit: which older files are worth asking for.
+
+    ended     name -> the size at which the unit had no more of it. Learned when the unit moves on by itself from the end
+              of one file to the start of a later one; files in between do not exist on the unit, so they ended at 0.
+    first     the unit has no file with a lower number. Learned when it was told to go back to a file, and went to (or
+              stayed at) another: that is what a unit does that does not have the file, and that other is its first.
+    asked     name -> the day it was last asked for, so that it happens at most once a day.
+
+    These three are kept beside the files: losing them costs one superfluous re-send. The rest is of the moment.
+    """
+
+    def __init__(self, saved: Dict) -> None:
+        self.ended: Dict[str, int] = dict(saved.get("ended", {}))
+        self.asked: Dict[str, str] = dict(saved.get("asked", {}))
+        self.first: int = saved.get("first", 0)
+        self.last: Tuple[str, int, float] = ("", 0, 0.0)        # name, position, time of the last chunk
+        self.unsaved = False                                    # the lasting part has changed
+        self.awaited = ""                                       # the file we have just asked for
+        self.checked = ("", "")                                 # name and day of the last look for missing files
+
+    def saved(self) -> Dict:
+        """The lasting part, for JSON; taken as saved from here on."""
+        self.unsaved = False
+        return {"ended": self.ended, "asked": self.asked, "first": self.first}
+
+    def observe(self, name: str, offset: int, end: int, now: float) -> None:
+        """Learn from a stored chunk of file `name`, bytes `offset` to `end`."""
+        before, position, at = self.last
+        moved_on = before < name and offset == 0 and now - at < SESSION
+        if self.awaited and name != self.awaited:
+            went_first, stayed = offset == 0 and name < before, (name, offset) == (before, position)
+            if went_first or stayed:
+                self.first, self.unsaved = max(self.first, _number(name)), True
+                self.ended[self.awaited] = 0
+        elif before and moved_on and not self.awaited:
+            self._passed(before, position, name)
+        self.awaited = ""
+        self.first = min(self.first, _number(name))
+        self.last = (name, end, now)
+
+    def _passed(self, before: str, position: int, name: str) -> None:
+        self.ended[before], self.unsaved = position, True
+        for between in _names_before(name, _number(before) + 1):
+            self.ended[between] = 0
+
+    def redirected(self, name: str, position: int, now: float) -> None:
+        """The unit was told to go to `position`, so its next chunk says nothing about the end of another file."""
+        self.last, self.awaited = (name, position, now), ""
+
+    def ask(self, name: str, sizes: Dict[str, int], day: str) -> Optional[str]:
+        """The oldest file before `name` that the unit may have more of than the `sizes` we hold, not yet asked today."""
+        self.checked = (name, day)
+        for older in _names_before(name, self.first):
+            short = sizes.get(older, 0) < self.ended.get(older, FILE_SIZE)
+            if short and older < name and self.asked.get(older) != day:
+                self.asked[older], self.awaited, self.unsaved = day, older, True
+                return older
+        return None
+
+
+def _number(name: str) -> int:
+    found = split_sequence_filename(name)
+    return found[1] if found else 0
+
+
+def _names_before(name: str, start: int) -> Iterator[str]:
+    found = split_sequence_filename(name)
+    if found:
+        match, number, width = found
+        yield from (make_sequence_filename(n, match, width) for n in range(start, number))
+
+
+# -- directories and files --------------------------------------------------------------------------------------------
+
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not block anyone
+
+
+def _step_into(parent: int, name: str, create: bool) -> int:
+    """Open directory `name` in the open directory `parent`; a new one is durable before anything is put into it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | _FLAGS
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except FileNotFoundError:
+        if not create:
+            raise
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o777, dir_fd=parent)
+    os.fsync(parent)
+    return os.open(name, flags, dir_fd=parent)
+
+
+@contextlib.contextmanager
+def open_directory(root: str, parts: List[str], create: bool = False, settle: bool = False) -> Iterator[int]:
+    """An open descriptor of root/part/part/..., reached without following a link; NotADirectoryError for a link.
+
+    With `settle`, every name on the way is made durable, whoever created it.
+    """
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            if settle:
+                os.fsync(fd)
+            fd, parent = _step_into(fd, part, create), fd
+            os.close(parent)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def open_beneath(directory: int, name: str) -> Iterator[int]:
+    """An open descriptor of a directory in an open directory, not through a link."""
+    fd = _step_into(directory, name, create=False)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_file(directory: int, name: str, flags: int = os.O_RDWR) -> int:
+    """A descriptor of a regular file in an open directory; IsADirectoryError where something else is in the way."""
+    fd = os.open(name, flags | _FLAGS, 0o666, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise IsADirectoryError("%s is not a regular file" % name)
+    return fd
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _cut(fd: int, size: int) -> None:
+    """Take back what could not be made durable; forget cached pages, so that the next comparison reads the disk."""
+    os.ftruncate(fd, size)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------------
+
+
+class _Sequence:
+    """One directory of uploaded files. The lock guards its files and every attribute."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.memory: Optional[Memory] = None                    # None: this process has not been here yet
+        self.doubtful: Dict[str, int] = {}                      # name -> durable size, where even cutting failed
+
+
+class Inbox:
+    """Receives chunks into the files below `root`.
+
+    `ask_older` switches the asking for missing older files; `sync` is replaced by tests of failing disks.
+    """
+
+    def __init__(self, root: str, ask_older: bool = True, sync: Sync = fdatasync) -> None:
+        self.root, self.ask_older, self.sync = root, ask_older, sync
+        self._sequences: Dict[Tuple[str, ...], _Sequence] = {}
+        self._lock = threading.Lock()                           # guards _sequences
+
+    def receive(self, owner: str, path: List[str], offset: int, chunk: bytes, now: float) -> Receipt:
+        """Store a chunk for owner/path[0]/path[1]/.../name and say what to answer.
+
+        `now` is in UTC seconds. Raises OSError when the disk refuses; what was there is then as before.
+        """
+        *parents, name = path
+        key = (owner, *parents)
+        with self._lock:
+            sequence = self._sequences.setdefault(key, _Sequence())
+        with sequence.lock:
+            return _Delivery(self, sequence, key, name, now).store_locked(offset, chunk)
+
+
+class _Delivery:
+    """One chunk on its way into one file; made and used with the lock of its sequence held."""
+
+    def __init__(self, inbox: Inbox, sequence: _Sequence, key: Tuple[str, ...], name: str, now: float) -> None:
+        self.inbox, self.sequence, self.key, self.name, self.now = inbox, sequence, key, name, now
+
+    def store_locked(self, offset: int, chunk: bytes) -> Receipt:
+        try:
+            with self._directory(create=offset == 0) as directory:
+                return self._into(directory, offset, chunk)
+        except FileNotFoundError:
+            if offset == 0:
+                raise
+            return self._gap(0)
+        except OSError:
+            self.sequence.memory = None                         # the next chunk makes every name durable once more
+            raise
+
+    @contextlib.contextmanager
+    def _directory(self, create: bool) -> Iterator[int]:
+        first_time = self.sequence.memory is None
+        with open_directory(self.inbox.root, list(self.key), create, settle=first_time) as directory:
+            if first_time:
+                os.fsync(directory)
+                self.sequence.memory = Memory(_load_json(directory, MEMORY_FILE))
+            yield directory
+
+    def _into(self, directory: int, offset: int, chunk: bytes) -> Receipt:
+        try:
+            fd, created = open_file(directory, self.name), False
+        except FileNotFoundError:
+            if offset > 0:
+                return self._gap(0)
+            fd, created = open_file(directory, self.name, os.O_RDWR | os.O_CREAT), True
+        try:
+            return self._write(directory, fd, offset, chunk, created)
+        finally:
+            os.close(fd)
+
+    def _write(self, directory: int, fd: int, offset: int, chunk: bytes, created: bool) -> Receipt:
+        size = self._trusted_size(fd)
+        held = os.pread(fd, min(len(chunk), size - offset), offset) if offset < size else b""
+        same = len(held) if chunk.startswith(held) else len(os.path.commonprefix([held, chunk]))
+        decision = decide(size, offset, len(chunk), same)
+        if decision.kind == "gap":
+            return self._gap(size)
+        aside, rescued = self._set_aside(fd, decision.keep, size) if decision.kind == "differ" else ("", 0)
+        self._replace(fd, decision.keep, size, chunk[decision.skip:])
+        if created:
+            os.fsync(directory)
+        end = offset + len(chunk)
+        return Receipt(decision.kind, self._ack(directory, offset, end), max(0, end - size) + rescued,
+                       created + bool(aside), aside, self._memory.awaited != "")
+
+    @property
+    def _memory(self) -> Memory:
+        memory = self.sequence.memory
+        assert memory is not None
+        return memory
+
+    def _trusted_size(self, fd: int) -> int:
+        """Bytes of the copy that are durable; cuts off what an earlier failed sync has left."""
+        durable = self.sequence.doubtful.get(self.name)
+        if durable is not None:
+            _cut(fd, durable)
+            del self.sequence.doubtful[self.name]
+        return os.fstat(fd).st_size
+
+    def _replace(self, fd: int, keep: int, size: int, new: bytes) -> None:
+        """Make the copy its first `keep` bytes and then `new`, durably, or leave those `keep` bytes."""
+        try:
+            if keep < size:
+                os.ftruncate(fd, keep)
+            _write_all(fd, new, keep)
+            self.inbox.sync(fd)
+        except OSError:
+            self.sequence.doubtful[self.name] = keep
+            with contextlib.suppress(OSError):
+                self._trusted_size(fd)
+            raise
+
+    def _set_aside(self, fd: int, keep: int, size: int) -> Tuple[str, int]:
+        """Copy the lines that are about to be replaced to where no unit can reach them; path and bytes."""
+        before = os.pread(fd, min(keep, BLOCK), max(0, keep - BLOCK))
+        start = max(0, keep - BLOCK) + before.rfind(b"\n") + 1
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self.now)) + ".%06dZ" % (self.now % 1 * 1e6)
+        owner, *parents = self.key
+        parts, name = [owner, SET_ASIDE, *parents], "%s@%d@%s" % (self.name, start, stamp)
+        with open_directory(self.inbox.root, parts, create=True, settle=True) as directory:
+            _write_new(directory, name, _read_blocks(fd, start, size), self.inbox.sync)
+        return os.path.join(self.inbox.root, *parts, name), size - start
+
+    def _gap(self, size: int) -> Receipt:
+        if self.sequence.memory is not None:
+            self.sequence.memory.redirected(self.name, size, self.now)
+        return Receipt("gap", (self.name, size))
+
+    def _ack(self, directory: int, offset: int, end: int) -> Tuple[str, int]:
+        memory, day = self._memory, time.strftime("%Y-%m-%d", time.gmtime(self.now))
+        memory.observe(self.name, offset, end, self.now)
+        older = None
+        if self.inbox.ask_older and memory.checked != (self.name, day):
+            older = memory.ask(self.name, _sizes(directory), day)
+        if memory.unsaved:
+            with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
+                _save_json(directory, MEMORY_FILE, memory.saved())
+        return (older, 0) if older else (self.name, end)
+
+
+def _sizes(directory: int) -> Dict[str, int]:
+    with os.scandir(directory) as entries:
+        return {entry.name: entry.stat(follow_symlinks=False).st_size
+                for entry in entries if entry.is_file(follow_symlinks=False)}
+
+
+def _read_blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
+    for offset in range(start, end, BLOCK):
+        yield os.pread(fd, min(BLOCK, end - offset), offset)
+
+
+def _write_new(directory: int, name: str, blocks: Iterator[bytes], sync: Sync) -> None:
+    """Create a file that appears complete and durable under its name, or not at all."""
+    hidden = "." + name
+    try:
+        with os.fdopen(open_file(directory, hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC), "wb", buffering=0) as file:
+            position = 0
+            for block in blocks:
+                _write_all(file.fileno(), block, position)
+                position += len(block)
+            sync(file.fileno())
+        os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(hidden, dir_fd=directory)
+        raise
+    os.fsync(directory)
+
+
+def _load_json(directory: int, name: str) -> Dict:
+    try:
+        with os.fdopen(open_file(directory, name, os.O_RDONLY), "rb") as file:
+            return dict(json.loads(file.read()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _save_json(directory: int, name: str, value: Dict) -> None:
+    _write_new(directory, name, iter([json.dumps(value, sort_keys=True).encode()]), lambda fd: None)
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+class _RowFile:
+    """The file of a `RowLog` that takes rows at present. `syncing` guards `synced` and `failed`."""
+
+    def __init__(self, path: str, sync: Sync) -> None:
+        fresh = not os.path.lexists(path)
+        self.path, self._sync = path, sync
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+        self.syncing = threading.Lock()
+        self.failed = False
+        self.size = self.synced = os.fstat(self.fd).st_size     # size: guarded by the lock of the RowLog
+        if fresh:
+            _sync_directory(os.path.dirname(path))
+        if self.size and os.pread(self.fd, 1, self.size - 1) != b"\n":
+            self.write_locked(b"\n")                            # a crash left half a row: the next starts a line
+
+    def write_locked(self, row: bytes) -> int:
+        """Write a row; the size after it, to be handed to `make_durable`."""
+        try:
+            _write_all(self.fd, row, self.size)
+        except OSError:
+            os.ftruncate(self.fd, self.size)
+            raise
+        self.size += len(row)
+        return self.size
+
+    def make_durable(self, size: int) -> None:
+        """Return when the first `size` bytes are on disk; one sync serves all who wrote before it began."""
+        with self.syncing:
+            if self.failed:
+                raise OSError("an earlier sync of %s failed" % self.path)
+            if self.synced < size:
+                covered = self.size
+                try:
+                    self._sync(self.fd)
+                except OSError:
+                    self.failed = True
+                    raise
+                self.synced = covered
+
+    def is_current(self, size_limit: int) -> bool:
+        """Whether more rows may go here: not full, not failed, and still the file of that name."""
+        if self.failed or self.size >= size_limit:
+            return False
+        try:
+            return os.stat(self.path).st_ino == os.fstat(self.fd).st_ino
+        except FileNotFoundError:
+            return False
+
+    def close_locked(self) -> None:
+        """Sync what is still waited for and close."""
+        try:
+            with contextlib.suppress(OSError):
+                self.make_durable(self.size)
+        finally:
+            os.close(self.fd)
+
+
+class RowLog:
+    """Appends rows (bytes that end in a newline) to a sequence of files in `directory`, durably and in order.
+
+    The lock guards `_file` and its size. After a failed sync the file is left as it is and the next row starts a new
+    one: a page that the kernel has lost would leave a hole in the middle.
+    """
+
+    def __init__(self, directory: str, match: Match, size_limit: int = FILE_SIZE, sync: Sync = fdatasync) -> None:
+        self.directory, self.match, self.size_limit, self._sync = directory, match, size_limit, sync
+        self._file: Optional[_RowFile] = None
+        self._lock = threading.Lock()
+
+    def append(self, row: bytes) -> str:
+        """Write one row and return the path of its file when the row is on disk; OSError when that failed."""
+        with self._lock:
+            file = self._current_locked()
+            end = file.write_locked(row)
+        file.make_durable(end)
+        return file.path
+
+    def close(self) -> None:
+        """Sync and close; a later `append` opens the file anew."""
+        with self._lock:
+            self._drop_locked()
+
+    def _current_locked(self) -> _RowFile:
+        if self._file is None or not self._file.is_current(self.size_limit):
+            failed = self._drop_locked()
+            path = choose_append_file(self.directory, self.match, self.size_limit)
+            if failed and os.path.exists(path) and os.path.getsize(path):
+                path = os.path.join(self.directory, next_sequence_filename(self.directory, self.match))
+            self._file = _RowFile(path, self._sync)
+        return self._file
+
+    def _drop_locked(self) -> bool:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close_locked()
+        return file is not None and file.failed
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
