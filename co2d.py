@@ -64,6 +64,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
 
 PING_MATCH = ("pings-", ".tsv")
+FETCH_MATCH = ("fetches-", ".tsv")      # UTC time, unit, update, path: what units have taken
 UNIT_PREFIX = "co2unit-"
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
 MAX_FIELDS = 64
@@ -424,11 +425,12 @@ class Station:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time, sync: seqfile.Sync = seqfile.fdatasync
                  ) -> None:
         self.settings, self.clock = settings, clock
-        for directory in (settings.data_dir, self.var("pings"), self.var("pub")):
+        for directory in (settings.data_dir, self.var("pings"), self.var("fetches"), self.var("pub")):
             os.makedirs(directory, exist_ok=True)
         self.archive = importer.Archive((settings.data_dir,), settings.var_dir, settings.db)
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, sync)
         self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=sync)
+        self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=sync)
         self.started = clock()
         self._lock = threading.Lock()
         self.counters: Counter = Counter()
@@ -513,12 +515,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def ping_row(now: float, unit: str, request: Request) -> bytes:
     """A line of pings-NNNN.tsv; control characters in values would forge lines."""
     values = [_UNPRINTABLE.sub("?", request.argument(name, "None"))[:128] for name in ("site_code", "rssi_raw", "rssi_dbm")]
-    return "\t".join([utc(now, "%06d" % (now % 1 * 1e6)), unit, *values]).encode("utf-8", "replace") + b"\n"
-
-
-def utc(now: float, micros: str = "") -> str:
-    """2019-10-07T03:23:39, with a fraction if given."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + (micros and "." + micros)
+    return "\t".join([seqfile.utc(now, fraction=True), unit, *values]).encode("utf-8", "replace") + b"\n"
 
 
 def alive(station: Station, request: Request, unit: str) -> Response:
@@ -639,13 +636,17 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
     if path[0] not in _listed(station, unit):
         raise Refused(404, "no such update")
     try:
-        return Response(200, _read_file(station.settings.data_dir, parts)[0], "application/octet-stream")
+        body = _read_file(station.settings.data_dir, parts)[0]
     except IsADirectoryError:
         recursive = request.argument("recursive") in ("True", "1")
         with seqfile.open_directory(station.settings.data_dir, parts) as directory:
             return json_response(list(update_files(directory)) if recursive else sorted(os.listdir(directory)))
     except OSError:
         raise Refused(404, "no such file")
+    with contextlib.suppress(OSError):                          # the record is for people; the unit needs the file
+        row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])])
+        station.fetches.append(row.encode() + b"\n")
+    return Response(200, body, "application/octet-stream")
 
 
 def _listed(station: Station, unit: str) -> List[str]:
@@ -669,7 +670,7 @@ def recent(station: Station, request: Request) -> Response:
     """The newest pings as text."""
     allow(request, station.settings.status_allow)
     rows = [_short_ping(line) for line in newest_pings(station.var("pings"), RECENT_PINGS)] or ["No recent pings"]
-    lines = [utc(request.now) + "\t(now)", *rows]
+    lines = [seqfile.utc(request.now) + "\t(now)", *rows]
     if request.argument("asc") in ("1", "true", "True"):
         lines.reverse()
     refresh = request.argument("refresh")
@@ -942,6 +943,217 @@ def _place(error: BaseException) -> str:
     while trace and trace.tb_next:
         trace = trace.tb_next
     return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
+
+# -- publishing updates -----------------------------------------------------------------------------------------------
+# An update is a directory DATA/UNIT/updates/update-DATE<letter> with flash/ (files that replace those on the unit) and
+# conf-patch/ (JSON objects merged into its configuration). A unit takes the last name by byte order, once.
+
+MAX_UPDATE_BYTES = 1 << 20              # the file system of a FiPy has 4 MiB, half of it in use
+MAX_UPDATE_FILES = 150                  # one request each; a unit talks for 300 s
+
+
+class Unpublishable(Exception):
+    """An update that must not reach a unit; says why."""
+
+
+def read_update(directory: str) -> Dict[str, bytes]:
+    """The files of an update by relative path; Unpublishable when no unit should see them."""
+    try:
+        with seqfile.open_directory(directory, []) as opened:
+            files = {name: _read_file(directory, name.split("/"))[0] for name in update_files(opened)}
+    except (NotServable, OSError) as error:
+        raise Unpublishable("%s: %s" % (directory, error))
+    check_update(files)
+    return files
+
+
+def check_update(files: Dict[str, bytes]) -> None:
+    """Unpublishable unless a unit can take these files."""
+    for name, content in files.items():
+        if not name.startswith(("flash/", "conf-patch/")):
+            raise Unpublishable("%s: only flash/ and conf-patch/ go to units" % name)
+        if name.startswith("conf-patch/"):
+            _check_patch(name, content)
+    total = sum(map(len, files.values()))
+    if total > MAX_UPDATE_BYTES or len(files) > MAX_UPDATE_FILES:
+        raise Unpublishable("%d bytes in %d files: a unit can take %d bytes in %d files"
+                            % (total, len(files), MAX_UPDATE_BYTES, MAX_UPDATE_FILES))
+
+
+def _check_patch(name: str, content: bytes) -> None:
+    try:
+        patch = json.loads(content.decode())
+    except ValueError as error:
+        raise Unpublishable("%s: no JSON: %s" % (name, error))
+    if not name.endswith(".json") or not isinstance(patch, dict):
+        raise Unpublishable("%s: a patch is a .json file with one object" % name)
+    for url in _sync_destinations(patch):
+        _check_url(url)
+
+
+def _sync_destinations(patch: Dict[str, Any]) -> List[Any]:
+    value = patch.get("sync_dest", [])
+    return value if isinstance(value, list) else [value]
+
+
+def _check_url(url: Any) -> None:
+    """Refuse what would cut a unit off; warn when nobody answers there."""
+    found = re.match(r"(https?)://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::([0-9]{1,5}))?(/[A-Za-z0-9._/-]*)?\Z", str(url))
+    if not found or not 0 < int(found[3] or 80) < 65536:
+        raise Unpublishable("%r is not a URL that a unit could reach: http(s)://host[:port][/secret]" % url)
+    try:
+        port = int(found[3] or {"http": 80, "https": 443}[found[1]])
+        socket.create_connection((found[2].strip("[]"), port), timeout=5).close()
+    except OSError as error:
+        print("co2d: warning: nobody answers at %s: %s" % (url, error), file=sys.stderr)
+
+
+def next_update_name(existing: Sequence[str], now: float) -> str:
+    """update-2026-11-22a, or the first letter that sorts after all that exist."""
+    last = max(existing, default="")
+    names = ("update-%s%c" % (seqfile.utc(now, "%Y-%m-%d"), letter) for letter in range(ord("a"), ord("z") + 1))
+    name = next((name for name in names if name > last), None)
+    if name is None:
+        raise Unpublishable("no name for today sorts after %s: give one with --name" % last)
+    return name
+
+
+def install_update(data_dir: str, unit: str, name: str, files: Dict[str, bytes], dry_run: bool = False) -> None:
+    """Stage under a hidden name, sync, publish with one rename."""
+    latest = max(_visible(data_dir, unit), default="update-")
+    if not SEGMENT.match(name) or not name.startswith("update-") or name <= latest:
+        raise Unpublishable("%s: the name %s must start with update- and sort after %s" % (unit, name, latest))
+    if not dry_run:
+        with seqfile.open_directory(data_dir, [unit, "updates"], create=True, settle=True) as updates:
+            seqfile.publish_tree(updates, name, files)
+
+
+def update_report(station: Station, units: Sequence[str]) -> Iterator[str]:
+    """Per unit and update: published, fetched and whether completely, came back after it."""
+    fetched: Dict[Tuple[str, str], Dict[str, str]] = {}
+    for when, unit, name, path in _rows(station.var("fetches"), FETCH_MATCH, 4):
+        fetched.setdefault((unit, name), {})[path] = when
+    pinged = {row[1]: row[0] for row in _rows(station.var("pings"), PING_MATCH, 5)}
+    for unit in units:
+        for name in _listed(station, unit):
+            with seqfile.open_directory(station.settings.data_dir, [unit, "updates", name]) as directory:
+                expected, published = set(update_files(directory)), os.fstat(directory).st_mtime
+            yield _report_line(unit, name, published, expected, fetched.get((unit, name), {}), pinged.get(unit, ""))
+
+
+def _report_line(unit: str, name: str, published: float, expected: Set[str], taken: Dict[str, str], pinged: str) -> str:
+    last = max(taken.values(), default="")
+    state = "not fetched" if not taken else "complete" if expected <= set(taken) else "%d of %d files" % (
+        len(expected & set(taken)), len(expected))
+    back = "came back " + pinged[:19] if last and pinged > last else "not back yet" if last else ""
+    return "\t".join([unit, name, "published " + seqfile.utc(published), "%s %s" % (state, last[:19]), back]).rstrip()
+
+
+def _rows(directory: str, match: seqfile.Match, fields: int) -> Iterator[List[str]]:
+    """The rows of a log of ours with that many fields, in order."""
+    numbers = sorted(filter(None.__ne__, (seqfile.extract_sequence_number(n, match) for n in os.listdir(directory))))
+    for number in numbers:
+        for line in _lines_of(os.path.join(directory, seqfile.make_sequence_filename(number, match))):
+            row = line.split("\t")
+            if len(row) == fields:
+                yield row
+
+
+def publish_parser() -> argparse.ArgumentParser:
+    """Options of ./co2d.py publish."""
+    parser = argparse.ArgumentParser(prog="co2d.py publish", description="Publish an update for units to take.")
+    add = parser.add_argument
+    add("names", nargs="*", metavar="UNIT... DIR", help="hardware ids, then the directory with flash/ and conf-patch/")
+    add("--all", action="store_true", help="for every unit there is")
+    add("--site", help="for the unit that is deployed at this site")
+    add("--name", help="name of the update (default: update-DATE and a letter)")
+    add("--nickname", help="no DIR: give the unit this nickname")
+    add("--sync-dest", action="append", metavar="URL", help="no DIR: let the units report to this server (repeatable)")
+    add("--withdraw", metavar="NAME", help="no DIR: take an update back from units that have not fetched it")
+    add("--list", action="store_true", help="show what is published, fetched, and whether the unit came back")
+    add("--dry-run", action="store_true", help="check only")
+    add("--config", metavar="FILE", help="configuration")
+    add("--data-dir", metavar="DIR", help="data directory")
+    add("--var-dir", metavar="DIR", help="server directory")
+    return parser
+
+
+def publish(argv: Sequence[str]) -> int:
+    """./co2d.py publish; the exit status."""
+    arguments = publish_parser().parse_args(argv)
+    station = Station(load_settings(arguments))
+    try:
+        if arguments.list:
+            for line in update_report(station, arguments.names or _all_units(station)):
+                print(line)
+        else:
+            _publish(station, arguments)
+    except (Unpublishable, OSError) as error:
+        print("co2d: not published: %s" % error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _publish(station: Station, arguments: argparse.Namespace) -> None:
+    files = _files_to_publish(arguments)
+    units = _units_to_publish(station, arguments)
+    data_dir = station.settings.data_dir
+    if arguments.withdraw:
+        for unit in units:
+            with seqfile.open_directory(data_dir, [unit, "updates"]) as updates:
+                os.rename(arguments.withdraw, ".withdrawn-" + arguments.withdraw, src_dir_fd=updates, dst_dir_fd=updates)
+                os.fsync(updates)
+            print("%s: %s withdrawn" % (unit, arguments.withdraw))
+        return
+    plan = [(unit, arguments.name or next_update_name(_visible(data_dir, unit), station.clock())) for unit in units]
+    for dry_run in ([True] if arguments.dry_run else [True, False]):    # all or nothing, as far as that can be known
+        for unit, name in plan:
+            install_update(data_dir, unit, name, files, dry_run)
+    for unit, name in plan:
+        print("%s: %s %s, %d files" % (unit, name, "would be published" if arguments.dry_run else "published", len(files)))
+
+
+def _files_to_publish(arguments: argparse.Namespace) -> Dict[str, bytes]:
+    files: Dict[str, bytes] = {}
+    if arguments.nickname:
+        files["conf-patch/ou-id.json"] = json.dumps({"nickname": arguments.nickname, "site_code": arguments.nickname}).encode()
+    if arguments.sync_dest:
+        files["conf-patch/sync-dest.json"] = json.dumps({"sync_dest": arguments.sync_dest}).encode()
+    if not files and not arguments.withdraw:
+        if not arguments.names:
+            raise Unpublishable("which directory? ./co2d.py publish UNIT... DIR")
+        return read_update(arguments.names.pop())
+    check_update(files)
+    return files
+
+
+def _units_to_publish(station: Station, arguments: argparse.Namespace) -> List[str]:
+    units = list(arguments.names)
+    if arguments.all:
+        units += _all_units(station)
+    if arguments.site:
+        units += importer.units_at(station.settings.db, arguments.site, station.clock())
+    if not units or (arguments.nickname and len(units) > 1):
+        raise Unpublishable("a nickname is for one unit" if units else "for which units? Name them, or --all, or --site SITE")
+    unknown = sorted(set(units) - set(_all_units(station)))
+    if unknown:
+        raise Unpublishable("no such unit: %s (there is no directory of that name in %s)"
+                            % (", ".join(unknown), station.settings.data_dir))
+    return list(dict.fromkeys(units))
+
+
+def _all_units(station: Station) -> List[str]:
+    with os.scandir(station.settings.data_dir) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False)
+                      and entry.name.startswith(UNIT_PREFIX))
+
+
+def _visible(data_dir: str, unit: str) -> List[str]:
+    try:
+        with seqfile.open_directory(data_dir, [unit, "updates"]) as updates:
+            return [name for name in os.listdir(updates) if not name.startswith(".")]
+    except FileNotFoundError:
+        return []
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -1319,6 +1531,87 @@ def inherited_listener() -> Optional[socket.socket]:
     return socket.socket(fileno=3)
 
 
+SYSTEMD = {
+    "socket": """\
+[Unit]
+Description=Socket of co2d: clients wait here while the daemon restarts
+
+[Socket]
+ListenStream=%(listen)s
+Backlog=4096
+NoDelay=true
+
+[Install]
+WantedBy=sockets.target
+""",
+    "service": """\
+[Unit]
+Description=co2d: receives the readings of CO2 sensor units
+After=network.target
+
+[Service]
+Type=notify
+ExecStart=%(command)s
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=on-failure
+RestartSec=5
+RestartPreventExitStatus=2 78
+WatchdogSec=120
+TimeoutStopSec=120
+User=co2d
+Group=co2d
+UMask=0027
+LimitNOFILE=65536
+ReadWritePaths=%(data_dir)s %(var_dir)s
+# What follows takes away all that the daemon does not need.
+AmbientCapabilities=
+CapabilityBoundingSet=%(capability)s
+DevicePolicy=closed
+KeyringMode=private
+LockPersonality=true
+MemoryDenyWriteExecute=true
+NoNewPrivileges=true
+PrivateDevices=true
+PrivateTmp=true
+PrivateUsers=%(private_users)s
+ProcSubset=pid
+ProtectClock=true
+ProtectControlGroups=true
+ProtectHome=%(home)s
+ProtectHostname=true
+ProtectKernelLogs=true
+ProtectKernelModules=true
+ProtectKernelTunables=true
+ProtectProc=invisible
+ProtectSystem=strict
+RemoveIPC=true
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=true
+RestrictRealtime=true
+RestrictSUIDSGID=true
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+
+[Install]
+WantedBy=multi-user.target
+""",
+}
+
+
+def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -> str:
+    """A complete systemd unit for this installation."""
+    paths = (HERE, settings.data_dir, settings.var_dir)
+    config = " --config " + os.path.abspath(arguments.config) if arguments.config else ""
+    low_port = 0 < settings.port < 1024
+    return SYSTEMD[kind] % {
+        "command": "%s %s%s" % (sys.executable, os.path.join(HERE, "co2d.py"), config), "port": settings.port,
+        "data_dir": settings.data_dir, "var_dir": settings.var_dir,
+        "listen": "%s:%d" % ("[%s]" % settings.listen if ":" in settings.listen else settings.listen, settings.port),
+        "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
+        "home": "tmpfs" if any(path.startswith(("/home/", "/root/")) for path in paths) else "true"}
+
+
 class Daemon:
     """The running process: what the signals set, what the main thread does in between."""
 
@@ -1349,7 +1642,33 @@ class Daemon:
         self.signals.append(number)
         self.woken.set()
 
+    def _feed_watchdog(self) -> None:
+        """Tell systemd that we live, but only after a real accept, write and sync."""
+        if self.watchdog and time.monotonic() - self.fed > self.watchdog:
+            self.fed = time.monotonic()
+            threading.Thread(target=self._probe, name="probe", daemon=True).start()
+
+    def _probe(self) -> None:
+        problems = check_disk(self.station)
+        try:
+            with socket.create_connection((self._own_address(), self.server.port), timeout=self.watchdog) as sock:
+                link = ssl._create_unverified_context().wrap_socket(sock) if self.server.tls else sock
+                link.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                if not link.recv(100).startswith(b"HTTP/1.1 "):
+                    problems.append("no answer from ourselves")
+        except OSError as error:
+            problems.append("cannot reach ourselves: %s" % error)
+        for line in problems:
+            log.error("watchdog: %s", line)
+        if not problems:
+            notify("WATCHDOG=1")
+
+    def _own_address(self) -> str:
+        listen = self.server.socket.getsockname()[0]
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
+
     def _tick(self) -> None:
+        self._feed_watchdog()
         crowded = self.server.is_crowded()
         if crowded:
             self.server.drop_slowest(32)
@@ -1380,6 +1699,7 @@ class Daemon:
         self.server.stop()
         self.importing.stop()
         self.station.pings.close()
+        self.station.fetches.close()
         log.info("stopped")
         return 0
 
@@ -1390,6 +1710,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")
+    parser.add_argument("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
+                        help="print a systemd unit for this installation and exit (default: service)")
     parser.add_argument("--version", action="version", version="co2d " + __version__)
     for name, field in FIELDS.items():
         default = _format_value(field.default, True).replace("%", "%%")
@@ -1400,11 +1722,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the daemon, or one of its commands; returns the exit status."""
-    arguments = make_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv[:1] == ["publish"]:
+            return publish(argv[1:])
+        arguments = make_parser().parse_args(argv)
         settings = load_settings(arguments)
         if arguments.print_config:
             print(format_config(settings), end="")
+        elif arguments.print_unit:
+            print(systemd_unit(arguments.print_unit, settings, arguments), end="")
         elif arguments.check_config:
             print("configuration is well")
         else:

@@ -206,6 +206,12 @@ def _names_before(name: str, start: int) -> Iterator[str]:
         yield from (make_sequence_filename(n, match, width) for n in range(start, number))
 
 
+def utc(now: float, form: str = "%Y-%m-%dT%H:%M:%S", fraction: bool = False) -> str:
+    """UTC seconds as text: 2019-10-07T03:23:39, or with six digits of microseconds."""
+    whole, micros = divmod(round(now * 1e6), 10 ** 6)
+    return time.strftime(form, time.gmtime(whole)) + (".%06d" % micros if fraction else "")
+
+
 # -- directories and files --------------------------------------------------------------------------------------------
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not block anyone
@@ -244,9 +250,9 @@ def open_directory(root: str, parts: List[str], create: bool = False, settle: bo
 
 
 @contextlib.contextmanager
-def open_beneath(directory: int, name: str) -> Iterator[int]:
+def open_beneath(directory: int, name: str, create: bool = False) -> Iterator[int]:
     """An open descriptor of a directory in an open directory, not through a link."""
-    fd = _step_into(directory, name, create=False)
+    fd = _step_into(directory, name, create)
     try:
         yield fd
     finally:
@@ -397,9 +403,9 @@ class _Delivery:
         """Copy the lines that are about to be replaced to where no unit can reach them; path and bytes."""
         before = os.pread(fd, min(keep, BLOCK), max(0, keep - BLOCK))
         start = max(0, keep - BLOCK) + before.rfind(b"\n") + 1
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self.now)) + ".%06dZ" % (self.now % 1 * 1e6)
         owner, *parents = self.key
-        parts, name = [owner, SET_ASIDE, *parents], "%s@%d@%s" % (self.name, start, stamp)
+        name = "%s@%d@%sZ" % (self.name, start, utc(self.now, "%Y%m%dT%H%M%S", fraction=True))
+        parts = [owner, SET_ASIDE, *parents]
         with open_directory(self.inbox.root, parts, create=True, settle=True) as directory:
             _write_new(directory, name, _read_blocks(fd, start, size), self.inbox.sync)
         return os.path.join(self.inbox.root, *parts, name), size - start
@@ -410,7 +416,7 @@ class _Delivery:
         return Receipt("gap", (self.name, size))
 
     def _ack(self, directory: int, offset: int, end: int) -> Tuple[str, int]:
-        memory, day = self._memory, time.strftime("%Y-%m-%d", time.gmtime(self.now))
+        memory, day = self._memory, utc(self.now, "%Y-%m-%d")
         memory.observe(self.name, offset, end, self.now)
         older = None
         if self.inbox.ask_older and memory.checked != (self.name, day):
@@ -447,6 +453,21 @@ def _write_new(directory: int, name: str, blocks: Iterator[bytes], sync: Sync) -
         with contextlib.suppress(OSError):
             os.unlink(hidden, dir_fd=directory)
         raise
+    os.fsync(directory)
+
+
+def publish_tree(directory: int, name: str, files: Dict[str, bytes]) -> None:
+    """Create a directory with files (relative path -> bytes) that appears complete and durable, or not at all."""
+    hidden = ".%s.%d" % (name, os.getpid())
+    os.mkdir(hidden, dir_fd=directory)
+    for path, content in files.items():
+        *parents, last = path.split("/")
+        with contextlib.ExitStack() as opened:
+            below = directory
+            for part in [hidden, *parents]:
+                below = opened.enter_context(open_beneath(below, part, create=True))
+            _write_new(below, last, iter([content]), fdatasync)
+    os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
     os.fsync(directory)
 
 

@@ -1,0 +1,577 @@
+"""co2d: the HTTP contract, on a temporary directory without sockets; then the parser; then the server over loopback."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import co2d
+import seqfile
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NOW = 1_570_418_619.980794                                      # 2019-10-07T03:23:39.980794Z
+PUSH = "/ou/co2unit-1/push-sequential/data/readings/readings-0000.tsv"
+
+
+def make_settings(tmp_path, **changes):
+    return dataclasses.replace(co2d.Settings(), data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"),
+                               db=str(tmp_path / "var" / "db.sqlite3"), listen="127.0.0.1", port=0, **changes)
+
+
+@pytest.fixture
+def station(tmp_path):
+    return co2d.Station(make_settings(tmp_path), clock=lambda: NOW)
+
+
+def ask(station, method, target, body=b"", headers=b"", peer="127.0.0.1", now=NOW):
+    """The answer to a request, given as a unit would send it."""
+    head = b"%s %s HTTP/1.0\r\nHost: x\r\n%s\r\n" % (method.encode(), target.encode("utf-8"), headers)
+    return co2d.respond(station, co2d.parse_head(head)._replace(body=body, peer=peer, now=now))
+
+
+def pings(station):
+    return open(station.var("pings", "pings-0000.tsv"), "rb").read().decode()
+
+
+def stored(station, *path):
+    with open(os.path.join(station.settings.data_dir, *path), "rb") as file:
+        return file.read()
+
+
+def make_update(station, name, files, unit="co2unit-1"):
+    for path, content in files.items():
+        target = os.path.join(station.settings.data_dir, unit, "updates", name, path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(content)
+
+
+# -- pings ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_ping_is_answered_with_an_empty_object_and_its_row_is_on_disk(station):
+    response = ask(station, "POST", "/ou/co2unit-30aea42a50bc/alive?site_code=varanger-03&rssi_raw=8&rssi_dbm=-97&ber_raw=99")
+    assert (response.status, response.body) == (200, b"{}\n")
+    assert pings(station) == "2019-10-07T03:23:39.980794\tco2unit-30aea42a50bc\tvaranger-03\t8\t-97\n"
+
+
+@pytest.mark.parametrize("query, row", [
+    ("", "None\tNone\tNone"),
+    ("?site_code=my site", "my site\tNone\tNone"),
+    ("?site_code=vadsø&rssi_raw=None&rssi_dbm=None", "vadsø\tNone\tNone"),
+    ("?site_code=a+b%20c", "a+b c\tNone\tNone"),
+    ("?site_code=first&site_code=second", "first\tNone\tNone"),
+    ("?site_code=a%0912%0A2019%0d%00%1b%c2%85z", "a?12?2019????z\tNone\tNone"),
+    ("?site_code=a#b", "a#b\tNone\tNone"),
+    ("?site_code=%ff", "\ufffd\tNone\tNone"),
+])
+def test_values_of_a_ping_are_kept_but_cannot_forge_lines(station, query, row):
+    assert ask(station, "POST", "/ou/co2unit-1/alive" + query).status == 200
+    assert pings(station) == "2019-10-07T03:23:39.980794\tco2unit-1\t" + row + "\n"
+
+
+def test_a_ping_that_cannot_be_stored_is_answered_all_the_same(station):
+    station.pings.directory = station.var("nowhere")
+    assert ask(station, "POST", "/ou/co2unit-1/alive?site_code=x").body == b"{}\n"
+    assert station.counters["co2d_pings_lost_total", ()] == 1
+
+
+def test_recent_pings_come_newest_first_over_all_files(station):
+    station.pings.size_limit = 200
+    for n in range(30):
+        ask(station, "POST", "/ou/co2unit-%d/alive?site_code=s" % n, now=NOW + n)
+    lines = ask(station, "GET", "/status/alive/recent", now=NOW + 60).body.decode().split("\n")
+    assert lines[:3] == ["2019-10-07T03:24:39\t(now)", "2019-10-07T03:24:08\t29\ts\tNone\tNone", "2019-10-07T03:24:07\t28\ts\tNone\tNone"]
+    assert len(lines) == 22
+    ascending = ask(station, "GET", "/status/alive/recent?asc=True&refresh=5", now=NOW + 60)
+    assert ascending.body.decode().split("\n")[:-1] == lines[:-1][::-1]
+    assert ("Refresh", "5") in ascending.headers
+
+
+def test_without_pings_recent_says_so(station):
+    assert ask(station, "GET", "/status/alive/recent").body == b"2019-10-07T03:23:39\t(now)\nNo recent pings\n"
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chunk_is_stored_and_acked_at_its_end(station):
+    response = ask(station, "PUT", PUSH + "?offset=0", b"hello")
+    assert (response.status, response.body) == (200, b'{"ack_file":["readings-0000.tsv",5,5]}\n')
+    assert stored(station, "co2unit-1", "data", "readings", "readings-0000.tsv") == b"hello"
+
+
+def test_a_gap_is_refused_with_our_size(station):
+    ask(station, "PUT", PUSH + "?offset=0", b"hello")
+    response = ask(station, "PUT", PUSH + "?offset=6", b"x")
+    assert (response.status, json.loads(response.body)) == (
+        416, {"error": "SKIPPED_PART_OF_FILE", "ack_file": ["readings-0000.tsv", 5, 5]})
+
+
+@pytest.mark.parametrize("target, status", [
+    (PUSH, 400), (PUSH + "?offset=", 400), (PUSH + "?offset=-1", 400), (PUSH + "?offset=0&offset=0", 400),
+    (PUSH + "?offset=1.0", 400), (PUSH + "?offset=0x1", 400), (PUSH + "?offset=+1", 400), (PUSH + "?offset=٣", 400),
+    (PUSH + "?offset=0", 400),                                  # with an empty body, below
+    ("/ou/co2unit-1/push-sequential/updates/update-1/flash/main.py?offset=0", 403),
+    ("/ou/co2unit-1/push-sequential/set-aside/x?offset=0", 403),
+    ("/ou/co2unit-1/push-sequential/data?offset=0", 403),
+    ("/ou/co2unit-1/push-sequential/data/../updates/x?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/%2e%2e/updates/x?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/a%2Fb?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/.hidden?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data//x?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/a b?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/%s?offset=0" % ("x" * 65), 404),
+    ("/ou/../push-sequential/data/x?offset=0", 404),
+    ("/ou/.x/push-sequential/data/x?offset=0", 404),
+])
+def test_what_is_not_a_chunk_is_refused_and_nothing_is_stored(station, target, status):
+    body = b"" if target == PUSH + "?offset=0" else b"hello"
+    assert ask(station, "PUT", target, body).status == status
+    assert os.listdir(station.settings.data_dir) == []
+
+
+def test_a_name_that_is_a_directory_is_refused(station):
+    os.makedirs(os.path.join(station.settings.data_dir, "co2unit-1", "data", "readings", "readings-0000.tsv"))
+    assert ask(station, "PUT", PUSH + "?offset=0", b"hello").status == 400
+
+
+@pytest.mark.parametrize("code, status", [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EFBIG, 507), (errno.EIO, 503)])
+def test_a_failing_disk_is_answered_with_come_back_tomorrow(tmp_path, code, status):
+    def sync(fd):
+        if broken:
+            raise OSError(code, os.strerror(code))
+    station, broken = co2d.Station(make_settings(tmp_path), clock=lambda: NOW, sync=sync), True
+    assert ask(station, "PUT", PUSH + "?offset=0", b"hello").status == status
+    broken = False
+    assert ask(station, "PUT", PUSH + "?offset=0", b"hello").status == 200
+
+
+@pytest.mark.parametrize("changes, offset, reason", [
+    ({"max_file": 10}, 8, "file would exceed 10 bytes"),
+    ({"max_unit_bytes": 10}, 8, "unit would exceed 10 bytes or 10000 files"),
+    ({"keep_free": 99.9}, 8, "less than 99.9 % of the disk is free"),
+])
+def test_quotas_refuse_a_chunk_and_leave_what_is_there(tmp_path, changes, offset, reason):
+    ask(co2d.Station(make_settings(tmp_path)), "PUT", PUSH + "?offset=0", b"12345678")
+    station = co2d.Station(make_settings(tmp_path, **changes))
+    response = ask(station, "PUT", PUSH + "?offset=%d" % offset, b"hello")
+    assert (response.status, json.loads(response.body)) == (507, {"error": reason})
+    assert stored(station, "co2unit-1", "data", "readings", "readings-0000.tsv") == b"12345678"
+
+
+def test_units_that_are_not_listed_are_refused(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, units="co2unit-3* co2unit-7"))
+    assert [ask(station, "POST", "/ou/co2unit-%s/alive" % unit).status for unit in ("3", "39", "7", "70", "1")] == [
+        200, 200, 200, 403, 403]
+
+
+def test_more_units_than_allowed_are_refused_but_known_ones_go_on(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, max_units=2))
+    assert [ask(station, "POST", "/ou/u%s/alive" % unit).status for unit in "12312"] == [200, 200, 403, 200, 200]
+
+
+def test_replaced_bytes_are_reported_to_the_import_thread(station):
+    ask(station, "PUT", PUSH + "?offset=0", b"old\n")
+    station.take_changed()
+    ask(station, "PUT", PUSH + "?offset=0", b"new\n")
+    assert sorted(os.path.relpath(path, station.settings.data_dir) for path in station.take_changed()) == [
+        "co2unit-1/data/readings/readings-0000.tsv",
+        "co2unit-1/set-aside/data/readings/readings-0000.tsv@0@20191007T032339.980794Z"]
+
+
+# -- updates ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_update_is_listed_and_all_its_files_can_be_fetched(station):
+    files = {"flash/main.py": b"print()", "flash/lib/x.py": b"", "conf-patch/ou-id.json": b"{}"}
+    make_update(station, "update-2020-01-14a", files)
+    base = "/ou/co2unit-1/updates"
+    assert ask(station, "GET", base + "?recursive=False").body == b'["update-2020-01-14a"]\n'
+    for argument in ("True", "1"):
+        listed = json.loads(ask(station, "GET", base + "/update-2020-01-14a?recursive=" + argument).body)
+        assert sorted(listed) == sorted(files)
+    assert json.loads(ask(station, "GET", base + "/update-2020-01-14a?recursive=true").body) == ["conf-patch", "flash"]
+    assert {name: ask(station, "GET", base + "/update-2020-01-14a/" + name).body for name in listed} == files
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda d: None,                                             # no directory at all
+    lambda d: os.makedirs(d),                                   # nothing in it
+    lambda d: os.makedirs(d + "/update-1"),                     # an empty update
+    lambda d: (os.makedirs(d), open(d + "/update-1", "w")),     # a stray file
+    lambda d: os.makedirs(d + "/.update-1/flash/x"),            # staged
+    lambda d: os.makedirs(d + "/update-1/flash"),               # half copied
+    lambda d: (os.makedirs(d + "/update-1"), open(d + "/update-1/.main.py.swp", "w")),
+    lambda d: (os.makedirs(d + "/update-1"), open(d + "/update-1/main copy.py", "w")),
+    lambda d: (os.makedirs(d + "/update-1"), os.symlink("/etc/passwd", d + "/update-1/passwd")),
+    lambda d: (os.makedirs(d), os.symlink("/etc", d + "/update-1")),
+    lambda d: (os.makedirs(d + "/other/flash"), open(d + "/other/flash/main.py", "w")),
+])
+def test_what_a_unit_could_not_fetch_is_not_listed(station, spoil):
+    spoil(os.path.join(station.settings.data_dir, "co2unit-1", "updates"))
+    assert ask(station, "GET", "/ou/co2unit-1/updates?recursive=False").status == 404
+    for path in ("update-1", "update-1/passwd", "update-1/flash", ".update-1/flash"):
+        assert ask(station, "GET", "/ou/co2unit-1/updates/" + path).status == 404
+
+
+@pytest.mark.parametrize("path", ["../data/readings/readings-0000.tsv", "%2e%2e/data/readings/readings-0000.tsv", "",
+                                  "update-1/../../data/readings/readings-0000.tsv", "update-1%2f..%2f..%2fdata"])
+def test_updates_lead_nowhere_else(station, path):
+    ask(station, "PUT", PUSH + "?offset=0", b"hello")
+    make_update(station, "update-1", {"flash/main.py": b"x"})
+    assert ask(station, "GET", "/ou/co2unit-1/updates/" + path).status == 404
+
+
+# -- routes -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_root_says_hello_to_units(station):
+    assert ask(station, "GET", "/").body == b'"Hello world!"\n'
+
+
+@pytest.mark.parametrize("method, target, status, allowed", [
+    ("GET", "/ou/co2unit-1/alive", 405, "POST"), ("PUT", "/ou/co2unit-1/alive", 405, "POST"),
+    ("POST", PUSH, 405, "PUT"), ("DELETE", PUSH, 405, "PUT"), ("POST", "/", 405, "GET, HEAD"),
+    ("PUT", "/ou/co2unit-1/updates", 405, "GET, HEAD"), ("POST", "/status/alive/recent", 405, "GET, HEAD"),
+    ("GET", "/nothing", 404, None), ("GET", "/ou/co2unit-1", 404, None), ("GET", "/ou/co2unit-1/data/readings", 404, None),
+    ("GET", "/ou/co2unit-1/updates/", 404, None), ("GET", "//", 404, None),
+])
+def test_wrong_methods_and_unknown_paths(station, method, target, status, allowed):
+    response = ask(station, method, target)
+    assert (response.status, dict(response.headers).get("Allow")) == (status, allowed)
+    assert set(json.loads(response.body)) == {"error"}
+
+
+def test_a_published_file_is_served_with_its_date_and_not_twice(station):
+    with open(station.var("pub", "plot.png"), "wb") as file:
+        file.write(b"PNG")
+    for prefix, age in (("/var/pub/", 590), ("/status/alive/", 590), ("/data/co2/", 3590)):
+        response = ask(station, "GET", prefix + "plot.png")
+        headers = dict(response.headers)
+        assert (response.body, response.content_type, headers["Cache-Control"]) == (b"PNG", "image/png", "max-age=%d" % age)
+        again = ask(station, "GET", prefix + "plot.png", headers=b"If-Modified-Since: %s\r\n" % headers["Last-Modified"].encode())
+        assert (again.status, again.body) == (304, b"")
+    assert ask(station, "GET", "/var/pub/nothing.png").status == 404
+    os.symlink("/etc/passwd", station.var("pub", "passwd"))
+    assert ask(station, "GET", "/var/pub/passwd").status == 404
+
+
+def test_an_endpoint_that_breaks_is_one_log_line_and_a_500(station, caplog):
+    station.pings.append = None
+    assert ask(station, "POST", "/ou/co2unit-1/alive").status == 500
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "\n" not in caplog.records[0].getMessage()
+
+
+def test_a_secret_is_needed_for_units_and_never_logged(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, secret="opensesame"))
+    assert ask(station, "POST", "/opensesame/ou/co2unit-1/alive").status == 200
+    assert [ask(station, "POST", target).status for target in (
+        "/ou/co2unit-1/alive", "/wrong/ou/co2unit-1/alive", "/opensesam/ou/co2unit-1/alive")] == [404, 404, 404]
+    request = co2d.parse_head(b"POST /opensesame/ou/co2unit-1/alive?site_code=x HTTP/1.0\r\n\r\n")
+    assert co2d.masked_target("opensesame", request) == "/*/ou/co2unit-1/alive?site_code=x"
+
+
+def test_pages_and_metrics_are_for_their_networks(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, status_allow="10.0.0.0/8"))
+    peers = ("127.0.0.1", "10.1.2.3", "::ffff:10.1.2.3", "11.0.0.1", "::1")
+    assert [ask(station, "GET", "/status/alive/recent", peer=p).status for p in peers] == [403, 200, 200, 403, 403]
+    assert [ask(station, "GET", "/metrics", peer=p).status for p in peers] == [200, 403, 403, 403, 200]
+
+
+def test_metrics_follow_the_text_format(station):
+    ask(station, "POST", "/ou/co2unit-1/alive")
+    ask(station, "PUT", PUSH + "?offset=0", b"hello")
+    for line in ask(station, "GET", "/metrics").body.decode().splitlines():
+        assert co2d.re.match(r'# (HELP|TYPE) co2d_[a-z_]+ .+$|co2d_[a-z0-9_]+(\{[a-z]+="[^"\\]*"(,[a-z]+="[^"\\]*")*\})? [0-9.e+-]+$', line), line
+    assert 'co2d_chunks_total{kind="append"} 1' in ask(station, "GET", "/metrics").body.decode()
+
+
+def test_readiness_is_tried_on_the_disk(station):
+    assert ask(station, "GET", "/readyz").status == 200
+    os.rename(station.settings.data_dir, station.settings.data_dir + ".gone")
+    assert ask(station, "GET", "/readyz").status == 503
+
+
+# -- the parser -------------------------------------------------------------------------------------------------------
+
+WELL_FORMED = [
+    (b"GET / HTTP/1.0\r\n\r\n", ("GET", ("",))),
+    (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", ("GET", ("",))),
+    (b"GET /a/b%20c HTTP/1.1\r\nHost: a:8080\r\n\r\n", ("GET", ("a", "b c"))),
+    (b"POST /ou/u/alive?site_code=a b HTTP/1.0\r\nHost: a\r\n\r\n", ("POST", ("ou", "u", "alive"))),
+    ("POST /ou/u/alive?site_code=vadsø HTTP/1.0\r\n\r\n".encode(), ("POST", ("ou", "u", "alive"))),
+    (b"POST /ou/u/alive?site_code=a HTTP/1.1 HTTP/1.0\r\nHost: a\r\n\r\n", ("POST", ("ou", "u", "alive"))),
+    (b"GET http://example.org:80/a/b?c HTTP/1.1\r\nHost: example.org\r\n\r\n", ("GET", ("a", "b"))),
+    (b"GET / HTTP/1.1\r\nHost: [::1]:8080\r\nX-Empty:\r\nX-Tab:\ta\tb \r\n\r\n", ("GET", ("",))),
+    (b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0000000005\r\nExpect: 100-Continue\r\n\r\n", ("PUT", ("x",))),
+    (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", ("GET", ("",))),
+]
+
+
+def head(*lines):
+    return b"GET / HTTP/1.1\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+
+
+HOST = b"Host: a"
+MALFORMED = [
+    (b"GET / HTTP/1.0\n\n", 400), (b"GET / HTTP/1.1\nHost: a\n\n", 400), (b"GET / HTTP/1.1\r\nHost: a\n\r\n", 400),
+    (b"GET / HTTP/1.1\rHost: a\r\n\r\n", 400), (b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n", 400), (b"\r\nGET / HTTP/1.0\r\n\r\n", 400),
+    (b"GET /\r\n", 400), (b"GET / \r\n", 400), (b"GET\r\n", 400), (b"/ HTTP/1.0\r\n", 400), (b" GET / HTTP/1.0\r\n", 400),
+    (b"GET  / HTTP/1.0\r\n", 400), (b"GET /\tHTTP/1.0\r\n", 400), (b"GET\t/ HTTP/1.0\r\n", 400), (b"GET / HTTP/1.0 \r\n", 400),
+    (b"GET / http/1.0\r\n", 400), (b"GET / HTTP/1\r\n", 400), (b"GET / HTTP/1.10\r\n", 400), (b"GET / HTTP/01.1\r\n", 400),
+    (b"GET / HTTPS/1.1\r\n", 400), (b"GET / HTTP/2.0\r\n", 505), (b"GET / HTTP/0.9\r\n", 505), (b"GET / HTTP/1.2\r\n", 505),
+    (b"G@T / HTTP/1.0\r\n", 400), (b"get / HTTP/1.0\r\n", 501), (b"PROPFIND / HTTP/1.0\r\n", 501), (b"GET x HTTP/1.0\r\n", 400),
+    (b"GET * HTTP/1.0\r\n", 400), (b"CONNECT a:80 HTTP/1.1\r\n", 400), (b"GET http:///x HTTP/1.1\r\n", 400),
+    (b"GET ftp://a/x HTTP/1.1\r\n", 400), (b"GET /\x00 HTTP/1.0\r\n", 400), (b"GET /\x7f HTTP/1.0\r\n", 400),
+    (b"GET /\x1b[2J HTTP/1.0\r\n", 400), (b"\x16\x03\x01\x02\x00\x01", 400), (b"PRI * HTTP/2.0\r\n", 400),
+    (head(), 400), (head(HOST, HOST), 400), (head(b"Host: a", b"host: b"), 400), (head(b"Host: a b"), 400),
+    (head(b"Host: a/b"), 400), (head(b"Host: a,b:x"), 400), (head(b"Host: user@a"), 400),
+    (head(HOST, b"X : y"), 400), (head(HOST, b"X\t: y"), 400), (head(HOST, b" X: y"), 400), (head(HOST, b"X: y", b" folded"), 400),
+    (head(HOST, b"X: y", b"\tfolded"), 400), (head(HOST, b"novalue"), 400), (head(HOST, b": y"), 400), (head(HOST, b"X\x00: y"), 400),
+    (head(HOST, b"X: a\x00b"), 400), (head(HOST, b"X: a\x0bb"), 400), (head(HOST, b"X: a\x7fb"), 400), (head(HOST, b"X(y): z"), 400),
+    (head(HOST, "Ü: z".encode()), 400), (head(HOST, b"\"X\": y"), 400),
+    (head(HOST, b"Content-Length: 5", b"Content-Length: 5"), 400), (head(HOST, b"Content-Length: 5, 5"), 400),
+    (head(HOST, b"Content-Length: +5"), 400), (head(HOST, b"Content-Length: -5"), 400), (head(HOST, b"Content-Length: 0x5"), 400),
+    (head(HOST, b"Content-Length: 5 5"), 400), (head(HOST, b"Content-Length:"), 400), (head(HOST, b"Content-Length: 5.0"), 400),
+    (head(HOST, b"Content-Length: 1_0"), 400), (head(HOST, b"Content-Length: 12345678901"), 400),
+    (head(HOST, b"Content-Length: \xb2"), 400), (head(HOST, "Content-Length: ٣".encode()), 400),
+    (head(HOST, b"Transfer-Encoding: chunked"), 501), (head(HOST, b"Transfer-Encoding: identity"), 501),
+    (head(HOST, b"Transfer-Encoding:\tx, chunked"), 501), (head(HOST, b"Transfer-Encoding: chunked", b"Content-Length: 5"), 400),
+    (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400), (head(HOST, b"Expect: 200-ok"), 417),
+    (head(HOST, *[b"X: y"] * 64), 431), (head(HOST, b"X: " + b"y" * 8192), 431), (b"GET /" + b"x" * 8192, 414),
+    (b"GET /" + b"x" * 8192 + b" HTTP/1.0\r\n\r\n", 431),
+]
+
+
+def parse(pieces):
+    """What the adapter does: feed pieces until the head is complete. The request, or None while it is not."""
+    buffer = b""
+    for piece in pieces:
+        buffer += piece
+        length = co2d.head_length(buffer)
+        if length:
+            return co2d.parse_head(buffer[:length])
+    return None
+
+
+def pieces_of(message, size):
+    return [message[at:at + size] for at in range(0, len(message), size)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100000])
+@pytest.mark.parametrize("message, expected", WELL_FORMED)
+def test_a_well_formed_head_is_accepted_in_any_pieces(message, expected, size):
+    request = parse(pieces_of(message, size))
+    assert (request.method, request.path) == expected
+
+
+@pytest.mark.parametrize("size", [1, 7, 100000])
+@pytest.mark.parametrize("message, status", MALFORMED, ids=[repr(m[:40]) for m, _ in MALFORMED])
+def test_a_malformed_head_is_refused_in_any_pieces(message, status, size):
+    with pytest.raises(co2d.Refused) as refused:
+        parse(pieces_of(message, size))
+    assert refused.value.status == status or (status, refused.value.status) == (431, 414)
+
+
+@pytest.mark.parametrize("message, _", WELL_FORMED + MALFORMED, ids=[repr(m[:40]) for m, _ in WELL_FORMED + MALFORMED])
+def test_no_head_that_is_cut_anywhere_becomes_a_request(message, _):
+    end = message.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in message else len(message) + 1
+    for cut in range(min(end, 300)):
+        try:
+            assert parse([message[:cut]]) is None
+        except co2d.Refused:
+            pass
+
+
+def fuzz_parser(seed, rounds):
+    """Spoil well-formed heads at random: they are refused, unfinished, or still well-formed by the book."""
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        message = bytearray(rng.choice(WELL_FORMED)[0])
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(message))
+            message[at:at + rng.randint(0, 2)] = bytes(rng.choice(b"\r\n\t :\x00\x7f\xffA/?%5") for _ in range(rng.randint(0, 3)))
+        try:
+            request = parse([bytes(message)])
+        except co2d.Refused:
+            continue
+        if request is not None:
+            head = bytes(message[:co2d.head_length(bytes(message))])
+            assert b"\x00" not in head and b"\n" not in head.replace(b"\r\n", b"") and b"\r" not in head.replace(b"\r\n", b"")
+            assert request.method in co2d.METHODS and "transfer-encoding" not in request.headers
+
+
+def test_the_parser_survives_fuzzing():
+    fuzz_parser(seed=20191007, rounds=5000)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def run_co2d(*arguments, **environ):
+    return subprocess.run([sys.executable, os.path.join(HERE, "co2d.py"), *arguments], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, **environ}, timeout=60)
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("[co2d]\nport = 80 80\n", ":2: port: '80 80' is not a whole number from 0 to 65535"),
+    ("[co2d]\n\n\nprot = 80\n", ":4: unknown setting 'prot'"),
+    ("[co2]\nport = 80\n", ":1: unknown section [co2], expected [co2d]"),
+    ("[co2d]\nask_older = perhaps\n", ":2: ask_older: 'perhaps' is neither yes nor no"),
+    ("[co2d]\nupload_dirs = data updates\n", ":2: upload_dirs: 'updates' cannot take uploads"),
+    ("[co2d]\nstatus_allow = 10.0.0.0/99\n", ":2: status_allow: '10.0.0.0/99' does not appear to be an IPv4 or IPv6 network"),
+    ("[co2d]\nmax_body = 64 KB\n", ":2: max_body: '64 KB' is not a size: write bytes, or a number with K, M or G"),
+])
+def test_a_bad_setting_is_named_with_file_line_and_reason(tmp_path, text, complaint):
+    file = tmp_path / "co2d.conf"
+    file.write_text(text)
+    done = run_co2d("--check-config", "--config", str(file))
+    assert (done.returncode, done.stderr) == (78, "co2d: %s%s\n" % (file, complaint))
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+    file = tmp_path / "co2d.conf"
+    file.write_text("[co2d]\nport = 81\nthreads = 5\ndata_dir = there\n")
+    settings = co2d.load_settings(co2d.make_parser().parse_args(["--config", str(file), "--port", "82"]))
+    assert (settings.port, settings.threads, settings.max_body, settings.data_dir) == (82, 5, 65536, str(tmp_path / "there"))
+
+
+def test_the_printed_configuration_reads_back_as_itself(tmp_path):
+    settings = make_settings(tmp_path, secret="x", ask_older=False, keep_free=2.5)
+    file = tmp_path / "co2d.conf"
+    file.write_text(co2d.format_config(settings))
+    assert co2d.load_settings(co2d.make_parser().parse_args(["--config", str(file)])) == settings
+
+
+def test_the_example_names_every_setting_with_its_default():
+    with open(os.path.join(HERE, "co2d.conf.example"), encoding="utf-8") as file:
+        assert file.read() == co2d.format_config(co2d.Settings(), example=True)
+
+
+# -- over the wire ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = []
+
+    def start(**changes):
+        made.append(co2d.Server(co2d.Station(make_settings(tmp_path, **changes))))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.stop()
+
+
+def talk(server, *pieces, pause=0.0):
+    """Send pieces, read to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
+        for piece in pieces:
+            sock.sendall(piece)
+            time.sleep(pause)
+        return read_all(sock)
+
+
+def read_all(sock):
+    received = b""
+    while True:
+        try:
+            data = sock.recv(65536)
+        except ConnectionResetError:
+            return received
+        if not data:
+            return received
+        received += data
+
+
+PUT_HELLO = (b"PUT " + PUSH.encode() + b"?offset=0 HTTP/1.0\r\n", b"Host: x\r\n", b"Content-Length: 5\r\n", b"\r\n", b"he", b"llo")
+
+
+def test_a_chunk_in_small_segments_is_answered_and_the_connection_closed(server):
+    reply = talk(server(), *PUT_HELLO, pause=0.01)
+    assert reply.startswith(b"HTTP/1.1 200 OK\r\n") and b"\r\nConnection: close\r\n" in reply
+    assert reply.endswith(b'\r\n\r\n{"ack_file":["readings-0000.tsv",5,5]}\n')
+
+
+def test_a_body_shorter_than_announced_stores_nothing_and_gets_no_reply(server):
+    one = server()
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+        sock.sendall(b"".join(PUT_HELLO[:-1]))
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b""
+    assert os.listdir(one.station.settings.data_dir) == []
+
+
+def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server):
+    reply = talk(server(), b"PUT " + PUSH.encode() + b"?offset=0 HTTP/1.0\r\nContent-Length: 65537\r\n\r\n", b"x" * 65537)
+    assert reply.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_client_that_expects_100_continue_gets_it(server):
+    with socket.create_connection(("127.0.0.1", server().port), timeout=20) as sock:
+        sock.sendall(PUT_HELLO[0].replace(b"1.0", b"1.1") + b"Host: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b"hello")
+        assert read_all(sock).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_head_answers_without_a_body(server):
+    reply = talk(server(), b"HEAD / HTTP/1.0\r\n\r\n")
+    assert b"Content-Length: 15\r\n" in reply and reply.endswith(b"\r\n\r\n")
+
+
+def test_a_slow_head_is_refused_by_its_total_time(server):
+    one = server(head_seconds=0.3)
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+        with pytest.raises(OSError):
+            for byte in b"GET /" + b"x" * 1000:
+                sock.sendall(bytes([byte]))
+                time.sleep(0.02)
+                if sock.recv(1000, socket.MSG_DONTWAIT).startswith(b"HTTP/1.1 408"):
+                    raise OSError("refused as it should be")
+
+
+def test_honest_clients_are_served_while_slow_ones_take_all_threads(server):
+    one = server(threads=8)
+    slow = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(30)]
+    ticking = threading.Event()
+
+    def tick():                                                 # what the daemon's main thread does
+        while not ticking.wait(0.05):
+            if one.is_crowded():
+                one.drop_slowest(4)
+
+    threading.Thread(target=tick, daemon=True).start()
+    for sock in slow:
+        sock.sendall(b"GET /")
+    assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")
+    ticking.set()
+    [sock.close() for sock in slow]
+
+
+def test_five_hundred_units_at_once_are_all_served(server):
+    one, replies = server(), []
+
+    def unit(number):
+        replies.append(talk(one, b"PUT " + PUSH.encode().replace(b"unit-1", b"unit-%d" % number) + b"?offset=0 HTTP/1.0\r\n",
+                            b"Content-Length: 5\r\n\r\nhello")[:15])
+
+    threads = [threading.Thread(target=unit, args=(n,)) for n in range(500)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert replies == [b"HTTP/1.1 200 OK"] * 500
+    assert len(os.listdir(one.station.settings.data_dir)) == 500

@@ -1,0 +1,405 @@
+"""seqfile: names, the decision table, durability, and what a directory learns about its unit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+
+import pytest
+
+import seqfile
+
+MATCH = ("readings-", ".tsv")
+NOW = 1_570_418_619.980794                                      # 2019-10-07T03:23:39.980794Z
+DAY = 86400.0
+READINGS = ["data", "readings"]
+
+
+class FailingDisk:
+    """A sync that fails while `broken`, and remembers what it was asked for."""
+
+    def __init__(self):
+        self.broken, self.calls = False, 0
+
+    def __call__(self, fd):
+        self.calls += 1
+        if self.broken:
+            raise OSError(errno.EIO, "Input/output error")
+        os.fsync(fd)
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    return seqfile.Inbox(str(tmp_path))
+
+
+def receive(inbox, name, offset, chunk, now=NOW, unit="u"):
+    return inbox.receive(unit, READINGS + [name], offset, chunk, now)
+
+
+def put(inbox, name, content, now=NOW):
+    """Send a whole file in chunks, as a unit does; the acks."""
+    return [receive(inbox, name, at, content[at:at + 4096], now).ack for at in range(0, len(content), 4096)]
+
+
+def content(root, name, unit="u"):
+    return (root / unit / "data" / "readings" / name).read_bytes()
+
+
+def put_aside(root, unit="u"):
+    folder = root / unit / "set-aside" / "data" / "readings"
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, name", [(0, "readings-0000.tsv"), (42, "readings-0042.tsv"), (10000, "readings-10000.tsv")])
+def test_a_number_makes_a_name_and_comes_back_from_it(number, name):
+    assert seqfile.make_sequence_filename(number, MATCH) == name
+    assert seqfile.extract_sequence_number(name, MATCH) == number
+
+
+@pytest.mark.parametrize("name", ["readings-.tsv", "readings-12.txt", "reading-0001.tsv", "readings-0x01.tsv", "readings-٣.tsv",
+                                  ".readings-0001.tsv", "readings-0001.tsv~", ""])
+def test_names_outside_the_sequence_have_no_number(name):
+    assert seqfile.extract_sequence_number(name, MATCH) is None
+
+
+def test_ten_thousand_follows_9999_and_is_found_again(tmp_path):
+    (tmp_path / "readings-9999.tsv").write_bytes(b"x")
+    assert seqfile.next_sequence_filename(str(tmp_path), MATCH) == "readings-10000.tsv"
+    (tmp_path / "readings-10000.tsv").write_bytes(b"x")
+    assert seqfile.last_file_in_sequence(str(tmp_path), MATCH) == "readings-10000.tsv"
+
+
+def test_stray_files_and_directories_are_not_the_last_file(tmp_path):
+    for name in ("readings-0001.tsv", "zzz.tsv", "readings-9.tsv.swp"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "readings-0007.tsv").mkdir()
+    assert seqfile.last_file_in_sequence(str(tmp_path), MATCH) == "readings-0001.tsv"
+
+
+def test_an_empty_directory_has_no_last_file_and_begins_with_number_0(tmp_path):
+    assert seqfile.last_file_in_sequence(str(tmp_path), MATCH) is None
+    assert seqfile.next_sequence_filename(str(tmp_path), MATCH) == "readings-0000.tsv"
+    assert seqfile.choose_append_file(str(tmp_path), MATCH) == str(tmp_path / "readings-0000.tsv")
+
+
+@pytest.mark.parametrize("size, chosen", [(0, "readings-0003.tsv"), (99, "readings-0003.tsv"), (100, "readings-0004.tsv"),
+                                          (101, "readings-0004.tsv")])
+def test_a_full_file_is_followed_by_the_next(tmp_path, size, chosen):
+    (tmp_path / "readings-0003.tsv").write_bytes(b"x" * size)
+    assert seqfile.choose_append_file(str(tmp_path), MATCH, 100) == str(tmp_path / chosen)
+
+
+# -- deciding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, offset, length, same, expected", [
+    (0, 0, 10, 0, ("append", 0, 0)),                            # first chunk of a new file
+    (100, 100, 10, 0, ("append", 100, 0)),                      # the next chunk
+    (100, 90, 10, 10, ("repeat", 100, 10)),                     # the same chunk again
+    (100, 90, 30, 10, ("repeat", 100, 10)),                     # a longer one, overlapping: 20 new bytes
+    (100, 0, 10, 10, ("repeat", 100, 10)),                      # an old chunk again: the copy stays longer
+    (100, 90, 10, 4, ("differ", 94, 4)),                        # differs in its fifth byte
+    (100, 0, 10, 0, ("differ", 0, 0)),                          # another card
+    (100, 90, 30, 9, ("differ", 99, 9)),                        # differs in the last byte we hold
+    (100, 101, 10, 0, ("gap", 0, 0)),                           # one byte too far
+    (0, 1_000_000, 10, 0, ("gap", 0, 0)),                       # a file we never saw
+])
+def test_what_a_chunk_does(size, offset, length, same, expected):
+    assert tuple(seqfile.decide(size, offset, length, same)) == expected
+
+
+# -- receiving --------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_in_order_make_the_file_and_are_acked_at_their_end(inbox, tmp_path):
+    assert receive(inbox, "readings-0000.tsv", 0, b"one\n").ack == ("readings-0000.tsv", 4)
+    assert receive(inbox, "readings-0000.tsv", 4, b"two\n").ack == ("readings-0000.tsv", 8)
+    assert content(tmp_path, "readings-0000.tsv") == b"one\ntwo\n"
+
+
+def test_a_repeated_chunk_is_acked_and_written_once(inbox, tmp_path):
+    for _ in range(3):
+        assert receive(inbox, "readings-0000.tsv", 0, b"one\n").ack == ("readings-0000.tsv", 4)
+    assert content(tmp_path, "readings-0000.tsv") == b"one\n"
+
+
+def test_an_old_chunk_is_acked_at_its_own_end_not_at_ours(inbox):
+    put(inbox, "readings-0000.tsv", b"x" * 9000)
+    assert receive(inbox, "readings-0000.tsv", 0, b"x" * 100).ack == ("readings-0000.tsv", 100)
+
+
+@pytest.mark.parametrize("offset", [5, 1_000_000])
+def test_a_chunk_past_the_end_is_refused_with_our_size(inbox, tmp_path, offset):
+    receive(inbox, "readings-0000.tsv", 0, b"one\n")
+    assert receive(inbox, "readings-0000.tsv", offset, b"x") == ("gap", ("readings-0000.tsv", 4), 0, 0, "", False)
+    assert content(tmp_path, "readings-0000.tsv") == b"one\n"
+
+
+def test_a_chunk_past_the_end_of_nothing_creates_nothing(inbox, tmp_path):
+    assert receive(inbox, "readings-0000.tsv", 7, b"x").ack == ("readings-0000.tsv", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replaced_bytes_are_set_aside_as_whole_lines_and_the_file_follows_the_unit(inbox, tmp_path):
+    put(inbox, "readings-0000.tsv", b"a 1\nb 2\nc 3\nd 4\n")
+    receipt = receive(inbox, "readings-0000.tsv", 0, b"a 1\nb 7\nc")
+    assert (receipt.kind, receipt.ack) == ("differ", ("readings-0000.tsv", 9))
+    assert content(tmp_path, "readings-0000.tsv") == b"a 1\nb 7\nc"
+    assert put_aside(tmp_path) == {"readings-0000.tsv@4@20191007T032339.980794Z": b"b 2\nc 3\nd 4\n"}
+    assert open(receipt.set_aside, "rb").read() == b"b 2\nc 3\nd 4\n"
+
+
+def test_a_long_replaced_file_is_set_aside_whole(inbox, tmp_path):
+    old = b"".join(b"line %d of the old card\n" % n for n in range(9000))
+    put(inbox, "readings-0000.tsv", old)
+    receive(inbox, "readings-0000.tsv", 0, b"another card\n")
+    assert list(put_aside(tmp_path).values()) == [old]
+
+
+def test_several_replacements_are_all_kept(inbox, tmp_path):
+    for number, line in enumerate([b"one\n", b"two\n", b"six\n"]):
+        receive(inbox, "readings-0000.tsv", 0, line, NOW + number)
+    assert sorted(put_aside(tmp_path).values()) == [b"one\n", b"two\n"]
+
+
+@pytest.mark.parametrize("obstacle", ["directory", "link", "fifo"])
+def test_what_is_not_a_regular_file_is_refused_and_left_alone(inbox, tmp_path, obstacle):
+    folder = tmp_path / "u" / "data" / "readings"
+    folder.mkdir(parents=True)
+    target = folder / "readings-0000.tsv"
+    {"directory": target.mkdir, "link": lambda: target.symlink_to(tmp_path / "elsewhere"),
+     "fifo": lambda: os.mkfifo(str(target))}[obstacle]()
+    with pytest.raises(OSError):
+        receive(inbox, "readings-0000.tsv", 0, b"x")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_linked_directory_is_not_followed(inbox, tmp_path):
+    (tmp_path / "u" / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "u" / "data" / "readings").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError):
+        receive(inbox, "readings-0000.tsv", 0, b"x")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chunks_in_any_order_with_repeats_end_as_in_order(tmp_path, seed):
+    rng, whole = random.Random(seed), os.urandom(32 * 512)
+    inbox, chunks = seqfile.Inbox(str(tmp_path)), [at for at in range(0, 32 * 512, 512)] * 3
+
+    def send(mine):
+        for at in mine:
+            position = at
+            while position >= 0:                                # as a unit would: go on where the server says
+                receipt = receive(inbox, "readings-0000.tsv", position, whole[position:at + 512])
+                position = receipt.ack[1] if receipt.kind == "gap" else -1
+
+    rng.shuffle(chunks)
+    threads = [threading.Thread(target=send, args=(chunks[n::8],)) for n in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert content(tmp_path, "readings-0000.tsv") == whole
+    assert put_aside(tmp_path) == {}
+
+
+# -- failing disks ----------------------------------------------------------------------------------------------------
+
+
+def test_every_acknowledged_chunk_is_synced_even_a_repeated_one(tmp_path):
+    disk = FailingDisk()
+    inbox = seqfile.Inbox(str(tmp_path), sync=disk)
+    for _ in range(3):
+        before = disk.calls
+        receive(inbox, "readings-0000.tsv", 0, b"one\n")
+        assert disk.calls == before + 1
+
+
+def test_a_chunk_whose_sync_failed_is_taken_back_and_can_be_sent_again(tmp_path):
+    disk = FailingDisk()
+    inbox = seqfile.Inbox(str(tmp_path), sync=disk)
+    receive(inbox, "readings-0000.tsv", 0, b"one\n")
+    disk.broken = True
+    with pytest.raises(OSError):
+        receive(inbox, "readings-0000.tsv", 4, b"two\n")
+    assert content(tmp_path, "readings-0000.tsv") == b"one\n"
+    disk.broken = False
+    assert receive(inbox, "readings-0000.tsv", 4, b"two\n").ack == ("readings-0000.tsv", 8)
+    assert content(tmp_path, "readings-0000.tsv") == b"one\ntwo\n"
+
+
+def test_bytes_that_cannot_even_be_taken_back_do_not_count(tmp_path, monkeypatch):
+    disk = FailingDisk()
+    inbox = seqfile.Inbox(str(tmp_path), sync=disk)
+    receive(inbox, "readings-0000.tsv", 0, b"one\n")
+    disk.broken = True
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(seqfile.os, "ftruncate", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+        receive(inbox, "readings-0000.tsv", 4, b"two\n")
+    disk.broken = False
+    assert receive(inbox, "readings-0000.tsv", 8, b"six\n").ack == ("readings-0000.tsv", 4)
+    assert content(tmp_path, "readings-0000.tsv") == b"one\n"
+
+
+def test_when_setting_aside_fails_the_old_bytes_stay_where_they_are(tmp_path):
+    disk = FailingDisk()
+    inbox = seqfile.Inbox(str(tmp_path), sync=disk)
+    receive(inbox, "readings-0000.tsv", 0, b"old bytes\n")
+    disk.broken = True
+    with pytest.raises(OSError):
+        receive(inbox, "readings-0000.tsv", 0, b"new bytes\n")
+    assert content(tmp_path, "readings-0000.tsv") == b"old bytes\n"
+    assert put_aside(tmp_path) == {}
+
+
+# -- older files ------------------------------------------------------------------------------------------------------
+
+FULL = b"r" * seqfile.FILE_SIZE
+
+
+def names(acks):
+    return [ack for ack in acks if ack[1] == 0]
+
+
+def test_a_missing_older_file_is_asked_for_at_0_in_the_ack_of_a_later_one(inbox, tmp_path):
+    for name in ("readings-0000.tsv", "readings-0001.tsv", "readings-0002.tsv"):
+        put(inbox, name, FULL)
+    os.unlink(tmp_path / "u" / "data" / "readings" / "readings-0001.tsv")
+    assert receive(inbox, "readings-0002.tsv", 102400, b"r" * 50, NOW + DAY).ack == ("readings-0001.tsv", 0)
+    assert receive(inbox, "readings-0001.tsv", 0, b"r" * 4096, NOW + DAY).ack == ("readings-0001.tsv", 4096)
+
+
+def test_a_short_older_file_is_asked_for(inbox, tmp_path):
+    put(inbox, "readings-0000.tsv", FULL)
+    put(inbox, "readings-0001.tsv", FULL)
+    os.truncate(tmp_path / "u" / "data" / "readings" / "readings-0000.tsv", 50000)
+    assert receive(inbox, "readings-0001.tsv", seqfile.FILE_SIZE, b"more").ack == ("readings-0001.tsv", seqfile.FILE_SIZE + 4)
+    assert receive(inbox, "readings-0001.tsv", seqfile.FILE_SIZE, b"more", NOW + DAY).ack == ("readings-0000.tsv", 0)
+
+
+def test_a_file_is_asked_for_once_a_day(inbox):
+    asked = [receive(inbox, "readings-0001.tsv", 0, b"x" * n, NOW + day * DAY / 2).ack[1] == 0
+             for n, day in enumerate([0, 0.1, 0.2, 2, 2.1, 4], 1)]
+    assert asked == [True, False, False, True, False, True]
+
+
+def test_a_unit_that_moves_on_from_a_short_file_has_no_more_of_it(inbox):
+    put(inbox, "readings-0000.tsv", b"r" * 5000)
+    assert names(put(inbox, "readings-0001.tsv", b"r" * 5000)) == []
+    assert names(put(inbox, "readings-0001.tsv", b"r" * 6000, NOW + DAY)) == []
+
+
+def test_a_unit_that_passes_over_a_number_does_not_have_that_file(inbox):
+    put(inbox, "readings-0000.tsv", FULL)
+    assert names(put(inbox, "readings-0003.tsv", b"r" * 5000)) == []
+
+
+def test_a_unit_that_starts_over_at_its_first_file_is_not_asked_again(inbox):
+    put(inbox, "readings-0005.tsv", b"r" * 5000)                # asked for 0000
+    put(inbox, "readings-0003.tsv", FULL, NOW + 1)              # starts at 0003: there is nothing before
+    put(inbox, "readings-0004.tsv", FULL, NOW + 2)
+    assert names(put(inbox, "readings-0005.tsv", b"r" * 6000, NOW + 3)) == []
+    assert names(put(inbox, "readings-0005.tsv", b"r" * 7000, NOW + DAY)) == []
+
+
+def test_a_unit_that_stays_where_it_is_is_at_its_first_file(inbox):
+    assert put(inbox, "readings-0003.tsv", b"r" * 9000)[0] == ("readings-0000.tsv", 0)
+    assert names(put(inbox, "readings-0003.tsv", b"r" * 9999, NOW + DAY)) == []
+
+
+def test_an_ask_that_did_not_arrive_is_repeated_next_day(inbox):
+    assert receive(inbox, "readings-0003.tsv", 0, b"r" * 4096).ack[1] == 0
+    assert receive(inbox, "readings-0003.tsv", 0, b"r" * 4096, NOW + 100).ack[1] == 4096
+    assert receive(inbox, "readings-0003.tsv", 4096, b"r" * 50, NOW + DAY).ack[1] == 0
+
+
+def test_being_sent_back_by_a_gap_says_nothing_about_the_end_of_another_file(inbox):
+    put(inbox, "readings-0000.tsv", b"r" * 5000)                # then another server took the rest, and now:
+    receive(inbox, "readings-0001.tsv", 7000, b"r" * 100, NOW + 5)
+    assert put(inbox, "readings-0001.tsv", b"r" * 7100, NOW + 9)[0] == ("readings-0000.tsv", 0)
+
+
+def test_what_was_learned_survives_a_restart(inbox, tmp_path):
+    put(inbox, "readings-0000.tsv", b"r" * 5000)
+    put(inbox, "readings-0001.tsv", b"r" * 5000)
+    later = seqfile.Inbox(str(tmp_path))
+    assert names(put(later, "readings-0001.tsv", b"r" * 6000, NOW + DAY)) == []
+
+
+def test_a_file_that_shrank_below_what_the_unit_had_is_asked_for(inbox, tmp_path):
+    put(inbox, "readings-0000.tsv", b"r" * 5000)
+    put(inbox, "readings-0001.tsv", b"r" * 5000)
+    os.truncate(tmp_path / "u" / "data" / "readings" / "readings-0000.tsv", 4999)
+    assert put(inbox, "readings-0001.tsv", b"r" * 6000, NOW + DAY)[0] == ("readings-0000.tsv", 0)
+
+
+def test_asking_can_be_switched_off(tmp_path):
+    inbox = seqfile.Inbox(str(tmp_path), ask_older=False)
+    assert names(put(inbox, "readings-0002.tsv", b"r" * 5000)) == []
+
+
+def test_a_damaged_memory_is_taken_as_none(inbox, tmp_path):
+    put(inbox, "readings-0000.tsv", b"r" * 5000)
+    (tmp_path / "u" / "data" / "readings" / ".sequence.json").write_bytes(b'["\x00')
+    assert names(put(seqfile.Inbox(str(tmp_path)), "readings-0000.tsv", b"r" * 6000)) == []
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_go_to_the_last_file_and_roll_over(tmp_path):
+    rows = seqfile.RowLog(str(tmp_path), MATCH, size_limit=8)
+    assert [os.path.basename(rows.append(b"row\n")) for _ in range(5)] == [
+        "readings-0000.tsv", "readings-0000.tsv", "readings-0001.tsv", "readings-0001.tsv", "readings-0002.tsv"]
+
+
+def test_a_row_after_half_a_row_begins_a_line(tmp_path):
+    (tmp_path / "readings-0000.tsv").write_bytes(b"one\nhal")
+    seqfile.RowLog(str(tmp_path), MATCH).append(b"two\n")
+    assert (tmp_path / "readings-0000.tsv").read_bytes() == b"one\nhal\ntwo\n"
+
+
+def test_one_sync_serves_all_who_wrote_before_it(tmp_path):
+    entered, leave, calls = threading.Event(), threading.Event(), []
+
+    def sync(fd):
+        calls.append(fd)
+        if len(calls) == 1:
+            entered.set()
+            leave.wait(10)
+
+    rows = seqfile.RowLog(str(tmp_path), MATCH, sync=sync)
+    threads = [threading.Thread(target=rows.append, args=(b"row\n",)) for _ in range(20)]
+    threads[0].start()
+    entered.wait(10)
+    [thread.start() for thread in threads[1:]]
+    path = tmp_path / "readings-0000.tsv"
+    while path.stat().st_size < 80:
+        pass                                                    # all have written, and wait
+    leave.set()
+    [thread.join() for thread in threads]
+    assert len(calls) <= 3
+
+
+def test_after_a_failed_sync_the_next_row_starts_a_new_file(tmp_path):
+    disk = FailingDisk()
+    rows = seqfile.RowLog(str(tmp_path), MATCH, sync=disk)
+    rows.append(b"one\n")
+    disk.broken = True
+    with pytest.raises(OSError):
+        rows.append(b"two\n")
+    disk.broken = False
+    assert os.path.basename(rows.append(b"six\n")) == "readings-0001.tsv"
+
+
+def test_a_removed_file_is_made_again(tmp_path):
+    rows = seqfile.RowLog(str(tmp_path), MATCH)
+    os.unlink(rows.append(b"one\n"))
+    rows.append(b"two\n")
+    assert (tmp_path / "readings-0000.tsv").read_bytes() == b"two\n"
