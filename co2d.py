@@ -12,11 +12,11 @@ alone imports what is new into the database, moments later (`importer`); the sta
 
 Threads, and where they meet:
 
-    main            signals, configuration, systemd; thins out slow clients when all workers are taken
-    workers         each accepts a connection, serves it, closes it; idle ones wait in line for `Server._turn`
+    main            signals, configuration, systemd
+    workers         each accepts a connection, serves it, closes it; idle ones wait in accept
+    tend            starts workers, and thins out slow clients when there may be no more
     import          takes `Station.changed`, the files that requests have written to, and imports them
 
-    Server._turn    held by the one worker that waits in accept
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
     (seqfile)       one lock per upload directory; the ping log's two
@@ -40,12 +40,13 @@ import logging
 import mimetypes
 import os
 import re
-import selectors
+import select
 import signal
 import socket
 import socketserver
 import ssl
 import stat
+import struct
 import sys
 import threading
 import time
@@ -474,13 +475,17 @@ class Station:
     def reserve(self, unit: str, end: int, length: int) -> None:
         """Refuse a chunk that would exceed a quota or fill the disk."""
         settings, usage = self.settings, self._usage_of(unit)
-        disk = os.statvfs(settings.data_dir)
-        if disk.f_bavail < disk.f_blocks * settings.keep_free / 100:
+        if not self.has_room():
             raise Refused(507, "less than %g %% of the disk is free" % settings.keep_free)
         if end > settings.max_file:
             raise Refused(507, "file would exceed %d bytes" % settings.max_file)
         if usage.bytes + length > settings.max_unit_bytes or usage.files >= settings.max_unit_files:
             raise Refused(507, "unit would exceed %d bytes or %d files" % (settings.max_unit_bytes, settings.max_unit_files))
+
+    def has_room(self) -> bool:
+        """Whether the disk has more free than is kept back."""
+        disk = os.statvfs(self.settings.data_dir)
+        return disk.f_bavail >= disk.f_blocks * self.settings.keep_free / 100
 
     def _usage_of(self, unit: str) -> Usage:
         with self._lock:
@@ -786,10 +791,10 @@ def check_disk(station: Station) -> List[str]:
             file.write(b"probe")
             station.inbox.sync(file.fileno())
         os.unlink(probe)
-        disk = os.statvfs(station.settings.data_dir)
+        full = not station.has_room()
     except OSError as error:
         return ["data_dir: %s" % error]
-    return [] if disk.f_bavail >= disk.f_blocks * station.settings.keep_free / 100 else ["data_dir: disk is full"]
+    return ["data_dir: less than %g %% is free" % station.settings.keep_free] if full else []
 
 
 def check_database(station: Station) -> List[str]:
@@ -1164,6 +1169,7 @@ class Gone(Exception):
 
 
 # When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
+ACCEPT_TIMEOUT = struct.pack("@ll", 0, 500_000)                  # a struct timeval: how soon a stop is noticed
 PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0}
 
 
@@ -1300,15 +1306,17 @@ def masked_target(secret: str, request: Request) -> str:
 class Server(socketserver.TCPServer):
     """A pool of threads that each accept, serve, close.
 
-    One thread at a time waits for a connection, holding `_turn`; when it has one and nobody else is idle, another is
-    started. The rest of a crowd waits in the kernel's queue. When `threads` are at work and clients wait, the slowest
-    are dropped (`PATIENCE`). `_lock` guards `_threads`, `_idle` and `_open`.
+    Idle threads wait in accept; the rest of a crowd waits in the kernel's queue. A few threads serve fast clients best:
+    more would only pass Python's lock around. So another is started only for those that a slow client or disk holds up
+    (`_tend`), up to `threads`; when all are at work and clients wait, the slowest are dropped (`PATIENCE`).
+    `_lock` guards `_threads`, `_idle` and `_open`.
     """
 
     request_queue_size = 1024
     allow_reuse_address = True
-    keep_idle = 8                       # threads that stay although there is nothing to do
-    idle_seconds = 60
+    ready = 4                           # threads that no client holds up; as many stay when there is nothing to do
+    held_up = 0.02                      # seconds in one phase from which a thread counts as held up
+    idle_rounds = 60                    # of ACCEPT_TIMEOUT; then threads beyond `ready` go
 
     def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
         settings = station.settings
@@ -1321,12 +1329,12 @@ class Server(socketserver.TCPServer):
             self.socket = listener
         else:
             self._bind()
-        self.socket.setblocking(False)
+        self.socket.setblocking(True)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ACCEPT_TIMEOUT)
         self.port = self.socket.getsockname()[1]
-        self._turn, self._lock, self._stopping = threading.Lock(), threading.Lock(), threading.Event()
+        self._lock, self._stopping, self._all_busy = threading.Lock(), threading.Event(), threading.Event()
         self._threads = self._idle = 0
         self._open: Dict[Connection, None] = {}
-        self._wake_receiver, self._wake_sender = socket.socketpair()
 
     def _bind(self) -> None:
         if self.address_family == socket.AF_INET6:
@@ -1342,7 +1350,27 @@ class Server(socketserver.TCPServer):
         """Begin to serve."""
         threading.stack_size(512 * 1024)
         with self._lock:
-            self._spawn_locked()
+            for _ in range(self.ready):
+                self._spawn_locked()
+        threading.Thread(target=self._tend, name="tend", daemon=True).start()
+
+    def _tend(self) -> None:
+        """Keep threads ready that no client holds up; when there are as many as may be, drop the slowest clients."""
+        while not self._stopping.is_set():
+            self._all_busy.wait(1)
+            self._all_busy.clear()
+            while not self._idle and not self._stopping.wait(0.01):
+                if self._grow() and select.select([self.socket], [], [], 0)[0]:
+                    self.drop_slowest(1 + self._threads // 16)
+
+    def _grow(self) -> bool:
+        """Start the threads that are wanted; whether there are as many as may be."""
+        most, now = self.station.settings.threads, time.monotonic()
+        with self._lock:
+            held_up = sum(now - connection.since > self.held_up for connection in self._open)
+            for _ in range(min(2 * held_up + self.ready, most) - self._threads):
+                self._spawn_locked()
+            return self._threads >= most
 
     def _spawn_locked(self) -> None:
         self._threads += 1
@@ -1360,36 +1388,25 @@ class Server(socketserver.TCPServer):
                 self._threads -= 1
 
     def _next_connection(self) -> Optional[Connection]:
-        """Wait in line, accept; None when this thread is not needed any more."""
+        """Wait for a connection; None when this thread is not needed any more."""
         with self._lock:
             self._idle += 1
-        connection = None
-        try:
-            while connection is None and not self._stopping.is_set():
-                if not self._turn.acquire(timeout=self.idle_seconds):
-                    if self._idle > self.keep_idle:
-                        return None
-                    continue
-                try:
-                    connection = self._accept()
-                finally:
-                    self._turn.release()
-            return connection
-        finally:
-            with self._lock:
-                self._idle -= 1
-                if connection:
-                    self._open[connection] = None
-                    if not self._idle and self._threads < self.station.settings.threads:
-                        self._spawn_locked()
+        connection, waited = None, 0
+        while not (connection or self._stopping.is_set() or (waited > self.idle_rounds and self._idle > self.ready)):
+            connection, waited = self._accept(), waited + 1
+        with self._lock:
+            self._idle -= 1
+            if connection:
+                self._open[connection] = None
+                if not self._idle:
+                    self._all_busy.set()
+        return connection
 
     def _accept(self) -> Optional[Connection]:
-        with selectors.PollSelector() as selector:
-            selector.register(self.socket, selectors.EVENT_READ)
-            selector.register(self._wake_receiver, selectors.EVENT_READ)
-            selector.select()
         try:
-            sock, address = self.socket.accept()
+            sock, address = self.socket.accept()                # the kernel wakes one thread for one connection
+        except BlockingIOError:                                 # nobody came within SO_RCVTIMEO
+            return None
         except OSError as error:                                # gone again, or out of descriptors
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self.drop_slowest(8)
@@ -1410,14 +1427,6 @@ class Server(socketserver.TCPServer):
                 self._open.pop(connection, None)
             connection.sock.close()
 
-    def is_crowded(self) -> bool:
-        """All threads are at work and a client waits."""
-        if self._idle or self._threads < self.station.settings.threads:
-            return False
-        with selectors.PollSelector() as selector:
-            selector.register(self.socket, selectors.EVENT_READ)
-            return bool(selector.select(0))
-
     def drop_slowest(self, most: int) -> None:
         """End the connections that have been in their phase the longest beyond our patience."""
         now = time.monotonic()
@@ -1431,7 +1440,6 @@ class Server(socketserver.TCPServer):
     def stop(self) -> None:
         """Take no new connections, finish running requests."""
         self._stopping.set()
-        self._wake_sender.send(b"x")
         deadline = time.monotonic() + self.station.settings.request_seconds
         while self._threads and time.monotonic() < deadline:
             with self._lock:
@@ -1669,10 +1677,7 @@ class Daemon:
 
     def _tick(self) -> None:
         self._feed_watchdog()
-        crowded = self.server.is_crowded()
-        if crowded:
-            self.server.drop_slowest(32)
-        self.woken.wait(0.05 if crowded else 0.5)
+        self.woken.wait(0.5)
         self.woken.clear()
         if signal.SIGHUP in self.signals:
             self.signals.remove(signal.SIGHUP)

@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""A simulated sensor unit: what the firmware in the field does, with a card that is a directory and a clock that is a number.
+"""A simulated sensor unit: what the firmware in the field does, on a card that is a directory, in simulated time.
 
-The units cannot be changed, so this model is the contract that a server is tested against. It is strict on purpose: where
-the firmware raises an exception, so does this; where the firmware loops until its time is over, so does this.
+The units cannot be changed, so this model is the contract that a server is tested against. It is strict on purpose:
+where the firmware raises an exception, so does this; where the firmware loops until its time is over, so does this.
 
 Words used here:
 
     card        directory that stands for the SD card: ``data/readings/``, ``errors/``, ``updates/``, ``conf/``, and
                 ``state.json``, which goes wherever the card goes
     position    [file name, offset] for each pushed directory, one for all configured servers together
-    session     one communication: all servers in turn, `Unit.budget` seconds of *simulated* time, of which every request
-                costs `Unit.cost`; the default of 0.7 s makes room for 428 requests
-    watchdog    the hardware timer: *real* seconds that one request may take, then the unit is reset (the session is over)
+    session     one communication: all servers in turn, `Unit.budget` seconds of *simulated* time, of which each
+                request costs `Unit.cost`; the default of 0.7 s makes room for 428 requests
+    watchdog    the hardware timer: *real* seconds that one request may take, then the unit is reset
     round       ping, look for updates, take one; whoever took one starts a new round before it pushes
 
-How it reads a reply: header lines up to an empty one, then everything until the server closes. Content-Length is ignored,
-so a reply cut short is taken as complete, and a connection kept open hangs it.
+How it reads a reply: header lines up to an empty one, then everything until the server closes. Content-Length is
+ignored, so a reply cut short is taken as complete, and a connection kept open hangs it.
 
 What a reply to a push does to the position (`Unit._push`, `Unit._follow`):
 
@@ -31,7 +31,8 @@ server, the next server is still called; the watchdog ends it with all of them. 
 whose position is no number, is an exception. An update that lists nothing, or cannot be installed as a whole, is an
 exception, and the unit does not have it. A new sync_dest counts from the next session on, a new nickname at once.
 
-As a command, runs a fleet day by day against a running daemon: ``fipy.py --url http://127.0.0.1:8080 --units 20 --days 14``.
+As a command, runs a fleet day by day against a running daemon:
+``fipy.py --url http://127.0.0.1:8080 --units 20 --days 14``.
 """
 
 from __future__ import annotations
@@ -245,8 +246,8 @@ def peek_ack(body: bytes) -> Any:
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
-# Curves that look like the field: slow swings and a daily one, the same for the same unit id and time. Ten values of one
-# reading differ by a few ppm; they are cut from a table, so that a million readings take seconds.
+# Curves that look like the field: slow swings and a daily one, the same for the same unit id and time. Ten values of
+# one reading differ by a few ppm; they come from a table, so that a million readings take seconds.
 
 
 class Climate(NamedTuple):
@@ -297,13 +298,14 @@ def reading_lines(unit_id: str, nickname: str, start: datetime, count: int,
     climate = Climate.of(unit_id)
     names = "%s\t%s\t" % (unit_id, nickname)
     step, begin = period.total_seconds() / 86400, (start - datetime(1970, 1, 1)).total_seconds() / 86400
+    number = round(begin / step)        # of the first, from 1970 on
     lines = []
     for i in range(count):
         day = begin + i * step
         ppm, temp = int(climate.co2(day)), round(climate.temp(day) * 16) / 16      # the thermometer has steps of 1/16
-        tail = five_values(ppm, temp) if raw else ""
-        lines.append("%s%s\t%s\t%d\t%s%s\n" % (names, (start + i * period).strftime("%Y-%m-%d\t%H:%M:%S"), temp,
-                                               3 if i % 48 == 24 else 0, ten_values(ppm, (climate.seed + i) % 64), tail))
+        flashes, ten = 3 * ((number + i) % 48 == 24), ten_values(ppm, (climate.seed + number + i) % 64)
+        moment, five = (start + i * period).strftime("%Y-%m-%d\t%H:%M:%S"), five_values(ppm, temp) if raw else ""
+        lines.append("%s%s\t%s\t%d\t%s%s\n" % (names, moment, temp, flashes, ten, five))
     return lines
 
 

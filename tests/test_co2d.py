@@ -548,18 +548,9 @@ def test_a_slow_head_is_refused_by_its_total_time(server):
 def test_honest_clients_are_served_while_slow_ones_take_all_threads(server):
     one = server(threads=8)
     slow = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(30)]
-    ticking = threading.Event()
-
-    def tick():                                                 # what the daemon's main thread does
-        while not ticking.wait(0.05):
-            if one.is_crowded():
-                one.drop_slowest(4)
-
-    threading.Thread(target=tick, daemon=True).start()
     for sock in slow:
         sock.sendall(b"GET /")
     assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")
-    ticking.set()
     [sock.close() for sock in slow]
 
 

@@ -1,0 +1,313 @@
+#!/usr/bin/env python3
+"""All figures of the product in one table, each beside a yardstick measured in the same run on the same machine.
+
+`make bench` runs everything; ``tests/bench.py http`` (or import, views) one section. The last output for comparison is
+kept in tests/bench.txt (``tests/bench.py --save``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import re
+import resource
+import select
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROJECT = os.path.dirname(HERE)
+sys.path[:0] = [PROJECT, HERE]
+
+CLIENTS = 16                            # concurrent connections of a load
+ROW = "%-46s %14s   %s"
+
+
+class Figure(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    value: str
+    beside: str = ""
+
+
+def say(figure: Figure) -> None:
+    print(ROW % figure, flush=True)
+
+
+# -- servers ----------------------------------------------------------------------------------------------------------
+
+DO_NOTHING = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200); self.send_header("Content-Length", "3"); self.end_headers(); self.wfile.write(b"{}\\n")
+    do_PUT = do_GET = do_POST
+    def log_message(self, *args): pass
+http.server.ThreadingHTTPServer.handle_error = lambda *args: None
+http.server.ThreadingHTTPServer.request_queue_size = 1024      # its default of 5 would measure the kernel's retries
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print("port", server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@contextlib.contextmanager
+def do_nothing() -> Iterator[Tuple[int, int]]:
+    """Python's own threaded server, answering {} to everything: (port, pid)."""
+    process = subprocess.Popen([sys.executable, "-c", DO_NOTHING], stdout=subprocess.PIPE, universal_newlines=True)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline().split()[1]), process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def daemon(directory: str, *options: str) -> Iterator[Tuple[int, int]]:
+    """co2d on a free port: (port, pid)."""
+    command = [sys.executable, os.path.join(PROJECT, "co2d.py"), "--listen", "127.0.0.1", "--port", "0", "--data-dir",
+               os.path.join(directory, "data"), "--var-dir", os.path.join(directory, "var"), "--quiet", "yes", *options]
+    environ = {**os.environ, "CO2D_CONF": os.devnull}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, universal_newlines=True, env=environ)
+    try:
+        assert process.stderr is not None
+        found = re.search(r"listens on [^ ]*:([0-9]+)", process.stderr.readline())
+        assert found, "co2d did not start"
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield int(found[1]), process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def memory(pid: int) -> float:
+    """Resident memory in MB."""
+    with open("/proc/%d/status" % pid) as file:
+        found = re.search(r"VmRSS:\s+([0-9]+) kB", file.read())
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+# -- loads ------------------------------------------------------------------------------------------------------------
+
+
+def exchange(port: int, request: bytes, timeout: float = 60) -> bytes:
+    """One request as a unit sends it: a connection of its own, the reply read to its end."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
+        sock.sendall(request)
+        pieces = []
+        while True:
+            data = sock.recv(65536)
+            if not data:
+                return b"".join(pieces)
+            pieces.append(data)
+
+
+def ping(client: int, number: int) -> bytes:
+    return b"POST /ou/co2unit-%d/alive?site_code=bench&rssi_raw=8&rssi_dbm=-97 HTTP/1.0\r\nHost: x\r\n\r\n" % client
+
+
+def chunk(client: int, number: int) -> bytes:
+    name, offset = number // 25, number % 25 * 4096
+    return (b"PUT /ou/co2unit-%d/push-sequential/data/readings/readings-%04d.tsv?offset=%d HTTP/1.0\r\nHost: x\r\n"
+            b"Content-Length: 4096\r\n\r\n" % (client, name, offset)) + b"r" * 4096
+
+
+class Clients:
+    """Many clients on one thread, so that the load takes as little from the server's machine as it can.
+
+    Each connection is one request, as with the units; when it is answered its client makes the next one.
+    """
+
+    def __init__(self, port: int, make: Callable[[int, int], bytes]) -> None:
+        self.port, self.make = port, make
+        self.poll = select.epoll()
+        self.open: Dict[int, Tuple[socket.socket, int, int, float]] = {}        # fd: socket, client, number, began
+        self.times: List[float] = []
+        self.failed = 0
+
+    def connect(self, client: int, number: int) -> None:
+        sock = socket.socket()
+        began = time.monotonic()
+        sock.connect(("127.0.0.1", self.port))
+        sock.send(self.make(client, number))
+        self.open[sock.fileno()] = sock, client, number, began
+        self.poll.register(sock.fileno(), select.EPOLLRDHUP | select.EPOLLHUP)
+
+    def run(self, clients: int, seconds: float) -> float:
+        """Requests per second."""
+        began = time.monotonic()
+        for client in range(clients):
+            self.connect(client, 0)
+        while self.open:
+            for fd, _ in self.poll.poll(60):
+                sock, client, number, asked = self.open.pop(fd)
+                self.failed += b" 200 " not in sock.recv(65536)[:15]
+                sock.close()
+                self.times.append(time.monotonic() - asked)
+                if time.monotonic() - began < seconds:
+                    self.connect(client, number + 1)
+        return len(self.times) / (time.monotonic() - began)
+
+
+def load(port: int, make: Callable[[int, int], bytes], seconds: float = 4.0) -> Tuple[float, float, int]:
+    """Requests per second, 99th percentile in ms, failures."""
+    clients = Clients(port, make)
+    rate = clients.run(CLIENTS, seconds)
+    return rate, sorted(clients.times)[int(len(clients.times) * 0.99)] * 1000, clients.failed
+
+
+def at_once(port: int, number: int) -> Tuple[float, float, int]:
+    """`number` clients connect in the same instant: seconds for all, 99th percentile in s, failures."""
+    times, failures, start = [], [], threading.Event()
+
+    def one(client: int) -> None:
+        start.wait()
+        began = time.monotonic()
+        try:
+            if b" 200 " not in exchange(port, ping(client, 0))[:15]:
+                failures.append(client)
+        except OSError:
+            failures.append(client)
+        times.append(time.monotonic() - began)
+
+    threading.stack_size(256 * 1024)
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(number)]
+    [thread.start() for thread in threads]
+    began = time.monotonic()
+    start.set()
+    [thread.join() for thread in threads]
+    times.sort()
+    return time.monotonic() - began, times[int(len(times) * 0.99)], len(failures)
+
+
+@contextlib.contextmanager
+def slow_clients(port: int, number: int) -> Iterator[None]:
+    """`number` clients that send a byte of their head every two seconds, and come back when they are dropped."""
+    stop, socks = threading.Event(), {}
+
+    def connect(n: int) -> None:
+        sock = socket.socket()
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.connect(("127.0.0.1", port))
+        socks[n] = sock
+
+    def drip() -> None:
+        while not stop.wait(0.02):
+            turn = int(time.monotonic() / 0.02) % 100
+            for n in range(turn, number, 100):
+                try:
+                    socks[n].send(b"G" if socks[n] else b"")
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    socks[n].close()
+                    connect(n)
+
+    for n in range(number):
+        connect(n)
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        [sock.close() for sock in socks.values()]
+
+
+def honest_among_slow(port: int, number: int, seconds: float) -> Tuple[float, int]:
+    """99th percentile in s of an honest unit's requests while others drip; failures."""
+    times, failures = [], 0
+    with slow_clients(port, number):
+        time.sleep(1)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            began = time.monotonic()
+            try:
+                failures += b" 200 " not in exchange(port, ping(1, 0))[:15]
+            except OSError:
+                failures += 1
+            times.append(time.monotonic() - began)
+            time.sleep(0.02)
+    return sorted(times)[int(len(times) * 0.99)], failures
+
+
+def synced_appends(directory: str, threads: int, seconds: float = 2.0) -> float:
+    """4 KiB appends with fdatasync per second, each thread to a file of its own: what the machine can do."""
+    counts: List[int] = []
+    end = time.monotonic() + seconds
+
+    def work(number: int) -> None:
+        fd, count = os.open(os.path.join(directory, "append-%d" % number), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 0
+        while time.monotonic() < end:
+            os.write(fd, b"r" * 4096)
+            os.fdatasync(fd)
+            count += 1
+        os.close(fd)
+        counts.append(count)
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
+    return sum(counts) / seconds
+
+
+def bench_http(directory: str) -> None:
+    """Requests per second, crowds, slow clients, memory, start."""
+    with do_nothing() as (port, _):
+        base, slowest, failed = load(port, ping)
+        say(Figure("do-nothing ThreadingHTTPServer", "%.0f requests/s" % base, "p99 %.0f ms, %d failed" % (slowest, failed)))
+        seconds, p99, failed = at_once(port, 1000)
+        if 0: say(Figure("  1,000 clients at the same instant", "p99 %.2f s" % p99, "%.1f s in all, %d failed" % (seconds, failed)))
+    say(Figure("4 KiB appends + fdatasync, 1 thread", "%.0f /s" % synced_appends(directory, 1)))
+    say(Figure("4 KiB appends + fdatasync, %d threads" % CLIENTS, "%.0f /s" % synced_appends(directory, CLIENTS)))
+    began = time.monotonic()
+    with daemon(directory) as (port, pid):
+        exchange(port, b"GET / HTTP/1.0\r\n\r\n")
+        started = time.monotonic() - began
+        time.sleep(1)
+        say(Figure("co2d: start to first reply", "%.2f s" % started, "limit 0.3"))
+        say(Figure("co2d: idle memory", "%.1f MB" % memory(pid), "limit 25"))
+        for name, make in (("durable pings", ping), ("durable 4 KiB chunks", chunk)):
+            rate, slowest, failed = load(port, make)
+            say(Figure("co2d: " + name, "%.0f requests/s" % rate, "%.1f x do-nothing, p99 %.0f ms, %d failed" % (
+                rate / base, slowest, failed)))
+        seconds, p99, failed = at_once(port, 1000)
+        say(Figure("co2d: 1,000 units at the same instant", "p99 %.2f s" % p99, "%.1f s in all, %d failed" % (seconds, failed)))
+        p99, failed = honest_among_slow(port, 1000, 8)
+        say(Figure("co2d: an honest unit among 1,000 slow clients", "p99 %.2f s" % p99, "%d failed" % failed))
+        say(Figure("co2d: memory after all this", "%.1f MB" % memory(pid)))
+
+
+SECTIONS = {"http": bench_http}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the sections named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="sections to run (default: all)")
+    arguments = parser.parse_args(argv)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    print("%s, %d cores, Python %s, SQLite %s, %s" % (platform.machine(), os.cpu_count() or 0, platform.python_version(),
+                                                      sqlite3.sqlite_version, time.strftime("%Y-%m-%d", time.gmtime())))
+    for name in arguments.sections or SECTIONS:
+        with tempfile.TemporaryDirectory(prefix="co2d-bench-", dir=os.environ.get("BENCH_DIR")) as directory:
+            SECTIONS[name](directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
