@@ -38,25 +38,43 @@ bench:          ## all figures of the product in one table, with yardsticks from
 	@$(PYTHON) tests/bench.py
 
 fuzz:           ## the parser under random damage, for longer
-	@$(PYTHON) -c "import sys; sys.path[:0] = ['tests']; import fuzz; sys.exit(fuzz.main())"
+	@$(PYTHON) tests/fuzz.py
 
 soak:           ## kill -9 under load, ROUNDS times
 	@$(PYTHON) tests/soak.py --rounds $(ROUNDS)
+
+setting = $(shell $(PYTHON) co2d.py --print-config | sed -n 's/^$(1) = //p')
 
 web:            ## write the pages as static files to WEB, for cron and another web server
 	@mkdir -p $(WEB)
 	@$(PYTHON) plot_ascii.py --html -o $(WEB)
 
+# The text is the truth and only grows, so a copy of a running station is consistent: every file is the beginning of
+# itself. Bytes that a unit replaces are set aside first, so the second pass finds what the first has missed.
 backup:         ## copy the truth (text, updates, configuration) to BACKUP; consistent while the daemon runs
-	@$(PYTHON) tests/backup.py $(BACKUP)
+	@mkdir -p $(BACKUP)/remote_data $(BACKUP)/var
+	@for pass in 1 2; do cp -au $(call setting,data_dir)/. $(BACKUP)/remote_data/ && \
+	    for part in pings fetches pub; do cp -au $(call setting,var_dir)/$$part $(BACKUP)/var/ || exit 1; done || exit 1; done
+	@if [ -e co2d.conf ]; then cp -au co2d.conf $(BACKUP)/; fi
+	@sync; echo "backup: $$(find $(BACKUP) -type f | wc -l) files in $(BACKUP)"
 
+LIB = $(DESTDIR)$(PREFIX)/lib/co2d
 install:        ## put scripts, configuration and systemd units in place (DESTDIR, PREFIX, SYSCONF, STATE)
-	install -d $(DESTDIR)$(PREFIX)/lib/co2d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONF) $(DESTDIR)$(UNITDIR)
-	install -m 755 co2d.py importer.py plot_ascii.py $(DESTDIR)$(PREFIX)/lib/co2d
-	install -m 644 seqfile.py $(DESTDIR)$(PREFIX)/lib/co2d
+	install -d $(LIB) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONF) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(STATE)
+	install -m 755 co2d.py importer.py plot_ascii.py $(LIB)
+	install -m 644 seqfile.py $(LIB)
+	for name in co2d importer plot_ascii; do ln -sf ../lib/co2d/$$name.py $(DESTDIR)$(PREFIX)/bin/$$name; done
+	test -e $(DESTDIR)$(SYSCONF)/co2d.conf || sed -e 's|^#data_dir = .*|data_dir = $(STATE)/remote_data|' \
+	    -e 's|^#var_dir = .*|var_dir = $(STATE)/var|' co2d.conf.example > $(DESTDIR)$(SYSCONF)/co2d.conf
+	ln -sf $(SYSCONF)/co2d.conf $(LIB)/co2d.conf
+	for kind in service socket; do $(PYTHON) $(LIB)/co2d.py --config $(DESTDIR)$(SYSCONF)/co2d.conf --print-unit $$kind \
+	    | sed 's|$(DESTDIR)/|/|g' > $(DESTDIR)$(UNITDIR)/co2d.$$kind || exit 1; done
+	@echo "then: useradd --system co2d; chown co2d:co2d $(STATE); systemctl enable --now co2d.socket co2d.service"
 
 uninstall:      ## take them away again; data and configuration stay
-	rm -rf $(DESTDIR)$(PREFIX)/lib/co2d
+	rm -rf $(LIB)
+	rm -f $(DESTDIR)$(UNITDIR)/co2d.service $(DESTDIR)$(UNITDIR)/co2d.socket
+	for name in co2d importer plot_ascii; do rm -f $(DESTDIR)$(PREFIX)/bin/$$name; done
 
 clean:          ## remove what make and Python have left here; never data
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache __pycache__ tests/__pycache__

@@ -61,7 +61,7 @@ import plot_ascii
 import seqfile
 
 __version__ = "1.0.0"
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
 
 PING_MATCH = ("pings-", ".tsv")
@@ -425,17 +425,19 @@ class Station:
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time, sync: seqfile.Sync = seqfile.fdatasync
                  ) -> None:
-        self.settings, self.clock = settings, clock
+        self.settings, self.clock, self._sync = settings, clock, sync
         for directory in (settings.data_dir, self.var("pings"), self.var("fetches"), self.var("pub")):
             os.makedirs(directory, exist_ok=True)
         self.archive = importer.Archive((settings.data_dir,), settings.var_dir, settings.db)
-        self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, sync)
-        self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=sync)
-        self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=sync)
+        self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
+        self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
+        self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
         self.started = clock()
         self._lock = threading.Lock()
         self.counters: Counter = Counter()
         self.changed: Set[str] = set()
+        self._changed_since = self.started
+        self.connections: Callable[[], int] = lambda: 0         # the server's, once there is one
         self.something_changed = threading.Event()
         self._known: Set[str] = set(os.listdir(settings.data_dir))
         self._usage: Dict[str, Usage] = {}
@@ -444,14 +446,32 @@ class Station:
         """A path below the server's own directory."""
         return os.path.join(self.settings.var_dir, *names)
 
+    def sync(self, fd: int) -> None:
+        """Make the data of an open file durable, and count how long that took."""
+        began = time.monotonic()
+        self._sync(fd)
+        with self._lock:
+            self.counters["co2d_syncs_total", ()] += 1
+            self.counters["co2d_sync_seconds_total", ()] += time.monotonic() - began
+
     def count(self, name: str, amount: float = 1, **labels: Any) -> None:
         """Add to a counter of /metrics."""
         with self._lock:
             self.counters[name, tuple(labels.items())] += amount
 
+    def samples(self) -> Dict[Tuple[str, Tuple], float]:
+        """The counters, and the gauges of what goes on at this moment."""
+        with self._lock:
+            samples = dict(self.counters)
+            samples["co2d_open_connections", ()] = self.connections()
+            samples["co2d_import_lag_seconds", ()] = self.clock() - self._changed_since if self.changed else 0
+        return samples
+
     def touch(self, file: str) -> None:
         """Tell the import thread that a file has changed."""
         with self._lock:
+            if not self.changed:
+                self._changed_since = self.clock()
             self.changed.add(file)
         self.something_changed.set()
 
@@ -789,7 +809,7 @@ def check_disk(station: Station) -> List[str]:
     try:
         with open(probe, "wb", buffering=0) as file:
             file.write(b"probe")
-            station.inbox.sync(file.fileno())
+            station.sync(file.fileno())
         os.unlink(probe)
         full = not station.has_room()
     except OSError as error:
@@ -814,41 +834,38 @@ def metrics(station: Station, request: Request) -> Response:
     return Response(200, format_metrics(station, request.now).encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
-GAUGES = {
-    "co2d_uptime_seconds": "Seconds since the start.",
-    "co2d_open_connections": "Connections being served.",
-    "co2d_import_lag_files": "Files that wait for their import.",
-    "co2d_free_bytes": "Free bytes where uploads go.",
-    "co2d_units_late": "Units without pings or data for longer than their rhythm.",
-    "co2d_units_stuck": "Units that ping without the data that should come with it.",
-}
-COUNTERS = {
-    "co2d_requests_total": "Requests by route and status.",
-    "co2d_received_bytes_total": "Bytes of request bodies.",
-    "co2d_stored_bytes_total": "Bytes added to unit files.",
-    "co2d_chunks_total": "Chunks by what became of them.",
-    "co2d_pings_total": "Pings stored.",
-    "co2d_pings_lost_total": "Pings answered but not stored.",
-    "co2d_storage_errors_total": "Uploads that the disk refused.",
-    "co2d_import_errors_total": "Imports that failed.",
-    "co2d_dropped_connections_total": "Slow clients dropped to serve others.",
-    "co2d_sync_seconds_total": "Seconds spent in syncs of data.",
-    "co2d_syncs_total": "Syncs of data.",
+METRICS = {                             # family: type and help
+    "co2d_requests_total": ("counter", "Requests by route and status."),
+    "co2d_received_bytes_total": ("counter", "Bytes of request bodies."),
+    "co2d_stored_bytes_total": ("counter", "Bytes added to unit files."),
+    "co2d_chunks_total": ("counter", "Chunks by what became of them."),
+    "co2d_pings_total": ("counter", "Pings stored."),
+    "co2d_pings_lost_total": ("counter", "Pings answered but not stored."),
+    "co2d_storage_errors_total": ("counter", "Uploads that the disk refused."),
+    "co2d_import_errors_total": ("counter", "Imports that failed."),
+    "co2d_dropped_connections_total": ("counter", "Slow clients dropped to serve others, by phase."),
+    "co2d_syncs_total": ("counter", "Syncs of data to disk."),
+    "co2d_sync_seconds_total": ("counter", "Seconds spent in them."),
+    "co2d_uptime_seconds": ("gauge", "Seconds since the start."),
+    "co2d_open_connections": ("gauge", "Connections being served."),
+    "co2d_import_lag_seconds": ("gauge", "Seconds that the oldest change has waited for its import."),
+    "co2d_free_bytes": ("gauge", "Free bytes where uploads go."),
+    "co2d_units": ("gauge", "Units by state: ok, late, silent, stuck ... as plot_ascii.py status shows them."),
 }
 
 
 def format_metrics(station: Station, now: float) -> str:
-    """All metrics; a family without samples is left out."""
-    with station._lock:
-        samples = dict(station.counters)
-    for name, value in _gauges(station, now).items():
-        samples[name, ()] = value
+    """All metrics that have samples."""
+    samples = station.samples()
+    disk = os.statvfs(station.settings.data_dir)
+    samples["co2d_uptime_seconds", ()] = now - station.started
+    samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
+    samples.update((("co2d_units", (("state", state),)), number) for state, number in unit_states(station, now).items())
     lines: List[str] = []
-    for kind, families in (("counter", COUNTERS), ("gauge", GAUGES)):
-        for name, help in families.items():
-            rows = [(labels, value) for (family, labels), value in samples.items() if family == name]
-            lines += ["# HELP %s %s" % (name, help), "# TYPE %s %s" % (name, kind)] if rows else []
-            lines += ["%s%s %.10g" % (name, _labels(labels), value) for labels, value in sorted(rows)]
+    for name, (kind, help) in METRICS.items():
+        rows = sorted((labels, value) for (family, labels), value in samples.items() if family == name)
+        lines += ["# HELP %s %s" % (name, help), "# TYPE %s %s" % (name, kind)] if rows else []
+        lines += ["%s%s %.10g" % (name, _labels(labels), value) for labels, value in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -856,11 +873,13 @@ def _labels(labels: Tuple[Tuple[str, Any], ...]) -> str:
     return "{%s}" % ",".join('%s="%s"' % pair for pair in labels) if labels else ""
 
 
-def _gauges(station: Station, now: float) -> Dict[str, float]:
-    disk = os.statvfs(station.settings.data_dir)
-    gauges = {"co2d_uptime_seconds": now - station.started, "co2d_import_lag_files": len(station.changed),
-              "co2d_free_bytes": disk.f_bavail * disk.f_frsize}
-    return gauges
+def unit_states(station: Station, now: float) -> Dict[str, int]:
+    """How many units are in which state; empty without a database."""
+    try:
+        with contextlib.closing(importer.open_db(station.settings.db)) as db:
+            return dict(Counter(unit.state for unit in importer.fleet(db, now)))
+    except Exception:                                           # no database, or a broken one: readyz tells
+        return {}
 
 
 # -- routes -----------------------------------------------------------------------------------------------------------
@@ -1335,6 +1354,7 @@ class Server(socketserver.TCPServer):
         self._lock, self._stopping, self._all_busy = threading.Lock(), threading.Event(), threading.Event()
         self._threads = self._idle = 0
         self._open: Dict[Connection, None] = {}
+        station.connections = self._open.__len__
 
     def _bind(self) -> None:
         if self.address_family == socket.AF_INET6:
@@ -1448,11 +1468,6 @@ class Server(socketserver.TCPServer):
                 connection.drop()
             time.sleep(0.02)
         self.server_close()
-
-    @property
-    def open_connections(self) -> int:
-        """Connections being served."""
-        return len(self._open)
 
 
 def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:

@@ -33,6 +33,7 @@ wrote before it began. Symbolic links below the root are never followed: every s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -49,6 +50,8 @@ SESSION = 3600                          # seconds; a unit talks for 300 at most,
 SET_ASIDE = "set-aside"                 # directory below the root for bytes that a unit has replaced
 MEMORY_FILE = ".sequence.json"          # hidden, so no unit can name it
 BLOCK = 1 << 16
+OCCUPIED = 1 << 62                      # "size" of what is no regular file: no unit could send it, so it is not asked for
+MAX_ABSENT = 1000                       # files between two that a unit can skip and be remembered not to have
 
 fdatasync: Sync = getattr(os, "fdatasync", os.fsync)            # macOS has only fsync
 
@@ -138,20 +141,24 @@ class Memory:
 
     ended     name -> the size at which the unit had no more of it. Learned when the unit moves on by itself from the end
               of one file to the start of a later one; files in between do not exist on the unit, so they ended at 0.
+              A chunk beyond that size refutes it.
     first     the unit has no file with a lower number. Learned when it was told to go back to a file, and went to (or
               stayed at) another: that is what a unit does that does not have the file, and that other is its first.
+              Only what it does in the same session counts as staying: one that could not read the reply stays too.
     asked     name -> the day it was last asked for, so that it happens at most once a day.
 
     These three are kept beside the files: losing them costs one superfluous re-send. The rest is of the moment.
     """
 
     def __init__(self, saved: Dict) -> None:
-        self.ended: Dict[str, int] = dict(saved.get("ended", {}))
+        self.ended: Dict[str, int] = {name: int(size) for name, size in saved.get("ended", {}).items()}
         self.asked: Dict[str, str] = dict(saved.get("asked", {}))
-        self.first: int = saved.get("first", 0)
+        self.first = int(saved.get("first", 0))
         self.last: Tuple[str, int, float] = ("", 0, 0.0)        # name, position, time of the last chunk
+        self.held = 0                                           # size of the copy after the last chunk
         self.unsaved = False                                    # the lasting part has changed
         self.awaited = ""                                       # the file we have just asked for
+        self.resent = ("", 0)                                   # the file that was sent since we asked, and how far
         self.checked = ("", "")                                 # name and day of the last look for missing files
 
     def saved(self) -> Dict:
@@ -159,39 +166,56 @@ class Memory:
         self.unsaved = False
         return {"ended": self.ended, "asked": self.asked, "first": self.first}
 
-    def observe(self, name: str, offset: int, end: int, now: float) -> None:
-        """Learn from a stored chunk of file `name`, bytes `offset` to `end`."""
+    def observe(self, name: str, offset: int, end: int, held: int, now: float) -> None:
+        """Learn from a stored chunk of file `name`, bytes `offset` to `end`; the copy has `held` bytes now."""
         before, position, at = self.last
-        moved_on = before < name and offset == 0 and now - at < SESSION
+        same_session = abs(now - at) < SESSION
         if self.awaited and name != self.awaited:
-            went_first, stayed = offset == 0 and name < before, (name, offset) == (before, position)
+            went_first = offset == 0 and name < before
+            stayed = (name, offset) == (before, position) and same_session
             if went_first or stayed:
                 self.first, self.unsaved = max(self.first, _number(name)), True
                 self.ended[self.awaited] = 0
-        elif before and moved_on and not self.awaited:
-            self._passed(before, position, name)
-        self.awaited = ""
+        elif before and before < name and offset == 0 and same_session and not self.awaited:
+            self._passed(before, max(position, self.held), name)
+        if name in (self.awaited, self.resent[0]):
+            self.resent = (name, end)
+        if end > self.ended.get(name, end):
+            del self.ended[name]
+            self.unsaved = True
         self.first = min(self.first, _number(name))
-        self.last = (name, end, now)
+        self.last, self.held, self.awaited = (name, end, now), held, ""
 
-    def _passed(self, before: str, position: int, name: str) -> None:
-        self.ended[before], self.unsaved = position, True
-        for between in _names_before(name, _number(before) + 1):
+    def _passed(self, before: str, size: int, name: str) -> None:
+        self.ended[before], self.unsaved = size, True
+        for between in itertools.islice(_names_before(name, _number(before) + 1), MAX_ABSENT):
             self.ended[between] = 0
 
-    def redirected(self, name: str, position: int, now: float) -> None:
-        """The unit was told to go to `position`, so its next chunk says nothing about the end of another file."""
-        self.last, self.awaited = (name, position, now), ""
+    def redirected(self) -> None:
+        """The unit was told to go elsewhere, so its next chunk says nothing about the end of another file."""
+        self.last, self.awaited = ("", 0, 0.0), ""
 
-    def ask(self, name: str, sizes: Dict[str, int], day: str) -> Optional[str]:
-        """The oldest file before `name` that the unit may have more of than the `sizes` we hold, not yet asked today."""
+    def ask(self, name: str, sizes: Dict[str, int], is_cut: Callable[[str], bool], day: str) -> Optional[str]:
+        """The oldest file before `name` that the unit may have more of than the `sizes` we hold, not yet asked today.
+
+        `is_cut` tells whether a copy ends within a line.
+        """
         self.checked = (name, day)
         for older in _names_before(name, self.first):
-            short = sizes.get(older, 0) < self.ended.get(older, FILE_SIZE)
-            if short and older < name and self.asked.get(older) != day:
+            size = sizes.get(older, 0)
+            if self.resent == (older, size):                    # the unit has been back there, and had no more
+                self.ended[older], self.unsaved = size, True
+            if older < name and self.asked.get(older) != day and self._is_short(older, size, is_cut):
+                self.asked = {file: date for file, date in self.asked.items() if date == day}
                 self.asked[older], self.awaited, self.unsaved = day, older, True
                 return older
         return None
+
+    def _is_short(self, name: str, size: int, is_cut: Callable[[str], bool]) -> bool:
+        """A file that has reached FILE_SIZE ends with the line that took it there."""
+        if name in self.ended:
+            return size < self.ended[name]
+        return size < FILE_SIZE or (size < OCCUPIED and is_cut(name))
 
 
 def _number(name: str) -> int:
@@ -203,6 +227,7 @@ def _names_before(name: str, start: int) -> Iterator[str]:
     found = split_sequence_filename(name)
     if found:
         match, number, width = found
+        width = width if name[len(match[0])] == "0" else min(width, 4)      # readings-10000 follows readings-9999
         yield from (make_sequence_filename(n, match, width) for n in range(start, number))
 
 
@@ -213,6 +238,25 @@ def utc(now: float, form: str = "%Y-%m-%dT%H:%M:%S", fraction: bool = False) -> 
 
 
 # -- directories and files --------------------------------------------------------------------------------------------
+
+
+def make_directories(path: str) -> None:
+    """Create a directory, and those above it, where they are missing; each is durable before anything is put into it."""
+    if not os.path.isdir(path):
+        parent = os.path.dirname(os.path.abspath(path))
+        make_directories(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        _sync_directory(parent)
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not block anyone
 
@@ -237,6 +281,8 @@ def open_directory(root: str, parts: List[str], create: bool = False, settle: bo
 
     With `settle`, every name on the way is made durable, whoever created it.
     """
+    if create:
+        make_directories(root)
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts:
@@ -313,7 +359,11 @@ class Inbox:
         *parents, name = path
         key = (owner, *parents)
         with self._lock:
-            sequence = self._sequences.setdefault(key, _Sequence())
+            sequence = self._sequences.get(key)
+            if sequence is None:
+                if offset > 0 and not os.path.isdir(os.path.join(self.root, *key)):
+                    return Receipt("gap", (name, 0))            # nothing is there, and nothing worth remembering
+                sequence = self._sequences[key] = _Sequence()
         with sequence.lock:
             return _Delivery(self, sequence, key, name, now).store_locked(offset, chunk)
 
@@ -342,7 +392,7 @@ class _Delivery:
         with open_directory(self.inbox.root, list(self.key), create, settle=first_time) as directory:
             if first_time:
                 os.fsync(directory)
-                self.sequence.memory = Memory(_load_json(directory, MEMORY_FILE))
+                self.sequence.memory = _load_memory(directory)
             yield directory
 
     def _into(self, directory: int, offset: int, chunk: bytes) -> Receipt:
@@ -369,7 +419,8 @@ class _Delivery:
         if created:
             os.fsync(directory)
         end = offset + len(chunk)
-        return Receipt(decision.kind, self._ack(directory, offset, end), max(0, end - size) + rescued,
+        held = end if decision.kind == "differ" else max(end, size)
+        return Receipt(decision.kind, self._ack(directory, offset, end, held), max(0, end - size) + rescued,
                        created + bool(aside), aside, self._memory.awaited != "")
 
     @property
@@ -404,23 +455,23 @@ class _Delivery:
         before = os.pread(fd, min(keep, BLOCK), max(0, keep - BLOCK))
         start = max(0, keep - BLOCK) + before.rfind(b"\n") + 1
         owner, *parents = self.key
-        name = "%s@%d@%sZ" % (self.name, start, utc(self.now, "%Y%m%dT%H%M%S", fraction=True))
         parts = [owner, SET_ASIDE, *parents]
         with open_directory(self.inbox.root, parts, create=True, settle=True) as directory:
+            name = _free_name(directory, "%s@%d" % (self.name, start), self.now)
             _write_new(directory, name, _read_blocks(fd, start, size), self.inbox.sync)
         return os.path.join(self.inbox.root, *parts, name), size - start
 
     def _gap(self, size: int) -> Receipt:
         if self.sequence.memory is not None:
-            self.sequence.memory.redirected(self.name, size, self.now)
+            self.sequence.memory.redirected()
         return Receipt("gap", (self.name, size))
 
-    def _ack(self, directory: int, offset: int, end: int) -> Tuple[str, int]:
+    def _ack(self, directory: int, offset: int, end: int, held: int) -> Tuple[str, int]:
         memory, day = self._memory, utc(self.now, "%Y-%m-%d")
-        memory.observe(self.name, offset, end, self.now)
+        memory.observe(self.name, offset, end, held, self.now)
         older = None
         if self.inbox.ask_older and memory.checked != (self.name, day):
-            older = memory.ask(self.name, _sizes(directory), day)
+            older = memory.ask(self.name, _sizes(directory), lambda name: _is_cut(directory, name), day)
         if memory.unsaved:
             with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
                 _save_json(directory, MEMORY_FILE, memory.saved())
@@ -429,8 +480,25 @@ class _Delivery:
 
 def _sizes(directory: int) -> Dict[str, int]:
     with os.scandir(directory) as entries:
-        return {entry.name: entry.stat(follow_symlinks=False).st_size
-                for entry in entries if entry.is_file(follow_symlinks=False)}
+        return {entry.name: entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else OCCUPIED
+                for entry in entries}
+
+
+def _is_cut(directory: int, name: str) -> bool:
+    """Whether a file does not end in a newline; False where it cannot be read: asking would help nobody."""
+    try:
+        with os.fdopen(open_file(directory, name, os.O_RDONLY), "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
+    except OSError:
+        return False
+
+
+def _free_name(directory: int, prefix: str, now: float) -> str:
+    """prefix@time, later by microseconds where a clock that was set back would use a name again."""
+    times = (utc(now + n / 1e6, "%Y%m%dT%H%M%S", fraction=True) for n in itertools.count())
+    taken = set(os.listdir(directory))
+    return next(name for name in ("%s@%sZ" % (prefix, time) for time in times) if name not in taken)
 
 
 def _read_blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
@@ -479,6 +547,13 @@ def _load_json(directory: int, name: str) -> Dict:
         return {}
 
 
+def _load_memory(directory: int) -> Memory:
+    try:
+        return Memory(_load_json(directory, MEMORY_FILE))
+    except (ValueError, TypeError, AttributeError):             # JSON, but not ours
+        return Memory({})
+
+
 def _save_json(directory: int, name: str, value: Dict) -> None:
     _write_new(directory, name, iter([json.dumps(value, sort_keys=True).encode()]), lambda fd: None)
 
@@ -490,16 +565,19 @@ class _RowFile:
     """The file of a `RowLog` that takes rows at present. `syncing` guards `synced` and `failed`."""
 
     def __init__(self, path: str, sync: Sync) -> None:
-        fresh = not os.path.lexists(path)
         self.path, self._sync = path, sync
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
         self.syncing = threading.Lock()
         self.failed = False
-        self.size = self.synced = os.fstat(self.fd).st_size     # size: guarded by the lock of the RowLog
-        if fresh:
+        self.size = os.fstat(self.fd).st_size                   # guarded by the lock of the RowLog
+        self.synced = 0
+        try:
             _sync_directory(os.path.dirname(path))
-        if self.size and os.pread(self.fd, 1, self.size - 1) != b"\n":
-            self.write_locked(b"\n")                            # a crash left half a row: the next starts a line
+            if self.size and os.pread(self.fd, 1, self.size - 1) != b"\n":
+                self.write_locked(b"\n")                        # a crash left half a row: the next starts a line
+        except OSError:
+            os.close(self.fd)
+            raise
 
     def write_locked(self, row: bytes) -> int:
         """Write a row; the size after it, to be handed to `make_durable`."""
@@ -571,6 +649,7 @@ class RowLog:
     def _current_locked(self) -> _RowFile:
         if self._file is None or not self._file.is_current(self.size_limit):
             failed = self._drop_locked()
+            make_directories(self.directory)
             path = choose_append_file(self.directory, self.match, self.size_limit)
             if failed and os.path.exists(path) and os.path.getsize(path):
                 path = os.path.join(self.directory, next_sequence_filename(self.directory, self.match))
@@ -582,11 +661,3 @@ class RowLog:
         if file is not None:
             file.close_locked()
         return file is not None and file.failed
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
