@@ -850,7 +850,7 @@ METRICS = {                             # family: type and help
     "co2d_open_connections": ("gauge", "Connections being served."),
     "co2d_import_lag_seconds": ("gauge", "Seconds that the oldest change has waited for its import."),
     "co2d_free_bytes": ("gauge", "Free bytes where uploads go."),
-    "co2d_units": ("gauge", "Units by state: ok, late, silent, stuck ... as plot_ascii.py status shows them."),
+    "co2d_units": ("gauge", "Units by verdict (late, stuck, weak, never, ok, off), as plot_ascii.py status shows them."),
 }
 
 
@@ -877,7 +877,7 @@ def unit_states(station: Station, now: float) -> Dict[str, int]:
     """How many units are in which state; empty without a database."""
     try:
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            return dict(Counter(unit.state for unit in importer.fleet(db, now)))
+            return dict(Counter(unit.verdict for unit in importer.fleet_state(db, int(now))))
     except Exception:                                           # no database, or a broken one: readyz tells
         return {}
 
@@ -1156,7 +1156,7 @@ def _units_to_publish(station: Station, arguments: argparse.Namespace) -> List[s
     if arguments.all:
         units += _all_units(station)
     if arguments.site:
-        units += importer.units_at(station.settings.db, arguments.site, station.clock())
+        units += _units_at(station, arguments.site)
     if not units or (arguments.nickname and len(units) > 1):
         raise Unpublishable("a nickname is for one unit" if units else "for which units? Name them, or --all, or --site SITE")
     unknown = sorted(set(units) - set(_all_units(station)))
@@ -1164,6 +1164,12 @@ def _units_to_publish(station: Station, arguments: argparse.Namespace) -> List[s
         raise Unpublishable("no such unit: %s (there is no directory of that name in %s)"
                             % (", ".join(unknown), station.settings.data_dir))
     return list(dict.fromkeys(units))
+
+
+def _units_at(station: Station, site: str) -> List[str]:
+    now = station.clock()
+    with contextlib.closing(importer.open_db(station.settings.db)) as db:
+        return [stay.unit_id for stay in importer.deployments(db) if stay.site == site and stay.since <= now < stay.until]
 
 
 def _all_units(station: Station) -> List[str]:

@@ -1,0 +1,1702 @@
+#!/usr/bin/env python3
+"""From text files to SQLite: incrementally, every byte accounted for.
+
+The text is the truth; the database is derived and can be deleted at any time. A *source* is one text file; the *ledger*
+(table `sources`) knows how many of its bytes have been dealt with, and how: every complete line is either imported or
+kept in `rejects` with line number, offset, reason and text; what follows the last newline is not yet complete.
+
+    bytes of the file = bytes of imported lines + bytes of rejected lines + bytes not yet complete
+
+The tables depend on nothing but the text: not on the order or the pieces in which it came, nor on the locale.
+
+    readings, pings     only new complete lines are read. A repeat (same unit, time and values) is imported once: the one
+                        with the smallest (source, offset) stays, whichever came first. Rules that look at neighbours
+                        (`judge_day`) and the rollup `daily` are made anew for the days that were touched.
+    errors, deployments small: the whole file is read again when it changes.
+
+A file whose first bytes are not those that were read (checksum), or that has become shorter, was replaced: its rows go,
+it is read again, and so are the files that held repeats of them.
+
+One transaction takes the rows, the rollup and the ledger from one consistent state to the next (write-ahead log: readers
+see the old or the new state and wait for nobody). One importer writes at a time; DB.lock says which. A `rebuild` makes
+a new database beside the old one and renames it; who has the old one open goes on reading that.
+
+SQL is written here and nowhere else; the section at the end answers what the views ask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import contextlib
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import sys
+import time
+import zlib
+from calendar import timegm
+from datetime import date
+from typing import Any, Callable, Dict, IO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+import seqfile
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+SCHEMA_VERSION = 1
+BLOCK = 1 << 20                         # bytes read at once
+LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
+PATIENCE = 10.0                         # seconds to wait for another importer
+
+# -- quality rules ----------------------------------------------------------------------------------------------------
+# Values stay as they are; `qc` says by which rules they may not be used, `flag` sums it up in the scheme of QARTOD (U.S.
+# IOOS Manual for Real-Time Quality Control): 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing.
+
+QC_SOME_CO2 = 1                         # some of the ten are missing or out of range; the mean is of the others
+QC_NO_CO2 = 2                           # none of the ten is usable
+QC_SPIKE = 4                            # the mean stands out from both neighbours (QARTOD test 6)
+QC_FLAT = 8                             # all of a day's means are the same (QARTOD test 8)
+QC_POWER_ON = 16                        # 85.0 degC: the temperature sensor's value before its first measurement
+QC_TEMP_RANGE = 32                      # beyond what the sensor can measure (QARTOD test 4)
+QC_FUTURE = 64                          # dated after its import
+QC_CO2 = QC_SOME_CO2 | QC_NO_CO2 | QC_SPIKE | QC_FLAT
+QC_CO2_BAD = QC_NO_CO2 | QC_SPIKE | QC_FLAT
+QC_TEMP = QC_POWER_ON | QC_TEMP_RANGE
+QC_ROW = QC_FUTURE
+QC_NAMES = {QC_SOME_CO2: "some_co2", QC_NO_CO2: "no_co2", QC_SPIKE: "spike", QC_FLAT: "flat", QC_POWER_ON: "power_on",
+            QC_TEMP_RANGE: "temp_range", QC_FUTURE: "future"}
+
+
+class Limits(NamedTuple):
+    """What the quality rules compare with."""
+
+    co2_low: int = 200                  # ppm; outdoor air has not been below 270 in 800,000 years
+    co2_high: int = 40000               # ppm; the sensor reports its limits as 0 and 200010
+    temp_low: float = -55.0             # degC; DS18B20 data sheet
+    temp_high: float = 84.9             # degC; 85.0 is its power-on value
+    spike: float = 300.0                # ppm above or below both neighbours
+    spike_gap: int = 4 * 3600           # s; neighbours further away say nothing
+    flat_count: int = 12                # readings of a day that are all the same
+    future: int = 86400                 # s; the unit's clock may be ahead by as much
+
+
+LIMITS = Limits()
+
+
+def flag_of(qc: int) -> int:
+    """The QARTOD flag of a row: its worst."""
+    if qc & (QC_TEMP | QC_FUTURE):
+        return 4
+    if qc & QC_NO_CO2:
+        return 9
+    return 3 if qc & (QC_SPIKE | QC_FLAT | QC_SOME_CO2) else 1
+
+
+# -- schema -----------------------------------------------------------------------------------------------------------
+# The original's columns first, in its order; then ours.
+
+CO2 = ["co2_%02d" % n for n in range(1, 11)]
+RAW = ["co2_filtered", "led_normalised", "led_signal", "zero_point", "sensor_temp"]
+
+SCHEMA = """
+CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, temp REAL, flash_count INTEGER,
+    co2_01 INTEGER, co2_02 INTEGER, co2_03 INTEGER, co2_04 INTEGER, co2_05 INTEGER,
+    co2_06 INTEGER, co2_07 INTEGER, co2_08 INTEGER, co2_09 INTEGER, co2_10 INTEGER,
+    ts INTEGER, co2 REAL, flag INTEGER, qc INTEGER, source INTEGER, offset INTEGER,
+    co2_filtered NUMERIC, led_normalised NUMERIC, led_signal NUMERIC, zero_point NUMERIC, sensor_temp NUMERIC);
+CREATE TABLE daily(unit_id TEXT, day INTEGER, n INTEGER,
+    co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
+    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
+CREATE TABLE pings(ping_ts TEXT, ping_date TEXT, ping_time TEXT, unit_id TEXT, nickname TEXT, rssi_raw INTEGER,
+    rssi_dbm INTEGER, ts INTEGER, source INTEGER, offset INTEGER);
+CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT, message TEXT,
+    ts INTEGER, text TEXT, source INTEGER, offset INTEGER);
+CREATE TABLE deploy_durations_tiered(unit_id TEXT, nickname TEXT, site TEXT, tier INTEGER, status TEXT, start_ts TEXT,
+    end_ts TEXT, note TEXT, since INTEGER, until INTEGER, source INTEGER, offset INTEGER);
+CREATE TABLE sources(id INTEGER PRIMARY KEY, path TEXT UNIQUE, kind TEXT, unit_id TEXT, size INTEGER, done INTEGER,
+    lines INTEGER, imported INTEGER, repeated INTEGER, rejected INTEGER, imported_bytes INTEGER, rejected_bytes INTEGER,
+    mtime REAL, checksum INTEGER, last_ts INTEGER);
+CREATE TABLE rejects(source INTEGER, line INTEGER, offset INTEGER, bytes INTEGER, reason TEXT, text TEXT,
+    before_ts INTEGER, after_ts INTEGER);
+"""
+INDEXES = """
+CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts);
+CREATE INDEX pings_by_unit ON pings(unit_id, ts);
+CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
+CREATE INDEX rejects_by_source ON rejects(source, line);
+"""
+
+# -- where an archive lies --------------------------------------------------------------------------------------------
+
+
+class Archive(NamedTuple):
+    """Data directories, server directory, database."""
+
+    data_dirs: Tuple[str, ...]
+    var_dir: str
+    db: str
+
+
+def locate(data_dirs: Optional[Sequence[str]] = None, var_dir: Optional[str] = None, db: Optional[str] = None,
+           environ: Any = os.environ) -> Archive:
+    """The archive: as given, else as co2d.conf says (CO2D_CONF, or beside this script), else beside this script."""
+    file = environ.get("CO2D_CONF") or os.path.join(HERE, "co2d.conf")
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(file, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise Unusable(" ".join(str(error).split()))
+    said = parser["co2d"] if parser.has_section("co2d") else {}
+    base = os.path.dirname(os.path.abspath(file)) if said else HERE
+    var = var_dir or os.path.join(base, said.get("var_dir", "var"))
+    return Archive(tuple(data_dirs or [os.path.join(base, said.get("data_dir", "remote_data"))]), var,
+                   db or (os.path.join(base, said["db"]) if said.get("db") else os.path.join(var, "db.sqlite3")))
+
+
+class Source(NamedTuple):
+    """A text file to be imported."""
+
+    key: str                            # path in the ledger: below the archive, the same wherever the archive lies
+    path: str
+    kind: str                           # readings, pings, errors, deployments
+    unit_id: str                        # "" where there is none
+    size: int
+    mtime: float
+
+    @property
+    def id(self) -> int:
+        """The same for the same key in every database."""
+        return int.from_bytes(hashlib.blake2b(self.key.encode("utf-8", "surrogateescape"), digest_size=6).digest(), "big")
+
+
+_KINDS = [                              # below a data directory; the first group is the unit, or a server
+    ("readings", re.compile(r"([^/]+)/(?:set-aside/)?data/readings/[^/.][^/]*\.tsv(?:@[0-9]+@[0-9TZ.]+)?\Z")),
+    ("errors", re.compile(r"([^/]+)/(?:set-aside/)?errors/[^/.][^/]*\.txt(?:@[0-9]+@[0-9TZ.]+)?\Z")),
+    ("pings", re.compile(r"()[^/]+/var/pings/pings-[0-9]+\.tsv\Z")),
+    ("deployments", re.compile(r"()manual/deploy_durations(?:_tiered)?\.tsv\Z")),
+]
+_FOLDERS = ["data/readings", "errors", "set-aside/data/readings", "set-aside/errors", "var/pings"]
+
+
+def kind_of(relative: str) -> Optional[Tuple[str, str]]:
+    """Kind and unit of a path below a data directory; None: not ours to read."""
+    for kind, pattern in _KINDS:
+        found = pattern.match(relative)
+        if found:
+            return kind, found[1]
+    return None
+
+
+def find_sources(archive: Archive, unreadable: List[Tuple[str, str]]) -> List[Source]:
+    """All text files of an archive. What cannot be looked at is appended to `unreadable` with the reason."""
+    found: Dict[str, List[Source]] = {}
+    for data_dir in archive.data_dirs:
+        for entry in _scan(data_dir, unreadable):
+            for folder in _FOLDERS if entry.is_dir() else ():
+                _collect(found, data_dir, os.path.join(entry.path, folder), unreadable)
+        _collect(found, data_dir, os.path.join(data_dir, "manual"), unreadable)
+    pings = os.path.join(archive.var_dir, "pings")
+    for entry in _scan(pings, unreadable):
+        if re.match(r"pings-[0-9]+\.tsv\Z", entry.name):
+            found["var/pings/" + entry.name] = [_source("var/pings/" + entry.name, entry.path, "pings", "", entry.stat())]
+    return [source for same in found.values() for source in _distinct(same)]
+
+
+def _scan(directory: str, unreadable: List[Tuple[str, str]]) -> List[os.DirEntry]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        unreadable.append((directory, error.strerror or str(error)))
+        return []
+
+
+def _collect(found: Dict[str, List[Source]], data_dir: str, folder: str, unreadable: List[Tuple[str, str]]) -> None:
+    for entry in _scan(folder, unreadable):
+        relative = os.path.relpath(entry.path, data_dir)
+        kind = kind_of(relative)
+        if kind and entry.is_file(follow_symlinks=False):
+            found.setdefault("data/" + relative, []).append(_source("data/" + relative, entry.path, *kind, entry.stat()))
+
+
+def _source(key: str, path: str, kind: str, unit: str, status: os.stat_result) -> Source:
+    return Source(key, path, kind, unit, status.st_size, status.st_mtime)
+
+
+def _distinct(same: List[Source]) -> Iterator[Source]:
+    """Of the same file in several data directories the longest; others only where they are not its beginning."""
+    longest, *others = sorted(same, key=lambda source: (-source.size, _checksum(source.path, source.size)
+                                                        if len(same) > 1 else 0))
+    yield longest
+    for other in others:
+        checksum = _checksum(other.path, other.size)
+        if checksum != _checksum(longest.path, other.size):
+            yield other._replace(key="%s#%08x" % (other.key, checksum))
+
+
+def _checksum(path: str, size: int) -> int:
+    checksum = 0
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        for start in range(0, size, BLOCK):
+            checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
+    return checksum
+
+
+# -- lines ------------------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    """A complete line of a source."""
+
+    number: int
+    offset: int
+    raw: bytes                          # with its newline
+
+
+class Rejected(Exception):
+    """A line that cannot be imported; says why."""
+
+
+_NUMBER = r"-?[0-9]{1,7}(?:\.[0-9]{1,6})?"
+_READING = re.compile(r"(co2unit-[0-9A-Za-z._-]+)\t([^\t]*)\t([0-9]{4}-[0-9]{2}-[0-9]{2})\t([0-9]{2}:[0-9]{2}:[0-9]{2})"
+                      r"\t(None|-?[0-9]{1,4}(?:\.[0-9]{1,6})?)\t(None|[0-9]{1,6})" + r"\t(None|-?[0-9]{1,7})" * 10 +
+                      r"(?:" + r"\t(None|%s)" % _NUMBER * 5 + r")?\Z", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_UNIT_ID = re.compile(r"co2unit-[0-9A-Za-z._-]+\Z", re.ASCII)
+
+
+class _Days(Dict[str, int]):
+    """ISO date -> UTC seconds of its midnight; -1 where there is no such day."""
+
+    def __missing__(self, text: str) -> int:
+        try:
+            seconds = (date(int(text[:4]), int(text[5:7]), int(text[8:])).toordinal() - 719163) * 86400
+        except ValueError:
+            seconds = -1
+        self[text] = seconds
+        return seconds
+
+
+class _Times(Dict[str, int]):
+    """HH:MM:SS -> seconds; -1 where there is no such time."""
+
+    def __missing__(self, text: str) -> int:
+        hour, minute, second = int(text[:2]), int(text[3:5]), int(text[6:8])
+        self[text] = seconds = hour * 3600 + minute * 60 + second if hour < 24 and minute < 60 and second < 60 else -1
+        return seconds
+
+
+DAYS, TIMES = _Days(), _Times()
+
+
+def decode(raw: bytes) -> str:
+    """A line as text, without its end; Rejected when it holds control characters. Never depends on the locale."""
+    text = raw.decode("utf-8", "replace").rstrip("\n")
+    text = text[:-1] if text.endswith("\r") else text
+    if _CONTROL.search(text):
+        raise Rejected("control character")
+    if not text:
+        raise Rejected("empty line")
+    return text
+
+
+def instant(day: str, clock: str) -> int:
+    """UTC seconds; Rejected for what no calendar knows and for a clock that was not set."""
+    if DAYS[day] < 0 or TIMES[clock] < 0:
+        raise Rejected("impossible date or time")
+    if day.startswith("1970"):
+        raise Rejected("clock not set")
+    return DAYS[day] + TIMES[clock]
+
+
+def nickname(text: str) -> Optional[str]:
+    """None for those of misconfigured units."""
+    return None if text in ("", "None") or text.endswith("NICK") else text
+
+
+def parse_reading(raw: bytes, limits: Limits, now: float) -> Tuple:
+    """The row of a reading without source and offset: (16 original columns, ts, co2, flag, qc, 5 raw values)."""
+    text = decode(raw)
+    found = _READING.match(text)
+    if not found:
+        raise Rejected(_why_no_reading(text))
+    unit, nick, day, clock, temp, flashes, *rest = found.groups()
+    ts = instant(day, clock)
+    values = [None if value == "None" else int(value) for value in rest[:10]]
+    good = [value for value in values if value is not None and limits.co2_low <= value < limits.co2_high]
+    qc = (0 if len(good) == 10 else QC_SOME_CO2 if good else QC_NO_CO2) | (QC_FUTURE if ts > now + limits.future else 0)
+    degrees = None if temp == "None" else float(temp)
+    if degrees is not None and not limits.temp_low <= degrees <= limits.temp_high:
+        qc |= QC_POWER_ON if degrees == 85 else QC_TEMP_RANGE
+    return (unit, nickname(nick), day, clock, degrees, None if flashes == "None" else int(flashes), *values,
+            ts, sum(good) / len(good) if good else None, flag_of(qc), qc,
+            *[None if value == "None" else value for value in rest[10:]])
+
+
+def _why_no_reading(text: str) -> str:
+    fields = text.split("\t")
+    if len(fields) > 21 or "co2unit-" in text[8:]:
+        return "two lines glued together"
+    if not _UNIT_ID.match(fields[0]):
+        return "no hardware id"
+    if len(fields) not in (16, 21):
+        return "%d fields, not 16 or 21" % len(fields)
+    if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\t[0-9]{2}:[0-9]{2}:[0-9]{2}\Z", "\t".join(fields[2:4]), re.ASCII):
+        return "impossible date or time"
+    wrong = next(n for n, field in enumerate(fields) if n >= 4 and not re.match(r"(None|%s)\Z" % _NUMBER, field, re.ASCII)
+                 or 5 <= n < 16 and "." in field or n == 5 and field.startswith("-"))
+    return "field %d is not a number" % (wrong + 1)
+
+
+_PING = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?\t([0-9A-Za-z._-]+)\t([^\t]*)"
+                   r"\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
+
+
+def parse_ping(raw: bytes, limits: Limits, now: float) -> Tuple:
+    """The row of a ping without source and offset."""
+    text = decode(raw)
+    found = _PING.match(text)
+    if not found:
+        raise Rejected("not a ping: time, unit, nickname, rssi_raw, rssi_dbm")
+    day, clock, fraction, unit, nick, rssi, dbm = found.groups()
+    ts = instant(day, clock)
+    return (text.split("\t", 1)[0], day, clock + (fraction or ""), unit, nickname(nick),
+            *[None if value == "None" else int(value) for value in (rssi, dbm)], ts)
+
+
+_HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})|\(([0-9, ]+)\))(?: (INFO|WARN|EXC)\b ?)?"
+                       r"(.*)", re.ASCII | re.DOTALL)
+_TYPES = [("uncaught", "Uncaught exception"), ("watchdog", "watchdog"), ("signal", "Signal quality"), ("backoff", "backoff"),
+          ("transmit", "transmitting")]
+
+
+class Entry:
+    """An entry of an error log: its headline, then further lines."""
+
+    def __init__(self, line: Line, day: str, clock: str, level: Optional[str], message: str) -> None:
+        self.line, self.day, self.clock, self.level, self.message = line, day, clock, level, message
+        self.text: List[str] = []
+
+    def row(self, unit: str, day: str, clock: str) -> Tuple:
+        """The row without source and offset; `day` and `clock` are inferred."""
+        text = list(self.text)
+        message = self.message or (text.pop(0) if text else "")
+        said = "\n".join([message, *text])
+        etype = ([name for name, words in _TYPES if words.lower() in said.lower()] or [None])[-1]
+        return (unit, day, clock, etype, self.day, self.clock, self.level, message, DAYS[day] + TIMES[clock], "\n".join(text))
+
+
+def parse_headline(line: Line, text: str) -> Optional[Entry]:
+    """The entry that a line begins, None when it goes on with one; Rejected for a headline that makes no sense."""
+    if not text.startswith("-----"):
+        return None
+    found = _HEADLINE.match(text)
+    if not found:
+        raise Rejected("malformed headline")
+    day, clock, numbers, level, message = found.groups()
+    if numbers:
+        parts = [int(part) for part in numbers.split(",") if part.strip()]
+        if len(parts) < 6:
+            raise Rejected("malformed headline")
+        day, clock = "%04d-%02d-%02d" % tuple(parts[:3]), "%02d:%02d:%02d" % tuple(parts[3:6])
+    if DAYS[day] < 0 or TIMES[clock] < 0:
+        raise Rejected("impossible date or time")
+    return Entry(line, day, clock, level, message.strip())
+
+
+DEPLOYMENT_COLUMNS = ["unit_id", "nickname", "site", "tier", "status", "start_ts", "end_ts", "note"]
+_SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}
+
+
+def parse_instant(text: str, what: str) -> Optional[int]:
+    """UTC seconds of an ISO date or date-time; None for an empty one."""
+    if not text:
+        return None
+    found = re.match(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z", text, re.ASCII)
+    if not found or DAYS[found[1]] < 0 or TIMES[(found[2] or "00:00") + (found[3] or ":00")] < 0:
+        raise Rejected("%s is no ISO date: %s" % (what, text))
+    return DAYS[found[1]] + TIMES[(found[2] or "00:00") + (found[3] or ":00")]
+
+
+def parse_deployment(text: str, columns: Sequence[str]) -> Tuple:
+    """The row of a deployment without source and offset."""
+    fields = dict(zip(columns, [field.strip() for field in text.split("\t")]))
+    if text.count("\t") >= len(columns):
+        raise Rejected("more fields than columns")
+    if not _UNIT_ID.match(fields.get("unit_id", "")):
+        raise Rejected("no hardware id")
+    fields.setdefault("status", "deployed")
+    fields.setdefault("tier", "10")
+    if not re.match(r"-?[0-9]{0,6}\Z", fields["tier"], re.ASCII):
+        raise Rejected("tier is not a number")
+    if fields["status"] not in ("deployed", "en_route", "lab_check", ""):
+        raise Rejected("status is none of deployed, en_route, lab_check")
+    since, until = parse_instant(fields.get("start_ts", ""), "start_ts"), parse_instant(fields.get("end_ts", ""), "end_ts")
+    if since is not None and until is not None and until < since:
+        raise Rejected("ends before it begins")
+    return (*[fields.get(column) or None for column in DEPLOYMENT_COLUMNS], since, until)
+
+# -- reading a source -------------------------------------------------------------------------------------------------
+
+
+class Account:
+    """One row of the ledger while an import runs."""
+
+    COLUMNS = ("size", "done", "lines", "imported", "repeated", "rejected", "imported_bytes", "rejected_bytes", "mtime",
+               "checksum", "last_ts")
+
+    def __init__(self, values: Sequence[Any] = (0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, None)) -> None:
+        (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes,
+         self.rejected_bytes, self.mtime, self.checksum, self.last_ts) = values
+
+    def values(self) -> Tuple:
+        """In the order of COLUMNS."""
+        return tuple(getattr(self, name) for name in self.COLUMNS)
+
+
+def complete_lines(file: IO[bytes], account: Account, end: int) -> Iterator[Line]:
+    """The complete lines from where the account stands up to byte `end`; keeps its checksum, bytes and line numbers.
+
+    What has no newline within LONGEST_LINE bytes comes in pieces of that size.
+    """
+    file.seek(account.done)
+    rest = b""
+    for start in range(account.done, end, BLOCK):
+        block = file.read(min(BLOCK, end - start))
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            yield from _pieces(line + b"\n", account)
+        while len(rest) > LONGEST_LINE:
+            piece, rest = rest[:LONGEST_LINE], rest[LONGEST_LINE:]
+            yield _advance(piece, account)
+
+
+def _pieces(line: bytes, account: Account) -> Iterator[Line]:
+    for start in range(0, len(line), LONGEST_LINE):
+        yield _advance(line[start:start + LONGEST_LINE], account)
+
+
+def _advance(raw: bytes, account: Account) -> Line:
+    line = Line(account.lines + 1, account.done, raw)
+    account.lines += 1
+    account.done += len(raw)
+    account.checksum = zlib.crc32(raw, account.checksum)
+    return line
+
+
+def begins_as_before(file: IO[bytes], account: Account, size: int) -> bool:
+    """Whether the bytes that were dealt with are still there."""
+    if size < account.done:
+        return False
+    checksum, left = 0, account.done
+    while left:
+        block = file.read(min(BLOCK, left))
+        if not block:
+            return False
+        checksum, left = zlib.crc32(block, checksum), left - len(block)
+    return checksum == account.checksum
+
+
+# -- importing --------------------------------------------------------------------------------------------------------
+
+
+class Unusable(Exception):
+    """An archive, database or argument that cannot be used; says why."""
+
+
+class NoDatabase(Unusable):
+    """There is no database to read."""
+
+
+class Busy(Unusable):
+    """Another importer is at work."""
+
+
+class Summary:
+    """What an import did."""
+
+    def __init__(self) -> None:
+        self.files = 0
+        self.rows: Dict[str, int] = {"readings": 0, "pings": 0, "errors": 0, "deployments": 0}
+        self.repeated = 0
+        self.rejected: Dict[str, int] = {}
+        self.unreadable: List[Tuple[str, str]] = []
+
+    def __str__(self) -> str:
+        lines = ["%d files, %s" % (self.files, ", ".join("%d %s" % (n, kind) for kind, n in self.rows.items()))]
+        lines += ["%d exact repeats" % self.repeated] if self.repeated else []
+        lines += ["%6d rejected: %s" % (n, reason) for reason, n in sorted(self.rejected.items(), key=lambda p: -p[1])]
+        return "\n".join(lines + ["could not read %s: %s" % pair for pair in self.unreadable])
+
+
+TABLES = {"readings": "co2_readings", "pings": "pings", "errors": "error_logs", "deployments": "deploy_durations_tiered"}
+_INSERT = {kind: "INSERT INTO %s VALUES (%s)" % (table, ", ".join("?" * n))
+           for (kind, table), n in zip(TABLES.items(), (27, 10, 12, 12))}
+_SAME = {"readings": ", ".join(["temp", "flash_count", *CO2, *RAW]), "pings": "ping_ts, nickname, rssi_raw, rssi_dbm"}
+Parser = Callable[[bytes, Limits, float], Tuple]
+_PARSERS: Dict[str, Tuple[Parser, int, int]] = {"readings": (parse_reading, 20, 16), "pings": (parse_ping, 8, 7)}
+Run = Tuple[str, int, int]              # unit, first day, last day
+
+
+class Import:
+    """One run into an open database; the caller's transaction makes it atomic."""
+
+    def __init__(self, db: sqlite3.Connection, now: float, limits: Limits = LIMITS,
+                 progress: Optional[Callable[[int], None]] = None) -> None:
+        self.db, self.now, self.limits, self.progress = db, now, limits, progress or (lambda done: None)
+        self.accounts = {row[0]: Account(row[1:]) for row in db.execute("SELECT id, %s FROM sources" % ", ".join(Account.COLUMNS))}
+        self.changed: Dict[int, Source] = {}
+        self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days
+        self.summary = Summary()
+
+    def take(self, sources: Iterable[Source]) -> None:
+        """Import what is new in these sources."""
+        for source in sorted(sources, key=lambda source: source.key):
+            self.take_one(source)
+            self.progress(source.size)
+        self.settle()
+
+    def forget_missing(self, sources: Sequence[Source]) -> None:
+        """Take out the rows of files that are gone (the text is the truth)."""
+        known = {source.id for source in sources}
+        for id in [id for id in self.accounts if id not in known]:
+            row = self.db.execute("SELECT path, kind, unit_id FROM sources WHERE id = ?", (id,)).fetchone()
+            self._forget(Source(row[0], "", row[1], row[2], 0, 0.0))
+            self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
+            del self.accounts[id]
+
+    def take_one(self, source: Source, end: Optional[int] = None) -> None:
+        """Import what is new in a source, up to byte `end`."""
+        account = self.accounts.setdefault(source.id, Account())
+        if (account.size, account.mtime) == (source.size, source.mtime) and source.id not in self.changed:
+            return
+        try:
+            with open(source.path, "rb", opener=_open_no_link) as file:
+                size = os.fstat(file.fileno()).st_size if end is None else end
+                if source.kind in ("errors", "deployments") or not begins_as_before(file, account, size):
+                    if account.lines:
+                        self._forget(source)
+                    account = self.accounts[source.id] = Account()
+                self._read(source, file, account, size)
+                account.size, account.mtime = size, source.mtime
+        except OSError as error:
+            self.summary.unreadable.append((source.path, error.strerror or str(error)))
+            return
+        self.changed[source.id] = source
+        self.summary.files += 1
+
+    def _read(self, source: Source, file: IO[bytes], account: Account, size: int) -> None:
+        lines = complete_lines(file, account, size)
+        if source.kind == "errors":
+            self._read_errors(source, account, lines)
+        elif source.kind == "deployments":
+            self._read_deployments(source, account, lines)
+        else:
+            self.db.executemany(_INSERT[source.kind], self._rows(source, account, lines))
+
+    def _rows(self, source: Source, account: Account, lines: Iterator[Line]) -> Iterator[Tuple]:
+        parse, split, ts_at = _PARSERS[source.kind]
+        id, limits, now, days = source.id, self.limits, self.now, self.touched[source.kind]
+        waiting = account.rejected > 0
+        for line in lines:
+            try:
+                row = parse(line.raw, limits, now)
+            except Rejected as rejected:
+                self._reject(source, account, line, str(rejected), account.last_ts)
+                waiting = True
+                continue
+            account.imported += 1
+            account.imported_bytes += len(line.raw)
+            account.last_ts = ts = row[ts_at]
+            days.setdefault(row[0] if split == 20 else row[3], set()).add(ts // 86400)
+            if waiting:
+                self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND after_ts IS NULL", (ts, id))
+                waiting = False
+            yield row[:split] + (id, line.offset) + row[split:]
+
+    def _reject(self, source: Source, account: Account, line: Line, reason: str, before: Optional[int]) -> None:
+        if len(line.raw) >= LONGEST_LINE:
+            reason = "line longer than %d bytes" % LONGEST_LINE
+        account.rejected += 1
+        account.rejected_bytes += len(line.raw)
+        self.summary.rejected[reason] = self.summary.rejected.get(reason, 0) + 1
+        text = line.raw[:1000].decode("latin-1").encode("unicode_escape").decode("ascii")
+        self.db.execute("INSERT INTO rejects VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
+                        (source.id, line.number, line.offset, len(line.raw), reason, text, before))
+
+    def _read_errors(self, source: Source, account: Account, lines: Iterator[Line]) -> None:
+        entries: List[Entry] = []
+        for line in lines:
+            try:
+                text = decode(line.raw) if line.raw.strip() else ""
+                entry = parse_headline(line, text)
+                if not entry and not entries:
+                    raise Rejected("before the first headline")
+            except Rejected as rejected:
+                self._reject(source, account, line, str(rejected), None)
+                continue
+            account.imported_bytes += len(line.raw)
+            account.imported += 1 if entry else 0
+            entries += [entry] if entry else []
+            if not entry:
+                entries[-1].text.append(text)
+        self._insert_entries(source, entries)
+
+    def _insert_entries(self, source: Source, entries: Sequence[Entry]) -> None:
+        """Entries dated 1970 take the time of the nearest earlier dated one as inferred time."""
+        day, clock = "", ""
+        for entry in entries:
+            if not entry.day.startswith("1970") or not day:
+                day, clock = entry.day, entry.clock
+            row = entry.row(source.unit_id, day, clock)
+            self.db.execute(_INSERT["errors"], (*row, source.id, entry.line.offset))
+
+    def _read_deployments(self, source: Source, account: Account, lines: Iterator[Line]) -> None:
+        columns: List[str] = []
+        for line in lines:
+            account.imported_bytes += len(line.raw)
+            if not line.raw.strip() or line.raw.startswith(b"#"):
+                continue
+            try:
+                text = decode(line.raw)
+                if not columns:
+                    columns = [_SIMPLE.get(name.strip(), name.strip()) for name in text.split("\t")]
+                    continue
+                row = parse_deployment(text, columns)
+            except Rejected as rejected:
+                account.imported_bytes -= len(line.raw)
+                self._reject(source, account, line, str(rejected), None)
+                continue
+            account.imported += 1
+            self.db.execute(_INSERT["deployments"], (*row, source.id, line.offset))
+
+    def _forget(self, source: Source) -> None:
+        """Take out the rows of a source, and have the files read again that may hold repeats of them."""
+        if source.kind in self.touched:
+            for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 FROM %s WHERE source = ?"
+                                             % TABLES[source.kind], (source.id,)):
+                self.touched[source.kind].setdefault(unit, set()).add(day)
+            for id, account in self.accounts.items():
+                if account.repeated and id != source.id:
+                    account.mtime = -1.0                        # to be read again, from the start
+                    account.checksum ^= 1
+        unit = "unit_id = ? AND " if source.kind == "errors" else ""
+        self.db.execute("DELETE FROM %s WHERE %ssource = ?" % (TABLES[source.kind], unit),
+                        (source.unit_id, source.id) if unit else (source.id,))
+        self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
+
+    # -- what depends on neighbours
+
+    def settle(self) -> None:
+        """Repeats, rules that look at neighbours, rollup, ledger: for all that was touched."""
+        for kind, units in self.touched.items():
+            for run in _runs(units):
+                self._drop_repeats(kind, run)
+        for unit, first, last in _runs(self.touched["readings"]):
+            self._roll_up(unit, first, last)
+            for day in self._judge(unit, first - 1, last + 1):
+                self._roll_up(unit, day, day)
+        for id, source in self.changed.items():
+            self.summary.rows[source.kind] += self.accounts[id].imported
+        self._write_ledger()
+
+    def _drop_repeats(self, kind: str, run: Run) -> None:
+        table, (unit, first, last) = TABLES[kind], run
+        again = self.db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts >= ? AND ts < ? GROUP BY ts HAVING count(*) > 1"
+                                % table, (unit, first * 86400, (last + 1) * 86400)).fetchall()
+        for ts, in again:
+            seen: Set[Tuple] = set()
+            for rowid, source, *values in self.db.execute("SELECT rowid, source, %s FROM %s WHERE unit_id = ? AND ts = ? "
+                                                          "ORDER BY source, offset" % (_SAME[kind], table), (unit, ts)).fetchall():
+                if tuple(values) in seen:
+                    self.db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
+                    self.accounts[source].imported -= 1
+                    self.accounts[source].repeated += 1
+                    self.summary.repeated += 1
+                    self.changed.setdefault(source, self._known_source(source))
+                seen.add(tuple(values))
+
+    def _known_source(self, id: int) -> Source:
+        path, kind, unit = self.db.execute("SELECT path, kind, unit_id FROM sources WHERE id = ?", (id,)).fetchone()
+        account = self.accounts[id]
+        return Source(path, "", kind, unit, account.size, account.mtime)
+
+    def _roll_up(self, unit: str, first: int, last: int) -> None:
+        self.db.execute("DELETE FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ?", (unit, first, last))
+        self.db.execute(_ROLL_UP, (unit, first * 86400, (last + 1) * 86400))
+
+    def _judge(self, unit: str, first: int, last: int) -> List[int]:
+        """Apply the rules that look at neighbours; the days in which something changed."""
+        days = {day: tuple(rest) for day, *rest in self.db.execute(_RANGES, (unit, first - 1, last + 1))}
+        changed = []
+        for day in range(first, last + 1) if len(days) > last - first else sorted(days):
+            if day in days and first <= day <= last and self._is_suspicious(day, days):
+                rows = self.db.execute(_NEIGHBOURS, (unit, day * 86400 - self.limits.spike_gap,
+                                                     (day + 1) * 86400 + self.limits.spike_gap)).fetchall()
+                updates = judge_day(rows, day, self.limits)
+                self.db.executemany("UPDATE co2_readings SET qc = ?, flag = ? WHERE rowid = ?",
+                                    [(qc, flag_of(qc), rowid) for rowid, qc in updates])
+                changed += [day] if updates else []
+        return changed
+
+    def _is_suspicious(self, day: int, days: Dict[int, Tuple]) -> bool:
+        low, high, number, flagged = days[day]
+        around = [days[other] for other in (day - 1, day, day + 1) if other in days]
+        lows, highs = [r[0] for r in around if r[0] is not None], [r[1] for r in around if r[1] is not None]
+        return bool(flagged or lows and max(highs) - min(lows) > self.limits.spike
+                    or number >= self.limits.flat_count and low == high)
+
+    def _write_ledger(self) -> None:
+        names = ("id", "path", "kind", "unit_id", *Account.COLUMNS)
+        self.db.executemany("INSERT OR REPLACE INTO sources(%s) VALUES (%s)" % (", ".join(names), ", ".join("?" * len(names))),
+                            [(id, source.key, source.kind, source.unit_id, *self.accounts[id].values())
+                             for id, source in self.changed.items()])
+
+
+_USABLE = "co2 IS NOT NULL AND qc & %d = 0" % (QC_CO2_BAD | QC_ROW)
+_SUSPECT = "co2 IS NOT NULL AND qc & %d AND NOT qc & %d" % (QC_CO2_BAD, QC_ROW)
+_WARM = "temp IS NOT NULL AND qc & %d = 0" % (QC_TEMP | QC_ROW)
+_ROLL_UP = """
+    INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
+        count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad),
+        count(warm), sum(warm), min(warm), max(warm)
+    FROM (SELECT unit_id, ts, CASE WHEN {0} THEN co2 END AS good, CASE WHEN {1} THEN co2 END AS bad,
+                 CASE WHEN {2} THEN temp END AS warm
+          FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY unit_id, ts, source, offset)
+    GROUP BY day""".format(_USABLE, _SUSPECT, _WARM)
+_RANGES = """
+    SELECT day, min(coalesce(co2_min, co2_low), coalesce(co2_low, co2_min)),
+           max(coalesce(co2_max, co2_peak), coalesce(co2_peak, co2_max)), co2_n + co2_off, co2_off
+    FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? ORDER BY day"""
+_NEIGHBOURS = """
+    SELECT rowid, ts, co2, qc FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND co2 IS NOT NULL
+    AND qc & %d = 0 ORDER BY ts, source, offset""" % (QC_ROW | QC_NO_CO2)
+
+
+def judge_day(rows: Sequence[Tuple[int, int, float, int]], day: int, limits: Limits) -> List[Tuple[int, int]]:
+    """Lone spikes and flat days: (rowid, new qc) where it changes. Rows: rowid, ts, co2, qc in order of time, with
+    neighbours from the days before and after."""
+    mine = [n for n, row in enumerate(rows) if row[1] // 86400 == day]
+    flat = len(mine) >= limits.flat_count and len({rows[n][2] for n in mine}) == 1
+    updates = []
+    for n in mine:
+        rowid, _, _, qc = rows[n]
+        spike = 0 < n < len(rows) - 1 and _stands_out(rows[n - 1], rows[n], rows[n + 1], limits)
+        new = qc & ~(QC_SPIKE | QC_FLAT) | (QC_SPIKE if spike else 0) | (QC_FLAT if flat else 0)
+        if new != qc:
+            updates.append((rowid, new))
+    return updates
+
+
+def _stands_out(before: Tuple, row: Tuple, after: Tuple, limits: Limits) -> bool:
+    near = row[1] - before[1] <= limits.spike_gap and after[1] - row[1] <= limits.spike_gap
+    one, other = row[2] - before[2], row[2] - after[2]
+    return near and one * other > 0 and min(abs(one), abs(other)) > limits.spike
+
+
+def _runs(units: Dict[str, Set[int]]) -> Iterator[Run]:
+    """Touched days as runs of days that follow each other."""
+    for unit in sorted(units):
+        days = sorted(units[unit])
+        first = last = days[0]
+        for day in days[1:]:
+            if day > last + 1:
+                yield unit, first, last
+                first = day
+            last = day
+        yield unit, first, last
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+# -- the database -----------------------------------------------------------------------------------------------------
+
+
+def open_db(path: str) -> sqlite3.Connection:
+    """Read-only; NoDatabase when there is none that can be read. Temporary tables are possible."""
+    if not os.path.exists(path):
+        raise NoDatabase("no database yet: %s (./importer.py makes it)" % path)
+    try:
+        db = sqlite3.connect("file:%s?mode=ro" % _quote(path), uri=True, timeout=PATIENCE)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.OperationalError:                            # no write permission for the -shm file, and no writer
+        db = sqlite3.connect("file:%s?immutable=1" % _quote(path), uri=True)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise NoDatabase("%s: %s (./importer.py rebuild makes it anew)" % (path, error))
+    if version != SCHEMA_VERSION:
+        db.close()
+        raise NoDatabase("%s was made by another version (./importer.py makes it anew)" % path)
+    return db
+
+
+def _quote(path: str) -> str:
+    return os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+@contextlib.contextmanager
+def only_writer(path: str, patience: float = PATIENCE) -> Iterator[None]:
+    """Be the one that writes; Busy when another does for too long."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path + ".lock", "a+") as lock:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    lock.seek(0)
+                    raise Busy("process %s is importing into %s" % (lock.read().strip() or "?", path))
+                time.sleep(0.05)
+        lock.truncate(0)
+        lock.write("%d\n" % os.getpid())
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _connected(path: str) -> Iterator[sqlite3.Connection]:
+    db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Optional[float] = None,
+               progress: Optional[Callable[[int], None]] = None) -> Summary:
+    """Import what is new: in these files, or in all there are. Busy, OSError or sqlite3.Error when that cannot be."""
+    now = time.time() if now is None else now
+    with only_writer(archive.db):
+        if not _is_ours(archive.db):
+            return _rebuild(archive, now, progress)
+        unreadable: List[Tuple[str, str]] = []
+        sources = find_sources(archive, unreadable) if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
+        with _connected(archive.db) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("BEGIN IMMEDIATE")
+            run = Import(db, now, progress=progress)
+            run.summary.unreadable = unreadable
+            if paths is None:
+                run.forget_missing(sources)
+            run.take(_current_deployments(sources))
+            if any(account.mtime == -1.0 for account in run.accounts.values()):
+                run.take(find_sources(archive, []))             # files that hold repeats of what was replaced
+            db.execute("COMMIT")
+    return run.summary
+
+
+def _current_deployments(sources: Sequence[Source]) -> List[Source]:
+    """The older, simpler table is read only where the tiered one is absent."""
+    tiered = any(source.key.endswith("_tiered.tsv") for source in sources)
+    return [source for source in sources if not (tiered and source.key.endswith("/deploy_durations.tsv"))]
+
+
+def _named(archive: Archive, paths: Iterable[str]) -> List[Source]:
+    found: List[Source] = []
+    for path in sorted(set(paths)):
+        with contextlib.suppress(FileNotFoundError):
+            for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/")):
+                relative = os.path.relpath(path, root)
+                kind = kind_of(relative) if prefix == "data/" else ("pings", "") if relative.startswith("pings/") else None
+                if kind:
+                    found.append(_source(prefix + relative, path, *kind, os.stat(path)))
+    return found
+
+
+def _is_ours(path: str) -> bool:
+    """Whether the database is of this schema; one that is not is put out of the way."""
+    if not os.path.exists(path):
+        return False
+    try:
+        with _connected(path) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+                return True
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:
+        pass
+    aside = "%s.before-%s" % (path, seqfile.utc(time.time(), "%Y%m%dT%H%M%SZ"))
+    os.rename(path, aside)
+    print("importer: %s is not a database of this version; it is now %s" % (path, aside), file=sys.stderr)
+    return False
+
+
+def rebuild(archive: Archive, now: Optional[float] = None, progress: Optional[Callable[[int], None]] = None) -> Summary:
+    """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
+    with only_writer(archive.db):
+        return _rebuild(archive, time.time() if now is None else now, progress)
+
+
+def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], None]]) -> Summary:
+    new = archive.db + ".new"
+    _remove(new)
+    unreadable: List[Tuple[str, str]] = []
+    try:
+        summary = _build(new, _current_deployments(find_sources(archive, unreadable)), now, progress)
+        summary.unreadable[:0] = unreadable
+        _swap_in(new, archive.db)
+    finally:
+        _remove(new)
+    return summary
+
+
+def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[Callable[[int], None]] = None,
+           ends: Optional[Dict[int, int]] = None) -> Summary:
+    """A database at `path` from nothing; `ends`: how far to read each source."""
+    with _connected(path) as db:
+        db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -16000; BEGIN;" + SCHEMA)
+        run = Import(db, now, progress=progress)
+        for source in sorted(sources, key=lambda source: source.key):
+            run.take_one(source, ends.get(source.id) if ends is not None else None)
+            run.progress(source.size)
+        for statement in INDEXES.split(";"):
+            db.execute(statement)
+        run.settle()
+        db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
+        db.execute("COMMIT")
+    return run.summary
+
+
+def _swap_in(new: str, path: str) -> None:
+    with open(new, "rb") as file:
+        os.fsync(file.fileno())
+    if os.path.exists(path):                                    # nothing may be left in the old one's log: the new one
+        with _connected(path) as db:                            # would take it for its own
+            busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise Busy("%s is being read for so long that it cannot be replaced; try again" % path)
+    os.rename(new, path)
+    for suffix in ("-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)
+    with _connected(path) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+
+
+def _remove(path: str) -> None:
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)
+
+# -- what the views ask ----------------------------------------------------------------------------------------------
+#
+# Everything is counted by SQLite in the columns of a page: `spans` (whose readings, from when to when) meet `edges`
+# (where the columns of the page begin and end) in two temporary tables, joined in that order on the index, so that no
+# sort is needed and what comes out is columns x rows, however many readings went in. Whole days inside a column come
+# from the rollup, what is left at its two ends from the readings: bounds of deployments and of local days stay exact
+# to the second. All times are UTC seconds, all ranges half open.
+
+Span = Tuple[str, int, int]             # unit, from, to
+FOREVER = 1 << 40                       # s; later than any time
+DAY = 86400                             # s
+HOUR = 3600                             # s
+RECENT = 40                             # the last so many pings or readings tell a rhythm
+
+WEAK = -100                             # dBm; below that days are lost
+UNUSABLE = -110                         # dBm
+
+
+class Deployment(NamedTuple):
+    """A stay of a unit somewhere; for a unit that never had one, only the unit and its nickname."""
+    unit_id: str
+    nickname: str
+    site: Optional[str] = None
+    tier: Optional[int] = None
+    status: Optional[str] = None        # deployed, en_route, lab_check
+    since: int = 0
+    until: int = FOREVER
+
+
+class Bucket(NamedTuple):
+    """One quantity in one column of a page. Suspect values are counted apart and never enter the mean."""
+    rows: int                           # readings, usable or not
+    n: int                              # usable values
+    total: float
+    low: Optional[float]
+    high: Optional[float]
+    suspects: int
+    suspect_low: Optional[float]
+    suspect_high: Optional[float]
+    first: int                          # UTC seconds; the day's begin and end where they come from the rollup
+    last: int
+
+
+class Pings(NamedTuple):
+    """Pings of one unit in one column of a page."""
+    n: int
+    days: int                           # on so many days
+    dbm: Optional[float]                # mean
+
+
+class UnitState(NamedTuple):
+    """How a unit does. `verdict` is one of VERDICTS."""
+    unit_id: str
+    nickname: str
+    site: Optional[str]
+    tier: Optional[int]
+    status: Optional[str]
+    alarms: bool                        # deployed now: silence matters
+    last_ping: Optional[int]
+    last_data: Optional[int]            # newest reading, usable or not
+    ping_rhythm: int                    # s; median distance of pings
+    data_rhythm: int                    # s; median distance of readings
+    ppm: Optional[float]
+    temp: Optional[float]
+    dbm: Optional[int]
+    calls: int                          # pings since data should have come
+    pings_late: float                   # how much later than usual: 1 is the limit
+    data_late: float
+    verdict: str
+
+
+VERDICTS = ("late", "stuck", "weak", "never", "ok", "off")      # worst first; off: not deployed, raises no alarm
+
+
+class Gap(NamedTuple):
+    """Missing readings between two that are there."""
+    unit_id: str
+    start: int                          # time of the last reading before
+    end: int                            # time of the first one after, or now
+    missing: int                        # by the unit's rhythm
+    state: str                          # one of GAP_STATES
+    calls: int                          # pings in the meantime
+
+
+SCAN = 60 * DAY                         # up to this range every reading is looked at, beyond it only days that are not full
+# waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is missing
+# or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not deployed
+GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
+
+_QUANTITY = {"co2": (QC_CO2_BAD, "d.co2_n, d.co2_sum, d.co2_min, d.co2_max, d.co2_off, d.co2_low, d.co2_peak"),
+             "temp": (QC_TEMP, "d.temp_n, d.temp_sum, d.temp_min, d.temp_max, 0, NULL, NULL")}
+
+_FROM_READINGS = """
+    SELECT i, j, count(*), count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad), min(ts), max(ts)
+    FROM (SELECT s.i, c.j, r.ts, CASE WHEN r.qc & {bad} = 0 THEN r.{name} END AS good,
+                 CASE WHEN r.qc & {bad} AND NOT r.qc & {row} THEN r.{name} END AS bad
+          FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN co2_readings r
+          WHERE c.b > s.a AND c.a < s.b AND r.unit_id = s.unit AND r.ts >= {a} AND r.ts < {b})
+    GROUP BY i, j"""
+
+_FROM_DAYS = """
+    SELECT i, j, sum(n), sum(good), sum(total), min(low), max(high), sum(bad), min(bad_low), max(bad_high),
+           min(day) * 86400, max(day) * 86400 + 86399
+    FROM (SELECT s.i, c.j, d.day, d.n, {columns}
+          FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN daily d
+          WHERE c.b > s.a AND c.a < s.b AND d.unit_id = s.unit AND d.day >= {a} / 86400 AND d.day < {b} / 86400)
+    GROUP BY i, j"""
+
+_A, _B = "max(c.a, s.a)", "min(c.b, s.b)"                               # where a span meets a column
+_FIRST_DAY, _LAST_DAY = "(%s + 86399) / 86400 * 86400" % _A, "%s / 86400 * 86400" % _B      # its whole days
+
+
+def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> None:
+    """Put spans and columns where SQL can join them (temporary tables: the database itself is not written to)."""
+    db.executescript("""
+        PRAGMA temp_store = MEMORY;
+        CREATE TEMP TABLE IF NOT EXISTS spans(i INTEGER PRIMARY KEY, unit TEXT, a INTEGER, b INTEGER);
+        CREATE TEMP TABLE IF NOT EXISTS edges(j INTEGER PRIMARY KEY, a INTEGER, b INTEGER);
+        DELETE FROM temp.spans; DELETE FROM temp.edges;""")
+    db.executemany("INSERT INTO temp.spans VALUES (?, ?, ?, ?)", [(i, *span) for i, span in enumerate(spans)])
+    db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", [(j, *ab) for j, ab in enumerate(zip(edges, edges[1:]))])
+
+
+def buckets(db: sqlite3.Connection, what: str, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Bucket]:
+    """`what` (co2 or temp) by number of span and number of column; where nothing was read there is no entry."""
+    _lay_out(db, spans, edges)
+    found: Dict[Tuple[int, int], Bucket] = {}
+    for query in _bucket_queries(what, len(edges) > 1 and edges[-1] - edges[0] >= DAY * (len(edges) - 1)):
+        for i, j, *values in db.execute(query):
+            bucket = Bucket._make(values)
+            found[i, j] = join_buckets(found[i, j], bucket) if (i, j) in found else bucket
+    return found
+
+
+def _bucket_queries(what: str, by_day: bool) -> List[str]:
+    mask, columns = _QUANTITY[what]
+    names = zip(columns.split(", "), "good total low high bad bad_low bad_high".split())
+    days = _FROM_DAYS.format(columns=", ".join("%s AS %s" % pair for pair in names), a=_FIRST_DAY, b=_B)
+    readings = [(_A, "min(%s, %s)" % (_B, _FIRST_DAY)), ("max(%s, %s)" % (_LAST_DAY, _FIRST_DAY), _B)] if by_day else [(_A, _B)]
+    return [_FROM_READINGS.format(bad=mask | QC_ROW, row=QC_ROW, name=what, a=a, b=b) for a, b in readings] + [days] * by_day
+
+
+def join_buckets(one: Bucket, other: Bucket) -> Bucket:
+    """Two parts of a column, or two units at one site, as one."""
+    def least(a: Any, b: Any) -> Any:
+        return b if a is None else a if b is None else min(a, b)
+
+    def most(a: Any, b: Any) -> Any:
+        return b if a is None else a if b is None else max(a, b)
+    return Bucket(one.rows + other.rows, one.n + other.n, (one.total or 0) + (other.total or 0), least(one.low, other.low),
+                  most(one.high, other.high), one.suspects + other.suspects, least(one.suspect_low, other.suspect_low),
+                  most(one.suspect_high, other.suspect_high), min(one.first, other.first), max(one.last, other.last))
+
+
+def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> Dict[int, Tuple[int, int]]:
+    """Values, suspect ones included, below and above the limits, by number of span. Looks only into days that have some."""
+    _lay_out(db, spans, ())
+    least = "min(coalesce(d.co2_min, d.co2_low), coalesce(d.co2_low, d.co2_min))" if what == "co2" else "d.temp_min"
+    most = "max(coalesce(d.co2_max, d.co2_peak), coalesce(d.co2_peak, d.co2_max))" if what == "co2" else "d.temp_max"
+    query = """
+        SELECT s.i, sum(r.{name} < :low), sum(r.{name} > :high)
+        FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
+        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day <= s.b / 86400 AND ({least} < :low OR {most} > :high)
+          AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
+          AND r.{name} IS NOT NULL AND r.qc & {skip} = 0
+        GROUP BY s.i""".format(name=what, least=least, most=most, skip=QC_ROW if what == "co2" else QC_TEMP | QC_ROW)
+    return {i: (below or 0, above or 0) for i, below, above in db.execute(query, {"low": low, "high": high})}
+
+
+def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]) -> List[Optional[float]]:
+    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_ROWS readings, then of an
+    evenly spread sample of days."""
+    _lay_out(db, spans, ())
+    days = db.execute("SELECT count(*) FROM temp.spans s CROSS JOIN daily d WHERE d.unit_id = s.unit "
+                      "AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400").fetchone()[0]
+    every = 1 + days // QUANTILE_DAYS
+    values = sorted(value for value, in db.execute("""
+        SELECT r.{name} FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
+        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400 AND d.day % {every} = 0
+          AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
+          AND r.{name} IS NOT NULL AND r.qc & {bad} = 0""".format(name=what, every=every, bad=_QUANTITY[what][0] | QC_ROW)))
+    return [values[min(len(values) - 1, int(share * len(values)))] if values else None for share in shares]
+
+
+QUANTILE_DAYS = 400                     # of readings; 20,000 at one every half hour
+
+
+def _units(db: sqlite3.Connection) -> List[str]:
+    """All units of which anything is known: a skip through the indexes, not a scan."""
+    return [unit for unit, in db.execute("""
+        WITH RECURSIVE d(u) AS (SELECT min(unit_id) FROM daily UNION ALL
+                                SELECT (SELECT min(unit_id) FROM daily WHERE unit_id > d.u) FROM d WHERE d.u IS NOT NULL),
+                       p(u) AS (SELECT min(unit_id) FROM pings UNION ALL
+                                SELECT (SELECT min(unit_id) FROM pings WHERE unit_id > p.u) FROM p WHERE p.u IS NOT NULL),
+                       e(u) AS (SELECT min(unit_id) FROM error_logs UNION ALL
+                                SELECT (SELECT min(unit_id) FROM error_logs WHERE unit_id > e.u) FROM e WHERE e.u IS NOT NULL)
+        SELECT u FROM d WHERE u IS NOT NULL UNION SELECT u FROM p WHERE u IS NOT NULL
+        UNION SELECT u FROM e WHERE u IS NOT NULL UNION SELECT unit_id FROM deploy_durations_tiered ORDER BY 1""")]
+
+
+def _nickname(db: sqlite3.Connection, unit: str) -> str:
+    """What a unit last called itself, else its id without the prefix all share."""
+    for table in ("pings", "co2_readings"):
+        row = db.execute("SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ? ORDER BY ts DESC LIMIT 50) "
+                         "WHERE nickname IS NOT NULL LIMIT 1" % table, (unit,)).fetchone()
+        if row:
+            return str(row[0])
+    return unit[8:] if unit.startswith("co2unit-") else unit
+
+
+def deployments(db: sqlite3.Connection) -> List[Deployment]:
+    """All stays, highest tier first, then by site and time; at the end the units that never had one."""
+    rows = db.execute("SELECT unit_id, nickname, site, tier, status, coalesce(since, 0), coalesce(until, ?) FROM "
+                      "deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id", (FOREVER,)).fetchall()
+    names = {row[0]: row[1] for row in rows if row[1]}
+    units = _units(db)
+    names.update((unit, _nickname(db, unit)) for unit in units if unit not in names)
+    placed = {row[0] for row in rows}
+    return ([Deployment(row[0], row[1] or names[row[0]], *row[2:]) for row in rows] +
+            sorted((Deployment(unit, names[unit]) for unit in units if unit not in placed), key=lambda d: d.nickname))
+
+
+def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> Tuple[Optional[int], Optional[int]]:
+    """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
+    query = "SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)"
+    ends = [db.execute(query.format(table), {"u": unit, "now": now}).fetchone() for unit in units]
+    return min((a for a, b in ends if b is not None), default=None), max((b for a, b in ends if b is not None), default=None)
+
+
+def last_value(db: sqlite3.Connection, what: str, unit: str, a: int, b: int) -> Tuple[Optional[int], Optional[float]]:
+    """Time and value of the newest usable reading in a range."""
+    return db.execute("SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL AND "
+                      "qc & {1} = 0 ORDER BY ts DESC LIMIT 1".format(what, _QUANTITY[what][0] | QC_ROW),
+                      (unit, a, b)).fetchone() or (None, None)
+
+
+def _recent(db: sqlite3.Connection, table: str, unit: str, now: int) -> List[int]:
+    """Times of the last pings or readings up to now, newest first."""
+    valid = "AND qc & %d = 0" % QC_ROW if table == "co2_readings" else ""
+    return [ts for ts, in db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts <= ? %s ORDER BY ts DESC LIMIT %d"
+                                     % (table, valid, RECENT), (unit, now))]
+
+
+def _rhythm(times: Sequence[int], least: int, default: int) -> int:
+    """The median distance; with fewer than three distances there is none yet."""
+    steps = sorted(a - b for a, b in zip(times, times[1:]) if a > b)
+    return max(least, steps[len(steps) // 2]) if len(steps) > 2 else default
+
+
+def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
+    """Seconds between two readings of a unit, as of late."""
+    return _rhythm(_recent(db, "co2_readings", unit, now), 1, 1800)
+
+
+def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Pings]:
+    """Pings by number of span and number of column."""
+    _lay_out(db, spans, edges)
+    return {(i, j): Pings(n, days, dbm) for i, j, n, days, dbm in db.execute("""
+        SELECT s.i, c.j, count(*), count(DISTINCT p.ts / 86400), avg(p.rssi_dbm)
+        FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN pings p
+        WHERE c.b > s.a AND c.a < s.b AND p.unit_id = s.unit AND p.ts >= max(c.a, s.a) AND p.ts < min(c.b, s.b)
+        GROUP BY s.i, c.j""")}
+
+
+def signals(db: sqlite3.Connection, units: Sequence[str], a: int, b: int) -> Dict[str, List[Tuple[int, int]]]:
+    """Unit -> (dBm, number of pings), weakest first; units without any are left out."""
+    found: Dict[str, List[Tuple[int, int]]] = {}
+    for unit in units:
+        rows = db.execute("SELECT rssi_dbm, count(*) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL "
+                          "GROUP BY rssi_dbm ORDER BY rssi_dbm", (unit, a, b)).fetchall()
+        if rows:
+            found[unit] = rows
+    return found
+
+
+def errors(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
+    """Entries of the error logs by number of span and number of column: type -> number; '' is none of the known types."""
+    _lay_out(db, spans, edges)
+    found: Dict[Tuple[int, int], Dict[str, int]] = {}
+    for i, j, kind, n in db.execute("""
+            SELECT s.i, c.j, coalesce(e.etype, ''), count(*)
+            FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN error_logs e
+            WHERE c.b > s.a AND c.a < s.b AND e.unit_id = s.unit AND e.ts >= max(c.a, s.a) AND e.ts < min(c.b, s.b)
+            GROUP BY s.i, c.j, coalesce(e.etype, '')"""):
+        found.setdefault((i, j), {})[kind] = n
+    return found
+
+
+def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int, limit: int) -> List[Tuple[int, str, str, str, str]]:
+    """The newest entries: time, unit, level, type, message."""
+    rows: List[Tuple[int, str, str, str, str]] = []
+    for unit in units:
+        rows += db.execute("SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') FROM error_logs "
+                           "WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts DESC LIMIT ?", (unit, a, b, limit)).fetchall()
+    return sorted(rows, key=lambda row: row[0], reverse=True)[:limit]
+
+
+# -- how the fleet does ------------------------------------------------------------------------------------------------
+#
+# Pings and data are judged apart, each by the unit's own rhythm. A unit is late when the next ping, or the next upload,
+# is overdue by more than a quarter of the usual distance and an hour. It is stuck when it has called at least twice
+# since its data should have come: it talks, but what it measured does not arrive. Only units that are deployed now are
+# judged; where no deployments are known at all, every unit counts as deployed.
+
+
+def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deployment]] = None,
+                ping_limit: Optional[float] = None, data_limit: Optional[float] = None) -> List[UnitState]:
+    """Every unit's state, worst first, then by tier and site. The limits, in seconds, replace the units' own rhythms."""
+    stays = deployments(db) if stays is None else stays
+    known = any(stay.site is not None for stay in stays)
+    current: Dict[str, Deployment] = {}
+    for stay in sorted(stays, key=lambda stay: (stay.since <= now < stay.until, stay.since)):
+        current[stay.unit_id] = stay                    # the last one wins: the one of now, else the latest
+    order = {stay.unit_id: number for number, stay in enumerate(stays)}
+    states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in current.values()]
+    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict),
+                                             -(max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0),
+                                             order[state.unit_id]))
+
+
+def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool, ping_limit: Optional[float],
+                data_limit: Optional[float]) -> UnitState:
+    unit = stay.unit_id
+    called, read = _recent(db, "pings", unit, now), _recent(db, "co2_readings", unit, now)
+    ping_rhythm, data_rhythm = _rhythm(called, HOUR, DAY), _rhythm(read, 1, HOUR // 2)
+    alarms = not known or stay.status == "deployed" and stay.since <= now < stay.until
+    last_ping, last_data = (called or [None])[0], (read or [None])[0]   # type: ignore
+    due = (read[0] if read else max(stay.since, called[-1] if called else 0)) + 2 * data_rhythm + HOUR
+    signal = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL ORDER BY ts DESC LIMIT 14",
+                        (unit, now)).fetchall()
+    state = UnitState(unit, stay.nickname, stay.site, stay.tier, stay.status, alarms, last_ping, last_data, ping_rhythm,
+                      data_rhythm, last_value(db, "co2", unit, 0, now + 1)[1], last_value(db, "temp", unit, 0, now + 1)[1],
+                      signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
+                      (now - last_ping) / (ping_limit or 1.25 * ping_rhythm + HOUR) if called else 0.0,
+                      (now - last_data) / (data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR) if read else 0.0, "")
+    return state._replace(verdict=_verdict(state, sorted(row[0] for row in signal), called, now))
+
+
+def _verdict(state: UnitState, signal: Sequence[int], called: Sequence[int], now: int) -> str:
+    if not state.alarms:
+        return "off"
+    if state.last_ping is None and state.last_data is None:
+        return "never"
+    if state.pings_late > 1 or state.last_ping is None and state.data_late > 1:
+        return "late"
+    if (state.data_late > 1 or state.last_data is None) and state.calls >= 2:
+        return "stuck"
+    if state.data_late > 1:
+        return "late"
+    fortnight = len({ts // DAY for ts in called if ts > now - 14 * DAY})
+    missed = fortnight < min(13, (now - called[-1]) // DAY if called else 0)
+    return "weak" if missed and signal and signal[len(signal) // 2] < WEAK else "ok"
+
+
+# -- gaps --------------------------------------------------------------------------------------------------------------
+
+
+def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> List[Gap]:
+    """Stretches longer than twice the unit's rhythm without readings between a and now, and what became of them."""
+    found: List[Gap] = []
+    for unit in sorted({stay.unit_id for stay in stays}):
+        own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
+        step = cadence(db, unit, now)
+        for start, end in _holes(db, unit, a, now, step):
+            called = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
+                                (unit, start + step, end)).fetchone()[0]
+            state = "off" if own and not any(s.since < end and start + step < s.until and s.status == "deployed" for s in own) \
+                else _why(db, unit, start, end) if end < now else "silent" if called else "waiting"
+            found.append(Gap(unit, start, end, (end - start) // step - (end < now), state, called))
+    return found
+
+
+def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
+    """Times of the reading before and the one after; the last hole may end now."""
+    holes: List[Tuple[int, int]] = []
+    before = 0
+    for lo, hi in _short_days(db, unit, a, now, step):
+        times = [ts for ts, in db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts <= ? AND qc & ? = 0 "
+                                          "ORDER BY ts", (unit, lo, hi, QC_ROW))]
+        holes += [(one, other) for one, other in zip(times, times[1:]) if other - one > 2 * step]
+        before = times[-1] if times else before
+    return holes + [(before, now)] * (before > 0 and now - before > max(2 * step, DAY + HOUR))
+
+
+def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
+    """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
+    lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?", (a, unit, a)).fetchone()[0]
+    if now - lo <= SCAN:
+        return [(lo, now)]
+    days = db.execute("SELECT day, n FROM daily WHERE unit_id = ? AND day >= ? AND day <= ? ORDER BY day",
+                      (unit, lo // DAY, now // DAY)).fetchall()
+    ranges: List[Tuple[int, int]] = []
+    for (day, n), (following, _) in zip(days, days[1:] + [(now // DAY, 0)]):
+        if n < DAY // step or following > day + 1:
+            begin, end = max(lo, (day - 1) * DAY), min(now, (following + 1) * DAY)
+            if ranges and begin <= ranges[-1][1]:
+                begin = ranges.pop()[0]
+            ranges.append((begin, end))
+    return ranges
+
+
+def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
+    """What became of readings that are missing between two that are there, by the files these two came from."""
+    files = db.execute("SELECT s.id, s.path, s.size FROM co2_readings r LEFT JOIN sources s ON s.id = r.source "
+                       "WHERE r.unit_id = ? AND r.ts IN (?, ?) ORDER BY r.ts", (unit, start, end)).fetchall()
+    (source, path, size), (next_source, next_path, _) = files[0], files[-1]
+    if db.execute("SELECT 1 FROM rejects WHERE source IN (?, ?) AND before_ts >= ? AND after_ts <= ? LIMIT 1",
+                  (source, next_source, start, end)).fetchone():
+        return "rejected"
+    one, other = _sequence_number(path or ""), _sequence_number(next_path or "")
+    if one is None or other is None or other <= one:
+        return "lost"
+    return "resend" if other > one + 1 or size < seqfile.FILE_SIZE else "lost"
+
+
+def _sequence_number(path: str) -> Optional[int]:
+    return seqfile.extract_sequence_number(os.path.basename(path), ("readings-", ".tsv"))
+
+
+def last_signal(db: sqlite3.Connection, unit: str, now: int) -> Optional[int]:
+    """dBm of the newest ping that has one."""
+    row = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL ORDER BY ts DESC LIMIT 1",
+                     (unit, now)).fetchone()
+    return row[0] if row else None
+
+# -- proof ------------------------------------------------------------------------------------------------------------
+
+
+def verify(archive: Archive) -> List[str]:
+    """Read all text again and compare, row by row and byte by byte; what does not agree."""
+    found = find_sources(archive, [])
+    with only_writer(archive.db), contextlib.closing(open_db(archive.db)) as db:
+        ledger = {row[0]: row[1:] for row in db.execute("SELECT id, path, size, done, imported_bytes, rejected_bytes FROM sources")}
+        sources = [source for source in _current_deployments(found) if source.id in ledger]
+        problems = ["%s: the ledger knows it, but the file is gone" % ledger[id][0] for id in set(ledger) - {s.id for s in sources}]
+        problems += ["%s: %d bytes of lines, but %d imported and %d rejected" % (path, done, imported, rejected)
+                     for path, size, done, imported, rejected in ledger.values() if done != imported + rejected]
+        new = archive.db + ".verify"
+        _remove(new)
+        try:
+            _build(new, sources, time.time(), ends={id: row[1] for id, row in ledger.items()})
+            problems += _differences(db, new)
+        finally:
+            _remove(new)
+    return sorted(problems)
+
+
+def _differences(db: sqlite3.Connection, other: str) -> Iterator[str]:
+    db.execute("ATTACH ? AS fresh", (other,))
+    paths = dict(db.execute("SELECT id, path FROM sources"))
+    for table in ("co2_readings", "pings", "error_logs", "deploy_durations_tiered", "rejects"):
+        for first, second, what in (("main", "fresh", "not in the text"), ("fresh", "main", "not in the database")):
+            rows = db.execute("SELECT * FROM {0}.{2} EXCEPT SELECT * FROM {1}.{2}".format(first, second, table))
+            names = [column[0] for column in rows.description]
+            for row in rows:
+                values = dict(zip(names, row))
+                yield "%s: byte %s: row of %s is %s" % (paths.get(values["source"], "?"), values["offset"], table, what)
+    for unit, day in db.execute("SELECT unit_id, day FROM (SELECT * FROM main.daily EXCEPT SELECT * FROM fresh.daily) UNION "
+                                "SELECT unit_id, day FROM (SELECT * FROM fresh.daily EXCEPT SELECT * FROM main.daily)"):
+        yield "daily: %s, day %s: the rollup is not that of the readings" % (unit, day)
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+_STAY = ("(SELECT d.rowid FROM deploy_durations_tiered d WHERE d.unit_id = {0}.unit_id AND (d.since IS NULL OR d.since <= {0}.{1}) "
+         "AND (d.until IS NULL OR {0}.{1} < d.until) ORDER BY d.tier DESC, d.since DESC, d.site LIMIT 1)")
+_UTC = "strftime('%Y-%m-%dT%H:%M:%SZ', {0}, 'unixepoch') AS {1}"
+_PLACED = "coalesce(r.nickname, d.nickname) AS nickname, d.site, d.tier, d.status"
+
+EXPORTS = {                             # columns behind time, unit and place; the table; the order
+    "readings": (", ".join("r." + name for name in ["temp", "flash_count", *CO2, "co2", "flag", "qc", *RAW]), "co2_readings"),
+    "pings": ("r.rssi_raw, r.rssi_dbm", "pings"),
+    "errors": ("r.level, r.etype, r.message, r.text, r.odate || 'T' || r.otime AS written", "error_logs"),
+}
+
+
+class Wanted(NamedTuple):
+    """What to export."""
+
+    since: Optional[int] = None         # UTC seconds
+    until: Optional[int] = None
+    unit: Optional[str] = None
+    site: Optional[str] = None
+    flag: Optional[int] = None
+
+
+def export(db: sqlite3.Connection, what: str, wanted: Wanted, behind: Dict[str, int]) -> Iterator[Tuple]:
+    """The header, then rows: UTC time, unit, nickname, site, tier and status at that time, then the values.
+
+    `behind` says how many bytes of each source an earlier export has seen, and is brought up to date.
+    """
+    if what in ("gaps", "deployments"):
+        yield from _export_gaps(db, wanted) if what == "gaps" else _export_deployments(db, wanted)
+        return
+    columns, table = EXPORTS[what]
+    tests = [("r.ts >= ?", wanted.since), ("r.ts < ?", wanted.until), ("r.unit_id = ?", wanted.unit), ("d.site = ?", wanted.site),
+             ("r.flag = ?", wanted.flag if what == "readings" else None)]
+    used = [(test, value) for test, value in tests if value is not None]
+    db.execute("CREATE TEMP TABLE behind(source INTEGER PRIMARY KEY, done INTEGER)")
+    db.executemany("INSERT INTO behind VALUES (?, ?)", [(int(id), done) for id, done in behind.items()])
+    rows = db.execute("SELECT %s, r.unit_id, %s, %s FROM %s r LEFT JOIN deploy_durations_tiered d ON d.rowid = %s "
+                      "LEFT JOIN behind b ON b.source = r.source WHERE r.offset >= coalesce(b.done, 0)%s ORDER BY r.unit_id, r.ts"
+                      % (_UTC.format("r.ts", "time"), _PLACED, columns, table, _STAY.format("r", "ts"),
+                         "".join(" AND " + test for test, _ in used)), [value for _, value in used])
+    yield tuple(column[0] for column in rows.description)
+    yield from rows
+    behind.update((str(id), done) for id, done in db.execute("SELECT id, done FROM sources"))
+
+
+def _export_deployments(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Tuple]:
+    rows = db.execute("SELECT unit_id, nickname, site, tier, status, %s, %s, note FROM deploy_durations_tiered "
+                      "WHERE (?1 IS NULL OR unit_id = ?1) AND (?2 IS NULL OR site = ?2) ORDER BY tier DESC, site, since"
+                      % (_UTC.format("since", "start_ts"), _UTC.format("until", "end_ts")), (wanted.unit, wanted.site))
+    yield tuple(column[0] for column in rows.description)
+    yield from rows
+
+
+def _export_gaps(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Tuple]:
+    now = int(time.time()) if wanted.until is None else wanted.until
+    stays = [stay for stay in deployments(db) if wanted.unit in (None, stay.unit_id) and wanted.site in (None, stay.site)]
+    names = {stay.unit_id: stay for stay in stays}
+    yield ("unit_id", "nickname", "site", "last_before", "first_after", "missing", "state", "pings")
+    for gap in gaps(db, stays, wanted.since or 0, now):
+        stay = names[gap.unit_id]
+        yield (gap.unit_id, stay.nickname, stay.site, seqfile.utc(gap.start) + "Z", seqfile.utc(gap.end) + "Z", gap.missing,
+               gap.state, gap.calls)
+
+
+def write_rows(rows: Iterator[Tuple], form: str, out: IO[str], titled: bool = True) -> None:
+    """Write rows behind their header as csv, tsv (PostgreSQL's text format) or jsonl; NULL is empty, in tsv \\N."""
+    header = next(rows)
+    if form == "jsonl":
+        for row in rows:
+            out.write(json.dumps(dict(zip(header, row)), ensure_ascii=False) + "\n")
+    elif form == "csv":
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerows([header] if titled else [])
+        writer.writerows(rows)
+    else:
+        escape = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+        if titled:
+            out.write("\t".join(header) + "\n")
+        for row in rows:
+            out.write("\t".join("\\N" if value is None else str(value).translate(escape) for value in row) + "\n")
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+class ProgressBar:
+    """On a terminal, for imports that take longer than a moment."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.shown = total, 0, time.monotonic() + 0.5
+
+    def __call__(self, size: int) -> None:
+        self.done += size
+        if sys.stderr.isatty() and time.monotonic() > self.shown:
+            self.shown = time.monotonic() + 0.1
+            share = min(1.0, self.done / max(1, self.total))
+            sys.stderr.write("\r[%-40s] %3d %% of %.1f MB " % ("#" * int(40 * share), 100 * share, self.total / 1e6))
+
+    def clear(self) -> None:
+        """Leave the line clean."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\033[K")
+
+
+def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
+    """Import what is new, or everything anew, and print a summary."""
+    bar = ProgressBar(sum(source.size for source in find_sources(archive, [])) if sys.stderr.isatty() else 0)
+    run = rebuild if arguments.command == "rebuild" else import_new
+    try:
+        summary = run(archive, progress=bar)
+    finally:
+        bar.clear()
+    print(summary)
+    return 1 if summary.unreadable else 0
+
+
+def command_status(archive: Archive, arguments: argparse.Namespace) -> int:
+    """The ledger: per source its bytes and lines."""
+    with contextlib.closing(open_db(archive.db)) as db:
+        print("%10s %10s %9s %9s %8s %8s %8s  %s" % ("bytes", "imported", "rejected", "not yet", "rows", "repeats", "rejects", "file"))
+        total = [0] * 7
+        for *numbers, path in db.execute("SELECT size, imported_bytes, rejected_bytes, size - done, imported, repeated, rejected, path "
+                                         "FROM sources ORDER BY path"):
+            print("%10d %10d %9d %9d %8d %8d %8d  %s" % (*numbers, _printable(path)))
+            total = [a + b for a, b in zip(total, numbers)]
+        print("%10d %10d %9d %9d %8d %8d %8d  total" % tuple(total))
+    return 0
+
+
+def command_rejects(archive: Archive, arguments: argparse.Namespace) -> int:
+    """Lines that were refused: file, line, offset, reason, times of the neighbours, text."""
+    with contextlib.closing(open_db(archive.db)) as db:
+        for path, line, offset, reason, before, after, text in db.execute(
+                "SELECT s.path, r.line, r.offset, r.reason, r.before_ts, r.after_ts, r.text FROM rejects r "
+                "JOIN sources s ON s.id = r.source ORDER BY s.path, r.line"):
+            between = " (between %s and %s)" % tuple(seqfile.utc(ts) if ts else "?" for ts in (before, after)) if before or after else ""
+            print("%s:%d: byte %d: %s%s: %s" % (_printable(path), line, offset, reason, between, text[:160]))
+    return 0
+
+
+def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
+    """Prove that database and text agree."""
+    problems = verify(archive)
+    for line in problems:
+        print(_printable(line))
+    print("%d differences" % len(problems) if problems else "database and text agree")
+    return 1 if problems else 0
+
+
+def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
+    """Write rows to stdout or a file; --resume appends what is new since the last time."""
+    wanted = Wanted(*[parse_instant(getattr(arguments, name) or "", "--" + name) for name in ("since", "until")],
+                    arguments.unit, arguments.site, arguments.flag)
+    if arguments.resume and (not arguments.output or arguments.what in ("gaps", "deployments")):
+        raise Unusable("--resume needs -o FILE, and readings, pings or errors")
+    notes = arguments.output + ".resume" if arguments.resume else ""
+    behind: Dict[str, int] = _load_notes(notes) if notes and os.path.exists(arguments.output) else {}
+    with contextlib.closing(open_db(archive.db)) as db, contextlib.ExitStack() as files:
+        db.execute("BEGIN")                                     # one state from the first row to the ledger
+        rows = export(db, arguments.what, wanted, behind)
+        out = sys.stdout
+        if arguments.output:
+            out = files.enter_context(open(arguments.output, "a" if behind else "w", encoding="utf-8", newline=""))
+        write_rows(rows, arguments.format, out, titled=not behind)
+    if notes:
+        with open(notes, "w", encoding="ascii") as file:
+            json.dump(behind, file)
+    return 0
+
+
+def _load_notes(file: str) -> Dict[str, int]:
+    try:
+        with open(file, encoding="ascii") as stream:
+            return dict(json.load(stream))
+    except FileNotFoundError:
+        return {}
+
+
+def _printable(text: str) -> str:
+    return re.sub("[\x00-\x1f\x7f-\x9f]", "?", text.encode("utf-8", "replace").decode())
+
+
+COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
+            "rebuild": command_import, "export": command_export}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data-dir", action="append", metavar="DIR", help="data directory; several are merged")
+    common.add_argument("--var-dir", metavar="DIR", help="server directory (pings, database)")
+    common.add_argument("--db", metavar="FILE", help="database")
+    parser = argparse.ArgumentParser(prog="importer.py", description="From text files to SQLite, every byte accounted for.",
+                                     parents=[common])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, run in COMMANDS.items():
+        help = "all text into a new database" if name == "rebuild" else (run.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(name, help=help, parents=[_optional(common)])
+        if name == "export":
+            _add_export_options(sub)
+    return parser
+
+
+def _optional(common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The common options once more, behind the command, without undoing those before it."""
+    again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    again.add_argument("--data-dir", action="append", metavar="DIR", help="data directory; several are merged")
+    again.add_argument("--var-dir", metavar="DIR", help="server directory (pings, database)")
+    again.add_argument("--db", metavar="FILE", help="database")
+    return again
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=[*EXPORTS, "gaps", "deployments"])
+    parser.add_argument("--format", choices=["csv", "tsv", "jsonl"], default="csv")
+    parser.add_argument("--since", metavar="UTC", help="from this ISO date or time on")
+    parser.add_argument("--until", metavar="UTC", help="before this ISO date or time")
+    parser.add_argument("--unit", help="hardware id")
+    parser.add_argument("--site", help="site of the deployment at that time")
+    parser.add_argument("--flag", type=int, choices=[1, 2, 3, 4, 9], help="readings with this QARTOD flag")
+    parser.add_argument("-o", "--output", metavar="FILE", help="instead of stdout")
+    parser.add_argument("--resume", action="store_true", help="append what is new since the last time (notes in FILE.resume)")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run a command; the exit status."""
+    arguments = make_parser().parse_args(argv)
+    arguments.command = arguments.command or "import"
+    try:
+        archive = locate(arguments.data_dir, arguments.var_dir, arguments.db)
+        status = COMMANDS[arguments.command](archive, arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Rejected as error:
+        print("importer: %s" % error, file=sys.stderr)
+        return 2
+    except (Unusable, OSError, sqlite3.Error) as error:
+        print("importer: %s" % error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
