@@ -719,7 +719,8 @@ class Import:
                     self.accounts[source].imported -= 1
                     self.accounts[source].repeated += 1
                     self.summary.repeated += 1
-                    self.changed.setdefault(source, self._known_source(source))
+                    if source not in self.changed:
+                        self.changed[source] = self._known_source(source)
                 seen.add(tuple(values))
 
     def _known_source(self, id: int) -> Source:
