@@ -53,7 +53,7 @@ import time
 from collections import Counter
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, TextIO, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 from urllib.parse import unquote_to_bytes
 
 import importer
@@ -294,6 +294,7 @@ class Refused(Exception):
         self.status, self.reason, self.headers = status, reason, headers
 
     def response(self) -> Response:
+        """The JSON that says why."""
         return json_response({"error": self.reason}, self.status, self.reason, self.headers)
 
 
@@ -706,11 +707,10 @@ def recent(station: Station, request: Request) -> Response:
 def newest_pings(directory: str, number: int) -> List[str]:
     """The last lines over all ping files, newest first."""
     lines: List[str] = []
-    name = seqfile.last_file_in_sequence(directory, PING_MATCH)
-    count = seqfile.extract_sequence_number(name, PING_MATCH) if name else None
-    while count is not None and count >= 0 and len(lines) < number:
-        lines += reversed(_lines_of(os.path.join(directory, seqfile.make_sequence_filename(count, PING_MATCH))))
-        count -= 1
+    for name in reversed(seqfile.files_in_sequence(directory, PING_MATCH)):
+        lines += reversed(_lines_of(os.path.join(directory, name)))
+        if len(lines) >= number:
+            break
     return lines[:number]
 
 
@@ -1075,9 +1075,8 @@ def _report_line(unit: str, name: str, published: float, expected: Set[str], tak
 
 def _rows(directory: str, match: seqfile.Match, fields: int) -> Iterator[List[str]]:
     """The rows of a log of ours with that many fields, in order."""
-    numbers = sorted(filter(None.__ne__, (seqfile.extract_sequence_number(n, match) for n in os.listdir(directory))))
-    for number in numbers:
-        for line in _lines_of(os.path.join(directory, seqfile.make_sequence_filename(number, match))):
+    for name in seqfile.files_in_sequence(directory, match):
+        for line in _lines_of(os.path.join(directory, name)):
             row = line.split("\t")
             if len(row) == fields:
                 yield row

@@ -39,7 +39,6 @@ import sqlite3
 import sys
 import time
 import zlib
-from calendar import timegm
 from datetime import date
 from typing import Any, Callable, Dict, IO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 

@@ -71,12 +71,18 @@ def extract_sequence_number(name: str, match: Match) -> Optional[int]:
     return int(digits) if belongs else None
 
 
-def last_file_in_sequence(directory: str, match: Match) -> Optional[str]:
-    """The name with the highest number (9999 comes before 10000), or None; other names and directories do not count."""
+def files_in_sequence(directory: str, match: Match) -> List[str]:
+    """Names in order of their numbers (9999 comes before 10000); other names and directories do not count."""
     with os.scandir(directory) as entries:
         numbered = [(extract_sequence_number(entry.name, match), entry.name)
                     for entry in entries if entry.is_file(follow_symlinks=False)]
-    return max(((number, name) for number, name in numbered if number is not None), default=(None, None))[1]
+    return [name for _, name in sorted((number, name) for number, name in numbered if number is not None)]
+
+
+def last_file_in_sequence(directory: str, match: Match) -> Optional[str]:
+    """The name with the highest number, or None."""
+    names = files_in_sequence(directory, match)
+    return names[-1] if names else None
 
 
 def next_sequence_filename(directory: str, match: Match) -> str:

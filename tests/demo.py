@@ -126,11 +126,10 @@ def main() -> int:
         run_nights(clock, units, station)
         server.stop()
         importing.stop()
-        run_command("importer.py")
+        run_command("importer.py", "rebuild")
         run_command("importer.py", "rejects")
         for view in ("co2", "pings", "status"):
             run_command("plot_ascii.py", view)
-        run_command("co2d.py", "publish", "--list")
         os.chdir(PROJECT)
     say("\nAll of this took %.1f s and is gone again. For real: ./co2d.py" % (time.monotonic() - began))
     return 0
