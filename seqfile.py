@@ -33,6 +33,7 @@ wrote before it began. Symbolic links below the root are never followed: every s
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -44,6 +45,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 Match = Tuple[str, str]                 # what comes before and behind the number: ("readings-", ".tsv")
 Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
+Sizes = Callable[[], Dict[str, int]]    # name -> bytes of all files of a directory
 
 FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file
 SESSION = 3600                          # seconds; a unit talks for 300 at most, and its clock is not ours
@@ -161,7 +163,7 @@ class Memory:
         self.asked: Dict[str, str] = dict(saved.get("asked", {}))
         self.first = int(saved.get("first", 0))
         self.last: Tuple[str, int, float] = ("", 0, 0.0)        # name, position, time of the last chunk
-        self.held = 0                                           # size of the copy after the last chunk
+        self.steady = False                                     # that chunk followed another, or began a file
         self.unsaved = False                                    # the lasting part has changed
         self.awaited = ""                                       # the file we have just asked for
         self.resent = ("", 0)                                   # the file that was sent since we asked, and how far
@@ -172,43 +174,47 @@ class Memory:
         self.unsaved = False
         return {"ended": self.ended, "asked": self.asked, "first": self.first}
 
-    def observe(self, name: str, offset: int, end: int, held: int, now: float) -> None:
-        """Learn from a stored chunk of file `name`, bytes `offset` to `end`; the copy has `held` bytes now."""
+    def observe(self, name: str, offset: int, end: int, now: float, sizes: Sizes) -> None:
+        """Learn from a stored chunk of file `name`, bytes `offset` to `end`; `sizes` tells what we hold of all files."""
         before, position, at = self.last
-        same_session = abs(now - at) < SESSION
+        follows, same_session = (name, offset) == (before, position), abs(now - at) < SESSION
         if self.awaited and name != self.awaited:
-            went_first = offset == 0 and name < before
-            stayed = (name, offset) == (before, position) and same_session
-            if went_first or stayed:
+            if (offset == 0 and name < before) or (follows and same_session):
                 self.first, self.unsaved = max(self.first, _number(name)), True
                 self.ended[self.awaited] = 0
-        elif before and before < name and offset == 0 and same_session and not self.awaited:
-            self._passed(before, max(position, self.held), name)
+        elif before and before < name and offset == 0 and same_session and self.steady and not self.awaited:
+            self._passed(before, position, name, sizes())
         if name in (self.awaited, self.resent[0]):
             self.resent = (name, end)
         if end > self.ended.get(name, end):
             del self.ended[name]
             self.unsaved = True
         self.first = min(self.first, _number(name))
-        self.last, self.held, self.awaited = (name, end, now), held, ""
+        self.last, self.steady, self.awaited = (name, end, now), follows or offset == 0, ""
 
-    def _passed(self, before: str, size: int, name: str) -> None:
-        self.ended[before], self.unsaved = size, True
-        for between in itertools.islice(_names_before(name, _number(before) + 1), MAX_ABSENT):
-            self.ended[between] = 0
+    def _passed(self, before: str, position: int, name: str, sizes: Dict[str, int]) -> None:
+        """The unit went on to `name`. Not so if it had not come to the end of ours: an old request can arrive late."""
+        held = sizes.get(before, 0)
+        if position >= held or before == self.resent[0]:
+            self.ended[before], self.unsaved = held, True
+            for between in itertools.islice(_names_before(name, _number(before) + 1), MAX_ABSENT):
+                if between not in sizes:
+                    self.ended[between] = 0
 
     def redirected(self) -> None:
         """The unit was told to go elsewhere, so its next chunk says nothing about the end of another file."""
         self.last, self.awaited = ("", 0, 0.0), ""
 
-    def ask(self, name: str, sizes: Dict[str, int], is_cut: Callable[[str], bool], day: str) -> Optional[str]:
-        """The oldest file before `name` that the unit may have more of than the `sizes` we hold, not yet asked today.
+    def ask(self, name: str, day: str, sizes: Sizes, is_cut: Callable[[str], bool]) -> Optional[str]:
+        """The oldest file before `name` that the unit may have more of than we hold, not yet asked for today.
 
         `is_cut` tells whether a copy ends within a line.
         """
-        self.checked = (name, day)
+        if self.checked == (name, day):
+            return None
+        self.checked, held = (name, day), sizes()
         for older in _names_before(name, self.first):
-            size = sizes.get(older, 0)
+            size = held.get(older, 0)
             if self.resent == (older, size):                    # the unit has been back there, and had no more
                 self.ended[older], self.unsaved = size, True
             if older < name and self.asked.get(older) != day and self._is_short(older, size, is_cut):
@@ -425,8 +431,7 @@ class _Delivery:
         if created:
             os.fsync(directory)
         end = offset + len(chunk)
-        held = end if decision.kind == "differ" else max(end, size)
-        return Receipt(decision.kind, self._ack(directory, offset, end, held), max(0, end - size) + rescued,
+        return Receipt(decision.kind, self._ack(directory, offset, end), max(0, end - size) + rescued,
                        created + bool(aside), aside, self._memory.awaited != "")
 
     @property
@@ -472,12 +477,11 @@ class _Delivery:
             self.sequence.memory.redirected()
         return Receipt("gap", (self.name, size))
 
-    def _ack(self, directory: int, offset: int, end: int, held: int) -> Tuple[str, int]:
-        memory, day = self._memory, utc(self.now, "%Y-%m-%d")
-        memory.observe(self.name, offset, end, held, self.now)
-        older = None
-        if self.inbox.ask_older and memory.checked != (self.name, day):
-            older = memory.ask(self.name, _sizes(directory), lambda name: _is_cut(directory, name), day)
+    def _ack(self, directory: int, offset: int, end: int) -> Tuple[str, int]:
+        memory, older, sizes = self._memory, None, functools.partial(_sizes, directory)
+        memory.observe(self.name, offset, end, self.now, sizes)
+        if self.inbox.ask_older:
+            older = memory.ask(self.name, utc(self.now, "%Y-%m-%d"), sizes, functools.partial(_is_cut, directory))
         if memory.unsaved:
             with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
                 _save_json(directory, MEMORY_FILE, memory.saved())
