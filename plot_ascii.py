@@ -190,9 +190,10 @@ class Zone:
                 continue
         raise ValueError("not a date or time like 2019-09-26 or 2019-09-26T12:00: %s" % clean(text, True)[:40])
 
-    def short(self, ts: int) -> str:
-        """26 Sep 12:00."""
-        return _date(self.local(ts), False, True)
+    def short(self, ts: int, now: int) -> str:
+        """26 Sep 12:00, or 26 Sep 2018 when it was in another year."""
+        same = self.local(ts).year == self.local(now).year
+        return _date(self.local(ts), not same, same)
 
     def period(self, a: int, b: int, to: str) -> Tuple[str, ...]:
         """A range for a heading, with the zone, in shorter and shorter forms. Of whole days the last is named, not the next."""
@@ -348,3 +349,1005 @@ def make_rows(scale: Scale, rows: int) -> Tuple[Scale, List[str]]:
     first = floor(scale.low / step + 0.5)
     return (Scale((first - 0.5) * step, (first + rows - 0.5) * step),
             ["%.4g" % (row * step) if rows < 5 or row % 2 == 0 else "" for row in range(first, first + rows)])
+
+# -- what a page is asked for ---------------------------------------------------------------------------------------------
+
+
+def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
+    """A parser of numbers in a range."""
+    def parse(text: str) -> Any:
+        if not low <= kind(text) <= high:
+            raise ValueError("%s is not between %g and %g" % (text, low, high))
+        return kind(text)
+    parse.__name__ = "number"           # argparse says: invalid number value
+    return parse
+
+
+def glyph_set(text: str) -> str:
+    """The name of a set of glyphs."""
+    if text not in GLYPHS:
+        raise ValueError("glyphs are one of " + ", ".join(GLYPHS))
+    return text
+
+
+# name, also in URLs -> default, parser, metavar, help
+OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
+    "xmin": (None, str, "DATE", "begin: 2019-09-01, or 2019-09-01T12:00"),
+    "xmax": (None, str, "DATE", "end: the page as it was then"),
+    "recent_days": (None, number(0, 1e5), "N", "the last N days, 0 for all (co2 14, one site 365, pings 364, signal and gaps 30, errors 84)"),
+    "min_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and above"),
+    "max_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and below"),
+    "co2_max": (None, number(1, 1e6), "PPM", "top of the CO2 scale"),
+    "unit": (None, str, "NAME", "units by id or nickname; several with commas, or patterns: a,b*"),
+    "site": (None, str, "NAME", "sites, likewise"),
+    "tz": ("UTC", str, "ZONE", "time zone of the page, like Europe/Oslo"),
+    "width": (80, number(20, 1000, int), "CELLS", "cells of a line"),
+    "height": (24, number(5, 100000, int), "LINES", "lines of the screen"),
+    "glyphs": ("auto", glyph_set, "SET", "auto, braille, block or ascii"),
+    "all": (False, bool, "", "all rows, however many"),
+    "log": (False, bool, "", "logarithmic CO2 scale"),
+    "panels": (False, bool, "", "co2: every deployment in detail"),
+    "ping_limit": (None, number(0.1, 1e5), "HOURS", "status: late without a ping for so long (default: by the unit's own rhythm)"),
+    "data_limit": (None, number(0.1, 1e5), "HOURS", "status: late without readings for so long")}
+
+
+class Options:
+    """A value for each of OPTIONS."""
+
+    def __init__(self, **given: Any) -> None:
+        self.__dict__.update({name: row[0] for name, row in OPTIONS.items()}, **given)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+    def but(self, **changes: Any) -> Options:
+        """The same with some changed."""
+        return Options(**{**self.__dict__, **changes})
+
+    @classmethod
+    def from_query(cls, query: Dict[str, str]) -> Options:
+        """From the arguments of a URL; names that are none of ours are no matter."""
+        given = {name: query[name.replace("_", "-")] for name in OPTIONS if query.get(name.replace("_", "-"))}
+        return cls(**{name: text not in ("0", "no", "false") if OPTIONS[name][1] is bool else OPTIONS[name][1](text)
+                      for name, text in given.items()})
+
+
+class Context:
+    """What a view draws with: the database, the options, and the time that is now on the page (UTC seconds)."""
+
+    def __init__(self, db: Any, o: Options, now: float, rows: Optional[int]) -> None:
+        self.db, self.o, self.zone, self.rows, self.width = db, o, Zone(o.tz), rows, o.width
+        self.now = int(now) if o.xmax is None else min(int(now), self.zone.parse(o.xmax))
+        self.g, self.plot, self.per_cell = GLYPHS[o.glyphs]
+        self.ascii = o.glyphs == "ascii"
+
+    def room(self, others: int) -> Optional[int]:
+        """How many rows a page has room for beside other lines; None: for any number."""
+        return None if self.rows is None else max(1, self.rows - others)
+
+    def say(self, text: str) -> str:
+        """Our own text in the page's characters."""
+        return text.translate(PLAIN) if self.ascii else text
+
+    def name(self, text: Any) -> str:
+        """Foreign text in the page's characters."""
+        return clean(text, self.ascii)
+
+    def head(self, parts: Iterable[Tuple[int, Part]], style: str = "head") -> Line:
+        """A line of parts."""
+        said = [(rank, tuple(map(self.say, part)) if isinstance(part, tuple) else self.say(part)) for rank, part in parts]
+        return [Span(fit(said, self.width, self.say(" · ")), style)]
+
+    def stays(self) -> List[importer.Deployment]:
+        """The deployments that are asked for, highest tier first; units that never had one come last."""
+        from fnmatch import fnmatchcase
+        o = self.o
+
+        def among(asked: Optional[str], *names: str) -> bool:
+            return not asked or any(name == asked or fnmatchcase(name, one) for one in asked.split(",") for name in names)
+        return [stay for stay in importer.deployments(self.db) if among(o.site, stay.site or stay.nickname)
+                and among(o.unit, stay.nickname, stay.unit_id, stay.unit_id.replace("co2unit-", "", 1))
+                and (o.min_tier is None or stay.tier is not None and stay.tier >= o.min_tier)
+                and (o.max_tier is None or stay.tier is not None and stay.tier <= o.max_tier)]
+
+    def range(self, table: str, stays: Iterable[importer.Deployment], days: float) -> Tuple[int, int, bool]:
+        """From, to, and whether the begin is exact. Without --xmax a page ends now, or with the newest row when none has come
+        for as long as the page shows; without --xmin it begins no earlier than the first row."""
+        first, last = importer.extent(self.db, table, sorted({stay.unit_id for stay in stays}), self.now)
+        days = days if self.o.recent_days is None else self.o.recent_days or 1e5
+        end = last + 1 if last is not None and self.o.xmax is None and self.now - last > days * DAY else self.now
+        begin = int(end - days * DAY) if self.o.xmin is None else min(self.zone.parse(self.o.xmin), end - 300)
+        if self.o.xmin is None and first is not None and begin < first < end - 300:
+            return first, end, True
+        return max(begin, DAY), end, self.o.xmin is not None
+
+
+# -- pages: the numbers, and the lines drawn from them ------------------------------------------------------------------------
+
+
+class Page(NamedTuple):
+    """One view."""
+    view: str
+    facts: Dict[str, Any]               # of the page as a whole, for JSON
+    fields: List[str]
+    records: List[List[Any]]            # a list in a record is a chart
+    lines: List[Line]
+    axes: Dict[str, List[str]] = {}     # field of a chart -> where each of its columns begins
+    empty: str = ""                     # why there is nothing to show
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+    fields: Sequence[str]               # the names of its values in TSV and JSON
+    head: str
+    width: int                          # cells; of a chart the least
+    rank: int = 0                       # what does not fit goes, the highest first; 0 stays
+    right: bool = False
+    gap: int = 1                        # cells before it
+    share: int = 0                      # of the room that is left, for charts in time
+    margin: int = 0                     # cells on both sides of a chart
+
+
+class Cell(NamedTuple):
+    """Values, and how they are drawn."""
+    values: Sequence[Any]
+    spans: Sequence[Span]
+
+
+def cell(text: str, value: Any, style: str = "", link: str = "") -> Cell:
+    """One value, one span."""
+    return Cell((value,), (Span(text, style, link),))
+
+
+def nothing(view: str, why: str) -> Page:
+    """A page that says why it is empty."""
+    return Page(view, {}, [], [], [[Span(why)]], {}, why)
+
+
+class Table:
+    """Rows under headings; where the page is narrow, columns go by rank, and charts share what is left."""
+
+    def __init__(self, c: Context, columns: Sequence[Column], a: int = 0, b: int = 1, exact: bool = True, least: str = "30 min",
+                 per_cell: int = 1) -> None:
+        self.c, self.columns, self.kept, self.axes = c, list(columns), list(range(len(columns))), []      # type: ignore
+        while self.spare() < 0 and any(columns[i].rank for i in self.kept):
+            self.kept.remove(max(self.kept, key=lambda i: columns[i].rank))
+        for i, column in enumerate(columns):
+            if column.share:
+                self.axes.append(self._chart(i, a, b, exact, least, per_cell))
+
+    def spare(self) -> int:
+        """Cells that no column takes."""
+        return self.c.width + 1 - sum(self.columns[i].width + self.columns[i].gap for i in self.kept)
+
+    def _chart(self, i: int, a: int, b: int, exact: bool, least: str, per_cell: int) -> Axis:
+        column, shares = self.columns[i], sum(self.columns[j].share for j in self.kept if j >= i)
+        more = self.spare() * column.share // shares if i in self.kept else 0
+        axis = make_axis(self.c.zone, a, b, max(column.width + more - 2 * column.margin, 4), exact, per_cell, least)
+        self.columns[i] = column._replace(head=" " * column.margin + self.c.say(axis.heading), width=axis.cells + 2 * column.margin)
+        return axis
+
+    def line(self, cells: Sequence[Sequence[Span]]) -> Line:
+        """One line of the table."""
+        return [span for i in self.kept for span in
+                ([Span(" " * self.columns[i].gap)] if i else []) + pad(cells[i], self.columns[i].width, self.columns[i].right)]
+
+    def page(self, view: str, facts: Dict[str, Any], title: Sequence[Tuple[int, Part]], rows: Sequence[Sequence[Cell]], hidden: int,
+             notes: Sequence[Tuple[int, Part]]) -> Page:
+        """Title, headings, rows, and a line that says how many rows are not here and what the glyphs mean."""
+        lines = [self.c.head(title), self.line([(Span(column.head, "dim"),) for column in self.columns])]
+        lines += [self.line([each.spans for each in row]) for row in rows]
+        lines.append(self.c.head([(0, "+%d more (--all)" % hidden if hidden else ""), *notes], "dim"))
+        charts = [column.fields[0] for column in self.columns if column.share]
+        return Page(view, facts, [field for column in self.columns for field in column.fields],
+                    [[value for each in row for value in each.values] for row in rows], lines,
+                    {field: [self.c.zone.iso(edge) for edge in axis.edges[:-1]] for field, axis in zip(charts, self.axes)})
+
+
+def who(c: Context, stays: Sequence[importer.Deployment], rank: int = 3, cells: int = 11) -> List[Column]:
+    """Columns for site and unit."""
+    return [Column((head,), head, min(max([4, *(width(c.name(name)) for name in names)]), cells), rank * (head == "unit"))
+            for head, names in (("site", {stay.site or "[no site]" for stay in stays}), ("unit", {stay.nickname for stay in stays}))]
+
+
+def who_cells(c: Context, stay: Any) -> List[Cell]:
+    """The site, which leads to its page, and the unit."""
+    return [cell(c.name(stay.site or "[no site]"), stay.site, "", stay.site or ""), cell(c.name(stay.nickname), stay.nickname)]
+
+
+def bars(c: Context, values: Sequence[Optional[float]], scale: Scale, style: str = "", marks: Sequence[str] = ()) -> Line:
+    """Values as bars, in braille two to a cell; a mark (up, down, suspect) takes the place of a bar."""
+    chars = []
+    for at in range(0, len(values), c.per_cell):
+        part, mark = values[at:at + c.per_cell], max(marks[at:at + c.per_cell], default="", key=("", "suspect", "down", "up").index)
+        if c.per_cell == 1:
+            char = " " if part[0] is None else c.g["ramp"][scale.level(part[0], 8)]
+        else:
+            char = chr(0x2800 + sum(half[1 + scale.level(value, 4)] for half, value in zip(BARS, part) if value is not None))
+        chars.append((c.g[mark], "bad") if mark else (" " if char == chr(0x2800) else char, style))
+    return runs(chars)
+
+
+def rounded(values: Iterable[Optional[float]]) -> List[Optional[float]]:
+    """For programs: the tenth is the last digit that means something."""
+    return [None if value is None else round(value, 1) for value in values]
+
+
+# -- co2: a row per site --------------------------------------------------------------------------------------------------
+
+Buckets = List[Optional[importer.Bucket]]
+
+
+class Row(NamedTuple):
+    """A site with its stays, or a unit with all its readings, deployed or not."""
+    name: str
+    stays: List[importer.Deployment]
+    spans: List[importer.Span]
+
+    def within(self, a: int, b: int) -> List[importer.Span]:
+        """The spans, cut to a range."""
+        return [(unit, max(since, a), min(until, b)) for unit, since, until in self.spans if since < b and until > a]
+
+
+def rows_of(stays: Sequence[importer.Deployment], by_unit: bool) -> List[Row]:
+    """One row for each site, or for each unit."""
+    groups: Dict[str, List[importer.Deployment]] = {}
+    for stay in stays:
+        groups.setdefault(stay.unit_id if by_unit or stay.site is None else "@" + stay.site, []).append(stay)
+    return [Row(group[0].nickname if by_unit or group[0].site is None else group[0].site, group,
+                [(group[0].unit_id, 0, importer.FOREVER)] if by_unit else [(one.unit_id, one.since, one.until) for one in group])
+            for group in groups.values()]
+
+
+def view_co2(c: Context) -> Page:
+    """All sites; or one site or unit in detail; or, with --panels, every stay in detail."""
+    stays, by_unit = c.stays(), bool(c.o.unit and not c.o.site)
+    rows, named = rows_of(stays, by_unit), bool(c.o.unit or c.o.site)
+    a, b, exact = c.range("co2_readings", stays, 365 if named and len(rows) == 1 else 14)
+    if c.o.panels and not by_unit:
+        rows = [Row(stay.site or stay.nickname, [stay], [(stay.unit_id, stay.since, stay.until)]) for stay in stays]
+    rows = [row for row in rows if row.within(a, b)]
+    if not rows:
+        return nothing("co2", "No site or unit by that name." if named and not stays else "No readings in this time." if stays else "No data yet.")
+    return panels(c, rows, a, b, exact) if c.o.panels else site(c, rows[0], a, b, exact) if named and len(rows) == 1 else \
+        fleet(c, rows, a, b, exact)
+
+
+def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
+    """Of usable values; None without any."""
+    return bucket.total / bucket.n if bucket and bucket.n else None
+
+
+def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
+    """Least and greatest value, suspect ones included."""
+    found = [end for bucket in buckets if bucket for end in (bucket.low, bucket.high, bucket.suspect_low, bucket.suspect_high)
+             if end is not None]
+    return min(found, default=None), max(found, default=None)
+
+
+def mark(bucket: Optional[importer.Bucket], scale: Scale) -> str:
+    """What stands in a column instead of its mean: up or down when values are off the scale, suspect when none is usable."""
+    low, high = ends([bucket])
+    if low is None or high is None or bucket is None:
+        return ""
+    return "up" if high > scale.high else "down" if low < scale.low else "suspect" if not bucket.n else ""
+
+
+def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -> Tuple[int, int]:
+    """How many values are below and above the scale."""
+    marked = [bucket for bucket in buckets if bucket and mark(bucket, scale) in ("up", "down")]
+    if not marked:
+        return 0, 0
+    spans = row.within(min(bucket.first for bucket in marked), max(bucket.last for bucket in marked) + 1)
+    return importer.count_outside(c.db, what, spans, scale.low, scale.high)
+
+
+def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
+    """A row per site: all on one time axis, and on one scale."""
+    names = min(max(width(c.name(row.name)) for row in rows), max(11, c.width // 8))
+    t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, share=2), Column(("ppm",), "ppm", 4, 1, True),
+                  Column(("min", "max"), "range", 7, 3, True, 2), Column(("temp",), "", 7, 4, gap=2, share=1),
+                  Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 2)],
+              a, b, exact, per_cell=c.per_cell)
+    axis, short = t.axes
+    shown = rows[:c.room(3)]
+    co2, temp = (importer.buckets(c.db, what, [row.within(each.edges[0], b) for row in shown], each.edges)
+                 for what, each in (("co2", axis), ("temp", short)))
+    scale = make_scale([bucket for row in co2 for bucket in row], 50, c.o.co2_max, c.o.log)
+    warmth = make_scale([bucket for row in temp for bucket in row], 5)
+    late = {state.unit_id for state in importer.fleet_state(c.db, b, [stay for row in shown for stay in row.stays]) if state.data_late > 1}
+    cells = [_fleet_row(c, row, row.within(axis.edges[0], b), co2[i], temp[i], scale, warmth,
+                        any(stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(shown)]
+    title = [(0, "%d sites" % len(rows)), (1, c.zone.period(axis.edges[0], b, c.g["to"])),
+             (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
+             (3, "T %s%s%.0f °C" % (("%.0f" % warmth.low).replace("-", "−"), c.g["to"], warmth.high))]
+    notes = [(1, ("col = %s (CO₂), %s (T)" % (axis.step, short.step), "col = " + axis.step)), (4, "blank = no data"), (3, "L late"),
+             (2, "▲▼ off scale")]
+    return t.page("co2", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b), "co2_scale": scale[:2], "temp_scale": warmth[:2]},
+                  title, cells, len(rows) - len(shown), notes)
+
+
+def _fleet_row(c: Context, row: Row, spans: Sequence[importer.Span], co2: Buckets, temp: Buckets, scale: Scale, warmth: Scale,
+               late: bool) -> List[Cell]:
+    ppm, celsius = (importer.last_value(c.db, what, spans) for what in ("co2", "temp"))
+    (low, high), (below, above) = ends(co2), off_scale(c, "co2", row, co2, scale)
+    flags = "L" * late + "".join(c.g[name] + (compact(n) if n > 1 else "") for name, n in (("up", above), ("down", below)) if n)
+    means, warm = [mean(bucket) for bucket in co2], [mean(bucket) for bucket in temp]
+    return [cell(c.name(row.name), row.name, "", row.name),
+            Cell((rounded(means),), bars(c, means, scale, "co2", [mark(bucket, scale) for bucket in co2])),
+            Cell(rounded((ppm,)), (Span(compact(ppm)),)),
+            Cell(rounded((low, high)), (Span("" if low is None else c.say("%s–%s" % (compact(low), compact(high)))),)),
+            Cell((rounded(warm),), bars(c, warm, warmth, "temp", [mark(bucket, warmth) for bucket in temp])),
+            Cell(rounded((celsius,)), (Span("" if celsius is None else "%.1f" % celsius),)),
+            Cell((late, above, below), (Span(flags, "bad"),))]
+
+
+# -- co2: one site in detail ----------------------------------------------------------------------------------------------
+#
+# Panels under each other on one time axis: CO2, temperature, and a ribbon for each unit. In a column of a panel stand the
+# range from the least to the greatest value, and the mean; in braille the means of neighbours are connected, and where a
+# column between them is blank they are not. The ribbon shows what the unit was doing and how much of its data is here:
+# blank is nothing, thin is less than half.
+
+
+def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
+    """Every stay in detail, with one time axis and one scale for all."""
+    height = 14 if c.rows is None else min(14, c.rows)
+    shown = rows[:c.rows and max(1, (c.rows - 1) // height)]
+    axis = make_axis(c.zone, a, b, c.width - 12, exact)
+    found = [[bucket for row in importer.buckets(c.db, what, [row.within(axis.edges[0], b) for row in shown], axis.edges) for bucket in row]
+             for what in ("co2", "temp")]
+    scales = make_scale(found[0], 50, c.o.co2_max, c.o.log), make_scale(found[1], 5)
+    hidden = len(rows) - len(shown)
+    pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in shown]
+    return Page("co2", pages[0].facts, ["site", "unit", *pages[0].fields],
+                [[row.name, row.stays[0].nickname, *record] for row, page in zip(shown, pages) for record in page.records],
+                [line for page in pages for line in page.lines] + [[Span("+%d more (--all)" % hidden, "dim")]] * bool(hidden))
+
+
+def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scales: Sequence[Scale] = ()) -> Page:
+    """One site or unit."""
+    axis = make_axis(c.zone, a, b, c.width - 12, exact)
+    spans = row.within(axis.edges[0], b)
+    co2, temp = (importer.buckets(c.db, what, [spans], axis.edges)[0] for what in ("co2", "temp"))
+    scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
+    ribbons = _ribbons(c, row, axis, b)
+    room = max((lines or c.rows or c.o.height - 1) - 2 - len(ribbons), 3)
+    high = room - room * 9 // 20 if room > 6 else room
+    drawn = [_site_title(c, row, spans, co2, axis, b), *panel(c, row, spans, "co2", axis, co2, scale, high)]
+    drawn += panel(c, row, spans, "temp", axis, temp, warmth, room - high) if room > high else []
+    fields = ["from", "to"] + [what + "_" + name for what in ("co2", "temp") for name in ("n", "mean", "min", "max", "suspect")]
+    records = [[c.zone.iso(one), c.zone.iso(other)] + [value for bucket in pair for value in _values(bucket)]
+               for one, other, pair in zip(axis.edges, axis.edges[1:], zip(co2, temp))]
+    return Page("co2", {"site": row.name, "units": sorted({stay.nickname for stay in row.stays}), "co2_scale": scale[:2], "temp_scale": warmth[:2]},
+                fields, records, [*drawn, *ribbons, [Span("     " + c.say(axis.heading.replace("╷", c.plot["foot"])))]])
+
+
+def _values(bucket: Optional[importer.Bucket]) -> List[Any]:
+    return [bucket.n, *rounded((mean(bucket), bucket.low, bucket.high)), bucket.suspects] if bucket else [0, None, None, None, 0]
+
+
+def _site_title(c: Context, row: Row, spans: Sequence[importer.Span], buckets: Buckets, axis: Axis, b: int) -> Line:
+    """Name, units, time, and how many of the readings that should be there are."""
+    here, first = sum(bucket.rows for bucket in buckets if bucket), min((bucket.first for bucket in buckets if bucket), default=b)
+    due = sum(max(until - max(since, first), 0) / importer.cadence(c.db, unit, b) for unit, since, until in spans)
+    units = list(dict.fromkeys(c.name(stay.nickname) for stay in row.stays))
+    share = "%.0f %%" % min(100, 100 * here / max(due, 1))
+    counted = "{:,}/{:,.0f} = ".format(here, due).replace(",", " ") + share
+    return c.head([(0, c.name(row.name)), (3, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
+                   (1, c.zone.period(axis.edges[0], b, c.g["to"])), (2, (counted, share) if due >= 1 else "%d readings" % here)])
+
+
+def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis: Axis, buckets: Buckets, scale: Scale, lines: int) -> List[Line]:
+    """A heading with the numbers; marks, if anything is off the scale; the plot, with labels left and the newest value right."""
+    below, above = off_scale(c, what, row, buckets, scale)
+    (low, high), g = ends(buckets), c.plot
+    beyond = "  ".join("%s%.0f ×%d" % (g[name], end, n) for name, end, n in (("up", high, above), ("down", low, below)) if n)
+    marks = [mark(bucket, scale) for bucket in buckets]
+    aside = width(beyond) < c.width - 5 - axis.cells
+    head = [(0, "CO₂ ppm" if what == "co2" else "temp °C"), (1, "" if aside else beyond),
+            (4, ("%s mean  %s min–max per column (%s)" % (g["mean"], g["range"], axis.step), "col = " + axis.step))]
+    p5, median, p95 = ("" if value is None else ("%.0f" if what == "co2" else "%.1f") % value
+                       for value in importer.quantiles(c.db, what, spans, (0.05, 0.5, 0.95)))
+    drawn = [c.head([*head, (2, median and "median " + median), (3, median and "p5 %s  p95 %s" % (p5, p95))], "")]
+    if any(marks):
+        drawn.append([Span("    " + g["side"]), *runs((g[one] if one else " ", "bad") for one in marks), Span(c.say(" " + beyond) * aside, "bad")])
+    stretched, labels = make_rows(scale, max(lines - len(drawn), 1))
+    last = importer.last_value(c.db, what, spans)
+    at = -1 if last is None else stretched.level(last, len(labels))
+    for number, (line, label) in enumerate(zip(plot(g, buckets, stretched, len(labels), what), reversed(labels))):
+        tail = (" %s %s" if what == "co2" else " %s %+.1f") % (g["last"], compact(last) if what == "co2" else last) \
+            if number == len(labels) - 1 - at and last is not None else ""
+        drawn.append([Span("%4s%s" % (label, g["label"] if label else g["side"])), *line, Span(tail, what)])
+    return drawn
+
+
+def plot(g: Glyphs, buckets: Buckets, scale: Scale, rows: int, what: str) -> List[Line]:
+    """The rows of a plot, from the top."""
+    def place(value: float) -> int:
+        return scale.level(value, rows * g["sub"])
+    usable = [bucket if bucket and bucket.n else None for bucket in buckets]
+    left, right = _trace([None if bucket is None else place(bucket.total / bucket.n) for bucket in usable], g["sub"] == 4)
+    reach = [range(0) if bucket is None else range(place(bucket.low), place(bucket.high) + 1) for bucket in usable]     # type: ignore
+    zero = scale.level(0, rows) if what == "temp" and scale.low < 0 < scale.high else -1
+    return [runs(_dots(g, row * g["sub"], *column, what, g["zero"] if row == zero else " ") for column in zip(left, right, reach))
+            for row in reversed(range(rows))]
+
+
+def _trace(means: Sequence[Optional[int]], connect: bool) -> Tuple[List[range], List[range]]:
+    """The places that the line of the means takes in the left and in the right half of each column."""
+    left = [range(0) if at is None else range(at, at + 1) for at in means]
+    right = list(left)
+    for j, (one, other) in enumerate(zip(means, means[1:])):
+        if connect and one is not None and other is not None:
+            middle = (one + other + (other > one)) // 2
+            right[j] = (range(one, middle) if other > one else range(middle + 1, one + 1)) or right[j]
+            left[j + 1] = range(middle, other + 1) if other > one else range(other, middle + 1)
+    return left, right
+
+
+def _dots(g: Glyphs, low: int, left: range, right: range, reach: range, style: str, blank: str) -> Tuple[str, str]:
+    """One character of a plot: of one column the places from `low` up to the next row."""
+    places = range(low, low + g["sub"])
+    line, inside = [at in left or at in right for at in places], [at in reach for at in places]
+    if not any(line) and not any(inside):
+        return blank, "dim"
+    if g["sub"] == 4:                   # the range takes every other dot on the left
+        every = [ends and (i % 2 == 1 or not any(inside[1::2])) for i, ends in enumerate(inside)]
+        bits = sum((DOTS[0][i] if at in left or every[i] else 0) + (DOTS[1][i] if at in right else 0) for i, at in enumerate(places))
+        return chr(0x2800 + bits), style if any(line) else "dim"
+    if not any(line):
+        return g["range"], "dim"
+    return (g["mean"] if g["sub"] == 1 else "█" if all(line) else "▀" if line[1] else "▄"), style
+
+
+def _ribbons(c: Context, row: Row, axis: Axis, b: int) -> List[Line]:
+    kinds, lines = ("deployed", "en_route", "lab_check"), []
+    units = list(dict.fromkeys(stay.unit_id for stay in row.stays))[:3]
+    for unit in units:
+        stays, rhythm, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], importer.cadence(c.db, unit, b), "", set()
+        buckets = importer.buckets(c.db, "co2", [[span for span in row.within(axis.edges[0], b) if span[0] == unit]], axis.edges)[0]
+        for bucket, one, other in zip(buckets, axis.edges, axis.edges[1:]):
+            status = next((stay.status for stay in stays if stay.since < other and stay.until > one), None)
+            kind = kinds.index(status) if status in kinds else 0
+            chars += " " if not bucket else c.plot["part"] if bucket.rows * rhythm < (min(other, b) - one) / 2 else c.plot["status"][kind]
+            seen |= {kind} if bucket else set()
+        tail = c.name(stays[0].nickname) if len(units) > 1 else " ".join(
+            c.plot["status"][kind] + ("depl", "route", "lab")[kind] for kind in sorted(seen, reverse=True))
+        lines.append([Span("%4s%s%s " % ("stat" * (len(units) == 1), c.plot["side"], chars)), Span(cut(tail, c.width - 6 - len(chars)), "dim")])
+    return lines
+
+
+# -- pings, status, signal, errors, gaps ------------------------------------------------------------------------------------
+
+VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"), "weak": ("weak", "warn", "weak"),
+            "never": ("none", "warn", "never"), "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
+GAPS = {"waiting": ("not yet uploaded", "warn"), "silent": ("calls, sends none", "bad"), "resend": ("being re-sent", "warn"),
+        "rejected": ("came unreadable", "warn"), "lost": ("lost", "bad"), "off": ("not deployed", "dim")}
+ERRORS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
+SIGNAL = Scale(-115, -70)               # dBm, of small charts
+
+
+def view_pings(c: Context) -> Page:
+    """A row per stay: on how many days of each column the unit has called; silence while deployed is not the same as none."""
+    stays = c.stays()
+    a, b, exact = c.range("pings", stays, 364)
+    stays = [stay for stay in stays if stay.since < b and stay.until > a]
+    if not stays:
+        return nothing("pings", "No units yet.")
+    site, unit = who(c, stays, 2, 11)
+    t = Table(c, [site._replace(width=min(site.width, max(10, c.width // 8))), Column(("pings",), "", 14, gap=0, share=1, margin=1),
+                  unit._replace(gap=0), Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d")
+    axis, = t.axes
+    shown = stays[:c.room(3)]
+    found = importer.pings(c.db, [(stay.unit_id, max(stay.since, axis.edges[0]), min(stay.until, b)) for stay in shown], axis.edges)
+    late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, shown)
+            if state.last_ping is not None and state.pings_late > 1 and state.alarms}
+    rows = []
+    for i, stay in enumerate(shown):
+        cells = [found.get((i, j)) for j in range(len(axis.edges) - 1)]
+        silent = late.get(stay.unit_id) if stay.since <= b < stay.until else None
+        text = "" if silent is None else "%dh" % (silent // 3600) if silent < 2 * DAY else "%dd" % (silent // DAY)
+        chart = Cell(([pings.n if pings else 0 for pings in cells],), runs(_stay(c, stay, cells, axis, b)))
+        rows.append([*who_cells(c, stay)[:1], chart, *who_cells(c, stay)[1:], cell(text, silent, "bad")])
+    title = [(0, "pings"), (2, "%d units" % len({stay.unit_id for stay in stays})), (1, c.zone.period(axis.edges[0], b, c.g["to"])),
+             (3, "1 col = " + axis.step), (4, "sort: tier, site")]
+    limits = {"1 week": ("ping days/week", "1-2", "3-4", "5-6", "7"), "1 d": ("days with pings", "", "", "", "")}.get(
+        axis.step, ("days with pings", "<30 %", "<60 %", "some", "all"))
+    notes = [(1, limits[0] + ": " + "  ".join("%s %s" % pair for pair in zip(c.g["days"], limits[1:]) if pair[1] or pair[0] == c.g["days"][3])),
+             (2, c.g["silent"] + " deployed, silent"), (3, "%s %s deployment" % (c.g["open"], c.g["close"]))]
+    return t.page("pings", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b)}, title, rows, len(stays) - len(shown), notes)
+
+
+def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[importer.Pings]], axis: Axis, b: int) -> List[Tuple[str, str]]:
+    """The characters of one stay: pings by column, silence, and its bounds in the cells outside."""
+    line = [(" ", "")]
+    for pings, one, other in zip(cells, axis.edges, axis.edges[1:]):
+        days = (min(other, stay.until, b) - max(one, stay.since)) / DAY
+        if pings:
+            share = pings.days / max(days, pings.days)
+            line.append((c.g["days"][0 if share < 0.3 else 1 if share < 0.6 else 2 if share < 0.95 else 3], ""))
+        else:
+            line.append((c.g["silent"], "bad") if stay.site and days > min(0.9, (other - one) / DAY) else (" ", ""))
+    line.append((" ", ""))
+    if stay.site and stay.since >= axis.edges[0]:
+        line[next(j for j, edge in enumerate(axis.edges[1:]) if stay.since < edge)] = (c.g["open"], "dim")
+    if stay.site and stay.until <= b:
+        line[next(j for j, edge in enumerate(axis.edges[1:]) if stay.until <= edge) + 2] = (c.g["close"], "dim")
+    return line
+
+
+def states_of(c: Context, stays: Sequence[importer.Deployment]) -> List[importer.UnitState]:
+    """How the units do, worst first, by the limits that were asked for."""
+    return importer.fleet_state(c.db, c.now, stays, *(limit and limit * 3600 for limit in (c.o.ping_limit, c.o.data_limit)))
+
+
+def view_status(c: Context) -> Page:
+    """How each unit does, worst first; pings and data are judged apart."""
+    stays = c.stays()
+    if not stays:
+        return nothing("status", "No units yet.")
+    states = states_of(c, stays)
+    shown = states[:c.room(3)]
+    t = Table(c, [Column(("state",), "", 4), *who(c, stays), Column(("ping_age", "data_age"), "last", 8, 1, True),
+                  Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True), Column(("celsius",), c.g["degree"], 5, 6, True),
+                  Column(("dbm",), "dBm", 4, 5, True), Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7)])
+    days = make_axis(c.zone, c.now - 13 * DAY, c.now, 14, True, least="1 d")
+    found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in shown], days.edges)
+    rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(shown)]
+    counts = {verdict: sum(state.verdict == verdict for state in states) for verdict in VERDICTS}
+    title = [(3, "fleet"), (1, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
+             (0, "%d units: " % len(states) + "  ".join("%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n))]
+    notes = [(1, "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])), (2, "rssi −115 … −70 dBm")]
+    page = t.page("status", {"at": c.zone.iso(c.now), **counts}, title, rows, len(states) - len(shown), notes)
+    return page._replace(axes={name: [c.zone.iso(edge) for edge in days.edges[:-1]] for name in ("pings", "rssi")})
+
+
+def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[importer.Pings]]) -> List[Cell]:
+    word, style, _ = VERDICTS[state.verdict]
+    ages = [None if ts is None else c.now - ts for ts in (state.last_ping, state.last_data)]
+    age = ages[1] if state.verdict == "stuck" or ages[0] is None else ages[0]
+    signal = [pings and pings.dbm for pings in cells]
+    every = 1 if c.width > 85 else 2
+    means = [sum(part) / len(part) if part else None for part in ([dbm for dbm in signal[i:i + every] if dbm is not None]
+                                                                  for i in range(0, len(signal), every))]
+    none = c.g["none"]
+    return [cell(word, state.verdict, style), *who_cells(c, state),
+            Cell(ages, (Span("never" if age is None else ago(age), style if state.verdict in ("late", "stuck") else ""),)),
+            Cell(([pings.n if pings else 0 for pings in cells],), (Span("".join(c.g["pings"][min(pings.n, 2) if pings else 0] for pings in cells)),)),
+            Cell(rounded((state.ppm,)), (Span(compact(state.ppm) or none),)),
+            Cell(rounded((state.temp,)), (Span(none if state.temp is None else "%.1f" % state.temp),)),
+            cell(none if state.dbm is None else "%d" % state.dbm, state.dbm), Cell((rounded(signal),), bars(c, means, SIGNAL))]
+
+
+def view_signal(c: Context) -> Page:
+    """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
+    stays = {stay.unit_id: stay for stay in c.stays()}
+    a, b, _ = c.range("pings", stays.values(), 30)
+    levels = {unit: found for unit in stays for found in [importer.signals(c.db, unit, a, b + 1)] if found}
+    order = sorted(levels, key=lambda unit: sorted(levels[unit])[len(levels[unit]) // 2])
+    if not order:
+        return nothing("signal", "No pings with a signal strength in this time.")
+    t = Table(c, [*who(c, [stays[unit] for unit in order], 4), Column(("min", "p25", "median", "p75", "max"), "", 46 if c.width > 75 else 15),
+                  Column(("last",), "last", 4, 1, True), Column(("n",), "n", 4, 2, True), Column(("trend",), "trend", 10, 3)])
+    low, high = min(-113, *map(min, levels.values())), max(-68, *map(max, levels.values()))         # type: ignore[call-overload]
+    step = ceil((high - low + 1) / (t.columns[2].width + t.spare()))
+    cells = (high - low) // step + 1
+    ticks = spaced([((dbm - low) // step, str(dbm)) for dbm in range(ceil(low / 10) * 10, high, 10)], cells)
+    t.columns[2] = t.columns[2]._replace(head=c.say(heading(ticks, cells)), width=cells)
+    shown = order[:c.room(3)]
+    days = make_axis(c.zone, a, b, 10, False, least="1 d")
+    found = importer.pings(c.db, [(unit, days.edges[0], b + 1) for unit in shown], days.edges)
+    rows = []
+    for i, unit in enumerate(shown):
+        values, trend = sorted(levels[unit]), [pings and pings.dbm for pings in (found.get((i, j)) for j in range(len(days.edges) - 1))]
+        points = [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
+        box = _box(c.g, [(dbm - low) // step for dbm in [*points, levels[unit][-1], importer.WEAK, importer.UNUSABLE]], cells)
+        rows.append([*who_cells(c, stays[unit]), Cell(points, (Span(box),)), cell("%d" % levels[unit][-1], levels[unit][-1]),
+                     cell("%d" % len(values), len(values)), Cell((rounded(trend),), bars(c, trend, SIGNAL))])
+    title = [(0, "signal dBm"), (1, c.zone.period(a, b, c.g["to"])), (2, "%d units, weakest first" % len(order)), (3, "1 col = %d dB" % step)]
+    notes = [(1, "{whisker} min–max  {box} p25–p75  {median} median  {dot} last".format(**c.g)),
+             (2, "%s limits: <%d unusable, <%d weak" % (c.g["limit"], importer.UNUSABLE, importer.WEAK))]
+    page = t.page("signal", {"from": c.zone.iso(a), "to": c.zone.iso(b)}, title, rows, len(order) - len(shown), notes)
+    return page._replace(axes={"trend": [c.zone.iso(edge) for edge in days.edges[:-1]]})
+
+
+def _box(g: Glyphs, at: Sequence[int], cells: int) -> str:
+    """At: least, lower quartile, median, upper quartile, greatest, last, and two limits."""
+    line = [g["limit"] if i in at[6:] else " " for i in range(cells)]
+    for name, one, other in (("whisker", 0, 4), ("box", 1, 3), ("median", 2, 2), ("dot", 5, 5)):
+        line[at[one]:at[other] + 1] = g[name] * (at[other] - at[one] + 1)
+    return "".join(line)
+
+
+def view_errors(c: Context) -> Page:
+    """Entries of the units' error logs by column and type; below, the newest."""
+    stays = {stay.unit_id: stay for stay in c.stays()}
+    a, b, exact = c.range("error_logs", stays.values(), 84)
+    kinds = [Column((kind or "other",), kind or "other", max(len(kind), 5), 2, True) for kind in ERRORS]
+    t = Table(c, [*who(c, list(stays.values()), 4), Column(("entries",), "", 14, share=1), *kinds, Column(("all",), "all", 4, 1, True)],
+              a, b, exact, "1 d")
+    axis, = t.axes
+    units = list(stays)
+    found = importer.errors(c.db, [(unit, axis.edges[0], b + 1) for unit in units], axis.edges)
+    rows = []
+    for i, unit in enumerate(units):
+        weeks = [found.get((i, j), {}) for j in range(len(axis.edges) - 1)]
+        counts, by_kind = [sum(week.values()) for week in weeks], [sum(week.get(kind, 0) for week in weeks) for kind in ERRORS]
+        chart = "".join(" " if n == 0 else "%d" % n if n < 10 else "+" for n in counts)
+        rows.append([*who_cells(c, stays[unit]), Cell((counts,), (Span(chart),)),
+                     *(cell("%d" % n if n else "", n) for n in [*by_kind, sum(counts)])])
+    rows = sorted((row for row in rows if row[-1].values[0]), key=lambda row: -row[-1].values[0])
+    if not rows:
+        return nothing("errors", "No errors in this time.")
+    shown = rows[:c.rows and max(1, (c.rows - 4) * 3 // 5)]
+    title = [(0, "errors"), (1, c.zone.period(axis.edges[0], b, c.g["to"])), (2, "%d units" % len(rows)),
+             (2, "%d entries" % sum(row[-1].values[0] for row in rows)), (3, "1 col = " + axis.step)]
+    page = t.page("errors", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b)}, title, shown, len(rows) - len(shown),
+                  [(1, "digits: entries, + more than 9")])
+    news = importer.newest_errors(c.db, units, axis.edges[0], b + 1, 20 if c.rows is None else max(0, c.rows - len(page.lines) - 1))
+    places = t.columns[0].width
+    lines = [[Span("%-12s " % c.zone.short(ts, b)), *pad(who_cells(c, stays[unit])[0].spans, places),
+              Span(cut(" %-4s %s" % (c.name(level), c.name(message or kind)), c.width - 13 - places))] for ts, unit, level, kind, message in news]
+    newest = [dict(zip(("at", "unit", "level", "type", "message"), (c.zone.iso(one[0]), *one[1:]))) for one in news]
+    return page._replace(lines=page.lines + [[Span("newest", "head")]] * bool(lines) + lines, facts={**page.facts, "newest": newest})
+
+
+def view_gaps(c: Context) -> Page:
+    """Stretches without readings, newest first, and what became of them."""
+    stays = c.stays()
+    a, b, _ = c.range("co2_readings", stays, 30)
+    places = {stay.unit_id: stay for stay in stays}
+    found = sorted(importer.gaps(c.db, stays, a, b), key=lambda gap: (-gap.end, gap.start))
+    if not found:
+        return nothing("gaps", "No gaps in this time." if stays else "No units yet.")
+    t = Table(c, [*who(c, stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1), Column(("missing",), "missing", 7, 2, True),
+                  Column(("state", "calls"), "state", 17 if c.width >= 60 else c.width - 26)])
+    shown = found[:c.room(3)]
+    rows = [[*who_cells(c, places[gap.unit_id]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
+             cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)), cell("%d" % gap.missing, gap.missing),
+             Cell((gap.state, gap.calls), (Span(*GAPS[gap.state]),))] for gap in shown]
+    title = [(0, "gaps"), (1, c.zone.period(a, b, c.g["to"])), (2, "%d gaps" % len(found)), (3, "newest first")]
+    return t.page("gaps", {"from": c.zone.iso(a), "to": c.zone.iso(b)}, title, rows, len(found) - len(shown),
+                  [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
+
+
+VIEWS: Dict[str, Callable[[Context], Page]] = {"co2": view_co2, "pings": view_pings, "status": view_status, "signal": view_signal,
+                                               "errors": view_errors, "gaps": view_gaps}
+
+# -- the same page as text, TSV, JSON, HTML -------------------------------------------------------------------------------------
+
+
+def to_text(lines: Iterable[Line], colour: bool = False) -> str:
+    """Lines for a terminal, a file or a mail."""
+    def paint(span: Span) -> str:
+        return "\x1b[%sm%s\x1b[0m" % (STYLES[span.style], span.text) if colour and span.style and span.text.strip() else span.text
+    return "".join("".join(map(paint, line)).rstrip() + "\n" for line in lines)
+
+
+def to_tsv(page: Page, ascii: bool = False) -> str:
+    """Tab-separated values under a line with their names; a chart has one field a column, name@begin."""
+    def text(value: Any) -> str:
+        return "" if value is None else clean(int(value) if isinstance(value, bool) else value, ascii)
+    fields = [name for field in page.fields for name in ([field + "@" + at for at in page.axes[field]] if field in page.axes else [field])]
+    lines = [fields] + [[text(one) for value in record for one in (value if isinstance(value, list) else [value])] for record in page.records]
+    return "".join("\t".join(line) + "\n" for line in lines if line)
+
+
+def to_json(page: Page) -> str:
+    """One object: the page's facts, where the columns of its charts begin, and its rows as objects."""
+    import json
+    return json.dumps({"view": page.view, **page.facts, **({"message": page.empty} if page.empty else {}), "columns": page.axes,
+                       "rows": [dict(zip(page.fields, record)) for record in page.records]}, indent=1) + "\n"
+
+
+def to_html(lines: Iterable[Line], link: Callable[[str], str]) -> str:
+    """Lines for <pre>. What a browser may take from another font is boxed to the width that it has here."""
+    from html import escape
+
+    def boxed(text: str) -> str:
+        pieces = [("".join(group), plain) for plain, group in groupby(text, str.isascii)]
+        return "".join(escape(piece) if plain else '<b class="g" style="width:%dch">%s</b>' % (width(piece), escape(piece))
+                       for piece, plain in pieces)
+
+    def draw(span: Span) -> str:
+        text = '<a href="%s">%s</a>' % (escape(link(span.link)), boxed(span.text)) if span.link else boxed(span.text)
+        return '<span class="%s">%s</span>' % (span.style, text) if span.style else text
+    return "".join("".join(map(draw, line)).rstrip() + "\n" for line in lines)
+
+
+HTML = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>%(title)s</title>
+<style>
+:root { --ink: #1b1f23; --paper: #fff; --dim: #5c656e; --bad: #b31d28; --warn: #8a5a00; --good: #176f2c; --co2: #005b9a; --temp: #7a3e9d }
+@media (prefers-color-scheme: dark) { :root { --ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --bad: #ff7b72; --warn: #e3b341;
+  --good: #56d364; --co2: #6cb6ff; --temp: #d2a8ff } }
+body { color: var(--ink); background: var(--paper); font: 16px/1.4 system-ui, sans-serif; margin: 1rem auto; max-width: 60rem; padding: 0 .6rem }
+h1 { font-size: 1.2rem } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem } a { color: inherit } nav a { margin-right: 1em }
+pre { font: 13px/1.25 "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", monospace; overflow-x: auto; margin: 0 }
+.g { display: inline-block; font-weight: inherit; overflow: hidden; vertical-align: bottom; height: 1.25em }
+.head { font-weight: bold } .dim { color: var(--dim) } .bad { color: var(--bad); font-weight: bold } .warn { color: var(--warn) }
+.good { color: var(--good) } .co2 { color: var(--co2) } .temp { color: var(--temp) } .narrow { display: none }
+@media (max-width: 52rem) { .wide { display: none } .narrow { display: block } }
+</style>
+</head>
+<body>
+<nav>%(nav)s</nav>
+<h1>%(title)s</h1>
+%(body)s</body>
+</html>
+"""
+
+# page -> title, and its sections: heading, view, options that are not as asked
+WEB: Dict[str, Tuple[str, List[Tuple[str, str, Dict[str, Any]]]]] = {
+    "index": ("CO₂ fleet", [("How the units do", "status", {})]),
+    "alive": ("Pings and units", [("Pings", "pings", {}), ("Units", "status", {}), ("Signal", "signal", {}), ("Gaps", "gaps", {}),
+                                  ("Errors", "errors", {})]),
+    "co2": ("CO₂", [("Recent CO₂", "co2", {}), ("All CO₂", "co2", {"recent_days": 0})])}
+LIVE = {"index": "/", "alive": "/status/alive/summary", "co2": "/data/co2/summary"}
+PHONE, DESK = 46, 100                   # cells; 13 px are about 8 px wide
+
+
+def site_link(name: str) -> str:
+    """Where the daemon has a site's page."""
+    from urllib.parse import quote
+    return LIVE["co2"] + "?site=" + quote(name, "", errors="replace")
+
+
+def draw(view: str, db: str, o: Options, now: float, rows: Optional[int]) -> Page:
+    """One page from a database file, or a page that says that there is none."""
+    try:
+        connection = importer.open_db(db)
+    except importer.NoDatabase as error:
+        return nothing(view, clean("No data: %s" % error, o.glyphs == "ascii"))
+    try:
+        return VIEWS[view](Context(connection, o, now, rows))
+    finally:
+        connection.close()
+
+
+def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE), urls: Dict[str, str] = LIVE,
+             link: Callable[[str], str] = site_link) -> str:
+    """A whole HTML document: every section drawn wide, and narrow for phones; no script, and all style inside."""
+    from html import escape
+    o = o.but(glyphs="block") if o.glyphs == "auto" else o
+    title, body = WEB[page][0] + "".join(" · " + clean(name) for name in (o.site, o.unit) if name), ""
+    for heading, view, changes in WEB[page][1]:
+        body += "<h2>%s</h2>\n" % heading
+        for cells, kind in zip(widths, ("wide", "narrow") if len(widths) > 1 else ("any",)):
+            body += '<pre class="%s">%s</pre>\n' % (kind, to_html(draw(view, db, o.but(width=cells, **changes), now, None).lines, link))
+    nav = " ".join('<a href="%s">%s</a>' % (escape(url), WEB[name][0]) for name, url in urls.items())
+    return HTML % {"title": escape(title), "nav": nav, "body": body}
+
+
+def web_page(view: str, db: str, query: Dict[str, str], html: bool, now: float) -> str:
+    """A page for the daemon: view is index, alive or co2, query the arguments of the URL (ValueError says what is wrong with
+    them). A whole HTML document, or the text page; without database or data one that says so."""
+    o = Options.from_query(query)
+    if html:
+        return document(view, db, o, now, [o.width] if query.get("width") else (DESK, PHONE))
+    return "\n".join(to_text(draw(name, db, o.but(**changes), now, None).lines) for _, name, changes in WEB[view][1])
+
+# -- the command ----------------------------------------------------------------------------------------------------------
+
+
+def check(a: Any, db: str, o: Options, now: float) -> int:
+    """For monitoring: one line, then one for each unit with a problem; 0 is well, 1 warning, 2 critical.
+
+    Silence is a warning; it is critical when data are three times as late as they may be, or when a unit calls and sends none.
+    With --changes it speaks only when what is wrong has changed, or every --repeat hours while something is.
+    """
+    try:
+        connection = importer.open_db(db)
+    except importer.NoDatabase as error:
+        put("CO2 CRITICAL: %s\n" % clean(error, o.glyphs == "ascii"))
+        return 2
+    c = Context(connection, o, now, None)
+    states = states_of(c, c.stays())
+    bad = [state for state in states if state.verdict in ("late", "stuck", "never")]
+    worst = max([2 if state.verdict == "stuck" or state.data_late > 3 else 1 for state in bad], default=0)
+    names = ["%s %s" % (c.name(state.site or state.nickname), VERDICTS[state.verdict][2]) for state in bad]
+    counts = " ".join("%s=%d" % (verdict, sum(state.verdict == verdict for state in states)) for verdict in VERDICTS)
+    lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], ", ".join(names) or "%d units" % len(states), counts)]
+    lines += ["%-4s %s (%s): last ping %s, last reading %s" % (
+        VERDICTS[state.verdict][0], c.name(state.site or "no site"), c.name(state.nickname),
+        *("never" if ts is None else ago(now - ts) + " ago" for ts in (state.last_ping, state.last_data))) for state in bad]
+    if not a.changes or _changed(a.changes, names, now, a.repeat * 3600, lines):
+        put("".join(line + "\n" for line in lines))
+    return worst
+
+
+def _changed(path: str, names: List[str], now: float, repeat: float, lines: List[str]) -> bool:
+    """Compare with what the file says was reported last; lines get what is well again."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            told, *before = file.read().splitlines()
+    except (OSError, ValueError):
+        told, before = "0", []
+    if set(before) == set(names) and (not names or now - float(told) < repeat):
+        return False
+    lines += ["well again: " + name for name in before if name not in names]
+    write_file(path, "\n".join(["%d" % now, *names]) + "\n")
+    return True
+
+
+SWITCHES = (("--plain", "tab-separated values"), ("--json", "JSON"), ("--html", "an HTML document; with -o DIR all pages as files"),
+            ("--no-pager", "never page"), ("--check", "status: one line first; exit 0 well, 1 warning, 2 critical"))
+
+
+def arguments(argv: Optional[Sequence[str]]) -> Any:
+    """The command line; a wrong one ends the program with status 2."""
+    import argparse
+    parser = argparse.ArgumentParser(prog="plot_ascii.py", description="Pages of a fleet of CO2 sensor units, for a terminal.")
+    parser.add_argument("view", nargs="?", default="co2", choices=list(VIEWS))
+    parser.add_argument("--db", metavar="FILE", help="the database (where co2d.conf says, or var/db.sqlite3)")
+    for name, (_, kind, metavar, text) in OPTIONS.items():
+        how = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": metavar}
+        parser.add_argument("--" + name.replace("_", "-"), help=text, **how)
+    for flag, text in SWITCHES:
+        parser.add_argument(flag, action="store_true", help=text)
+    parser.add_argument("--color", "--colour", choices=("auto", "always", "never"), default="auto")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write here; with --html a directory takes all pages")
+    parser.add_argument("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
+    parser.add_argument("--changes", metavar="FILE", help="--check: speak only when something has changed since FILE was written")
+    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0, help="--changes: speak again after (24)")
+    return parser.parse_args(argv)
+
+
+def environment(a: Any, environ: Dict[str, str]) -> Options:
+    """Options from the command line, completed by what the environment says of the screen and the locale.
+
+    Size: flags, COLUMNS and LINES, the terminal, 80x24. Python's own encodings do not tell the locale: it makes C into UTF-8.
+    """
+    given = {name: getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
+    try:
+        size: Sequence[int] = os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):
+        size = (80, 24)
+    for name, variable, found, default, least in (("width", "COLUMNS", size[0], 80, 20), ("height", "LINES", size[1], 24, 5)):
+        text = environ.get(variable, "")
+        given.setdefault(name, max(least, min(int(text), 1000) if text.isdigit() and int(text) else found or default))
+    locale = (environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or "C").lower()
+    if "utf-8" not in locale and "utf8" not in locale:
+        given.setdefault("glyphs", "ascii")
+    return Options(**given)
+
+
+def rendered(a: Any, db: str, o: Options, now: float, rows: Optional[int], environ: Dict[str, str]) -> str:
+    """A page in the format that was asked for. Colour: a flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
+    if a.html:
+        name = next(name for name, (_, parts) in WEB.items() if a.view in [view for _, view, _ in parts] and name != "index")
+        return document(name, db, o, now, [o.width])
+    page = draw(a.view, db, o, now, rows)
+    if a.plain and page.empty:
+        print(page.empty, file=sys.stderr)
+    colour = a.color == "always" or (a.color == "auto" and sys.stdout.isatty() and not a.output and not environ.get("NO_COLOR")
+                                     and environ.get("TERM") != "dumb")
+    return to_json(page) if a.json else to_tsv(page, o.glyphs == "ascii") if a.plain else to_text(page.lines, colour)
+
+
+def put(text: str) -> None:
+    """To stdout, in UTF-8 or ASCII as it is, whatever Python thinks of the locale."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
+def write_file(path: str, text: str) -> None:
+    """Replace a file in one step, so that nobody reads half of it."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+
+
+def write_site(directory: str, db: str, o: Options, now: float) -> None:
+    """All pages as files for another web server, with links between them."""
+    from zlib import crc32
+    urls = {"index": "index.html", "alive": "status.html", "co2": "co2.html"}
+
+    def link(name: str) -> str:
+        safe = "".join(char if char.isascii() and (char.isalnum() or char in "-_.") else "_" for char in name)
+        return "site-%s.html" % (safe if safe == name else "%s-%08x" % (safe, crc32(name.encode("utf-8", "replace"))))
+    os.makedirs(directory, exist_ok=True)
+    for page, file in urls.items():
+        write_file(os.path.join(directory, file), document(page, db, o, now, urls=urls, link=link))
+    try:
+        connection = importer.open_db(db)
+    except importer.NoDatabase:
+        return
+    for name in sorted({stay.site for stay in Context(connection, o, now, None).stays() if stay.site}):
+        write_file(os.path.join(directory, link(name)), document("co2", db, o.but(site=name), now, urls=urls, link=link))
+    connection.close()
+
+
+def page_through(text: str, environ: Dict[str, str]) -> None:
+    """Show text in the user's pager; without one that starts, print it."""
+    import subprocess
+    try:
+        process = subprocess.Popen(environ.get("PAGER") or "less -FIRX", shell=True, stdin=subprocess.PIPE,
+                                   env={"LESSCHARSET": "utf-8", **environ})
+    except OSError:
+        return put(text)
+    while True:
+        try:
+            process.communicate(text.encode())
+            break
+        except KeyboardInterrupt:       # is meant for the pager
+            continue
+    if process.returncode == 127:
+        put(text)
+
+
+class Resized(Exception):
+    """The terminal has another size now."""
+
+
+def watch(a: Any, db: str, environ: Dict[str, str], clock: Callable[[], float]) -> None:
+    """Redraw in place until Ctrl-C, and at once when the terminal changes its size."""
+    import signal
+
+    def resized(*_: Any) -> None:
+        raise Resized
+    put("\x1b[?1049h\x1b[?25l")         # the other screen, no cursor
+    try:
+        while True:
+            o = environment(a, environ)
+            text = rendered(a, db, o, clock(), o.height - 1, environ)
+            put("\x1b[H" + text.replace("\n", "\x1b[K\n") + "\x1b[J")
+            try:
+                signal.signal(signal.SIGWINCH, resized)
+                time.sleep(a.watch)
+            except Resized:
+                pass
+            finally:
+                signal.signal(signal.SIGWINCH, signal.SIG_IGN)
+    finally:
+        put("\x1b[?25h\x1b[?1049l")
+
+
+def run(a: Any, environ: Dict[str, str], clock: Callable[[], float]) -> int:
+    """One command."""
+    db, o = importer.locate(db=a.db, environ=environ).db, environment(a, environ)
+    if a.check:
+        return check(a, db, o, clock())
+    if a.watch:
+        watch(a, db, environ, clock)
+    if a.html and a.output and (os.path.isdir(a.output) or a.output.endswith("/")):
+        write_site(a.output, db, o, clock())
+        return 0
+    paged = sys.stdout.isatty() and sys.stdin.isatty() and not a.no_pager and not a.output
+    whole = o.all or a.plain or a.json or paged and a.view != "status"
+    text = rendered(a, db, o, clock(), None if whole else o.height - 1, environ)
+    if a.output:
+        write_file(a.output, text)
+    elif paged and text.count("\n") >= o.height:
+        page_through(text, environ)
+    else:
+        put(text)
+    return 0
+
+
+def main(argv: Optional[Sequence[str]] = None, now: Optional[float] = None) -> int:
+    """The command line; the exit status."""
+    try:
+        return run(arguments(argv), dict(os.environ), time.time if now is None else lambda: now)      # type: ignore[return-value]
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:             # the reader has seen enough; what is still in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ValueError as error:
+        print("plot_ascii: %s" % error, file=sys.stderr)
+        return 2
+    except (importer.sqlite3.Error, OSError) as error:
+        print("plot_ascii: %s" % clean(error, True), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -215,8 +215,8 @@ class Memory:
         self.checked, held = (name, day), sizes()
         for older in _names_before(name, self.first):
             size = held.get(older, 0)
-            if self.resent == (older, size):                    # the unit has been back there, and had no more
-                self.ended[older], self.unsaved = size, True
+            if self.resent == (older, size) and older not in self.ended:
+                self.ended[older], self.unsaved = size, True    # the unit has been back there, and had no more
             if older < name and self.asked.get(older) != day and self._is_short(older, size, is_cut):
                 self.asked = {file: date for file, date in self.asked.items() if date == day}
                 self.asked[older], self.awaited, self.unsaved = day, older, True

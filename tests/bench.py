@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import os
 import platform
 import re
 import resource
 import select
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -27,6 +29,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PROJECT = os.path.dirname(HERE)
 sys.path[:0] = [PROJECT, HERE]
 
+import fleet
+
+QUICK = bool(os.environ.get("QUICK"))   # a small run, to try the benchmark itself
 CLIENTS = 16                            # concurrent connections of a load
 ROW = "%-46s %14s   %s"
 
@@ -270,7 +275,7 @@ def bench_http(directory: str) -> None:
         base, slowest, failed = load(port, ping)
         say(Figure("do-nothing ThreadingHTTPServer", "%.0f requests/s" % base, "p99 %.0f ms, %d failed" % (slowest, failed)))
         seconds, p99, failed = at_once(port, 1000)
-        if 0: say(Figure("  1,000 clients at the same instant", "p99 %.2f s" % p99, "%.1f s in all, %d failed" % (seconds, failed)))
+        say(Figure("  1,000 clients at the same instant", "p99 %.2f s" % p99, "%.1f s in all, %d failed" % (seconds, failed)))
     say(Figure("4 KiB appends + fdatasync, 1 thread", "%.0f /s" % synced_appends(directory, 1)))
     say(Figure("4 KiB appends + fdatasync, %d threads" % CLIENTS, "%.0f /s" % synced_appends(directory, CLIENTS)))
     began = time.monotonic()
@@ -291,7 +296,137 @@ def bench_http(directory: str) -> None:
         say(Figure("co2d: memory after all this", "%.1f MB" % memory(pid)))
 
 
-SECTIONS = {"http": bench_http}
+# -- import -----------------------------------------------------------------------------------------------------------
+
+
+def run_timed(*command: str) -> Tuple[float, float]:
+    """Seconds and peak memory in MB of a command that must succeed."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "CO2D_CONF": os.devnull})
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.WEXITSTATUS(status)
+    assert process.returncode == 0, command
+    return time.monotonic() - began, usage.ru_maxrss / 1024
+
+
+def dot_import(directory: str) -> Optional[float]:
+    """Seconds of the sqlite3 command line's bare .import of the same lines."""
+    if not shutil.which("sqlite3"):
+        return None
+    lines = os.path.join(directory, "all.tsv")
+    with open(lines, "wb") as out:
+        for path in sorted(glob.glob(os.path.join(directory, "remote_data", "*", "data", "readings", "*.tsv"))):
+            with open(path, "rb") as file:
+                out.writelines(b"\t".join(line.rstrip(b"\n").split(b"\t")[:16]) + b"\n" for line in file)
+    columns = ", ".join("c%d" % n for n in range(16))
+    bare = os.path.join(directory, "bare.sqlite3")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(bare)
+    seconds, _ = run_timed("sqlite3", bare, "CREATE TABLE r(%s)" % columns, ".mode tabs",
+                           ".import %s r" % lines)
+    os.unlink(lines)
+    return seconds
+
+
+def bench_import(directory: str) -> None:
+    """A full rebuild beside a bare .import; one new line in a large archive."""
+    units, days = (100, 209) if not QUICK else (20, 14)
+    readings = sum(len(unit.readings) if hasattr(unit.readings, "__len__") else unit.readings
+                   for unit in fleet.make_archive(directory, units=units, days=days, dirt=()).units)
+    archive = ["--data-dir", os.path.join(directory, "remote_data"), "--var-dir", os.path.join(directory, "var")]
+    importer = [sys.executable, os.path.join(PROJECT, "importer.py"), "rebuild", *archive]
+    ours, peak = min(run_timed(*importer) for _ in range(2))
+    bare = min(filter(None, (dot_import(directory) for _ in range(2))), default=None)
+    say(Figure("import: rebuild of %d readings" % readings, "%.1f s" % ours, "%.0f readings/s, peak %.0f MB" % (readings / ours, peak)))
+    if bare:
+        say(Figure("  sqlite3 .import of the same lines, bare", "%.1f s" % bare, "ours is %.1f x" % (ours / bare)))
+    bench_new_line(os.path.join(directory, "large"))
+
+
+def bench_new_line(directory: str) -> None:
+    """1,000 units with 10 files each."""
+    import importer
+    data, line = os.path.join(directory, "remote_data"), "co2unit-%012x\tn\t2019-09-%02d\t00:00:%02d\t1.0\t0" + "\t400" * 10 + "\n"
+    for unit in range(1000):
+        folder = os.path.join(data, "co2unit-%012x" % unit, "data", "readings")
+        os.makedirs(folder)
+        for number in range(10):
+            with open(os.path.join(folder, "readings-%04d.tsv" % number), "w") as file:
+                file.write("".join(line % (unit, number + 1, second) for second in range(20)))
+    archive = importer.Archive((data,), os.path.join(directory, "var"), os.path.join(directory, "db.sqlite3"))
+    importer.import_new(archive)
+    times = []
+    for unit in range(20):
+        path = os.path.join(data, "co2unit-%012x" % unit, "data", "readings", "readings-0009.tsv")
+        with open(path, "a") as file:
+            file.write(line % (unit, 28, 1))
+        began = time.monotonic()
+        importer.import_new(archive, [path])
+        times.append(time.monotonic() - began)
+    say(Figure("import: one new line among 10,000 files", "%.0f ms" % (sorted(times)[10] * 1000), "median of 20, limit 50"))
+    began = time.monotonic()
+    importer.import_new(archive)
+    say(Figure("import: a look at 10,000 files, nothing new", "%.2f s" % (time.monotonic() - began), "limit 1"))
+
+
+# -- views ------------------------------------------------------------------------------------------------------------
+
+
+def fill(db: sqlite3.Connection, units: int, days: int, raw_days: int, last_day: int) -> None:
+    """Rollups for all days, readings for the last `raw_days`, a ping a day, a deployment a unit."""
+    per_day = 48
+    value = "400 + 60 * abs((ts / 1800 + u * 7) % 96 - 48) / 48"
+    db.executescript("""
+        CREATE TEMP TABLE n AS WITH RECURSIVE c(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM c WHERE i < %d) SELECT i FROM c;
+        CREATE TEMP TABLE us AS SELECT i AS u, printf('co2unit-%%012x', i) AS unit FROM n WHERE i < %d;
+        INSERT INTO co2_readings(unit_id, nickname, temp, flash_count, ts, co2, flag, qc, source, offset)
+            SELECT unit, 'n' || u, -5 + u %% 20, 0, ts, %s, 1, 0, 0, 0 FROM (SELECT u, unit, (%d - d.i) * 86400 + h.i * 1800 AS ts
+            FROM us CROSS JOIN n d CROSS JOIN n h WHERE d.i < %d AND h.i < %d);
+        INSERT INTO daily SELECT unit, %d - d.i, %d, %d, %d * 430.0, 400, 460, 0, NULL, NULL, %d, %d * 2.0, -9, 9
+            FROM us CROSS JOIN n d WHERE d.i < %d ORDER BY 1, 2;
+        INSERT INTO pings SELECT '', '', '', unit, 'n' || u, 8, -97, (%d - d.i) * 86400 + 11000, 0, 0
+            FROM us CROSS JOIN n d WHERE d.i < %d;
+        INSERT INTO deploy_durations_tiered SELECT unit, 'n' || u, printf('site_%%03d', u), 10, 'deployed', NULL, NULL, NULL,
+            NULL, NULL, 0, 0 FROM us;
+        """ % (max(units, days), units, value, last_day, raw_days, per_day, last_day, per_day, per_day, per_day, per_day,
+               per_day, days, last_day, days))
+
+
+def time_views(path: str, note: str) -> None:
+    """Every view as a command, beside the interpreter's start with the same imports."""
+    environ = {**os.environ, "COLUMNS": "80", "LINES": "24", "CO2D_CONF": os.devnull}
+    bare = min(best_of(5, [sys.executable, "-c", "import sys; sys.path[:0] = [%r]; import plot_ascii" % PROJECT], environ) for _ in (1,))
+    say(Figure("views on %s: start with imports" % note, "%.0f ms" % (bare * 1000)))
+    for view in ("co2", "pings", "status", "signal", "errors", "gaps"):
+        seconds = best_of(5, [sys.executable, os.path.join(PROJECT, "plot_ascii.py"), view, "--db", path], environ)
+        _, peak = run_timed(sys.executable, os.path.join(PROJECT, "plot_ascii.py"), view, "--db", path)
+        say(Figure("  " + view, "%.0f ms" % (seconds * 1000), "%.1f x the start, peak %.0f MB" % (seconds / bare, peak)))
+
+
+def best_of(times: int, command: Sequence[str], environ: Dict[str, str]) -> float:
+    """Seconds of the fastest run."""
+    seconds = []
+    for _ in range(times):
+        began = time.monotonic()
+        subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, check=True)
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
+
+
+def bench_views(directory: str) -> None:
+    """1 million readings of 20 sites over three years; 100 million of 1,000 units over five, as rollups and a sample."""
+    import importer
+    today = int(time.time()) // 86400
+    for units, days, raw_days, note in ((20, 1095, 1095, "1 M readings"), (1000, 1826, 3, "100 M readings")):
+        path = os.path.join(directory, "%d.sqlite3" % units)
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.executescript(importer.SCHEMA + importer.INDEXES + "PRAGMA user_version = %d; BEGIN;" % importer.SCHEMA_VERSION)
+            fill(db, units, days, raw_days, today - 1)
+            db.commit()
+        time_views(path, note)
+
+
+SECTIONS = {"http": bench_http, "import": bench_import, "views": bench_views}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
