@@ -40,6 +40,7 @@ import logging
 import mimetypes
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -483,10 +484,12 @@ class Station:
             self.something_changed.clear()
         return taken
 
-    def admit(self, unit: str) -> None:
-        """Refuse units that may not report."""
+    def admit(self, unit: str, reports: bool = True) -> None:
+        """Refuse units that may not report. Those that only look for updates leave no trace."""
         if not any(fnmatch.fnmatchcase(unit, pattern) for pattern in self.settings.units.split()):
             raise Refused(403, "unit is not in the list of units")
+        if not reports:
+            return
         with self._lock:
             if unit not in self._known:
                 if len(self._known) >= self.settings.max_units:
@@ -645,7 +648,7 @@ def _servable(directory: int, name: str, unit: str) -> bool:
 
 def list_updates(station: Station, request: Request, unit: str) -> Response:
     """The updates there are for a unit, or 404."""
-    station.admit(unit)
+    station.admit(unit, reports=False)
     try:
         names = servable_updates(station, unit)
     except OSError:
@@ -657,7 +660,7 @@ def list_updates(station: Station, request: Request, unit: str) -> Response:
 
 def update(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
     """A file of an update, or the list of what is in a directory of it."""
-    station.admit(unit)
+    station.admit(unit, reports=False)
     parts = [unit, "updates", *path]
     if path[0] not in _listed(station, unit):
         raise Refused(404, "no such update")
@@ -1772,6 +1775,8 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(under_journald()))
     log.addHandler(handler)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536) if most > 0 else 65536, most))     # a few per connection
     log.setLevel(logging.INFO)
     try:
         daemon = Daemon(settings, arguments)

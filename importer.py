@@ -1111,15 +1111,33 @@ def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
     db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", [(j, *ab) for j, ab in enumerate(zip(edges, edges[1:]))])
 
 
-def buckets(db: sqlite3.Connection, what: str, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Bucket]:
-    """`what` (co2 or temp) by number of span and number of column; where nothing was read there is no entry."""
-    _lay_out(db, spans, edges)
-    found: Dict[Tuple[int, int], Bucket] = {}
-    for query in _bucket_queries(what, len(edges) > 1 and edges[-1] - edges[0] >= DAY * (len(edges) - 1)):
+def buckets(db: sqlite3.Connection, what: str, rows: Sequence[Sequence[Span]], edges: Sequence[int]) -> List[List[Optional[Bucket]]]:
+    """`what` (co2 or temp) for each row of a page and each of its columns, None where nothing was read.
+
+    The spans of a row are joined (a site with several units). A column that is empty only because the units measure more
+    seldom than it is wide, so that the readings around it are at most two of their rhythms apart, has its left neighbour's.
+    """
+    spans = [(number, span) for number, row in enumerate(rows) for span in row]
+    filled: List[List[Optional[Bucket]]] = [[None] * (len(edges) - 1) for _ in rows]
+    _lay_out(db, [span for _, span in spans], edges)
+    for query in _bucket_queries(what, edges[-1] - edges[0] >= DAY * (len(edges) - 1)):
         for i, j, *values in db.execute(query):
-            bucket = Bucket._make(values)
-            found[i, j] = join_buckets(found[i, j], bucket) if (i, j) in found else bucket
-    return found
+            row, bucket = filled[spans[i][0]], Bucket._make(values)
+            old = row[j]
+            row[j] = bucket if old is None else _joined(old, bucket)
+    shortest = min(other - one for one, other in zip(edges, edges[1:]))
+    for cells, row_spans in zip(filled, rows):
+        rhythm = max((cadence(db, unit, edges[-1]) for unit in {span[0] for span in row_spans}), default=0)
+        if 2 * rhythm > shortest:
+            _hold(cells, 2 * rhythm)
+    return filled
+
+
+def _hold(cells: List[Optional[Bucket]], longest: int) -> None:
+    there = [(j, bucket) for j, bucket in enumerate(cells) if bucket]
+    for (one, before), (other, after) in zip(there, there[1:]):
+        if after.first - before.last <= longest:
+            cells[one + 1:other] = [before] * (other - one - 1)
 
 
 def _bucket_queries(what: str, by_day: bool) -> List[str]:
@@ -1130,31 +1148,28 @@ def _bucket_queries(what: str, by_day: bool) -> List[str]:
     return [_FROM_READINGS.format(bad=mask | QC_ROW, row=QC_ROW, name=what, a=a, b=b) for a, b in readings] + [days] * by_day
 
 
-def join_buckets(one: Bucket, other: Bucket) -> Bucket:
-    """Two parts of a column, or two units at one site, as one."""
-    def least(a: Any, b: Any) -> Any:
-        return b if a is None else a if b is None else min(a, b)
-
-    def most(a: Any, b: Any) -> Any:
-        return b if a is None else a if b is None else max(a, b)
-    return Bucket(one.rows + other.rows, one.n + other.n, (one.total or 0) + (other.total or 0), least(one.low, other.low),
-                  most(one.high, other.high), one.suspects + other.suspects, least(one.suspect_low, other.suspect_low),
-                  most(one.suspect_high, other.suspect_high), min(one.first, other.first), max(one.last, other.last))
+def _joined(one: Bucket, other: Bucket) -> Bucket:
+    def ends(a: Optional[float], b: Optional[float], choose: Any) -> Optional[float]:
+        return choose(a, b) if a is not None and b is not None else b if a is None else a
+    return Bucket(one.rows + other.rows, one.n + other.n, (one.total or 0) + (other.total or 0), ends(one.low, other.low, min),
+                  ends(one.high, other.high, max), one.suspects + other.suspects, ends(one.suspect_low, other.suspect_low, min),
+                  ends(one.suspect_high, other.suspect_high, max), min(one.first, other.first), max(one.last, other.last))
 
 
-def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> Dict[int, Tuple[int, int]]:
-    """Values, suspect ones included, below and above the limits, by number of span. Looks only into days that have some."""
+def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> Tuple[int, int]:
+    """How many values, suspect ones included, are below and above the limits. Looks only into days that have some."""
     _lay_out(db, spans, ())
-    least = "min(coalesce(d.co2_min, d.co2_low), coalesce(d.co2_low, d.co2_min))" if what == "co2" else "d.temp_min"
-    most = "max(coalesce(d.co2_max, d.co2_peak), coalesce(d.co2_peak, d.co2_max))" if what == "co2" else "d.temp_max"
-    query = """
-        SELECT s.i, sum(r.{name} < :low), sum(r.{name} > :high)
+    least, most = (("d.co2_min, 1e9), coalesce(d.co2_low", "d.co2_max, -1e9), coalesce(d.co2_peak") if what == "co2" else
+                   ("d.temp_min, 1e9), coalesce(NULL", "d.temp_max, -1e9), coalesce(NULL"))
+    row = db.execute("""
+        SELECT total(r.{name} < :low), total(r.{name} > :high)
         FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
-        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day <= s.b / 86400 AND ({least} < :low OR {most} > :high)
+        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day <= s.b / 86400
+          AND (min(coalesce({least}, 1e9)) < :low OR max(coalesce({most}, -1e9)) > :high)
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
-          AND r.{name} IS NOT NULL AND r.qc & {skip} = 0
-        GROUP BY s.i""".format(name=what, least=least, most=most, skip=QC_ROW if what == "co2" else QC_TEMP | QC_ROW)
-    return {i: (below or 0, above or 0) for i, below, above in db.execute(query, {"low": low, "high": high})}
+          AND r.{name} IS NOT NULL AND r.qc & {skip} = 0""".format(
+        name=what, least=least, most=most, skip=QC_ROW | (0 if what == "co2" else QC_TEMP)), {"low": low, "high": high}).fetchone()
+    return int(row[0]), int(row[1])
 
 
 def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]) -> List[Optional[float]]:
@@ -1217,11 +1232,11 @@ def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -
     return min((a for a, b in ends if b is not None), default=None), max((b for a, b in ends if b is not None), default=None)
 
 
-def last_value(db: sqlite3.Connection, what: str, unit: str, a: int, b: int) -> Tuple[Optional[int], Optional[float]]:
-    """Time and value of the newest usable reading in a range."""
-    return db.execute("SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL AND "
-                      "qc & {1} = 0 ORDER BY ts DESC LIMIT 1".format(what, _QUANTITY[what][0] | QC_ROW),
-                      (unit, a, b)).fetchone() or (None, None)
+def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Optional[float]:
+    """The newest usable value."""
+    query = "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL AND qc & {1} = 0 " \
+            "ORDER BY ts DESC LIMIT 1".format(what, _QUANTITY[what][0] | QC_ROW)
+    return max((row for span in spans for row in db.execute(query, span)), default=(0, None))[1]
 
 
 def _recent(db: sqlite3.Connection, table: str, unit: str, now: int) -> List[int]:
@@ -1252,15 +1267,10 @@ def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -
         GROUP BY s.i, c.j""")}
 
 
-def signals(db: sqlite3.Connection, units: Sequence[str], a: int, b: int) -> Dict[str, List[Tuple[int, int]]]:
-    """Unit -> (dBm, number of pings), weakest first; units without any are left out."""
-    found: Dict[str, List[Tuple[int, int]]] = {}
-    for unit in units:
-        rows = db.execute("SELECT rssi_dbm, count(*) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL "
-                          "GROUP BY rssi_dbm ORDER BY rssi_dbm", (unit, a, b)).fetchall()
-        if rows:
-            found[unit] = rows
-    return found
+def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[int]:
+    """dBm of the pings of a unit, in order of time."""
+    return [dbm for dbm, in db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL "
+                                       "ORDER BY ts", (unit, a, b))]
 
 
 def errors(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
@@ -1297,7 +1307,7 @@ def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deplo
                 ping_limit: Optional[float] = None, data_limit: Optional[float] = None) -> List[UnitState]:
     """Every unit's state, worst first, then by tier and site. The limits, in seconds, replace the units' own rhythms."""
     stays = deployments(db) if stays is None else stays
-    known = any(stay.site is not None for stay in stays)
+    known = db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone() is not None
     current: Dict[str, Deployment] = {}
     for stay in sorted(stays, key=lambda stay: (stay.since <= now < stay.until, stay.since)):
         current[stay.unit_id] = stay                    # the last one wins: the one of now, else the latest
@@ -1319,7 +1329,7 @@ def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool,
     signal = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL ORDER BY ts DESC LIMIT 14",
                         (unit, now)).fetchall()
     state = UnitState(unit, stay.nickname, stay.site, stay.tier, stay.status, alarms, last_ping, last_data, ping_rhythm,
-                      data_rhythm, last_value(db, "co2", unit, 0, now + 1)[1], last_value(db, "temp", unit, 0, now + 1)[1],
+                      data_rhythm, last_value(db, "co2", [(unit, 0, now + 1)]), last_value(db, "temp", [(unit, 0, now + 1)]),
                       signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
                       (now - last_ping) / (ping_limit or 1.25 * ping_rhythm + HOUR) if called else 0.0,
                       (now - last_data) / (data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR) if read else 0.0, "")
@@ -1406,12 +1416,6 @@ def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
 def _sequence_number(path: str) -> Optional[int]:
     return seqfile.extract_sequence_number(os.path.basename(path), ("readings-", ".tsv"))
 
-
-def last_signal(db: sqlite3.Connection, unit: str, now: int) -> Optional[int]:
-    """dBm of the newest ping that has one."""
-    row = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL ORDER BY ts DESC LIMIT 1",
-                     (unit, now)).fetchone()
-    return row[0] if row else None
 
 # -- proof ------------------------------------------------------------------------------------------------------------
 

@@ -138,6 +138,11 @@ def fit(parts: Iterable[Tuple[int, Part]], cells: int, gap: str) -> str:
         left[worst:worst + 1] = [(rank, forms[1:])] if len(forms) > 1 else []
 
 
+def count(n: int, what: str) -> str:
+    """1 unit, 2 units."""
+    return "%d %s%s" % (n, what, "s" * (n != 1))
+
+
 def compact(value: Optional[float]) -> str:
     """ppm in at most four characters: 411, 1200, 10k."""
     return "" if value is None else "%.0f" % value if -950 < value < 9950 else "%.0fk" % (value / 1000)
@@ -332,7 +337,8 @@ def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top:
     inside = [end for end in ends if lower - reach <= end <= upper + reach]
     unit = nice(max(inside[-1] - inside[0], 1) / 15)
     low, high = floor(inside[0] / unit) * unit, ceil(inside[-1] / unit) * unit
-    high = top if top is not None else max(high, low + unit)
+    more = max(narrow / 5 - (high - low), 0) / 2
+    low, high = low - more, top if top is not None else high + more
     low = low if low < high else high / 2
     return Scale(max(low, 1), max(high, 2), True) if log else Scale(low, high)
 
@@ -644,7 +650,7 @@ def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -
 
 def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     """A row per site: all on one time axis, and on one scale."""
-    names = min(max(width(c.name(row.name)) for row in rows), max(11, c.width // 8))
+    names = min(max([4, *(width(c.name(row.name)) for row in rows)]), max(11, c.width // 8))
     t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, share=2), Column(("ppm",), "ppm", 4, 1, True),
                   Column(("min", "max"), "range", 7, 3, True, 2), Column(("temp",), "", 7, 4, gap=2, share=1),
                   Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 2)],
@@ -658,7 +664,7 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     late = {state.unit_id for state in importer.fleet_state(c.db, b, [stay for row in shown for stay in row.stays]) if state.data_late > 1}
     cells = [_fleet_row(c, row, row.within(axis.edges[0], b), co2[i], temp[i], scale, warmth,
                         any(stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(shown)]
-    title = [(0, "%d sites" % len(rows)), (1, c.zone.period(axis.edges[0], b, c.g["to"])),
+    title = [(0, count(len(rows), "site")), (1, c.zone.period(axis.edges[0], b, c.g["to"])),
              (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
              (3, "T %s%s%.0f °C" % (("%.0f" % warmth.low).replace("-", "−"), c.g["to"], warmth.high))]
     notes = [(1, ("col = %s (CO₂), %s (T)" % (axis.step, short.step), "col = " + axis.step)), (4, "blank = no data"), (3, "L late"),
@@ -734,8 +740,8 @@ def _site_title(c: Context, row: Row, spans: Sequence[importer.Span], buckets: B
     units = list(dict.fromkeys(c.name(stay.nickname) for stay in row.stays))
     share = "%.0f %%" % min(100, 100 * here / max(due, 1))
     counted = "{:,}/{:,.0f} = ".format(here, due).replace(",", " ") + share
-    return c.head([(0, c.name(row.name)), (3, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
-                   (1, c.zone.period(axis.edges[0], b, c.g["to"])), (2, (counted, share) if due >= 1 else "%d readings" % here)])
+    return c.head([(0, c.name(row.name)), (2, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
+                   (1, c.zone.period(axis.edges[0], b, c.g["to"])), (3, (counted, share) if due >= 1 else count(here, "reading"))])
 
 
 def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis: Axis, buckets: Buckets, scale: Scale, lines: int) -> List[Line]:
@@ -814,7 +820,7 @@ def _ribbons(c: Context, row: Row, axis: Axis, b: int) -> List[Line]:
             seen |= {kind} if bucket else set()
         tail = c.name(stays[0].nickname) if len(units) > 1 else " ".join(
             c.plot["status"][kind] + ("depl", "route", "lab")[kind] for kind in sorted(seen, reverse=True))
-        lines.append([Span("%4s%s%s " % ("stat" * (len(units) == 1), c.plot["side"], chars)), Span(cut(tail, c.width - 6 - len(chars)), "dim")])
+        lines.append([Span("%4s%s%s " % ("stat" if len(units) == 1 else "unit", c.plot["side"], chars)), Span(cut(tail, c.width - 6 - len(chars)), "dim")])
     return lines
 
 
@@ -822,8 +828,8 @@ def _ribbons(c: Context, row: Row, axis: Axis, b: int) -> List[Line]:
 
 VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"), "weak": ("weak", "warn", "weak"),
             "never": ("none", "warn", "never"), "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
-GAPS = {"waiting": ("not yet uploaded", "warn"), "silent": ("calls, sends none", "bad"), "resend": ("being re-sent", "warn"),
-        "rejected": ("came unreadable", "warn"), "lost": ("lost", "bad"), "off": ("not deployed", "dim")}
+GAPS = {"waiting": ("not uploaded", "warn"), "silent": ("calls, no data", "bad"), "resend": ("being re-sent", "warn"),
+        "rejected": ("unreadable", "warn"), "lost": ("lost", "bad"), "off": ("not deployed", "dim")}
 ERRORS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
 SIGNAL = Scale(-115, -70)               # dBm, of small charts
 
@@ -850,12 +856,11 @@ def view_pings(c: Context) -> Page:
         text = "" if silent is None else "%dh" % (silent // 3600) if silent < 2 * DAY else "%dd" % (silent // DAY)
         chart = Cell(([pings.n if pings else 0 for pings in cells],), runs(_stay(c, stay, cells, axis, b)))
         rows.append([*who_cells(c, stay)[:1], chart, *who_cells(c, stay)[1:], cell(text, silent, "bad")])
-    title = [(0, "pings"), (2, "%d units" % len({stay.unit_id for stay in stays})), (1, c.zone.period(axis.edges[0], b, c.g["to"])),
+    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")), (1, c.zone.period(axis.edges[0], b, c.g["to"])),
              (3, "1 col = " + axis.step), (4, "sort: tier, site")]
-    limits = {"1 week": ("ping days/week", "1-2", "3-4", "5-6", "7"), "1 d": ("days with pings", "", "", "", "")}.get(
-        axis.step, ("days with pings", "<30 %", "<60 %", "some", "all"))
-    notes = [(1, limits[0] + ": " + "  ".join("%s %s" % pair for pair in zip(c.g["days"], limits[1:]) if pair[1] or pair[0] == c.g["days"][3])),
-             (2, c.g["silent"] + " deployed, silent"), (3, "%s %s deployment" % (c.g["open"], c.g["close"]))]
+    legend = {"1 week": ("ping days/week: ", "1-2", "3-4", "5-6", "7"), "1 d": ("", "", "", "", "pings")}.get(
+        axis.step, ("days with pings: ", "<30 %", "<60 %", "some", "all"))
+    notes = [(1, legend[0] + "  ".join("%s %s" % pair for pair in zip(c.g["days"], legend[1:]) if pair[1])), (2, c.g["silent"] + " deployed, silent"), (3, "%s %s deployment" % (c.g["open"], c.g["close"]))]
     return t.page("pings", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b)}, title, rows, len(stays) - len(shown), notes)
 
 
@@ -897,8 +902,9 @@ def view_status(c: Context) -> Page:
     rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(shown)]
     counts = {verdict: sum(state.verdict == verdict for state in states) for verdict in VERDICTS}
     title = [(3, "fleet"), (1, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
-             (0, "%d units: " % len(states) + "  ".join("%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n))]
-    notes = [(1, "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])), (2, "rssi −115 … −70 dBm")]
+             (0, count(len(states), "unit") + ": " + "  ".join("%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n))]
+    pings = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
+    notes = [(1, (pings + "  rssi −115 … −70 dBm", pings))]
     page = t.page("status", {"at": c.zone.iso(c.now), **counts}, title, rows, len(states) - len(shown), notes)
     return page._replace(axes={name: [c.zone.iso(edge) for edge in days.edges[:-1]] for name in ("pings", "rssi")})
 
@@ -945,7 +951,7 @@ def view_signal(c: Context) -> Page:
         box = _box(c.g, [(dbm - low) // step for dbm in [*points, levels[unit][-1], importer.WEAK, importer.UNUSABLE]], cells)
         rows.append([*who_cells(c, stays[unit]), Cell(points, (Span(box),)), cell("%d" % levels[unit][-1], levels[unit][-1]),
                      cell("%d" % len(values), len(values)), Cell((rounded(trend),), bars(c, trend, SIGNAL))])
-    title = [(0, "signal dBm"), (1, c.zone.period(a, b, c.g["to"])), (2, "%d units, weakest first" % len(order)), (3, "1 col = %d dB" % step)]
+    title = [(0, "signal dBm"), (1, c.zone.period(a, b, c.g["to"])), (2, count(len(order), "unit") + ", weakest first"), (3, "1 col = %d dB" % step)]
     notes = [(1, "{whisker} min–max  {box} p25–p75  {median} median  {dot} last".format(**c.g)),
              (2, "%s limits: <%d unusable, <%d weak" % (c.g["limit"], importer.UNUSABLE, importer.WEAK))]
     page = t.page("signal", {"from": c.zone.iso(a), "to": c.zone.iso(b)}, title, rows, len(order) - len(shown), notes)
@@ -981,7 +987,7 @@ def view_errors(c: Context) -> Page:
     if not rows:
         return nothing("errors", "No errors in this time.")
     shown = rows[:c.rows and max(1, (c.rows - 4) * 3 // 5)]
-    title = [(0, "errors"), (1, c.zone.period(axis.edges[0], b, c.g["to"])), (2, "%d units" % len(rows)),
+    title = [(0, "errors"), (1, c.zone.period(axis.edges[0], b, c.g["to"])), (2, count(len(rows), "unit")),
              (2, "%d entries" % sum(row[-1].values[0] for row in rows)), (3, "1 col = " + axis.step)]
     page = t.page("errors", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b)}, title, shown, len(rows) - len(shown),
                   [(1, "digits: entries, + more than 9")])
@@ -1002,12 +1008,12 @@ def view_gaps(c: Context) -> Page:
     if not found:
         return nothing("gaps", "No gaps in this time." if stays else "No units yet.")
     t = Table(c, [*who(c, stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1), Column(("missing",), "missing", 7, 2, True),
-                  Column(("state", "calls"), "state", 17 if c.width >= 60 else c.width - 26)])
+                  Column(("state", "calls"), "state", 14)])
     shown = found[:c.room(3)]
     rows = [[*who_cells(c, places[gap.unit_id]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
              cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)), cell("%d" % gap.missing, gap.missing),
              Cell((gap.state, gap.calls), (Span(*GAPS[gap.state]),))] for gap in shown]
-    title = [(0, "gaps"), (1, c.zone.period(a, b, c.g["to"])), (2, "%d gaps" % len(found)), (3, "newest first")]
+    title = [(0, "gaps"), (1, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
     return t.page("gaps", {"from": c.zone.iso(a), "to": c.zone.iso(b)}, title, rows, len(found) - len(shown),
                   [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
 

@@ -165,7 +165,9 @@ class Memory:
         self.last: Tuple[str, int, float] = ("", 0, 0.0)        # name, position, time of the last chunk
         self.steady = False                                     # that chunk followed another, or began a file
         self.unsaved = False                                    # the lasting part has changed
+        self.is_new = False                                     # that chunk brought bytes that we did not have
         self.awaited = ""                                       # the file we have just asked for
+        self.elsewhere = ""                                     # the file the unit went to instead
         self.resent = ("", 0)                                   # the file that was sent since we asked, and how far
         self.checked = ("", "")                                 # name and day of the last look for missing files
 
@@ -174,23 +176,36 @@ class Memory:
         self.unsaved = False
         return {"ended": self.ended, "asked": self.asked, "first": self.first}
 
-    def observe(self, name: str, offset: int, end: int, now: float, sizes: Sizes) -> None:
-        """Learn from a stored chunk of file `name`, bytes `offset` to `end`; `sizes` tells what we hold of all files."""
+    def observe(self, name: str, offset: int, end: int, is_new: bool, now: float, sizes: Sizes) -> None:
+        """Learn from a stored chunk of file `name`, bytes `offset` to `end`, of which some were new if `is_new`."""
         before, position, at = self.last
-        follows, same_session = (name, offset) == (before, position), abs(now - at) < SESSION
+        follows, onward = (name, offset) == (before, position), before < name and offset == 0
+        same_session = abs(now - at) < SESSION
         if self.awaited and name != self.awaited:
-            if (offset == 0 and name < before) or (follows and same_session):
-                self.first, self.unsaved = max(self.first, _number(name)), True
-                self.ended[self.awaited] = 0
-        elif before and before < name and offset == 0 and same_session and self.steady and not self.awaited:
-            self._passed(before, position, name, sizes())
-        if name in (self.awaited, self.resent[0]):
-            self.resent = (name, end)
+            self._answered(name, follows and (same_session or self.elsewhere != ""), onward, offset == 0 and name < before)
+        else:
+            if before and onward and same_session and self.steady and not self.awaited:
+                self._passed(before, position, name, sizes())
+            self.awaited = ""
         if end > self.ended.get(name, end):
             del self.ended[name]
             self.unsaved = True
         self.first = min(self.first, _number(name))
-        self.last, self.steady, self.awaited = (name, end, now), follows or offset == 0, ""
+        self.resent = (name, end) if name == self.resent[0] else self.resent
+        self.last, self.steady, self.is_new = (name, end, now), follows or offset == 0, is_new
+
+    def _answered(self, name: str, follows: bool, onward: bool, back: bool) -> None:
+        """The unit was told to go to `awaited`, and sends `name`: it stayed, or went elsewhere and goes on from there.
+
+        Without that second step it could be an old request that arrives late.
+        """
+        if follows or (onward and self.elsewhere):
+            self.first, self.unsaved = max(self.first, _number(self.elsewhere or name)), True
+            self.ended[self.awaited] = 0
+        if back and not self.elsewhere:
+            self.elsewhere = name
+        else:
+            self.awaited = ""
 
     def _passed(self, before: str, position: int, name: str, sizes: Dict[str, int]) -> None:
         """The unit went on to `name`. Not so if it had not come to the end of ours: an old request can arrive late."""
@@ -203,14 +218,14 @@ class Memory:
 
     def redirected(self) -> None:
         """The unit was told to go elsewhere, so its next chunk says nothing about the end of another file."""
-        self.last, self.awaited = ("", 0, 0.0), ""
+        self.last, self.awaited, self.steady = ("", 0, 0.0), "", False
 
     def ask(self, name: str, day: str, sizes: Sizes, is_cut: Callable[[str], bool]) -> Optional[str]:
         """The oldest file before `name` that the unit may have more of than we hold, not yet asked for today.
 
         `is_cut` tells whether a copy ends within a line.
         """
-        if self.checked == (name, day):
+        if self.awaited or self.checked == (name, day):
             return None
         self.checked, held = (name, day), sizes()
         for older in _names_before(name, self.first):
@@ -219,7 +234,9 @@ class Memory:
                 self.ended[older], self.unsaved = size, True    # the unit has been back there, and had no more
             if older < name and self.asked.get(older) != day and self._is_short(older, size, is_cut):
                 self.asked = {file: date for file, date in self.asked.items() if date == day}
-                self.asked[older], self.awaited, self.unsaved = day, older, True
+                self.asked[older], self.unsaved = day, True
+                self.resent, self.elsewhere = (older, -1), ""
+                self.awaited = older if self.is_new else ""     # else the reply may go to nobody: a request came twice
                 return older
         return None
 
@@ -431,8 +448,8 @@ class _Delivery:
         if created:
             os.fsync(directory)
         end = offset + len(chunk)
-        return Receipt(decision.kind, self._ack(directory, offset, end), max(0, end - size) + rescued,
-                       created + bool(aside), aside, self._memory.awaited != "")
+        ack = self._ack(directory, offset, end, is_new=decision.skip < len(chunk))
+        return Receipt(decision.kind, ack, max(0, end - size) + rescued, created + bool(aside), aside, ack[0] != self.name)
 
     @property
     def _memory(self) -> Memory:
@@ -477,9 +494,9 @@ class _Delivery:
             self.sequence.memory.redirected()
         return Receipt("gap", (self.name, size))
 
-    def _ack(self, directory: int, offset: int, end: int) -> Tuple[str, int]:
+    def _ack(self, directory: int, offset: int, end: int, is_new: bool) -> Tuple[str, int]:
         memory, older, sizes = self._memory, None, functools.partial(_sizes, directory)
-        memory.observe(self.name, offset, end, self.now, sizes)
+        memory.observe(self.name, offset, end, is_new, self.now, sizes)
         if self.inbox.ask_older:
             older = memory.ask(self.name, utc(self.now, "%Y-%m-%d"), sizes, functools.partial(_is_cut, directory))
         if memory.unsaved:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import threading
+from unittest import mock
 
 import pytest
 
@@ -46,6 +48,12 @@ def put(inbox, name, content, now=NOW):
 
 def content(root, name, unit="u"):
     return (root / unit / "data" / "readings" / name).read_bytes()
+
+
+def write(root, name, content, unit="u"):
+    """A file that was there before."""
+    (root / unit / "data" / "readings").mkdir(parents=True, exist_ok=True)
+    (root / unit / "data" / "readings" / name).write_bytes(content)
 
 
 def put_aside(root, unit="u"):
@@ -166,6 +174,26 @@ def test_several_replacements_are_all_kept(inbox, tmp_path):
     for number, line in enumerate([b"one\n", b"two\n", b"six\n"]):
         receive(inbox, "readings-0000.tsv", 0, line, NOW + number)
     assert sorted(put_aside(tmp_path).values()) == [b"one\n", b"two\n"]
+
+
+def test_replacements_at_the_same_instant_are_all_kept(inbox, tmp_path):
+    for line in [b"one\n", b"two\n", b"six\n", b"ten\n"]:
+        receive(inbox, "readings-0000.tsv", 0, line)
+    assert sorted(put_aside(tmp_path).values()) == [b"one\n", b"six\n", b"two\n"]
+
+
+def test_a_root_that_was_removed_is_made_again(tmp_path):
+    inbox = seqfile.Inbox(str(tmp_path / "a" / "b"))
+    for _ in range(2):
+        assert receive(inbox, "readings-0000.tsv", 9, b"x").ack == ("readings-0000.tsv", 0)
+        assert receive(inbox, "readings-0000.tsv", 0, b"one\n").ack == ("readings-0000.tsv", 4)
+        shutil.rmtree(str(tmp_path / "a"))
+
+
+def test_chunks_past_the_end_of_nothing_are_not_remembered(inbox):
+    for number in range(100):
+        receive(inbox, "readings-0000.tsv", 9, b"x", unit="u%d" % number)
+    assert inbox._sequences == {}
 
 
 @pytest.mark.parametrize("obstacle", ["directory", "link", "fifo"])
@@ -339,14 +367,76 @@ def test_a_file_that_shrank_below_what_the_unit_had_is_asked_for(inbox, tmp_path
     assert put(inbox, "readings-0001.tsv", b"r" * 6000, NOW + DAY)[0] == ("readings-0000.tsv", 0)
 
 
+@pytest.mark.parametrize("cut", [b"r" * (seqfile.FILE_SIZE - 2) + b"\nr", b"r" * seqfile.FILE_SIZE])
+def test_a_file_of_full_size_that_ends_within_a_line_is_asked_for(tmp_path, cut):
+    write(tmp_path, "readings-0000.tsv", cut)                   # uploaded 25 chunks of 4096; the unit had 26
+    assert names(put(seqfile.Inbox(str(tmp_path)), "readings-0001.tsv", b"r" * 9000)) == [("readings-0000.tsv", 0)]
+
+
+def test_a_file_of_full_size_that_ends_with_a_line_is_not_asked_for(tmp_path):
+    write(tmp_path, "readings-0000.tsv", FULL[:-1] + b"\n")
+    assert names(put(seqfile.Inbox(str(tmp_path)), "readings-0001.tsv", b"r" * 9000)) == []
+
+
+@pytest.mark.parametrize("obstacle", ["mkdir", "mkfifo", "symlink"])
+def test_a_file_that_could_not_be_stored_is_not_asked_for(tmp_path, obstacle):
+    write(tmp_path, "readings-0001.tsv", b"r" * 9000)
+    path = str(tmp_path / "u" / "data" / "readings" / "readings-0000.tsv")
+    {"mkdir": os.mkdir, "mkfifo": os.mkfifo, "symlink": lambda path: os.symlink("/nowhere", path)}[obstacle](path)
+    assert names(put(seqfile.Inbox(str(tmp_path)), "readings-0001.tsv", b"r" * 9999)) == []
+
+
+def test_a_unit_that_was_back_at_a_file_and_had_no_more_is_not_sent_there_again(tmp_path):
+    write(tmp_path, "readings-0000.tsv", b"r" * 3000)
+    inbox = seqfile.Inbox(str(tmp_path))
+    assert receive(inbox, "readings-0001.tsv", 0, b"r" * 4096).ack == ("readings-0000.tsv", 0)
+    assert receive(inbox, "readings-0000.tsv", 0, b"r" * 3000).ack == ("readings-0000.tsv", 3000)      # its time is over
+    assert receive(inbox, "readings-0001.tsv", 0, b"r" * 4096, NOW + DAY).ack == ("readings-0001.tsv", 4096)
+
+
+def test_a_unit_that_could_not_read_the_reply_is_asked_again(inbox):
+    assert receive(inbox, "readings-0003.tsv", 0, b"r" * 4096).ack == ("readings-0000.tsv", 0)
+    assert receive(inbox, "readings-0003.tsv", 4096, b"r" * 4096, NOW + DAY).ack == ("readings-0000.tsv", 0)
+
+
+def test_the_ack_to_a_request_that_came_twice_teaches_nothing(inbox, tmp_path):
+    put(inbox, "readings-0000.tsv", FULL)
+    put(inbox, "readings-0001.tsv", b"r" * 4096)
+    os.unlink(tmp_path / "u" / "data" / "readings" / "readings-0000.tsv")
+    assert receive(inbox, "readings-0001.tsv", 0, b"r" * 4096, NOW + DAY).ack == ("readings-0000.tsv", 0)
+    assert receive(inbox, "readings-0001.tsv", 4096, b"r" * 50, NOW + DAY).ack == ("readings-0001.tsv", 4146)
+    assert receive(inbox, "readings-0001.tsv", 4146, b"r" * 50, NOW + 2 * DAY).ack == ("readings-0000.tsv", 0)
+
+
+def test_an_old_request_that_arrives_late_says_nothing_about_the_files_after_it(inbox, tmp_path):
+    for number in range(4):
+        put(inbox, "readings-%04d.tsv" % number, FULL)
+    receive(inbox, "readings-0000.tsv", 4096, b"r" * 4096, NOW + 60)
+    put(inbox, "readings-0004.tsv", b"r" * 50, NOW + 61)
+    os.unlink(tmp_path / "u" / "data" / "readings" / "readings-0002.tsv")
+    assert receive(inbox, "readings-0004.tsv", 50, b"r" * 50, NOW + DAY).ack == ("readings-0002.tsv", 0)
+
+
+def test_a_name_far_ahead_costs_no_memory(inbox):
+    put(inbox, "readings-0000.tsv", b"r" * 50)
+    put(inbox, "readings-999999.tsv", b"r" * 50)
+    assert len(inbox._sequences["u", "data", "readings"].memory.ended) <= 1 + seqfile.MAX_ABSENT
+
+
+def test_file_9999_comes_before_10000(inbox):
+    memory = seqfile.Memory({"first": 9999})
+    assert memory.ask("readings-10000.tsv", "2019-10-07", dict, lambda name: False) == "readings-9999.tsv"
+
+
 def test_asking_can_be_switched_off(tmp_path):
     inbox = seqfile.Inbox(str(tmp_path), ask_older=False)
     assert names(put(inbox, "readings-0002.tsv", b"r" * 5000)) == []
 
 
-def test_a_damaged_memory_is_taken_as_none(inbox, tmp_path):
+@pytest.mark.parametrize("damage", [b'["\x00', b"", b"[]", b"5", b'{"first": "x"}', b'{"ended": 5}', b'{"ended": {"a": []}}'])
+def test_a_damaged_memory_is_taken_as_none(inbox, tmp_path, damage):
     put(inbox, "readings-0000.tsv", b"r" * 5000)
-    (tmp_path / "u" / "data" / "readings" / ".sequence.json").write_bytes(b'["\x00')
+    (tmp_path / "u" / "data" / "readings" / ".sequence.json").write_bytes(damage)
     assert names(put(seqfile.Inbox(str(tmp_path)), "readings-0000.tsv", b"r" * 6000)) == []
 
 
@@ -403,3 +493,21 @@ def test_a_removed_file_is_made_again(tmp_path):
     os.unlink(rows.append(b"one\n"))
     rows.append(b"two\n")
     assert (tmp_path / "readings-0000.tsv").read_bytes() == b"two\n"
+
+
+def test_a_removed_directory_is_made_again(tmp_path):
+    rows = seqfile.RowLog(str(tmp_path / "pings"), MATCH)
+    for _ in range(2):
+        rows.append(b"one\n")
+        shutil.rmtree(str(tmp_path / "pings"))
+
+
+def test_a_file_that_cannot_be_opened_properly_is_closed_again(tmp_path):
+    (tmp_path / "readings-0000.tsv").write_bytes(b"half a ro")
+    rows, before = seqfile.RowLog(str(tmp_path), MATCH), len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with mock.patch.object(seqfile.os, "pwrite", side_effect=OSError(errno.ENOSPC, "full")), pytest.raises(OSError):
+            rows.append(b"one\n")
+    assert len(os.listdir("/proc/self/fd")) == before
+    rows.append(b"one\n")
+    assert (tmp_path / "readings-0000.tsv").read_bytes() == b"half a ro\none\n"

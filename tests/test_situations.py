@@ -754,13 +754,11 @@ def chaos(world, rng, days):
     old = []
     for _ in range(days):
         happens = rng.choice(["", "", "", "wipe", "spoil", "spoil", "card", "restart", "restart", "state", "slow"])
-        if happens == "wipe":
-            wipe_something(world, rng)
-        elif happens == "spoil":
-            spoil_some_file(world, rng)
-        elif happens == "card":
-            change_card(world, rng)
-            old.clear()                                         # a request does not outlive the card it was read from
+        if happens in ("wipe", "spoil", "card"):
+            # An old request does not outlive the card it was read from. Right after a loss of what it brought, nobody
+            # could tell it from the unit's own.
+            old.clear()
+            {"wipe": wipe_something, "spoil": spoil_some_file, "card": change_card}[happens](world, rng)
         elif happens == "restart":
             world.restart()
         elif happens == "state":

@@ -1,0 +1,846 @@
+"""importer: every byte accounted for, any order and any pieces, whatever the text; what the views ask uses the indexes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+import fleet
+import importer
+
+HERE = os.path.dirname(os.path.abspath(importer.__file__))
+NOW = 1_572_566_400                                             # 2019-11-01T00:00:00Z
+UNIT = "co2unit-30aea42a50bc"
+VALUES = "\t".join("%d" % n for n in range(401, 411))
+LINE = UNIT + "\tvaranger-03\t2019-09-12\t08:30:00\t4.5\t2\t" + VALUES + "\n"
+RAW = LINE[:-1] + "\t405\t-0.25\t1234\tNone\t21.5\n"
+T = 1_568_277_000                                               # of LINE
+TABLES = ("co2_readings", "pings", "error_logs", "deploy_durations_tiered", "daily", "rejects")
+
+
+class Place:
+    """An archive on disk, and shorthands for what a test does with it."""
+
+    def __init__(self, root):
+        self.root = str(root)
+        self.data, self.var = os.path.join(self.root, "remote_data"), os.path.join(self.root, "var")
+        self.archive = importer.Archive((self.data,), self.var, os.path.join(self.var, "db.sqlite3"))
+        os.makedirs(self.data, exist_ok=True)
+        os.makedirs(self.var, exist_ok=True)
+
+    def put(self, path, content, mode="wb"):
+        path = os.path.join(self.root, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, mode) as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def readings(self, content, unit=UNIT, number=0, mode="wb"):
+        return self.put("remote_data/%s/data/readings/readings-%04d.tsv" % (unit, number), content, mode)
+
+    def errors(self, content, unit=UNIT):
+        return self.put("remote_data/%s/errors/errors-0000.txt" % unit, content)
+
+    def deployments(self, content):
+        return self.put("remote_data/manual/deploy_durations_tiered.tsv", content)
+
+    def run(self, paths=None, now=NOW):
+        return importer.import_new(self.archive, paths, now)
+
+    def ask(self, query, *values, db=None):
+        with contextlib.closing(sqlite3.connect(db or self.archive.db)) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def dump(self, db=None):
+        """All tables, in order, and the ledger without the times of the files."""
+        tables = {table: sorted(self.ask("SELECT * FROM " + table, db=db), key=repr) for table in TABLES}
+        tables["sources"] = self.ask("SELECT path, kind, unit_id, size, done, lines, imported, repeated, rejected, imported_bytes,"
+                                     " rejected_bytes, last_ts FROM sources ORDER BY path", db=db)
+        return tables
+
+    def rejects(self):
+        return [tuple(row) for row in self.ask("SELECT line, offset, reason FROM rejects ORDER BY source, line")]
+
+    def rebuilt(self):
+        """What a new database of the same text holds."""
+        other = self.archive._replace(db=self.archive.db + ".other")
+        importer.rebuild(other, NOW)
+        return self.dump(other.db)
+
+    def command(self, *arguments, **options):
+        command = [sys.executable, os.path.join(HERE, "importer.py"), *arguments, "--data-dir", self.data, "--var-dir", self.var]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **options)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory):
+    """A dirty fleet, imported: its place and its manifest."""
+    place = Place(tmp_path_factory.mktemp("fleet"))
+    manifest = fleet.make_archive(place.root, units=20, days=10, seed=3)
+    importer.rebuild(place.archive, NOW)
+    return place, manifest
+
+
+def key_of(truth):
+    return truth.path if truth.path.startswith("var/") else "data" + truth.path[len("remote_data"):]
+
+
+def reading(minute, co2=400, unit=UNIT, temp="4.5"):
+    """A line taken so many minutes after midnight of 2019-09-12."""
+    day, rest = divmod(minute, 1440)
+    return "%s\tn\t2019-09-%02d\t%02d:%02d:00\t%s\t0\t%s\n" % (unit, 12 + day, rest // 60, rest % 60, temp, "\t".join([str(co2)] * 10))
+
+
+# -- the manifest -----------------------------------------------------------------------------------------------------
+
+
+def test_the_bytes_of_every_file_are_those_of_its_good_rejected_and_unfinished_lines(dirty):
+    place, manifest = dirty
+    ledger = {row[0]: row[1:] for row in place.ask("SELECT path, size, done, imported_bytes, rejected_bytes, lines FROM sources")}
+    assert set(ledger) == {key_of(truth) for truth in manifest.files}
+    for truth in manifest.files:
+        size, done, imported, rejected, lines = ledger[key_of(truth)]
+        sure = truth.sizes["good"] + truth.sizes["repeated"] + truth.sizes["ignored"]
+        assert (size, size - done, lines) == (truth.size, truth.tail, sum(truth.lines.values()))
+        assert imported + rejected == done
+        assert truth.sizes["rejected"] <= rejected <= truth.sizes["rejected"] + truth.sizes["either"]
+        assert sure <= imported <= sure + truth.sizes["either"]
+
+
+def test_each_kind_of_dirt_is_imported_or_rejected_as_the_manifest_says(dirty):
+    place, manifest = dirty
+    seen = Counter()
+    for truth in manifest.files:
+        rejected = set(place.ask("SELECT r.line, r.offset, r.bytes FROM rejects r JOIN sources s ON s.id = r.source WHERE s.path = ?",
+                                 key_of(truth)))
+        marks = {(mark.line, mark.offset, mark.length): mark for mark in truth.marks}
+        assert rejected <= set(marks)
+        for place_of, mark in marks.items():
+            if mark.cls != fleet.EITHER:
+                assert (place_of in rejected) == (mark.cls == fleet.REJECTED), mark
+                seen[mark.kind] += 1
+    assert set(seen) >= set(fleet.READING_DIRT) - {"cut_number", "foreign_id", "control_nickname", "latin1_nickname"}
+
+
+def test_repeats_are_imported_once_and_counted(dirty):
+    place, manifest = dirty
+    for truth in manifest.of("readings"):
+        imported, repeated = place.ask("SELECT imported, repeated FROM sources WHERE path = ?", key_of(truth))[0]
+        assert repeated == truth.lines["repeated"]
+        assert truth.lines["good"] <= imported <= truth.lines["good"] + truth.lines["either"]
+    counts = dict(place.ask("SELECT unit_id, count(*) FROM pings GROUP BY 1"))
+    assert counts == {unit.unit_id: unit.pings for unit in manifest.units if unit.pings}
+
+
+def test_suspect_rows_are_flagged_and_all_others_pass(dirty):
+    place, manifest = dirty
+    flagged = {(key_of(truth), mark.offset): mark.kind for truth in manifest.of("readings") for mark in truth.marks}
+    for path, offset, flag, qc in place.ask("SELECT s.path, r.offset, r.flag, r.qc FROM co2_readings r JOIN sources s ON s.id = r.source"):
+        kind = flagged.get((path, offset), "")
+        expected = {"future": 4, "temp_85": 4, "co2_limits": 3, "co2_zero": 9, "spike": 3, "flat": 3, "all_none": 9, "none_value": 3}
+        if kind not in ("cut_number", "foreign_id"):
+            assert flag == expected.get(kind, 1), (path, offset, kind, qc)
+
+
+def test_every_entry_of_the_error_logs_is_there(dirty):
+    place, manifest = dirty
+    for truth in manifest.of("errors"):
+        assert place.ask("SELECT imported FROM sources WHERE path = ?", key_of(truth)) == [(truth.entries,)]
+
+
+# -- readings, line by line -------------------------------------------------------------------------------------------
+
+
+def test_a_reading_becomes_a_row_with_the_original_columns_first(place):
+    place.readings(RAW)
+    place.run()
+    assert [row[:20] + row[21:] for row in place.ask("SELECT * FROM co2_readings")] == [
+        (UNIT, "varanger-03", "2019-09-12", "08:30:00", 4.5, 2, *range(401, 411), T, 405.5, 1, 0, 0, 405, -0.25, 1234, None, 21.5)]
+    assert place.ask("SELECT * FROM daily") == [(UNIT, T // 86400, 1, 1, 405.5, 405.5, 405.5, 0, None, None, 1, 4.5, 4.5, 4.5)]
+
+
+def fields(**changes):
+    values = LINE[:-1].split("\t")
+    for name, value in changes.items():
+        values[int(name[1:])] = value
+    return "\t".join(values) + "\n"
+
+
+@pytest.mark.parametrize("line, reason", [
+    (LINE[:-5] + "\n", "15 fields, not 16 or 21"),
+    (LINE[:-1] + LINE, "two lines glued together"),
+    (LINE[:30] + LINE, "two lines glued together"),
+    (LINE[:-1] + "\t1\t2\n", "18 fields, not 16 or 21"),
+    ("\n", "empty line"), ("\r\n", "empty line"),
+    (LINE.split("\t", 1)[1], "no hardware id"),
+    ('"' + LINE, "no hardware id"),
+    (fields(_2="2019-02-29"), "impossible date or time"),
+    (fields(_2="2019-9-12"), "impossible date or time"),
+    (fields(_3="24:00:00"), "impossible date or time"),
+    (fields(_3="08:30"), "impossible date or time"),
+    (fields(_2="1970-01-01"), "clock not set"),
+    (fields(_2="٢٠١٩-09-12"), "impossible date or time"),
+    (fields(_8="6x0"), "field 9 is not a number"),
+    (fields(_8=""), "field 9 is not a number"),
+    (fields(_8="400.5"), "field 9 is not a number"),
+    (fields(_8=" 400"), "field 9 is not a number"),
+    (fields(_8="+400"), "field 9 is not a number"),
+    (fields(_8="4_0"), "field 9 is not a number"),
+    (fields(_8="٤٤١"), "field 9 is not a number"),
+    (fields(_8="12345678"), "field 9 is not a number"),
+    (fields(_8="none"), "field 9 is not a number"),
+    (fields(_8='"400"'), "field 9 is not a number"),
+    (fields(_4="4."), "field 5 is not a number"), (fields(_4=".5"), "field 5 is not a number"),
+    (fields(_4="1e3"), "field 5 is not a number"), (fields(_4="nan"), "field 5 is not a number"),
+    (fields(_4="4-5"), "field 5 is not a number"), (fields(_4="--5"), "field 5 is not a number"),
+    (fields(_5="-1"), "field 6 is not a number"), (fields(_5="1.0"), "field 6 is not a number"),
+    (RAW[:-1] + "x\n", "field 21 is not a number"),
+    (LINE.replace("varanger", "var\0nger"), "control character"),
+    (LINE.replace("403", "4\x1c03"), "control character"),
+    (LINE.replace("403", "403\r"), "control character"),
+])
+@pytest.mark.parametrize("company", [0, 3])
+def test_a_dirty_reading_is_kept_in_rejects_with_its_reason(place, line, reason, company):
+    before = "".join(reading(n) for n in range(company))
+    place.readings(before + line + LINE)
+    place.run()
+    assert place.rejects() == [(company + 1, len(before), reason)]
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(company + 1,)]
+    assert place.ask("SELECT imported_bytes, rejected_bytes FROM sources") == [(len(before + LINE), len(line.encode()))]
+
+
+@pytest.mark.parametrize("line, column, value", [
+    (LINE[:-1] + "\r\n", "co2_10", 410),
+    (fields(_1="vadsø"), "nickname", "vadsø"), (fields(_1='"vadsø'), "nickname", '"vadsø'), (fields(_1="None"), "nickname", None),
+    (fields(_1="CO2UNIT_NICK"), "nickname", None), (fields(_1=""), "nickname", None),
+    (fields(_4="None"), "temp", None), (fields(_4="-0.5"), "temp", -0.5), (fields(_4="5"), "temp", 5.0), (fields(_5="None"), "flash_count", None),
+    (fields(_8="None"), "co2_03", None), (fields(_8="-7"), "co2_03", -7), (fields(_8="007"), "co2_03", 7),
+    (RAW, "led_normalised", -0.25), (fields(_0="co2unit-other"), "unit_id", "co2unit-other"),
+    (fields(_2="2036-02-07"), "flag", 4), (fields(_4="85.0"), "flag", 4), (fields(_4="-60.0"), "flag", 4),
+    (fields(_6="0", _7="200010"), "co2", 406.5), (fields(_6="0", _7="200010"), "flag", 3),
+])
+@pytest.mark.parametrize("company", [0, 3])
+def test_odd_but_good_readings_are_imported(place, line, column, value, company):
+    place.readings("".join(reading(n) for n in range(company)) + line)
+    place.run()
+    assert place.rejects() == []
+    assert place.ask("SELECT %s FROM co2_readings ORDER BY offset DESC LIMIT 1" % column) == [(value,)]
+
+
+def test_invalid_utf8_in_a_nickname_is_replaced_and_rejected_in_a_number(place):
+    place.readings(LINE.encode().replace(b"varanger", b"vads\xf8") + LINE.encode().replace(b"403", b"4\xff3"))
+    place.run()
+    assert place.ask("SELECT nickname FROM co2_readings") == [("vads\ufffd-03",)]
+    assert place.rejects() == [(2, len(LINE) - 3, "field 9 is not a number")]
+
+
+def test_a_line_of_1970_keeps_the_times_of_its_neighbours_also_when_they_come_later(place):
+    path = place.readings(reading(0) + fields(_2="1970-01-01"))
+    place.run()
+    assert place.ask("SELECT before_ts, after_ts, reason FROM rejects") == [(1568246400, None, "clock not set")]
+    place.readings(reading(30), mode="ab")
+    place.run([path])
+    assert place.ask("SELECT before_ts, after_ts FROM rejects") == [(1568246400, 1568248200)]
+
+
+def test_a_number_cut_at_the_end_of_a_file_waits_for_its_rest(place):
+    place.readings(LINE[:-2])
+    place.run()
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(0,)]
+    place.readings(LINE[-2:], mode="ab")
+    place.run()
+    assert place.ask("SELECT co2_10 FROM co2_readings") == [(410,)]
+
+
+def test_lone_spikes_and_flat_days_are_flagged_and_stay_out_of_the_rollup(place):
+    place.readings("".join(reading(30 * n, 10000 if n == 5 else 400 + n) for n in range(20)) +
+                   "".join(reading(1440 + 30 * n, 500) for n in range(12)))
+    place.run()
+    assert place.ask("SELECT flag, qc, count(*) FROM co2_readings GROUP BY 1, 2") == [(1, 0, 19), (3, 4, 1), (3, 8, 12)]
+    assert place.ask("SELECT n, co2_n, co2_max, co2_off, co2_peak FROM daily") == [(20, 19, 419.0, 1, 10000.0), (12, 0, None, 12, 500.0)]
+
+
+def test_a_reading_of_the_future_is_forgiven_when_its_time_has_come(place):
+    place.readings(fields(_2="2019-11-05"))
+    place.run()
+    assert place.ask("SELECT flag, qc, (SELECT co2_n FROM daily) FROM co2_readings") == [(4, 64, 0)]
+    place.run(now=NOW + 5 * 86400)
+    assert place.ask("SELECT flag, qc, (SELECT co2_n FROM daily) FROM co2_readings") == [(1, 0, 1)]
+
+
+# -- pings, error logs, deployments -----------------------------------------------------------------------------------
+
+PING = "2019-10-07T03:23:39.980794\t%s\tvaranger-03\t8\t-97\n" % UNIT
+
+
+def test_a_ping_becomes_a_row_also_one_of_another_server(place):
+    place.put("var/pings/pings-0000.tsv", PING)
+    place.put("remote_data/server-north/var/pings/pings-0003.tsv", PING.replace(".980794", "").replace("varanger-03", "None"))
+    place.run()
+    assert place.ask("SELECT ping_ts, ping_date, ping_time, unit_id, nickname, rssi_raw, rssi_dbm, ts FROM pings ORDER BY 1") == [
+        ("2019-10-07T03:23:39", "2019-10-07", "03:23:39", UNIT, None, 8, -97, 1570418619),
+        ("2019-10-07T03:23:39.980794", "2019-10-07", "03:23:39.980794", UNIT, "varanger-03", 8, -97, 1570418619)]
+
+
+def test_a_last_ping_without_newline_waits_and_is_not_lost(place):
+    place.put("var/pings/pings-0000.tsv", PING + PING[:-1].replace("03:23", "04:23"))
+    place.run()
+    assert place.ask("SELECT count(*) FROM pings") == [(1,)]
+    place.put("var/pings/pings-0000.tsv", "\n", "ab")
+    place.run()
+    assert place.ask("SELECT count(*) FROM pings") == [(2,)]
+
+
+LOG = """stray
+----- (1970, 1, 1, 0, 0, 14, 3, 1) WARN before any date
+----- 2019-09-16 10:55:57 EXC Uncaught exception in main
+Traceback (most recent call last):
+  OSError: Signal quality low
+----- (2019, 10, 25, 3, 11, 24, 4, 298) INFO backoff 60 s while transmitting
+----- 2019-10-26 00:00:01
+reset by watchdog
+----- (1970, 1, 1, 0, 0, 14, 3, 1) WARN Signal quality
+----- 2019-13-26 00:00:01 INFO no such month
+----- nonsense
+"""
+
+
+def test_error_logs_of_all_times_are_read(place):
+    place.errors(LOG)
+    place.run()
+    assert place.ask("SELECT idate, itime, etype, odate, otime, level, message, text FROM error_logs ORDER BY offset") == [
+        (None, None, None, "1970-01-01", "00:00:14", "WARN", "before any date", ""),
+        ("2019-09-16", "10:55:57", "signal", "2019-09-16", "10:55:57", "EXC", "Uncaught exception in main",
+         "Traceback (most recent call last):\n  OSError: Signal quality low"),
+        ("2019-10-25", "03:11:24", "transmit", "2019-10-25", "03:11:24", "INFO", "backoff 60 s while transmitting", ""),
+        ("2019-10-26", "00:00:01", "watchdog", "2019-10-26", "00:00:01", None, "reset by watchdog", ""),
+        ("2019-10-26", "00:00:01", "signal", "1970-01-01", "00:00:14", "WARN", "Signal quality", "")]
+    assert [(row[0], row[2]) for row in place.rejects()] == [(1, "before the first headline"), (10, "impossible date or time"),
+                                                             (11, "malformed headline")]
+
+
+def test_nul_bytes_and_broken_utf8_do_not_hide_an_entry_of_an_error_log(place):
+    place.errors(b"----- 2019-09-16 10:55:57 EXC Uncaught \0 exception\nat \xff line\n")
+    place.run()
+    assert place.ask("SELECT message, text FROM error_logs") == [("Uncaught \\x00 exception", "at \ufffd line")]
+
+
+def test_an_entry_that_grows_gets_its_further_lines(place):
+    place.errors("----- 2019-09-16 10:55:57 EXC Uncaught exception\nTrace")
+    place.run()
+    place.put("remote_data/%s/errors/errors-0000.txt" % UNIT, "back\n", "ab")
+    place.run()
+    assert place.ask("SELECT text, (SELECT count(*) FROM error_logs) FROM error_logs") == [("Traceback", 1)]
+
+
+TABLE = """# who was where
+unit_id\tnickname\tsite\ttier\tstatus\tstart_ts\tend_ts\tnote
+
+co2unit-a\tn\tsite_1\t20\tdeployed\t2019-09-12\t2019-09-12T08:30:00\t
+co2unit-a\tn\tsite_2\t\ten_route\t2019-09-12 08:30:00\t
+co2unit-a\tn\tsite_3\t9\tdeployed\t2019-02-30\t
+co2unit-a\tn\tsite_3\tx\tdeployed
+a\tn\tsite_3\t9\tdeployed
+co2unit-a\tn\tsite_3\t9\tlost
+co2unit-a\tn\tsite_3\t9\tdeployed\t2019-09-12\t2019-09-11
+"""
+
+
+def test_the_table_of_deployments_is_read_with_its_comments_gaps_and_mistakes(place):
+    place.deployments(TABLE)
+    place.run()
+    assert place.ask("SELECT site, tier, status, start_ts, end_ts, since, until, note FROM deploy_durations_tiered") == [
+        ("site_1", 20, "deployed", "2019-09-12", "2019-09-12T08:30:00", 1568246400, T, None),
+        ("site_2", None, "en_route", "2019-09-12 08:30:00", None, T, None, None)]
+    assert [(row[0], row[2]) for row in place.rejects()] == [
+        (6, "start_ts is no ISO date: 2019-02-30"), (7, "tier is not a number"), (8, "no hardware id"),
+        (9, "status is none of deployed, en_route, lab_check"), (10, "ends before it begins")]
+
+
+def test_the_simple_table_is_read_only_while_there_is_no_tiered_one(place):
+    place.put("remote_data/manual/deploy_durations.tsv", "site\tunit_id\tnickname\tdeploy_date\tbring_back_date\nold\tco2unit-a\tn\t2019-09-12\t\n")
+    place.run()
+    assert place.ask("SELECT site, tier, status, since, until FROM deploy_durations_tiered") == [("old", 10, "deployed", 1568246400, None)]
+    place.deployments(TABLE)
+    place.run()
+    assert place.ask("SELECT site FROM deploy_durations_tiered") == [("site_1",), ("site_2",)]
+
+
+# -- any pieces, any order, any crash ---------------------------------------------------------------------------------
+
+
+def grow(place, files, chance):
+    """Put the files there in random pieces and imports; every state on the way is a consistent one."""
+    at = dict.fromkeys(files, 0)
+    while at:
+        for path in chance.sample(sorted(at), min(len(at), chance.randint(1, 6))):
+            size = chance.choice([1, 50, 400, 5000, 60000, 10**6])
+            place.put(path, files[path][at[path]:at[path] + size], "ab")
+            at[path] += size
+            if at[path] >= len(files[path]):
+                del at[path]
+        paths = [os.path.join(place.root, path) for path in files if os.path.exists(os.path.join(place.root, path))]
+        yield place.run(chance.choice([None, paths]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_pieces_in_random_order_give_the_tables_of_one_import(tmp_path, seed):
+    chance = random.Random(seed)
+    whole, place = Place(tmp_path / "whole"), Place(tmp_path / "pieces")
+    manifest = fleet.make_archive(whole.root, units=5, days=4, seed=seed)
+    files = {}
+    for truth in manifest.files:
+        with open(os.path.join(whole.root, truth.path), "rb") as file:
+            files[truth.path] = file.read()
+    twin = manifest.of("readings")[0]                           # exact repeats in files of another unit
+    files["remote_data/co2unit-a/data/readings/readings-0000.tsv"] = files[twin.path][:9000].rsplit(b"\n", 1)[0] + b"\n"
+    for step in grow(place, files, chance):
+        assert step.unreadable == []
+    expected = place.rebuilt()
+    assert place.dump() == expected
+    assert str(place.run()).startswith("0 files, 0 readings")
+    assert place.dump() == expected
+    assert importer.verify(place.archive) == []
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_tables(tmp_path):
+    place, chance = Place(tmp_path), random.Random(7)
+    fleet.make_archive(place.root, units=8, days=12, seed=5)
+    importer.import_new(place.archive._replace(data_dirs=(place.root + "/none",)), now=NOW)     # so that it grows, not rebuilds
+    code = "import importer; importer.import_new(importer.locate(%r, %r), now=%d)" % ([place.data], place.var, NOW)
+    for _ in range(6):
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=HERE)
+        time.sleep(0.08 + 0.35 * chance.random())
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    place.run()
+    assert place.dump() == place.rebuilt()
+
+
+def test_a_replaced_file_is_read_again_and_only_that(place):
+    place.readings(reading(0), number=0)
+    path = place.readings(reading(30) + reading(60), number=1)
+    place.run()
+    place.readings(reading(90), number=1)
+    assert place.run([path]).files == 1
+    assert place.ask("SELECT time FROM co2_readings ORDER BY ts") == [("00:00:00",), ("01:30:00",)]
+    place.readings(reading(95), number=1)                       # of the same length
+    assert place.run().files == 1
+    assert place.dump() == place.rebuilt()
+
+
+def test_a_file_that_vanished_takes_its_rows_along(place):
+    place.readings(reading(0), number=0)
+    os.unlink(place.readings(reading(30) + "x\n", number=1))
+    place.readings(reading(30) + "x\n", number=1)
+    place.run()
+    os.unlink(place.readings(b"", number=1))
+    place.run()
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)] and place.rejects() == []
+    assert place.dump() == place.rebuilt()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_repeat_comes_back_when_the_other_copy_is_replaced(place, first):
+    for number in (first, 1 - first):
+        place.readings(reading(0) + reading(30 + number), number=number)
+        place.run()
+    assert place.ask("SELECT sum(imported), sum(repeated) FROM sources") == [(3, 1)]
+    kept = place.ask("SELECT s.path FROM co2_readings r JOIN sources s ON s.id = r.source WHERE time = '00:00:00'")[0][0]
+    place.run([place.readings(reading(90), number=int(kept[-5]))])
+    assert place.ask("SELECT count(*) FROM co2_readings WHERE time = '00:00:00'") == [(1,)]
+    assert place.dump() == place.rebuilt()
+
+
+def test_a_vanished_copy_of_a_repeat_brings_the_other_one_back(place):
+    for number in (0, 1):
+        place.readings(reading(0), number=number)
+    place.run()
+    kept = place.ask("SELECT s.path FROM co2_readings r JOIN sources s ON s.id = r.source")[0][0]
+    os.unlink(place.readings(b"", number=int(kept[-5])))
+    place.run()
+    assert place.dump() == place.rebuilt()
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
+
+
+# -- several servers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_same_file_on_two_servers_counts_once_as_its_longest_version(tmp_path, order):
+    one, other = Place(tmp_path / "a"), Place(tmp_path / "b")
+    one.readings(reading(0) + reading(30))
+    other.readings(reading(0))
+    other.readings(reading(60), number=1)
+    both = one.archive._replace(data_dirs=(one.data, other.data)[::order])
+    for _ in range(2):
+        importer.import_new(both, now=NOW)
+        assert one.ask("SELECT path, imported, repeated FROM sources ORDER BY path") == [
+            ("data/%s/data/readings/readings-000%d.tsv" % (UNIT, number), 2 - number, 0) for number in (0, 1)]
+    first = one.dump()
+    other.readings(reading(30) + reading(90), mode="ab")
+    importer.import_new(both, now=NOW)
+    assert one.ask("SELECT count(*) FROM co2_readings") == [(4,)] and first != one.dump()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_where_two_servers_disagree_both_are_kept_and_reported(tmp_path, order):
+    one, other = Place(tmp_path / "a"), Place(tmp_path / "b")
+    one.readings(reading(0) + reading(30))
+    other.readings(reading(60))
+    summary = importer.import_new(one.archive._replace(data_dirs=(one.data, other.data)[::order]), now=NOW)
+    assert one.ask("SELECT count(*) FROM co2_readings") == [(3,)]
+    assert "two versions of data/%s/data/readings/readings-0000.tsv" % UNIT in str(summary)
+    assert [path for path, in one.ask("SELECT path FROM sources ORDER BY path")][1].startswith(
+        "data/%s/data/readings/readings-0000.tsv#" % UNIT)
+
+
+# -- the database -----------------------------------------------------------------------------------------------------
+
+
+def test_a_database_of_the_original_is_set_aside(place):
+    place.readings(LINE)
+    with contextlib.closing(sqlite3.connect(place.archive.db)) as db:
+        db.execute("CREATE TABLE co2_readings(unit_id TEXT)")
+        db.execute("INSERT INTO co2_readings VALUES ('precious')")
+        db.commit()
+    place.run()
+    aside = [name for name in os.listdir(place.var) if ".before-" in name]
+    assert len(aside) == 1 and place.ask("SELECT * FROM co2_readings", db=os.path.join(place.var, aside[0])) == [("precious",)]
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
+
+
+@pytest.mark.parametrize("damage", ["no database at all", "SQLite format 3\0 but then not", "pages"])
+def test_a_broken_database_is_set_aside_and_made_anew(place, damage):
+    place.readings("".join(reading(n) for n in range(1000)))
+    place.run()
+    expected = place.dump()
+    with open(place.archive.db, "r+b") as file:
+        if damage == "pages":
+            file.seek(4096)
+        file.write(b"broken" * 4000 if damage == "pages" else damage.encode() * 100)
+    place.readings(reading(1000), mode="ab")
+    place.run()
+    assert len(place.dump()["co2_readings"]) == len(expected["co2_readings"]) + 1
+
+
+def test_readers_go_on_while_the_database_is_rebuilt(place):
+    place.readings(reading(0))
+    place.run()
+    with contextlib.closing(importer.open_db(place.archive.db)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM co2_readings").fetchone() == (1,)
+        place.readings(reading(30), mode="ab")
+        place.run()
+        began = time.monotonic()
+        importer.rebuild(place.archive, NOW)
+        assert time.monotonic() - began < 5
+        assert reader.execute("SELECT count(*) FROM co2_readings").fetchone() == (1,)
+        with contextlib.closing(importer.open_db(place.archive.db)) as other:
+            assert other.execute("SELECT count(*) FROM co2_readings").fetchone() == (2,)
+    place.readings(reading(60), mode="ab")
+    place.run()
+    assert place.ask("PRAGMA integrity_check") == [("ok",)] and place.dump() == place.rebuilt()
+
+
+def test_readers_see_the_old_state_until_an_import_is_done(place):
+    place.readings(reading(0))
+    place.run()
+    seen = []
+    place.readings(reading(30), mode="ab")
+    with contextlib.closing(importer.open_db(place.archive.db)) as reader:
+        importer.import_new(place.archive, now=NOW, progress=lambda size: seen.append(
+            reader.execute("SELECT count(*) FROM co2_readings").fetchone()[0]))
+        assert seen == [1] and reader.execute("SELECT count(*) FROM co2_readings").fetchone() == (2,)
+
+
+def test_only_one_importer_writes_and_the_other_is_told_who(place):
+    with importer.only_writer(place.archive.db):
+        with pytest.raises(importer.Busy, match="process %d is importing" % os.getpid()):
+            with importer.only_writer(place.archive.db, patience=0.1):
+                pass
+
+
+def test_a_database_that_is_not_there_is_said_to_be_missing(place):
+    with pytest.raises(importer.NoDatabase, match="no database yet"):
+        importer.open_db(place.archive.db)
+
+
+def test_the_original_queries_run(dirty):
+    place, manifest = dirty
+    summary = place.ask("SELECT unit_id, max(ping_ts), count(*) FROM pings WHERE ping_date > '2019-09-20' GROUP BY unit_id")
+    assert len(summary) > 15
+    assert place.ask("SELECT date || 'T' || time AS timestamp, temp, co2_01, co2_10 FROM co2_readings NATURAL JOIN "
+                     "(SELECT unit_id, site FROM deploy_durations_tiered WHERE tier > 9) WHERE site = 'vj_ko_sn_2' LIMIT 1")
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_a_line_of_the_summary_and_exit_status_1(place, monkeypatch):
+    place.readings(reading(0), number=0)
+    bad = place.readings(reading(30), number=1)
+    real = importer._open_no_link
+
+    def opener(path, flags):
+        if path == bad:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, flags)
+    monkeypatch.setattr(importer, "_open_no_link", opener)
+    summary = place.run()
+    assert summary.unreadable == [(bad, "Permission denied")] and summary.files == 1
+    monkeypatch.undo()
+    assert place.run().unreadable == [] and place.dump() == place.rebuilt()
+
+
+def test_a_file_that_fails_half_way_leaves_what_was_there(place, monkeypatch):
+    path = place.readings(reading(0))
+    place.run()
+    before = place.dump()
+    place.readings(b"replaced\n" * 3)
+    monkeypatch.setattr(importer, "complete_lines", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    assert place.run([path]).unreadable == [(path, "Input/output error")]
+    assert place.dump() == before
+    monkeypatch.undo()
+    place.run()
+    assert place.dump() == place.rebuilt()
+
+
+def test_a_full_disk_ends_with_a_message_and_the_old_database(tmp_path):
+    place = Place(tmp_path)
+    place.readings(reading(0))
+    place.run()
+    before = place.dump()
+    for number in range(30):
+        place.readings("".join(reading(n) for n in range(100 * number, 100 * number + 1000)), number=number)
+
+    def small():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))
+    for command in ("import", "rebuild"):
+        done = place.command(command, preexec_fn=small)
+        assert done.returncode == 1 and done.stderr.startswith("importer: ") and "Traceback" not in done.stderr
+        assert place.dump() == before
+    assert place.command("import").returncode == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_bytes_are_accounted_for_like_all_others(place, seed):
+    chance = random.Random(seed)
+    noise = bytes(chance.choice(b"\n\n\t\t0123456789-:.N\0\xff\r\" ") for _ in range(20000)) + bytes(chance.randrange(256) for _ in range(20000))
+    lines = [LINE.encode(), RAW.encode(), PING.encode(), LOG.encode(), TABLE.encode()]
+    data = b"".join(chance.choice(lines) + noise[n:n + chance.randrange(80)] for n in range(0, 40000, 80))
+    place.readings(data)
+    place.errors(data)
+    place.deployments(data)
+    place.put("var/pings/pings-0000.tsv", data)
+    place.run()
+    assert place.ask("SELECT size, done, done - imported_bytes - rejected_bytes FROM sources") == [(len(data), data.rfind(b"\n") + 1, 0)] * 4
+    assert place.dump() == place.rebuilt()
+
+
+def test_a_hundred_megabytes_in_one_line_need_little_memory(place):
+    path = place.readings(b"")
+    with open(path, "wb") as file:
+        file.truncate(100_000_000)
+        file.seek(0, 2)
+        file.write(b"\n" + LINE.encode())
+    code = ("import importer, resource; importer.import_new(importer.locate(%r, %r)); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)" % ([place.data], place.var))
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, check=True)
+    assert int(done.stdout) < 60_000
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
+    assert place.ask("SELECT DISTINCT reason FROM rejects WHERE bytes = 65536") == [("line longer than 65536 bytes",)]
+    assert place.ask("SELECT sum(bytes) FROM rejects") == [(100_000_001,)]
+
+
+def test_names_that_are_no_utf8_empty_files_and_links_do_no_harm(place):
+    place.readings(LINE)
+    place.readings(b"", number=1)
+    os.symlink("readings-0000.tsv", os.path.join(place.data, UNIT, "data/readings/readings-0002.tsv"))
+    os.symlink(UNIT, os.path.join(place.data, "co2unit-link"))
+    odd = os.path.join(os.fsencode(place.data), b"co2unit-\xff", b"data", b"readings")
+    os.makedirs(odd)
+    with open(os.path.join(odd, b"readings-\xfe.tsv"), "wb") as file:
+        file.write(LINE.replace("08:30", "09:30").encode() + b"x\n")
+    place.run()
+    assert place.ask("SELECT count(*), (SELECT count(*) FROM sources) FROM co2_readings") == [(2, 3)]
+    assert place.command("status").returncode == place.command("rejects").returncode == place.command("verify").returncode == 0
+
+
+# -- proof ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage, found", [
+    ("UPDATE co2_readings SET co2_03 = 6 WHERE rowid = 3", "row of co2_readings is not in the text"),
+    ("UPDATE co2_readings SET offset = offset + 1 WHERE rowid = 3", "row of co2_readings is not in the database"),
+    ("DELETE FROM co2_readings WHERE rowid = 3", "row of co2_readings is not in the database"),
+    ("INSERT INTO co2_readings SELECT * FROM co2_readings WHERE rowid = 3", "row of co2_readings is there twice"),
+    ("UPDATE daily SET co2_sum = 1 WHERE rowid_is_not_needed", "daily: "),
+    ("UPDATE rejects SET reason = ''", "row of rejects is not in the text"),
+    ("UPDATE sources SET imported_bytes = imported_bytes + 1", "bytes of lines, but"),
+    ("UPDATE sources SET imported = imported + 1", "the account is not that of the text"),
+])
+def test_verify_finds_what_does_not_agree(place, damage, found):
+    place.readings("".join(reading(30 * n, 400 + n) for n in range(5)) + "x\n")
+    place.run()
+    assert importer.verify(place.archive) == []
+    with contextlib.closing(sqlite3.connect(place.archive.db)) as db:
+        db.execute(damage.replace("rowid_is_not_needed", "n > 0"))
+        db.commit()
+    problems = importer.verify(place.archive)
+    assert any(found in problem for problem in problems), problems
+
+
+def test_verify_finds_text_that_changed_behind_the_ledgers_back(place):
+    path = place.readings(reading(0) + reading(30))
+    place.run()
+    place.readings(reading(0) + reading(35))
+    assert any("not in the text" in line for line in importer.verify(place.archive))
+    os.unlink(path)
+    assert any("the file is gone" in line for line in importer.verify(place.archive))
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+def exported(place, what, *options):
+    done = place.command("export", what, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_readings_are_exported_with_the_deployment_of_their_time(place):
+    place.readings(LINE.replace(UNIT, "co2unit-a").replace("08:30:00", "08:29:59") + LINE.replace(UNIT, "co2unit-a"))
+    place.deployments(TABLE)
+    place.run()
+    rows = list(csv.DictReader(io.StringIO(exported(place, "readings"))))
+    assert [(row["time"], row["unit_id"], row["nickname"], row["site"], row["tier"], row["status"], row["co2"], row["flag"]) for row in rows] == [
+        ("2019-09-12T08:29:59Z", "co2unit-a", "varanger-03", "site_1", "20", "deployed", "405.5", "1"),
+        ("2019-09-12T08:30:00Z", "co2unit-a", "varanger-03", "site_2", "", "en_route", "405.5", "1")]
+    assert len(exported(place, "readings", "--site", "site_2").splitlines()) == 2
+    assert len(exported(place, "readings", "--since", "2019-09-12T08:30").splitlines()) == 2
+    assert len(exported(place, "readings", "--until", "2019-09-12T08:30").splitlines()) == 2
+    assert len(exported(place, "readings", "--flag", "4").splitlines()) == 1
+    assert len(exported(place, "readings", "--unit", "co2unit-b").splitlines()) == 1
+
+
+@pytest.mark.parametrize("what", ["readings", "pings", "errors", "gaps", "deployments"])
+def test_all_tables_are_exported_in_all_formats_with_the_same_rows(dirty, what):
+    place, _ = dirty
+    as_csv = list(csv.DictReader(io.StringIO(exported(place, what))))
+    as_json = [json.loads(line) for line in exported(place, what, "--format", "jsonl").splitlines()]
+    head, *as_tsv = [line.split("\t") for line in exported(place, what, "--format", "tsv").splitlines()]
+    assert len(as_csv) == len(as_json) == len(as_tsv) > 0
+    for one, other, third in zip(as_csv, as_json, as_tsv):
+        plain = {name: "" if value is None else str(value) for name, value in other.items()}
+        assert plain == one and list(plain) == head
+        assert [value.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t") or "\\N" for value in plain.values()] == [
+            value or "\\N" for value in third]
+
+
+def test_a_resumed_export_appends_what_is_new_whatever_its_time(place):
+    file = os.path.join(place.root, "out.csv")
+    path = place.readings(reading(60))
+    place.run()
+    exported(place, "readings", "--resume", "-o", file)
+    place.readings(reading(30), mode="ab")
+    place.run([path])
+    exported(place, "readings", "--resume", "-o", file)
+    exported(place, "readings", "--resume", "-o", file)
+    with open(file) as stream:
+        assert [line.split(",")[0] for line in stream] == ["time", "2019-09-12T01:00:00Z", "2019-09-12T00:30:00Z"]
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments, status, words", [
+    ([], 0, "1 files, 1 readings"), (["import"], 0, "1 files"), (["rebuild"], 0, "1 files"), (["status"], 1, "no database yet"),
+    (["verify"], 1, "no database yet"), (["rejects"], 1, "no database yet"), (["export", "readings"], 1, "no database yet"),
+    (["nonsense"], 2, "invalid choice"), (["export"], 2, "required"), (["export", "readings", "--since", "yesterday"], 2, "no ISO date"),
+    (["export", "readings", "--resume"], 2, "--resume needs"), (["--help"], 0, "usage"),
+])
+def test_commands_end_with_their_exit_status_and_never_with_a_traceback(place, arguments, status, words):
+    place.readings(LINE)
+    done = place.command(*arguments)
+    assert done.returncode == status and words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_status_prints_the_account_of_every_file_and_rejects_every_line(place):
+    place.readings(LINE + LINE + "x\ty\n" + LINE[:7])
+    place.run()
+    lines = place.command("status").stdout.splitlines()
+    assert lines[1].split() == ["194", "178", "4", "7", "1", "1", "1", "data/%s/data/readings/readings-0000.tsv" % UNIT] or lines[1].split()[:7] == [
+        str(2 * len(LINE) + 11), str(2 * len(LINE)), "4", "7", "1", "1", "1"]
+    assert place.command("rejects").stdout == ("data/%s/data/readings/readings-0000.tsv:3: byte %d: no hardware id (between "
+                                               "2019-09-12T08:30:00 and ?): x\\ty\\n\n" % (UNIT, 2 * len(LINE)))
+
+
+def test_the_result_does_not_depend_on_the_locale(place):
+    place.readings(LINE.replace("varanger", "vadsø") + LINE.replace("08:", "09:").encode().replace(b"v", b"\xff").decode("utf-8", "replace"))
+    for locale in ("C", "C.UTF-8"):
+        environ = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        assert place.command("rebuild", env=environ).returncode == 0
+        assert place.ask("SELECT nickname FROM co2_readings ORDER BY offset LIMIT 1") == [("vadsø-03",)]
+        assert place.command("export", "readings", env=environ).returncode == 0
+
+
+# -- what the views ask -----------------------------------------------------------------------------------------------
+
+
+def test_no_query_of_the_views_scans_a_table_of_readings_pings_or_errors(dirty):
+    place, manifest = dirty
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        queries = []
+        db.set_trace_callback(queries.append)
+        stays = importer.deployments(db)
+        spans = [(stay.unit_id, stay.since, stay.until) for stay in stays]
+        units = sorted({stay.unit_id for stay in stays})
+        edges, end = list(range(1568246400, 1569456000, 86400)), 1569499200
+        ask_everything(db, stays, spans, units, edges, end)
+        db.set_trace_callback(None)
+        plans = {row[3] for query in queries if query.lstrip().upper().startswith(("SELECT", "WITH"))
+                 for row in db.execute("EXPLAIN QUERY PLAN " + query)}
+    assert any("USING INDEX readings_by_unit" in plan for plan in plans)
+    assert [plan for plan in plans if plan.startswith("SCAN") and any(
+        name in plan.split() for name in ("co2_readings", "r", "pings", "p", "error_logs", "e", "daily"))
+        and "temp" not in plan] == []
+
+
+def ask_everything(db, stays, spans, units, edges, end):
+    for what in ("co2", "temp"):
+        importer.buckets(db, what, spans, edges)
+        importer.count_outside(db, what, spans, 390, 410)
+        importer.quantiles(db, what, spans, [0.05, 0.95])
+        importer.last_value(db, what, units[0], 0, end)
+    for table in ("co2_readings", "pings", "error_logs"):
+        importer.extent(db, table, units, end)
+    importer.pings(db, spans, edges)
+    importer.errors(db, spans, edges)
+    importer.signals(db, units, edges[0], end)
+    importer.newest_errors(db, units, edges[0], end, 5)
+    importer.cadence(db, units[0], end)
+    importer.fleet_state(db, end)
+    importer.gaps(db, stays, edges[0], end)

@@ -1,0 +1,614 @@
+"""The pages, as pictures: drawn from archives of a few units whose readings are known, through the importer."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import math
+import os
+import random
+import re
+import sqlite3
+import subprocess
+import sys
+import unicodedata
+from datetime import datetime, timedelta
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import pytest
+
+import importer
+import plot_ascii
+from plot_ascii import Options, Scale, Zone, clean, cut, width
+
+SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "plot_ascii.py")
+START = datetime(2019, 9, 12)
+NOW = datetime(2019, 9, 26, 12)
+SIZES = [(40, 10), (60, 15), (80, 24), (81, 25), (113, 33), (132, 43), (250, 80)]
+
+
+def seconds(when: datetime) -> int:
+    return int((when - datetime(1970, 1, 1)).total_seconds())
+
+
+class Unit(NamedTuple):
+    """A unit with all that it has sent."""
+    number: int
+    readings: Iterable[Tuple[datetime, int, float]] = ()                # time, ppm, degC
+    pings: Iterable[Tuple[datetime, Optional[int]]] = ()                # time, dBm
+    errors: str = ""
+
+    @property
+    def id(self) -> str:
+        return "co2unit-%012d" % self.number
+
+    @property
+    def nickname(self) -> str:
+        return "unit-%02d" % self.number
+
+
+def every(minutes: int, start: datetime, end: datetime) -> List[datetime]:
+    return [start + timedelta(minutes=minutes * i) for i in range(int((end - start).total_seconds() / 60 // minutes))]
+
+
+def steady(start: datetime = START, end: datetime = NOW, ppm: Callable[[float], float] = lambda days: 420, minutes: int = 30,
+           temp: Callable[[float], float] = lambda days: 5.0) -> List[Tuple[datetime, int, float]]:
+    """A reading every so often, of a function of the days since the start."""
+    days = [(when, (when - start).total_seconds() / 86400) for when in every(minutes, start, end)]
+    return [(when, round(ppm(at)) + i % 2, round(temp(at), 1)) for i, (when, at) in enumerate(days)]
+
+
+def daily(start: datetime = START, end: datetime = NOW, dbm: Optional[int] = -90) -> List[Tuple[datetime, Optional[int]]]:
+    """A ping at 03:15 each day."""
+    first = start.replace(hour=3, minute=15) + timedelta(days=start.hour > 3)
+    return [(when, dbm) for when in every(1440, first, end + timedelta(days=1)) if when < end]
+
+
+def archive(directory: str, units: List[Unit], deployments: str = "", now: datetime = NOW) -> str:
+    """Text files imported into a database: its path. Deployments: lines of number, site, tier, status, from, to."""
+    data, var = os.path.join(directory, "remote_data"), os.path.join(directory, "var")
+    for unit in units:
+        for folder, name, text in (
+                ("data/readings", "readings-0000.tsv", "".join("%s\t%s\t%s\t%.1f\t0\t%s\n" % (
+                    unit.id, unit.nickname, when.strftime("%Y-%m-%d\t%H:%M:%S"), temp, "\t".join(["%d" % ppm] * 10))
+                    for when, ppm, temp in unit.readings)), ("errors", "errors-0000.txt", unit.errors)):
+            write(os.path.join(data, unit.id, folder, name), text)
+    rows = sorted((when, unit.id, unit.nickname, dbm) for unit in units for when, dbm in unit.pings)
+    write(os.path.join(var, "pings", "pings-0000.tsv"), "".join("%s.000000\t%s\t%s\t%s\t%s\n" % (
+        when.isoformat(), unit, nick, "None" if dbm is None else 8, dbm) for when, unit, nick, dbm in rows))
+    if deployments:
+        lines = [line.split() + [""] * 6 for line in deployments.strip().splitlines()]
+        write(os.path.join(data, "manual", "deploy_durations_tiered.tsv"), "unit_id\tnickname\tsite\ttier\tstatus\tstart_ts\tend_ts\tnote\n" + "".join(
+            "\t".join(["co2unit-%012d" % int(line[0]), "unit-%02d" % int(line[0]), *line[1:4], line[4].replace("-", "-", 2) if line[4] != "-" else "", line[5], ""]) + "\n"
+            for line in lines))
+    db = os.path.join(var, "db.sqlite3")
+    importer.import_new(importer.Archive((data,), var, db), now=seconds(now))
+    return db
+
+
+def write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if text:
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+
+def text_of(view: str, db: str, now: datetime = NOW, rows: Optional[int] = 23, **options: object) -> str:
+    return plot_ascii.to_text(plot_ascii.draw(view, db, Options(**options), seconds(now), rows).lines)
+
+
+def page_of(view: str, db: str, now: datetime = NOW, rows: Optional[int] = None, **options: object) -> plot_ascii.Page:
+    return plot_ascii.draw(view, db, Options(**options), seconds(now), rows)
+
+
+def records(page: plot_ascii.Page) -> List[Dict[str, object]]:
+    return json.loads(plot_ascii.to_json(page))["rows"]
+
+
+def picture(text: str) -> str:
+    """A literal page without the indent and the first line feed."""
+    return "".join(line[4:] + "\n" for line in text.split("\n")[1:-1])
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two weeks of four sites: one rises; one has three days missing; one has a spike; one has been silent for four days."""
+    quiet = NOW - timedelta(days=4)
+    spiked = [(when, 10000 if when == datetime(2019, 9, 20, 6) else ppm, temp) for when, ppm, temp in steady(ppm=lambda days: 440 + 20 * math.sin(days))]
+    gap = [row for row in steady(ppm=lambda days: 500 - 5 * days) if not datetime(2019, 9, 16) <= row[0] < datetime(2019, 9, 19)]
+    return archive(str(tmp_path_factory.mktemp("four")), [
+        Unit(1, steady(ppm=lambda days: 400 + 8 * days, temp=lambda days: 10 - days), daily(dbm=-80)), Unit(2, gap, daily(dbm=-104)),
+        Unit(3, spiked, daily(dbm=-95), "----- 2019-09-25 10:55:57 EXC Uncaught exception\nTraceback\nOSError: 5\n----- 2019-09-24 09:00:00 WARN Signal quality 99\n"),
+        Unit(4, steady(end=quiet), daily(end=quiet)), Unit(5, (), [])],
+        "1 vj_re_sn_1 30 deployed 2019-09-01\n2 vj_re_sn_2 30 deployed 2019-09-01\n3 Vadsø 20 deployed 2019-09-01\n"
+        "4 東京_ref 10 deployed 2019-09-01\n5 pa_07 10 deployed 2019-09-20")
+
+
+# -- pictures -------------------------------------------------------------------------------------------------------------
+
+
+def test_fleet(four: str) -> None:
+    assert text_of("co2", four, width=70) == picture("""
+    5 sites · 13 Sep 00:00 – 26 Sep 2019 12:00 UTC · CO₂ 400–520 ppm
+    site       ╷13╷16╷19╷22    ppm    range  ╷13╷16╷19╷22      °C !
+    vj_re_sn_1 ▁▂▂▃▃▄▅▅▆▆▇▇██  517  408–517  ██▇▇▆▅▅▄▄▃▃▂▁▁  -4.5
+    vj_re_sn_2 ▇▆▆   ▅▄▄▄▃▃▃▂  429  428–496  ▆▆▆   ▆▆▆▆▆▆▆▆   5.0
+    Vadsø      ▄▄▃▂▂▃▄▲▃▂▂▃▄▅  460  420–10k  ▆▆▆▆▆▆▆▆▆▆▆▆▆▆   5.0 ▲
+    pa_07
+    東京_ref   ▂▂▂▂▂▂▂▂▂▂      421  420–421  ▆▆▆▆▆▆▆▆▆▆       5.0 L
+    col = 1 d (CO₂), 1 d (T) · blank = no data · L late · ▲▼ off scale
+    """)
+
+
+def test_fleet_in_ascii(four: str) -> None:
+    assert text_of("co2", four, width=70, glyphs="ascii") == picture("""
+    5 sites  13 Sep 00:00 .. 26 Sep 2019 12:00 UTC  CO2 400..520 ppm
+    site       |13|16|19|22    ppm    range  |13|16|19|22    degC !
+    vj_re_sn_1 .::--=++**##%%  517  408-517  %%##*++==--:..  -4.5
+    vj_re_sn_2 #**   +===---:  429  428-496  ***   ********   5.0
+    Vadso      ==-::-=^-::-=+  460  420-10k  **************   5.0 ^
+    pa_07
+    ??_ref     ::::::::::      421  420-421  **********       5.0 L
+    col = 1 d (CO2), 1 d (T)  blank = no data  L late  ^v off scale
+    """)
+
+
+def test_fleet_in_braille_has_two_columns_in_a_cell(four: str) -> None:
+    assert text_of("co2", four, width=48, glyphs="braille") == picture("""
+    5 sites · 12 Sep 12:00 – 26 Sep 2019 12:00 UTC
+    site       ╷13╷16╷19╷22    ppm    range    °C !
+    vj_re_sn_1 ⣀⣀⣀⣤⣤⣤⣤⣶⣶⣶⣾⣿⣿⣿  517  404–517  -4.5
+    vj_re_sn_2 ⣿⣷⣶⡆  ⢰⣦⣤⣤⣤⣤⣤⣄  429  428–498   5.0
+    Vadsø      ⣤⣦⣤⣀⣀⣤⣤▲⣤⣄⣀⣠⣤⣴  460  420–10k   5.0 ▲
+    pa_07
+    東京_ref   ⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀      421  420–421   5.0 L
+    col = 12 h (CO₂), 1 d (T) · ▲▼ off scale
+    """)
+
+
+def test_site(four: str) -> None:
+    assert text_of("co2", four, rows=15, width=64, site="vj_re_sn_2") == picture("""
+    vj_re_sn_2 · unit-02 · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC
+    CO₂ ppm · col = 12 h · median 457 · p5 431  p95 498
+     520┤
+        │⠤⠤⣄⣀⡀
+     480┤    ⠉⠉⠓⠒
+        │              ⠓⠒⠤⠤⣄⣀⡀
+     440┤                    ⠉⠉⠓⠒⠤⠤⣄⣀⡀
+        │                            ⠉ ◂ 429
+    temp °C · col = 12 h · median 5.0 · p5 5.0  p95 5.0
+     5.4┤
+     5.1┤⣀⣀⣀⣀⣀⣀⣀⣀      ⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀ ◂ +5.0
+     4.8┤
+     4.5┤
+    stat│████████      ███████████████ █depl
+           ╵13 ╵15 ╵17 ╵19 ╵21 ╵23 ╵25
+    """)
+
+
+def test_site_in_blocks(four: str) -> None:
+    assert text_of("co2", four, rows=15, width=64, site="Vadsø", glyphs="block") == picture("""
+    Vadsø · unit-03 · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC · 100 %
+    CO₂ ppm · col = 12 h · median 444 · p5 421  p95 460
+        │                ▲             ▲10000 ×1
+     460┤ ░▄▀▄         ▄▀▄░        ░▄▀ ◂ 460
+        │▄▀  ░▄      ░▄░  ▀░      ░▀
+     440┤░    ░▄    ░▄░    ▀░    ░▀
+        │      ░▄░ ░▀░      ▀▄  ▄▀
+     420┤        ▀▀▀         ░▀▀░
+    temp °C · col = 12 h · median 5.0 · p5 5.0  p95 5.0
+     5.4┤
+     5.1┤▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄ ◂ +5.0
+     4.8┤
+     4.5┤
+    stat│█████████████████████████████ █depl
+           ╵13 ╵15 ╵17 ╵19 ╵21 ╵23 ╵25
+    """)
+
+
+def test_site_in_ascii(four: str) -> None:
+    assert text_of("co2", four, rows=15, width=64, site="Vadsø", glyphs="ascii") == picture("""
+    Vadso  unit-03  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC  100 %
+    CO2 ppm  col = 12 h  median 444  p5 421  p95 460
+        |                ^             ^10000 x1
+     460+ :***         ***:        :** < 460
+        |**  :*      :*:  *:      :*
+     440+:    :*    :*:    *:    :*
+        |      :*: :*:      **  **
+     420+        ***         :**:
+    temp C  col = 12 h  median 5.0  p5 5.0  p95 5.0
+     5.4+
+     5.1+***************************** < +5.0
+     4.8+
+     4.5+
+    stat|============================= =depl
+           |13 |15 |17 |19 |21 |23 |25
+    """)
+
+
+def test_panels_have_one_scale(four: str) -> None:
+    assert text_of("co2", four, rows=21, width=60, panels=True, glyphs="ascii") == picture("""
+    vj_re_sn_1  unit-01  12 Sep 12:00 .. 26 Sep 2019 12:00 UTC
+    CO2 ppm  col = 12 h  median 461  p5 410  p95 511
+        |                      :***** < 517
+     480+               ********
+        |       :*******:
+     420+********
+        |:
+    temp C  col = 12 h  median 2.5  p5 -3.8  p95 8.8
+       8+***********:
+       0+...........****************:
+      -8+                           * < -4.5
+    stat|============================ =depl
+          |13 |15 |17 |19 |21 |23 |25
+    +4 more (--all)
+    """)
+
+
+def test_pings(four: str) -> None:
+    assert text_of("pings", four, width=60) == picture("""
+    pings · 5 units · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC
+    site        ╷13╷16╷19╷22   unit    late
+    vj_re_sn_1 ███████████████ unit-01
+    vj_re_sn_2 ███████████████ unit-02
+    Vadsø      ███████████████ unit-03
+    pa_07             ├──────  unit-05
+    東京_ref   ███████████───  unit-04   4d
+    █ pings · ─ deployed, silent · ├ ┤ deployment
+    """)
+
+
+def test_status(four: str) -> None:
+    assert text_of("status", four) == picture("""
+    fleet · 2019-09-26 12:00 UTC · 5 units: 1 LATE  1 never  3 ok
+         site       unit        last pings 14 d      ppm    °C  dBm rssi 14d
+    LATE 東京_ref   unit-04 4 d 08 h ▌▌▌▌▌▌▌▌▌▌····  421   5.0  -90 ▅▅▅▅▅
+    none pa_07      unit-05    never ··············    –     –    –
+     ok  vj_re_sn_1 unit-01      8 h ▌▌▌▌▌▌▌▌▌▌▌▌▌▌  517  -4.5  -80 ▇▇▇▇▇▇▇
+     ok  vj_re_sn_2 unit-02      8 h ▌▌▌▌▌▌▌▌▌▌▌▌▌▌  429   5.0 -104 ▂▂▂▂▂▂▂
+     ok  Vadsø      unit-03      8 h ▌▌▌▌▌▌▌▌▌▌▌▌▌▌  460   5.0  -95 ▄▄▄▄▄▄▄
+    pings: ▌ one that day  █ more  · none  rssi −115 … −70 dBm
+    """)
+
+
+def test_status_in_forty_cells_of_ascii(four: str) -> None:
+    assert text_of("status", four, width=40, rows=6, glyphs="ascii") == picture("""
+    5 units: 1 LATE  1 never  3 ok
+         site           last pings 14 d
+    LATE ??_ref     4 d 08 h ||||||||||....
+    none pa_07         never ..............
+     ok  vj_re_sn_1      8 h ||||||||||||||
+    +2 more (--all)
+    """)
+
+
+def test_signal(four: str) -> None:
+    assert text_of("signal", four) == picture("""
+    signal dBm · 12 Sep 03:15 – 26 Sep 2019 12:00 UTC · 4 units, weakest first
+    site          ╷-110     ╷-100     ╷-90      ╷-80          last    n trend
+    vj_re_sn_2    ┊     ○   ┊                                 -104   15 ▂▂▂▂▂▂▂
+    Vadsø         ┊         ┊    ○                             -95   15 ▄▄▄▄▄▄▄
+    東京_ref      ┊         ┊         ○                        -90   11 ▅▅▅▅▅
+    vj_re_sn_1    ┊         ┊                   ○              -80   15 ▇▇▇▇▇▇▇
+    ─ min–max  ━ p25–p75  █ median  ○ last · ┊ limits: <-110 unusable, <-100 weak
+    """)
+
+
+def test_errors(four: str) -> None:
+    assert text_of("errors", four) == picture("""
+    errors · 24 Sep 00:00 – 26 Sep 2019 12:00 UTC · 1 unit · 2 entries · 1 col = 1 d
+    site           uncaught watchdog signal backoff transmit other  all
+    Vadsø      11         1               1                           2
+    digits: entries, + more than 9
+    newest
+    25 Sep 10:55 Vadsø      EXC  Uncaught exception
+    24 Sep 09:00 Vadsø      WARN Signal quality 99
+    """)
+
+
+def test_gaps(four: str) -> None:
+    assert text_of("gaps", four) == picture("""
+    gaps · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC · 2 gaps · newest first
+    site       unit    from         to           missing state
+    東京_ref   unit-04 22 Sep 11:30 now              193 not uploaded
+    vj_re_sn_2 unit-02 15 Sep 23:30 19 Sep 00:00     144 lost
+    longer than twice the unit's own rhythm · missing: readings
+    """)
+
+
+# -- every size, every set of glyphs, every text ------------------------------------------------------------------------------
+
+PAGES = [("co2", {}), ("co2", {"site": "Vadsø"}), ("co2", {"panels": True}), ("co2", {"unit": "unit-02", "log": True}), ("pings", {}),
+         ("status", {}), ("signal", {}), ("errors", {}), ("gaps", {})]
+
+
+@pytest.mark.parametrize("glyphs", sorted(plot_ascii.GLYPHS))
+def test_no_line_is_too_wide_and_no_page_too_long(four: str, glyphs: str) -> None:
+    for cells, lines in SIZES:
+        for view, options in PAGES:
+            text = text_of(view, four, rows=lines - 1, width=cells, height=lines, glyphs=glyphs, **options)
+            assert text.count("\n") <= lines - 1, (view, options, cells, text)
+            assert max(width(line) for line in text.split("\n")) <= cells, (view, options, cells, text)
+            assert glyphs != "ascii" or text.isascii(), (view, text)
+
+
+HOSTILE = ["\x1b[31mred\x1b]0;title\x07", "tab\there", "new\nline\r", "\x7f\x9b31m\x85", "\u202egnp.exe\u2066\u200f", "a\u0300\u0301\u0302\u0303b",
+           "東京\ufe0f\u200d家", "<script>alert(1)</script>&\"'", "%s%n{0}", "x" * 300, "\ud800", "", " ", "*", "[a", "\u2028\u2029", "\U000e0001\U0001f600"]
+
+
+@pytest.fixture(scope="module")
+def hostile(four: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The four sites with names and messages that nobody should have."""
+    path = str(tmp_path_factory.mktemp("hostile") / "db.sqlite3")
+    with sqlite3.connect(four) as source, sqlite3.connect(path) as db:
+        source.backup(db)
+        db.execute("PRAGMA journal_mode = DELETE")
+        units = [unit for unit, in db.execute("SELECT unit_id FROM deploy_durations_tiered ORDER BY tier DESC")]
+        for number, name in enumerate(HOSTILE):
+            unit = units[number] if number < 4 else "co2unit-x%d" % number
+            name = name.encode("utf-8", "replace").decode()
+            if number < 4:
+                db.execute("UPDATE deploy_durations_tiered SET site = ?, nickname = ? WHERE unit_id = ?", (name, name, unit))
+            else:
+                db.execute("INSERT INTO deploy_durations_tiered(unit_id, nickname, site, tier, status) VALUES (?, ?, ?, 1, 'deployed')", (unit, name, name))
+            db.execute("INSERT INTO error_logs(unit_id, ts, level, etype, message, text) VALUES (?, ?, ?, ?, ?, '')",
+                       (unit, seconds(NOW) - number, name[:4], None, name))
+            db.execute("INSERT INTO pings(unit_id, ts, nickname, rssi_dbm) VALUES (?, ?, ?, ?)", (unit, seconds(NOW) - 60 * number, name, -80 - number))
+    source.close(), db.close()
+    return path
+
+
+def harmless(text: str, allowed: str) -> bool:
+    return not [c for c in text if c not in allowed and (unicodedata.category(c)[0] == "C" or c in "\u2028\u2029")]
+
+
+@pytest.mark.parametrize("view, options", PAGES)
+def test_no_control_character_from_data_gets_out(hostile: str, view: str, options: Dict[str, object]) -> None:
+    asked = [options] if "site" not in options else [{"site": name} for name in HOSTILE if name and name != "\ud800"]
+    for each in asked:
+        for glyphs in ("auto", "ascii"):
+            for cells in (40, 80):
+                page = page_of(view, hostile, width=cells, glyphs=glyphs, **each)
+                assert harmless(plot_ascii.to_text(page.lines), "\n"), each
+                assert harmless(plot_ascii.to_tsv(page, glyphs == "ascii"), "\n\t"), each
+                assert plot_ascii.to_json(page).isascii() and "\x7f" not in plot_ascii.to_json(page)
+                markup = plot_ascii.to_html(page.lines, plot_ascii.site_link)
+                assert harmless(markup, "\n") and "<script" not in markup, each
+                assert max(width(line) for line in plot_ascii.to_text(page.lines).split("\n")) <= cells
+
+
+def test_widths_are_counted_in_cells_of_a_terminal() -> None:
+    assert [width(text) for text in ("abc", "東京", "e\u0301", "Vadsø", "▁▂⠿")] == [3, 4, 1, 5, 3]
+    assert [cut("東京タワー", cells) for cells in (10, 6, 5, 4, 1, 0)] == ["東京タワー", "東京~", "東京~", "東~", "~", ""]
+
+
+def test_foreign_text_is_cleaned() -> None:
+    assert clean("a\x1b[31m\x00\x7f\x9b\u202eb") == "a?[31m????b"
+    assert clean("Vadsø 東京 Ærø é", ascii=True) == "Vadso ?? AEro e"
+    assert clean("Vadsø 東京\u3000x") == "Vadsø 東京 x"
+
+
+# -- the truth ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spikes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Twelve sites, each with one reading of 5000 ppm (2600 ppm below: -) at another moment."""
+    rng, units = random.Random(1), []
+    for number in range(12):
+        readings = steady(ppm=lambda days: 420 + rng.randrange(20))
+        at = rng.randrange(len(readings)) if number else 0
+        readings[at] = (readings[at][0], 5000, 5.0)
+        units.append(Unit(number, readings))
+    return archive(str(tmp_path_factory.mktemp("spikes")), units, "\n".join("%d site_%02d 1 deployed 2019-09-01" % (n, n) for n in range(12)))
+
+
+@pytest.mark.parametrize("cells", range(40, 250, 14))
+def test_a_single_spike_is_marked_and_counted_at_every_width_and_flattens_nothing(spikes: str, cells: int) -> None:
+    page = page_of("co2", spikes, width=cells, xmin="2019-09-12")
+    lines = plot_ascii.to_text(page.lines).split("\n")[2:14]
+    assert [line.count("▲") for line in lines] == [2] * 12, lines
+    assert [row["above"] for row in records(page)] == [1] * 12 and page.facts["co2_scale"][1] <= 450
+    for number in (0, 5):
+        page = page_of("co2", spikes, width=cells, site="site_%02d" % number, xmin="2019-09-12")
+        assert re.search(r"▲5000 ×1", plot_ascii.to_text(page.lines)) and page.facts["co2_scale"][1] <= 450
+
+
+def test_values_above_a_scale_that_was_asked_for_are_counted_exactly(four: str) -> None:
+    rows = {row["site"]: row["above"] for row in records(page_of("co2", four, co2_max=450))}
+    with sqlite3.connect(four) as db:
+        for site, above in rows.items():
+            assert above == db.execute("SELECT count(*) FROM co2_readings r JOIN deploy_durations_tiered d ON d.unit_id = r.unit_id WHERE site = ? "
+                                       "AND co2 > 450 AND r.ts >= ?", (site, seconds(NOW - timedelta(days=14)))).fetchone()[0], site
+
+
+@pytest.mark.parametrize("days, cells", [(14, 60), (14, 80), (14, 250), (9, 80), (40, 80), (3, 120)])
+def test_a_gap_is_blank_in_the_columns_without_readings_and_only_there(four: str, days: int, cells: int) -> None:
+    page = page_of("co2", four, width=cells, recent_days=days)
+    row = records(page)[1]
+    with sqlite3.connect(four) as db:
+        edges = [seconds(datetime.strptime(at, "%Y-%m-%dT%H:%MZ")) for at in page.axes["co2"]] + [seconds(NOW)]
+        for value, one, other in zip(row["co2"], edges, edges[1:]):
+            n, total = db.execute("SELECT count(*), sum(co2) FROM co2_readings WHERE unit_id = 'co2unit-000000000002' AND ts >= ? AND ts < ?",
+                                  (one, other)).fetchone()
+            assert value == (round(total / n, 1) if n else None), (one, other)
+
+
+def test_a_unit_that_measures_every_three_hours_is_not_striped(tmp_path: object) -> None:
+    db = archive(str(tmp_path), [Unit(1, steady(minutes=180)), Unit(2, [row for row in steady(minutes=180) if row[0].day != 25])])
+    one, two = records(page_of("co2", db, width=120, recent_days=2))
+    assert page_of("co2", db, width=120, recent_days=2).axes["co2"][1].endswith("T13:00Z")
+    assert None not in one["co2"][3:-2] and two["co2"].count(None) > 20
+
+
+def test_rollup_and_readings_give_the_same_numbers(four: str) -> None:
+    db = importer.open_db(four)
+    edges = [seconds(START) + 43200 * i for i in range(29)]
+    spans = [[("co2unit-%012d" % unit, edges[0] + 5000, edges[-1] - 7000)] for unit in (1, 2, 3, 4)]
+    for what in ("co2", "temp"):
+        fine, coarse = importer.buckets(db, what, spans, edges), importer.buckets(db, what, spans, edges[::2])
+        for row, rough in zip(fine, coarse):
+            for j, bucket in enumerate(rough):
+                parts = [part for part in row[2 * j:2 * j + 2] if part]
+                assert (bucket is None) == (not parts)
+                if bucket:
+                    assert bucket.rows == sum(part.rows for part in parts) and bucket.suspects == sum(part.suspects for part in parts) or what == "temp"
+                    assert bucket.n == sum(part.n for part in parts) and bucket.total == pytest.approx(sum(part.total for part in parts))
+                    assert (bucket.low, bucket.high) == (min(part.low for part in parts), max(part.high for part in parts))
+
+
+@pytest.fixture(scope="module")
+def moves(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Unit 1 leaves site a on the 19th and unit 2 takes its place; units 3 and 4 stand at b together; unit 5 was never
+    deployed; unit 6 was in the lab, then on its way, then at c."""
+    def level(ppm: int) -> List[Tuple[datetime, int, float]]:
+        return [(when, ppm + i % 2, 5.0) for i, when in enumerate(every(30, START, NOW))]
+    return archive(str(tmp_path_factory.mktemp("moves")), [Unit(n, level(400 + 20 * n), daily()) for n in range(1, 7)], """
+        1 a 30 deployed 2019-09-01 2019-09-19T06:00:00
+        2 a 30 deployed 2019-09-19T06:00:00
+        3 b 20 deployed 2019-09-01
+        4 b 20 deployed 2019-09-16
+        6 c 10 lab_check 2019-09-01 2019-09-15
+        6 c 10 en_route 2019-09-15 2019-09-17
+        6 c 10 deployed 2019-09-17""")
+
+
+def test_sites_swaps_overlaps_and_units_that_were_never_deployed(moves: str) -> None:
+    assert text_of("co2", moves, width=64, glyphs="ascii", xmin="2019-09-12") == picture("""
+    4 sites  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC  CO2 420..530 ppm
+    site     |13|16|19|22    ppm    range   |13|16|19|22    degC !
+    a       .......::::::::  441  420-441  +++++++++++++++   5.0
+    b       ----===========  481  460-481  +++++++++++++++   5.0
+    c       %%%%%%%%%%%%%%%  521  520-521  +++++++++++++++   5.0
+    unit-05 ***************  501  500-501  +++++++++++++++   5.0
+    col = 1 d (CO2), 1 d (T)  blank = no data  L late  ^v off scale
+    """)
+
+
+def test_pings_show_each_stay_with_its_bounds(moves: str) -> None:
+    assert text_of("pings", moves, glyphs="ascii", width=60) == picture("""
+    pings  6 units  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC
+    site       |13|16|19|22   unit    late
+    a         ########]       unit-01
+    a               [ ####### unit-02
+    b         ############### unit-03
+    b            [########### unit-04
+    c         ###]            unit-06
+    c           [##]          unit-06
+    c             [########## unit-06
+    [no site] ############### unit-05
+    # pings  - deployed, silent  [ ] deployment
+    """)
+
+
+def test_the_ribbon_shows_what_a_unit_was_doing(moves: str) -> None:
+    assert text_of("co2", moves, rows=12, site="c", width=60, glyphs="ascii") == picture("""
+    c  unit-06  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC  100 %
+    CO2 ppm  col = 12 h  median 521  p5 520  p95 521
+     525+
+     522+***************************** < 521
+     519+:::::::::::::::::::::::::::::
+     516+
+    temp C  col = 12 h  median 5.0  p5 5.0  p95 5.0
+     5.5+
+       5+***************************** < +5.0
+     4.5+
+    stat|......----=================== .lab -route =depl
+           |13 |15 |17 |19 |21 |23 |25
+    """)
+
+
+def test_a_swap_of_units_shows_in_the_ribbons(moves: str) -> None:
+    assert text_of("co2", moves, rows=14, site="a", width=60) == picture("""
+    a · unit-01, unit-02 · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC
+    CO₂ ppm · col = 12 h · median 440 · p5 420  p95 441
+     440┤              ⠄⡖⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒ ◂ 441
+        │              ⢥⠃
+     430┤              ⡟
+        │             ⢠⠇
+     420┤⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠚⠁
+    temp °C · col = 12 h · median 5.0 · p5 5.0  p95 5.0
+     5.5┤
+       5┤⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒ ◂ +5.0
+     4.5┤
+    unit│███████████████               unit-01
+    unit│              ███████████████ unit-02
+           ╵13 ╵15 ╵17 ╵19 ╵21 ╵23 ╵25
+    """)
+
+
+def test_bounds_of_deployments_are_exact_to_the_second(moves: str) -> None:
+    one, two = [page_of("co2", moves, site="a", xmin="2019-09-19", xmax="2019-09-20", width=80), page_of("co2", moves, site="a", width=80)]
+    assert [row["co2_min"] // 20 * 20 for row in records(one) if row["co2_n"]] == [420] * 12 + [440] * 36
+    assert sum(row["co2_n"] for row in records(two)) == len(every(30, START, NOW))
+
+
+def test_the_year_stands_where_it_changes(tmp_path: object) -> None:
+    start, end = datetime(2019, 11, 20), datetime(2020, 2, 10)
+    db = archive(str(tmp_path), [Unit(1, steady(start, end, minutes=360), daily(start, end))], "1 a 1 deployed 2019-11-01", now=end)
+    assert text_of("co2", db, end, site="a", rows=9, width=70, recent_days=80, glyphs="ascii") == picture("""
+    a  unit-01  22 Nov 2019 .. 9 Feb 2020 UTC  320/320 = 100 %
+    CO2 ppm  col = 2 d  median 421  p5 420  p95 421
+     425+
+        |
+     420+**************************************** < 421
+        |
+     415+
+    stat|======================================== =depl
+             |Dec |11  |21   |2020|11  |21  |Feb
+    """)
+    assert text_of("pings", db, end, width=70, recent_days=80) == picture("""
+    pings · 1 unit · 22 Nov 2019 – 9 Feb 2020 UTC · 1 col = 2 d
+    site     ╷Dec ╷11  ╷21   ╷2020╷11  ╷21  ╷Feb  unit    late
+    a    ████████████████████████████████████████ unit-01
+    days with pings: ░ <30 %  ▒ <60 %  ▓ some  █ all · ─ deployed, silent
+    """)
+    assert "|Dec |16   |2020|16  |Feb" in text_of("co2", db, end, width=70, recent_days=80, glyphs="ascii")
+
+
+def test_ticks_never_meet_and_stand_on_calendar_steps() -> None:
+    rng = random.Random(2)
+    for _ in range(600):
+        a = seconds(datetime(2015, 1, 1)) + rng.randrange(10 ** 8)
+        b, cells, per_cell = a + int(10 ** rng.uniform(3, 8.2)), rng.randrange(4, 200), rng.choice((1, 2))
+        axis = plot_ascii.make_axis(Zone(), a, b, cells, rng.random() < 0.5, per_cell)
+        assert len(axis.heading) == axis.cells <= cells and axis.edges[-1] >= b and sorted(set(axis.edges)) == axis.edges
+        labels = re.findall(r"╷([^╷ ]+(?: [^╷ ]+)?)", axis.heading)
+        assert len(labels) == axis.heading.count("╷") and not any(one == other for one, other in zip(labels, labels[1:])), axis.heading
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="zoneinfo came with Python 3.9")
+def test_columns_follow_local_days_when_the_clocks_change(tmp_path: object) -> None:
+    zoneinfo = pytest.importorskip("zoneinfo")
+    if "Europe/Oslo" not in zoneinfo.available_timezones():
+        pytest.skip("no time zones on this machine")
+    start, end = datetime(2019, 10, 20), datetime(2019, 11, 3)
+    db = archive(str(tmp_path), [Unit(1, steady(start, end))], "1 a 1 deployed 2019-10-01", now=end)
+    page = page_of("co2", db, end, tz="Europe/Oslo", width=60, recent_days=12)
+    assert page.axes["co2"][2:6] == ["2019-10-25T00:00+02:00", "2019-10-26T00:00+02:00", "2019-10-27T00:00+02:00", "2019-10-28T00:00+01:00"]
+    assert "Europe/Oslo" in plot_ascii.to_text(page.lines).split("\n")[0]
+    hours = page_of("co2", db, end, tz="Europe/Oslo", site="a", xmin="2019-10-27", xmax="2019-10-28", width=100)
+    assert [row["co2_n"] for row in records(hours)][:5] == [1, 1, 1, 1, 3] and sum(row["co2_n"] for row in records(hours)) == 50
+
+
+def test_without_zones_there_is_a_clear_message() -> None:
+    with pytest.raises(ValueError, match="no time zone|need Python 3.9"):
+        Zone("Europe/Atlantis")
+
+
+def test_readings_from_the_future_neither_stretch_nor_enter_the_page(tmp_path: object) -> None:
+    ahead = [(datetime(2036, 1, 1) + timedelta(minutes=30 * i), 39000, 60.0) for i in range(50)] + [(NOW + timedelta(hours=5), 2000, 5.0)]
+    plain = archive(str(tmp_path) + "/a", [Unit(1, steady(), daily())], "1 a 1 deployed 2019-09-01")
+    mixed = archive(str(tmp_path) + "/b", [Unit(1, steady() + ahead, daily())], "1 a 1 deployed 2019-09-01")
+    for view, options in (("co2", {}), ("co2", {"site": "a"}), ("status", {}), ("gaps", {}), ("pings", {})):
+        assert text_of(view, mixed, **options) == text_of(view, plain, **options)
+
+
+def test_a_site_with_one_reading_or_without_any_usable_value_is_drawn(tmp_path: object) -> None:
+    db = archive(str(tmp_path), [Unit(1, steady(NOW - timedelta(minutes=40))), Unit(2, [(when, 0, 85.0) for when, _, _ in steady()]),
+                                 Unit(3, [(when, 431, 5.0) for when, _, _ in steady()])], "1 a 1 deployed -\n2 b 1 deployed -\n3 c 1 deployed -")
+    rows = records(page_of("co2", db))
+    assert [row["ppm"] for row in rows] == [420.0, None, None] and rows[1]["celsius"] is None
+    assert "?" in text_of("co2", db).split("\n")[4], "a value that never changes is suspect, not missing"
+    for view, options in PAGES:
+        text_of(view, db, **options)
