@@ -331,7 +331,9 @@ def nice(size: float) -> float:
 
 def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top: Optional[float] = None, log: bool = False) -> Scale:
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance that the fence believes."""
-    ends = sorted(end for bucket in buckets if bucket and bucket.n for end in (bucket.low, bucket.high)) or [0.0, 4 * narrow]
+    there = [bucket for bucket in buckets if bucket]
+    ends = sorted([end for bucket in there if bucket.n for end in (bucket.low, bucket.high)]
+                  or [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high) if end is not None] or [0, 4 * narrow])
     lower, upper = ends[len(ends) // 4], ends[len(ends) * 3 // 4]
     reach = 3 * max(upper - lower, narrow)
     inside = [end for end in ends if lower - reach <= end <= upper + reach]
@@ -490,7 +492,7 @@ class Column(NamedTuple):
     rank: int = 0                       # what does not fit goes, the highest first; 0 stays
     right: bool = False
     gap: int = 1                        # cells before it
-    share: int = 0                      # of the room that is left, for charts in time
+    chart: bool = False                 # in time; it takes the room that is left, the first chart first
     margin: int = 0                     # cells on both sides of a chart
 
 
@@ -511,7 +513,7 @@ def nothing(view: str, why: str) -> Page:
 
 
 class Table:
-    """Rows under headings; where the page is narrow, columns go by rank, and charts share what is left."""
+    """Rows under headings; where the page is narrow, columns go by rank; charts take what is left."""
 
     def __init__(self, c: Context, columns: Sequence[Column], a: int = 0, b: int = 1, exact: bool = True, least: str = "30 min",
                  per_cell: int = 1) -> None:
@@ -519,7 +521,7 @@ class Table:
         while self.spare() < 0 and any(columns[i].rank for i in self.kept):
             self.kept.remove(max(self.kept, key=lambda i: columns[i].rank))
         for i, column in enumerate(columns):
-            if column.share:
+            if column.chart:
                 self.axes.append(self._chart(i, a, b, exact, least, per_cell))
 
     def spare(self) -> int:
@@ -527,8 +529,7 @@ class Table:
         return self.c.width + 1 - sum(self.columns[i].width + self.columns[i].gap for i in self.kept)
 
     def _chart(self, i: int, a: int, b: int, exact: bool, least: str, per_cell: int) -> Axis:
-        column, shares = self.columns[i], sum(self.columns[j].share for j in self.kept if j >= i)
-        more = self.spare() * column.share // shares if i in self.kept else 0
+        column, more = self.columns[i], self.spare() if i in self.kept else 0
         axis = make_axis(self.c.zone, a, b, max(column.width + more - 2 * column.margin, 4), exact, per_cell, least)
         self.columns[i] = column._replace(head=" " * column.margin + self.c.say(axis.heading), width=axis.cells + 2 * column.margin)
         return axis
@@ -544,7 +545,7 @@ class Table:
         lines = [self.c.head(title), self.line([(Span(column.head, "dim"),) for column in self.columns])]
         lines += [self.line([each.spans for each in row]) for row in rows]
         lines.append(self.c.head([(0, "+%d more (--all)" % hidden if hidden else ""), *notes], "dim"))
-        charts = [column.fields[0] for column in self.columns if column.share]
+        charts = [column.fields[0] for column in self.columns if column.chart]
         return Page(view, facts, [field for column in self.columns for field in column.fields],
                     [[value for each in row for value in each.values] for row in rows], lines,
                     {field: [self.c.zone.iso(edge) for edge in axis.edges[:-1]] for field, axis in zip(charts, self.axes)})
@@ -651,9 +652,9 @@ def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -
 def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     """A row per site: all on one time axis, and on one scale."""
     names = min(max([4, *(width(c.name(row.name)) for row in rows)]), max(11, c.width // 8))
-    t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, share=2), Column(("ppm",), "ppm", 4, 1, True),
-                  Column(("min", "max"), "range", 7, 3, True, 2), Column(("temp",), "", 7, 4, gap=2, share=1),
-                  Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 2)],
+    t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, chart=True), Column(("ppm",), "ppm", 4, 1, True),
+                  Column(("min", "max"), "range", 7, 3, True, 2), Column(("temp",), "", 7, 4, gap=2, chart=True),
+                  Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 4)],
               a, b, exact, per_cell=c.per_cell)
     axis, short = t.axes
     shown = rows[:c.room(3)]
@@ -664,7 +665,9 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     late = {state.unit_id for state in importer.fleet_state(c.db, b, [stay for row in shown for stay in row.stays]) if state.data_late > 1}
     cells = [_fleet_row(c, row, row.within(axis.edges[0], b), co2[i], temp[i], scale, warmth,
                         any(stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(shown)]
-    title = [(0, count(len(rows), "site")), (1, c.zone.period(axis.edges[0], b, c.g["to"])),
+    widest = max(width(row[-1].spans[0].text) for row in cells)
+    t.columns[-1] = t.columns[-1]._replace(width=min(max(widest, 1), 4 + max(t.spare(), 0)))
+    title = [(0, count(len(rows), "site")), (0, c.zone.period(axis.edges[0], b, c.g["to"])),
              (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
              (3, "T %s%s%.0f °C" % (("%.0f" % warmth.low).replace("-", "−"), c.g["to"], warmth.high))]
     notes = [(1, ("col = %s (CO₂), %s (T)" % (axis.step, short.step), "col = " + axis.step)), (4, "blank = no data"), (3, "L late"),
@@ -740,8 +743,8 @@ def _site_title(c: Context, row: Row, spans: Sequence[importer.Span], buckets: B
     units = list(dict.fromkeys(c.name(stay.nickname) for stay in row.stays))
     share = "%.0f %%" % min(100, 100 * here / max(due, 1))
     counted = "{:,}/{:,.0f} = ".format(here, due).replace(",", " ") + share
-    return c.head([(0, c.name(row.name)), (2, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
-                   (1, c.zone.period(axis.edges[0], b, c.g["to"])), (3, (counted, share) if due >= 1 else count(here, "reading"))])
+    return c.head([(0, cut(c.name(row.name), c.width // 2)), (2, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
+                   (0, c.zone.period(axis.edges[0], b, c.g["to"])), (3, (counted, share) if due >= 1 else count(here, "reading"))])
 
 
 def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis: Axis, buckets: Buckets, scale: Scale, lines: int) -> List[Line]:
@@ -842,7 +845,7 @@ def view_pings(c: Context) -> Page:
     if not stays:
         return nothing("pings", "No units yet.")
     site, unit = who(c, stays, 2, 11)
-    t = Table(c, [site._replace(width=min(site.width, max(10, c.width // 8))), Column(("pings",), "", 14, gap=0, share=1, margin=1),
+    t = Table(c, [site._replace(width=min(site.width, max(10, c.width // 8))), Column(("pings",), "", 14, gap=0, chart=True, margin=1),
                   unit._replace(gap=0), Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d")
     axis, = t.axes
     shown = stays[:c.room(3)]
@@ -856,7 +859,7 @@ def view_pings(c: Context) -> Page:
         text = "" if silent is None else "%dh" % (silent // 3600) if silent < 2 * DAY else "%dd" % (silent // DAY)
         chart = Cell(([pings.n if pings else 0 for pings in cells],), runs(_stay(c, stay, cells, axis, b)))
         rows.append([*who_cells(c, stay)[:1], chart, *who_cells(c, stay)[1:], cell(text, silent, "bad")])
-    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")), (1, c.zone.period(axis.edges[0], b, c.g["to"])),
+    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")), (0, c.zone.period(axis.edges[0], b, c.g["to"])),
              (3, "1 col = " + axis.step), (4, "sort: tier, site")]
     legend = {"1 week": ("ping days/week: ", "1-2", "3-4", "5-6", "7"), "1 d": ("", "", "", "", "pings")}.get(
         axis.step, ("days with pings: ", "<30 %", "<60 %", "some", "all"))
@@ -897,12 +900,13 @@ def view_status(c: Context) -> Page:
     t = Table(c, [Column(("state",), "", 4), *who(c, stays), Column(("ping_age", "data_age"), "last", 8, 1, True),
                   Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True), Column(("celsius",), c.g["degree"], 5, 6, True),
                   Column(("dbm",), "dBm", 4, 5, True), Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7)])
-    days = make_axis(c.zone, c.now - 13 * DAY, c.now, 14, True, least="1 d")
+    days = make_axis(c.zone, c.now - 13 * DAY, c.now + 1, 14, True, least="1 d")
     found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in shown], days.edges)
     rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(shown)]
     counts = {verdict: sum(state.verdict == verdict for state in states) for verdict in VERDICTS}
-    title = [(3, "fleet"), (1, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
-             (0, count(len(states), "unit") + ": " + "  ".join("%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n))]
+    found_ = ["%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n]
+    title = [(3, "fleet"), (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
+             (1, (count(len(states), "unit") + ": " + "  ".join(found_), "  ".join(found_)))]
     pings = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
     notes = [(1, (pings + "  rssi −115 … −70 dBm", pings))]
     page = t.page("status", {"at": c.zone.iso(c.now), **counts}, title, rows, len(states) - len(shown), notes)
@@ -951,7 +955,7 @@ def view_signal(c: Context) -> Page:
         box = _box(c.g, [(dbm - low) // step for dbm in [*points, levels[unit][-1], importer.WEAK, importer.UNUSABLE]], cells)
         rows.append([*who_cells(c, stays[unit]), Cell(points, (Span(box),)), cell("%d" % levels[unit][-1], levels[unit][-1]),
                      cell("%d" % len(values), len(values)), Cell((rounded(trend),), bars(c, trend, SIGNAL))])
-    title = [(0, "signal dBm"), (1, c.zone.period(a, b, c.g["to"])), (2, count(len(order), "unit") + ", weakest first"), (3, "1 col = %d dB" % step)]
+    title = [(0, "signal dBm"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(order), "unit") + ", weakest first"), (3, "1 col = %d dB" % step)]
     notes = [(1, "{whisker} min–max  {box} p25–p75  {median} median  {dot} last".format(**c.g)),
              (2, "%s limits: <%d unusable, <%d weak" % (c.g["limit"], importer.UNUSABLE, importer.WEAK))]
     page = t.page("signal", {"from": c.zone.iso(a), "to": c.zone.iso(b)}, title, rows, len(order) - len(shown), notes)
@@ -971,7 +975,7 @@ def view_errors(c: Context) -> Page:
     stays = {stay.unit_id: stay for stay in c.stays()}
     a, b, exact = c.range("error_logs", stays.values(), 84)
     kinds = [Column((kind or "other",), kind or "other", max(len(kind), 5), 2, True) for kind in ERRORS]
-    t = Table(c, [*who(c, list(stays.values()), 4), Column(("entries",), "", 14, share=1), *kinds, Column(("all",), "all", 4, 1, True)],
+    t = Table(c, [*who(c, list(stays.values()), 4), Column(("entries",), "", 14, chart=True), *kinds, Column(("all",), "all", 4, 1, True)],
               a, b, exact, "1 d")
     axis, = t.axes
     units = list(stays)
@@ -987,7 +991,7 @@ def view_errors(c: Context) -> Page:
     if not rows:
         return nothing("errors", "No errors in this time.")
     shown = rows[:c.rows and max(1, (c.rows - 4) * 3 // 5)]
-    title = [(0, "errors"), (1, c.zone.period(axis.edges[0], b, c.g["to"])), (2, count(len(rows), "unit")),
+    title = [(0, "errors"), (0, c.zone.period(axis.edges[0], b, c.g["to"])), (2, count(len(rows), "unit")),
              (2, "%d entries" % sum(row[-1].values[0] for row in rows)), (3, "1 col = " + axis.step)]
     page = t.page("errors", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b)}, title, shown, len(rows) - len(shown),
                   [(1, "digits: entries, + more than 9")])
@@ -1013,7 +1017,7 @@ def view_gaps(c: Context) -> Page:
     rows = [[*who_cells(c, places[gap.unit_id]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
              cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)), cell("%d" % gap.missing, gap.missing),
              Cell((gap.state, gap.calls), (Span(*GAPS[gap.state]),))] for gap in shown]
-    title = [(0, "gaps"), (1, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
+    title = [(0, "gaps"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
     return t.page("gaps", {"from": c.zone.iso(a), "to": c.zone.iso(b)}, title, rows, len(found) - len(shown),
                   [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
 
@@ -1157,9 +1161,9 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     states = states_of(c, c.stays())
     bad = [state for state in states if state.verdict in ("late", "stuck", "never")]
     worst = max([2 if state.verdict == "stuck" or state.data_late > 3 else 1 for state in bad], default=0)
-    names = ["%s %s" % (c.name(state.site or state.nickname), VERDICTS[state.verdict][2]) for state in bad]
+    names = [(c.name(state.site or state.nickname), VERDICTS[state.verdict][2]) for state in bad]
     counts = " ".join("%s=%d" % (verdict, sum(state.verdict == verdict for state in states)) for verdict in VERDICTS)
-    lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], ", ".join(names) or "%d units" % len(states), counts)]
+    lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], ", ".join(map(" ".join, names)) or count(len(states), "unit"), counts)]
     lines += ["%-4s %s (%s): last ping %s, last reading %s" % (
         VERDICTS[state.verdict][0], c.name(state.site or "no site"), c.name(state.nickname),
         *("never" if ts is None else ago(now - ts) + " ago" for ts in (state.last_ping, state.last_data))) for state in bad]
@@ -1168,17 +1172,18 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     return worst
 
 
-def _changed(path: str, names: List[str], now: float, repeat: float, lines: List[str]) -> bool:
+def _changed(path: str, names: List[Tuple[str, str]], now: float, repeat: float, lines: List[str]) -> bool:
     """Compare with what the file says was reported last; lines get what is well again."""
     try:
         with open(path, encoding="utf-8") as file:
             told, *before = file.read().splitlines()
     except (OSError, ValueError):
         told, before = "0", []
-    if set(before) == set(names) and (not names or now - float(told) < repeat):
+    wrong = [verdict + "\t" + name for name, verdict in names]
+    if set(before) == set(wrong) and (not names or now - float(told) < repeat):
         return False
-    lines += ["well again: " + name for name in before if name not in names]
-    write_file(path, "\n".join(["%d" % now, *names]) + "\n")
+    lines += ["well again: " + name for name in (line.split("\t")[-1] for line in before) if name not in dict(names)]
+    write_file(path, "\n".join(["%d" % now, *wrong]) + "\n")
     return True
 
 
@@ -1206,10 +1211,8 @@ def arguments(argv: Optional[Sequence[str]]) -> Any:
 
 
 def environment(a: Any, environ: Dict[str, str]) -> Options:
-    """Options from the command line, completed by what the environment says of the screen and the locale.
-
-    Size: flags, COLUMNS and LINES, the terminal, 80x24. Python's own encodings do not tell the locale: it makes C into UTF-8.
-    """
+    """Options from the command line, completed by what the environment says of the screen and the locale. Size: flags, then
+    COLUMNS and LINES, then the terminal, then 80x24."""
     given = {name: getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
     try:
         size: Sequence[int] = os.get_terminal_size(sys.stdout.fileno())
@@ -1218,10 +1221,23 @@ def environment(a: Any, environ: Dict[str, str]) -> Options:
     for name, variable, found, default, least in (("width", "COLUMNS", size[0], 80, 20), ("height", "LINES", size[1], 24, 5)):
         text = environ.get(variable, "")
         given.setdefault(name, max(least, min(int(text), 1000) if text.isdigit() and int(text) else found or default))
-    locale = (environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or "C").lower()
-    if "utf-8" not in locale and "utf8" not in locale:
+    if not speaks_unicode(environ):
         given.setdefault("glyphs", "ascii")
     return Options(**given)
+
+
+def speaks_unicode(environ: Dict[str, str]) -> bool:
+    """Whether the user's own locale is UTF-8. Python's encodings do not tell, it makes C into UTF-8; nor does LC_CTYPE, which
+    it sets itself then (PEP 538): what the process was started with does."""
+    ctype = environ.get("LC_CTYPE", "")
+    if ctype in ("C.UTF-8", "C.utf8", "UTF-8"):
+        try:
+            with open("/proc/self/environ", "rb") as file:
+                ctype = ctype if b"\0LC_CTYPE=" in b"\0" + file.read() else ""
+        except OSError:
+            ctype = ""
+    locale = (environ.get("LC_ALL") or ctype or environ.get("LANG") or "C").lower()
+    return "utf-8" in locale or "utf8" in locale
 
 
 def rendered(a: Any, db: str, o: Options, now: float, rows: Optional[int], environ: Dict[str, str]) -> str:

@@ -423,9 +423,8 @@ def test_a_name_far_ahead_costs_no_memory(inbox):
     assert len(inbox._sequences["u", "data", "readings"].memory.ended) <= 1 + seqfile.MAX_ABSENT
 
 
-def test_file_9999_comes_before_10000(inbox):
-    memory = seqfile.Memory({"first": 9999})
-    assert memory.ask("readings-10000.tsv", "2019-10-07", dict, lambda name: False) == "readings-9999.tsv"
+def test_numbers_beyond_9999_do_not_lengthen_the_names_before(inbox):
+    assert put(inbox, "readings-10000.tsv", b"r" * 50) == [("readings-0000.tsv", 0)]
 
 
 def test_asking_can_be_switched_off(tmp_path):
