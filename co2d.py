@@ -429,7 +429,7 @@ class Station:
                  ) -> None:
         self.settings, self.clock, self._sync = settings, clock, sync
         for directory in (settings.data_dir, self.var("pings"), self.var("fetches"), self.var("pub")):
-            os.makedirs(directory, exist_ok=True)
+            seqfile.make_directory(directory)
         self.archive = importer.Archive((settings.data_dir,), settings.var_dir, settings.db)
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
         self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
@@ -507,7 +507,8 @@ class Station:
             raise Refused(507, "unit would exceed %d bytes or %d files" % (settings.max_unit_bytes, settings.max_unit_files))
 
     def has_room(self) -> bool:
-        """Whether the disk has more free than is kept back."""
+        """Whether the disk has more free than is kept back. A data directory that was removed is made again."""
+        seqfile.make_directory(self.settings.data_dir)
         disk = os.statvfs(self.settings.data_dir)
         return disk.f_bavail >= disk.f_blocks * self.settings.keep_free / 100
 
@@ -574,8 +575,8 @@ def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -
 
 
 def _store(station: Station, request: Request, unit: str, path: List[str], offset: int) -> Response:
-    station.reserve(unit, offset + len(request.body), len(request.body))
     try:
+        station.reserve(unit, offset + len(request.body), len(request.body))
         receipt = station.inbox.receive(unit, path, offset, request.body, request.now)
     except OSError as error:
         raise _storage_refusal(station, error)
@@ -596,10 +597,10 @@ def _store(station: Station, request: Request, unit: str, path: List[str], offse
 
 def _storage_refusal(station: Station, error: OSError) -> Refused:
     """How an upload ends that the disk refused: the unit comes back next day."""
-    if isinstance(error, IsADirectoryError) or error.errno == errno.ELOOP:
-        return Refused(400, "not a regular file")
     station.count("co2d_storage_errors_total")
     log.error("upload not stored: %s", error)
+    if isinstance(error, IsADirectoryError) or error.errno == errno.ELOOP:
+        return Refused(400, "not a regular file")
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return Refused(507 if full else 503, "cannot store: %s" % (error.strerror or error))
 

@@ -110,7 +110,7 @@ class Span(NamedTuple):
 
 
 Line = List[Span]
-Part = Union[str, Tuple[str, ...]]      # forms of a text, the longest first
+Part = Tuple[int, Sequence[str]]        # rank; a text, or its forms from long to short
 STYLES = {"head": "1", "bad": "1;31", "warn": "33", "good": "32", "dim": "2", "co2": "36", "temp": "35"}      # SGR codes
 
 
@@ -126,9 +126,9 @@ def runs(chars: Iterable[Tuple[str, str]]) -> Line:
     return [Span("".join(char for char, _ in group), style) for style, group in groupby(chars, key=lambda pair: pair[1])]
 
 
-def fit(parts: Iterable[Tuple[int, Part]], cells: int, gap: str) -> str:
+def fit(parts: Iterable[Part], cells: int, gap: str) -> str:
     """The parts of a heading, in order, as far as they fit."""
-    left = [(rank, part if isinstance(part, tuple) else (part,)) for rank, part in parts if part]
+    left = [(rank, [forms] if isinstance(forms, str) else list(forms)) for rank, forms in parts if forms]
     while True:
         text = gap.join(forms[0] for _, forms in left)
         if width(text) <= cells or len(left) == 1 and len(left[0][1]) == 1:
@@ -332,8 +332,9 @@ def nice(size: float) -> float:
 def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top: Optional[float] = None, log: bool = False) -> Scale:
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance that the fence believes."""
     there = [bucket for bucket in buckets if bucket]
-    ends = sorted([end for bucket in there if bucket.n for end in (bucket.low, bucket.high)]
-                  or [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high) if end is not None] or [0, 4 * narrow])
+    usable = [end for bucket in there for end in (bucket.low, bucket.high) if end is not None]
+    suspect = [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high) if end is not None]
+    ends = sorted(usable or suspect or [0, 4 * narrow])
     lower, upper = ends[len(ends) // 4], ends[len(ends) * 3 // 4]
     reach = 3 * max(upper - lower, narrow)
     inside = [end for end in ends if lower - reach <= end <= upper + reach]
@@ -441,9 +442,9 @@ class Context:
         """Foreign text in the page's characters."""
         return clean(text, self.ascii)
 
-    def head(self, parts: Iterable[Tuple[int, Part]], style: str = "head") -> Line:
+    def head(self, parts: Iterable[Part], style: str = "head") -> Line:
         """A line of parts."""
-        said = [(rank, tuple(map(self.say, part)) if isinstance(part, tuple) else self.say(part)) for rank, part in parts]
+        said = [(rank, self.say(forms) if isinstance(forms, str) else list(map(self.say, forms))) for rank, forms in parts]
         return [Span(fit(said, self.width, self.say(" · ")), style)]
 
     def stays(self) -> List[importer.Deployment]:
@@ -539,10 +540,11 @@ class Table:
         return [span for i in self.kept for span in
                 ([Span(" " * self.columns[i].gap)] if i else []) + pad(cells[i], self.columns[i].width, self.columns[i].right)]
 
-    def page(self, view: str, facts: Dict[str, Any], title: Sequence[Tuple[int, Part]], rows: Sequence[Sequence[Cell]], hidden: int,
-             notes: Sequence[Tuple[int, Part]]) -> Page:
-        """Title, headings, rows, and a line that says how many rows are not here and what the glyphs mean."""
-        lines = [self.c.head(title), self.line([(Span(column.head, "dim"),) for column in self.columns])]
+    def page(self, view: str, title: Sequence[Part], a: int, b: int, rows: Sequence[Sequence[Cell]], hidden: int,
+             notes: Sequence[Part], **facts: Any) -> Page:
+        """Title with the range, headings, rows, and a line that says how many rows are not here and what the glyphs mean."""
+        facts = {"from": self.c.zone.iso(a), "to": self.c.zone.iso(b), **facts}
+        lines = [self.c.head([title[0], (0, self.c.zone.period(a, b, self.c.g["to"])), *title[1:]]), self.line([(Span(column.head, "dim"),) for column in self.columns])]
         lines += [self.line([each.spans for each in row]) for row in rows]
         lines.append(self.c.head([(0, "+%d more (--all)" % hidden if hidden else ""), *notes], "dim"))
         charts = [column.fields[0] for column in self.columns if column.chart]
@@ -667,13 +669,11 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
                         any(stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(shown)]
     widest = max(width(row[-1].spans[0].text) for row in cells)
     t.columns[-1] = t.columns[-1]._replace(width=min(max(widest, 1), 4 + max(t.spare(), 0)))
-    title = [(0, count(len(rows), "site")), (0, c.zone.period(axis.edges[0], b, c.g["to"])),
-             (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
+    title = [(0, count(len(rows), "site")), (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
              (3, "T %s%s%.0f °C" % (("%.0f" % warmth.low).replace("-", "−"), c.g["to"], warmth.high))]
     notes = [(1, ("col = %s (CO₂), %s (T)" % (axis.step, short.step), "col = " + axis.step)), (4, "blank = no data"), (3, "L late"),
              (2, "▲▼ off scale")]
-    return t.page("co2", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b), "co2_scale": scale[:2], "temp_scale": warmth[:2]},
-                  title, cells, len(rows) - len(shown), notes)
+    return t.page("co2", title, axis.edges[0], b, cells, len(rows) - len(shown), notes, co2_scale=scale[:2], temp_scale=warmth[:2])
 
 
 def _fleet_row(c: Context, row: Row, spans: Sequence[importer.Span], co2: Buckets, temp: Buckets, scale: Scale, warmth: Scale,
@@ -859,12 +859,12 @@ def view_pings(c: Context) -> Page:
         text = "" if silent is None else "%dh" % (silent // 3600) if silent < 2 * DAY else "%dd" % (silent // DAY)
         chart = Cell(([pings.n if pings else 0 for pings in cells],), runs(_stay(c, stay, cells, axis, b)))
         rows.append([*who_cells(c, stay)[:1], chart, *who_cells(c, stay)[1:], cell(text, silent, "bad")])
-    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")), (0, c.zone.period(axis.edges[0], b, c.g["to"])),
-             (3, "1 col = " + axis.step), (4, "sort: tier, site")]
+    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")), (3, "1 col = " + axis.step),
+             (4, "sort: tier, site")]
     legend = {"1 week": ("ping days/week: ", "1-2", "3-4", "5-6", "7"), "1 d": ("", "", "", "", "pings")}.get(
         axis.step, ("days with pings: ", "<30 %", "<60 %", "some", "all"))
     notes = [(1, legend[0] + "  ".join("%s %s" % pair for pair in zip(c.g["days"], legend[1:]) if pair[1])), (2, c.g["silent"] + " deployed, silent"), (3, "%s %s deployment" % (c.g["open"], c.g["close"]))]
-    return t.page("pings", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b)}, title, rows, len(stays) - len(shown), notes)
+    return t.page("pings", title, axis.edges[0], b, rows, len(stays) - len(shown), notes)
 
 
 def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[importer.Pings]], axis: Axis, b: int) -> List[Tuple[str, str]]:
@@ -955,10 +955,10 @@ def view_signal(c: Context) -> Page:
         box = _box(c.g, [(dbm - low) // step for dbm in [*points, levels[unit][-1], importer.WEAK, importer.UNUSABLE]], cells)
         rows.append([*who_cells(c, stays[unit]), Cell(points, (Span(box),)), cell("%d" % levels[unit][-1], levels[unit][-1]),
                      cell("%d" % len(values), len(values)), Cell((rounded(trend),), bars(c, trend, SIGNAL))])
-    title = [(0, "signal dBm"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(order), "unit") + ", weakest first"), (3, "1 col = %d dB" % step)]
+    title = [(0, "signal dBm"), (2, count(len(order), "unit") + ", weakest first"), (3, "1 col = %d dB" % step)]
     notes = [(1, "{whisker} min–max  {box} p25–p75  {median} median  {dot} last".format(**c.g)),
              (2, "%s limits: <%d unusable, <%d weak" % (c.g["limit"], importer.UNUSABLE, importer.WEAK))]
-    page = t.page("signal", {"from": c.zone.iso(a), "to": c.zone.iso(b)}, title, rows, len(order) - len(shown), notes)
+    page = t.page("signal", title, a, b, rows, len(order) - len(shown), notes)
     return page._replace(axes={"trend": [c.zone.iso(edge) for edge in days.edges[:-1]]})
 
 
@@ -991,10 +991,8 @@ def view_errors(c: Context) -> Page:
     if not rows:
         return nothing("errors", "No errors in this time.")
     shown = rows[:c.rows and max(1, (c.rows - 4) * 3 // 5)]
-    title = [(0, "errors"), (0, c.zone.period(axis.edges[0], b, c.g["to"])), (2, count(len(rows), "unit")),
-             (2, "%d entries" % sum(row[-1].values[0] for row in rows)), (3, "1 col = " + axis.step)]
-    page = t.page("errors", {"from": c.zone.iso(axis.edges[0]), "to": c.zone.iso(b)}, title, shown, len(rows) - len(shown),
-                  [(1, "digits: entries, + more than 9")])
+    title = [(0, "errors"), (2, count(len(rows), "unit")), (2, "%d entries" % sum(row[-1].values[0] for row in rows)), (3, "1 col = " + axis.step)]
+    page = t.page("errors", title, axis.edges[0], b, shown, len(rows) - len(shown), [(1, "digits: entries, + more than 9")])
     news = importer.newest_errors(c.db, units, axis.edges[0], b + 1, 20 if c.rows is None else max(0, c.rows - len(page.lines) - 1))
     places = t.columns[0].width
     lines = [[Span("%-12s " % c.zone.short(ts, b)), *pad(who_cells(c, stays[unit])[0].spans, places),
@@ -1017,9 +1015,8 @@ def view_gaps(c: Context) -> Page:
     rows = [[*who_cells(c, places[gap.unit_id]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
              cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)), cell("%d" % gap.missing, gap.missing),
              Cell((gap.state, gap.calls), (Span(*GAPS[gap.state]),))] for gap in shown]
-    title = [(0, "gaps"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
-    return t.page("gaps", {"from": c.zone.iso(a), "to": c.zone.iso(b)}, title, rows, len(found) - len(shown),
-                  [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
+    title = [(0, "gaps"), (2, count(len(found), "gap")), (3, "newest first")]
+    return t.page("gaps", title, a, b, rows, len(found) - len(shown), [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
 
 
 VIEWS: Dict[str, Callable[[Context], Page]] = {"co2": view_co2, "pings": view_pings, "status": view_status, "signal": view_signal,
@@ -1078,7 +1075,7 @@ HTML = """<!DOCTYPE html>
 @media (prefers-color-scheme: dark) { :root { --ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --bad: #ff7b72; --warn: #e3b341;
   --good: #56d364; --co2: #6cb6ff; --temp: #d2a8ff } }
 body { color: var(--ink); background: var(--paper); font: 16px/1.4 system-ui, sans-serif; margin: 1rem auto; max-width: 60rem; padding: 0 .6rem }
-h1 { font-size: 1.2rem } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem } a { color: inherit } nav a { margin-right: 1em }
+h1 { font-size: 1.2rem } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem } a { color: inherit } a .g { text-decoration: underline } nav a { margin-right: 1em }
 pre { font: 13px/1.25 "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", monospace; overflow-x: auto; margin: 0 }
 .g { display: inline-block; font-weight: inherit; overflow: hidden; vertical-align: bottom; height: 1.25em }
 .head { font-weight: bold } .dim { color: var(--dim) } .bad { color: var(--bad); font-weight: bold } .warn { color: var(--warn) }

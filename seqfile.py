@@ -304,6 +304,16 @@ def _step_into(parent: int, name: str, create: bool) -> int:
     return os.open(name, flags, dir_fd=parent)
 
 
+def make_directory(path: str) -> None:
+    """Make a directory and what is missing above it, each durable before the next."""
+    if not os.path.isdir(path):
+        parent = os.path.dirname(os.path.abspath(path))
+        make_directory(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        _sync_directory(parent)
+
+
 @contextlib.contextmanager
 def open_directory(root: str, parts: List[str], create: bool = False, settle: bool = False) -> Iterator[int]:
     """An open descriptor of root/part/part/..., reached without following a link; NotADirectoryError for a link.
