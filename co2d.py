@@ -33,7 +33,6 @@ import contextlib
 import dataclasses
 import errno
 import fnmatch
-import hmac
 import ipaddress
 import json
 import logging
@@ -45,7 +44,6 @@ import select
 import signal
 import socket
 import socketserver
-import ssl
 import stat
 import struct
 import sys
@@ -54,12 +52,14 @@ import time
 from collections import Counter
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 from urllib.parse import unquote_to_bytes
 
 import importer
-import plot_ascii
 import seqfile
+
+if TYPE_CHECKING:
+    import ssl
 
 __version__ = "1.0.0"
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -740,6 +740,7 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     """A status page drawn from the database: HTML, or plain text for curl and whoever asks for it."""
     allow(request, station.settings.status_allow)
     accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
+    import plot_ascii                                           # a daemon that nobody looks at stays small
     html = not accept.startswith("text/plain") and not agent.startswith("curl/")
     try:
         text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
@@ -942,6 +943,7 @@ def strip_secret(secret: str, request: Request) -> Request:
     """The request without its secret; units' routes need the right one."""
     if not secret:
         return request
+    import hmac                                                 # brings 4 MB of OpenSSL
     given = request.path[0].encode()
     if hmac.compare_digest(given, secret.encode()) and len(request.path) > 1:
         return request._replace(path=request.path[1:], target=request.target.replace("/" + secret, "", 1))
@@ -1479,9 +1481,15 @@ class Server(socketserver.TCPServer):
         self.server_close()
 
 
+def _unverified() -> ssl.SSLContext:
+    import ssl
+    return ssl._create_unverified_context()
+
+
 def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
     if not settings.tls_cert:
         return None
+    import ssl                                                  # as above
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     return context
@@ -1684,7 +1692,7 @@ class Daemon:
         problems = check_disk(self.station)
         try:
             with socket.create_connection((self._own_address(), self.server.port), timeout=self.watchdog) as sock:
-                link = ssl._create_unverified_context().wrap_socket(sock) if self.server.tls else sock
+                link = _unverified().wrap_socket(sock) if self.server.tls else sock
                 link.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
                 if not link.recv(100).startswith(b"HTTP/1.1 "):
                     problems.append("no answer from ourselves")

@@ -31,17 +31,14 @@ import configparser
 import contextlib
 import csv
 import fcntl
-import hashlib
 import io
 import json
 import operator
 import os
 import re
-import signal
 import sqlite3
 import stat
 import sys
-import threading
 import time
 import zlib
 from datetime import date
@@ -54,7 +51,6 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 2
 BLOCK = 1 << 18                         # bytes read at once
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
-LARGE = 20 << 20                        # bytes of text that are worth a second process
 PATIENCE = 10.0                         # seconds to wait for another importer
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
@@ -130,7 +126,7 @@ CREATE TABLE rejects(source INTEGER, line INTEGER, offset INTEGER, bytes INTEGER
 CREATE TABLE last_import(at REAL);
 """
 INDEXES = """
-CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts);
+CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts);
 CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
 CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
@@ -177,7 +173,8 @@ class Source(NamedTuple):
     @property
     def id(self) -> int:
         """The same for the same key in every database."""
-        return int.from_bytes(hashlib.blake2b(self.key.encode(), digest_size=6).digest(), "big")
+        key = self.key.encode()                                 # hashlib would bring 4 MB of OpenSSL for this
+        return zlib.crc32(key) << 20 | zlib.crc32(key[::-1]) & 0xfffff
 
 
 _KINDS = [                              # below a data directory; the first group is the unit, or a server
@@ -615,15 +612,6 @@ class Summary:
         lines += ["two versions of %s: both are kept" % _printable(key) for key in self.disputed]
         return "\n".join(lines + ["could not read %s: %s" % (_printable(path), why) for path, why in self.unreadable])
 
-    def add(self, other: Dict[str, Any]) -> None:
-        """Add what another process did (the attributes of its summary)."""
-        self.files += other["files"]
-        self.repeated += other["repeated"]
-        self.unreadable += [(path, why) for path, why in other["unreadable"]]
-        for mine, its in ((self.rows, other["rows"]), (self.rejected, other["rejected"])):
-            for name, n in its.items():
-                mine[name] = mine.get(name, 0) + n
-
 
 TABLES = {"readings": "co2_readings", "pings": "pings", "errors": "error_logs", "deployments": "deploy_durations_tiered"}
 _COLUMNS = {
@@ -670,7 +658,6 @@ class Import:
         """Import what is new in these sources."""
         for source in sorted(sources, key=lambda source: source.key):
             self.take_one(source)
-            self.progress(source.size)
 
     def take_again(self, sources: Sequence[Source]) -> None:
         """Read those once more that may hold repeats of what was taken out."""
@@ -713,15 +700,18 @@ class Import:
             self.summary.unreadable.append((source.path, error.strerror or str(error)))
         else:
             self.summary.files += 1
+        self.progress(source.size)
 
     def _read(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
         if source.kind == "errors":
             self._read_errors(source, account, blocks)
         elif source.kind == "deployments":
             self._read_deployments(source, account, blocks)
-        else:
-            for block in blocks:
-                (self._read_readings if source.kind == "readings" else self._read_pings)(source, account, block)
+        for block in blocks:
+            if source.kind == "readings":
+                self._read_readings(source, account, block)
+            else:
+                self._read_lines(source, account, block, parse_ping, 3, 7)
 
     def _read_readings(self, source: Source, account: Account, block: bytes) -> None:
         """Plain lines by column; where there is dirt, halves of halves, down to single lines."""
@@ -745,9 +735,6 @@ class Import:
         self._touch("readings", columns[0][0], {DAYS[day] // 86400 for day in set(columns[2])})
         account.lines, account.done, account.last_ts = account.lines + len(ts), account.done + len(block), ts[-1]
         account.imported, account.imported_bytes = account.imported + len(ts), account.imported_bytes + len(block)
-
-    def _read_pings(self, source: Source, account: Account, block: bytes) -> None:
-        self._read_lines(source, account, block, parse_ping, 3, 7)
 
     def _read_lines(self, source: Source, account: Account, block: bytes, parse: Callable[[bytes, Limits, float], Tuple],
                     unit_at: int, ts_at: int) -> None:
@@ -1125,6 +1112,8 @@ def _is_ours(path: str) -> bool:
 
 def _set_aside(path: str) -> None:
     aside = "%s.before-%s" % (path, seqfile.utc(time.time(), "%Y%m%dT%H%M%SZ"))
+    while os.path.exists(aside):
+        aside += "-"
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             os.rename(path + suffix, aside + suffix)
@@ -1134,6 +1123,7 @@ def _set_aside(path: str) -> None:
 def rebuild(archive: Archive, now: Optional[float] = None, progress: Optional[Callable[[int], None]] = None) -> Summary:
     """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
     with only_writer(archive.db):
+        _is_ours(archive.db)                                    # else it is set aside, not replaced
         return _rebuild(archive, time.time() if now is None else now, progress)
 
 
@@ -1154,85 +1144,20 @@ def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], No
 def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[Callable[[int], None]] = None,
            ends: Optional[Dict[int, int]] = None) -> Summary:
     """A database at `path` from nothing; `ends`: how far to read each source."""
-    with _partly_built(path + ".part", sources, now, ends) as (mine, summary_of_part), _connected(path) as db:
-        run = _fill(db, mine, now, progress, ends)
-        if len(mine) < len(sources):
-            run.summary.add(summary_of_part())
-            db.execute("COMMIT")
-            db.execute("ATTACH ? AS part", (path + ".part",))
-            db.execute("BEGIN")
-            for table in (*TABLES.values(), "sources", "rejects"):
-                db.execute("INSERT INTO main.{0} SELECT * FROM part.{0}".format(table))
+    _remove(path)
+    with _connected(path) as db:
+        db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;" + SCHEMA)
+        run = Import(db, now, progress=progress)
+        run.everything = True
+        for source in sorted(sources, key=lambda source: source.key):
+            run.take_one(source, ends.get(source.id) if ends is not None else None)
         for statement in INDEXES.split(";"):
             db.execute(statement)
         run.settle()
         db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
         db.execute("COMMIT")
-        if len(mine) < len(sources):
-            db.execute("DETACH part")
         db.execute("PRAGMA journal_mode = WAL")
     return run.summary
-
-
-def _fill(db: sqlite3.Connection, sources: Sequence[Source], now: float, progress: Optional[Callable[[int], None]],
-          ends: Optional[Dict[int, int]]) -> Import:
-    """All lines of these sources in a new database without indexes, not yet settled."""
-    _remove(db.execute("PRAGMA database_list").fetchone()[2], ("-journal", "-wal", "-shm"))
-    db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;" + SCHEMA)
-    run = Import(db, now, progress=progress)
-    run.everything = True
-    for source in sorted(sources, key=lambda source: source.key):
-        run.take_one(source, ends.get(source.id) if ends is not None else None)
-        run.progress(source.size)
-    return run
-
-
-@contextlib.contextmanager
-def _partly_built(path: str, sources: Sequence[Source], now: float,
-                  ends: Optional[Dict[int, int]]) -> Iterator[Tuple[Sequence[Source], Callable[[], Dict[str, Any]]]]:
-    """Half of a large archive goes to a second process, which fills a database at `path`: the sources that are left, and
-    how to wait for its summary. Not from a process with threads: it could not be forked safely."""
-    if sum(source.size for source in sources) < LARGE or (os.cpu_count() or 1) < 2 or threading.active_count() > 1:
-        yield sources, dict
-        return
-    theirs = [source for source in sources if zlib.crc32(source.unit_id.encode()) & 1]
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        _fill_and_exit(path, theirs, now, ends, writer)
-    os.close(writer)
-    try:
-        with open(reader, "rb") as pipe:
-            yield [source for source in sources if not zlib.crc32(source.unit_id.encode()) & 1], lambda: _summary_from(pipe)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)                      # no harm: by now it is done, or we have failed
-        os.waitpid(child, 0)
-        _remove(path)
-
-
-def _fill_and_exit(path: str, sources: Sequence[Source], now: float, ends: Optional[Dict[int, int]], writer: int) -> None:
-    """The second process."""
-    said: Dict[str, Any] = {"error": "the second process failed"}
-    try:
-        _remove(path)
-        with _connected(path) as db:
-            run = _fill(db, sources, now, None, ends)
-            run.settle_ledger()
-            db.execute("COMMIT")
-        said = vars(run.summary)
-    except Exception as error:                                  # whatever it is, the first process says it
-        said = {"error": str(error)}
-    finally:
-        os.write(writer, json.dumps(said).encode())
-        os._exit(0)
-
-
-def _summary_from(pipe: IO[bytes]) -> Dict[str, Any]:
-    said: Dict[str, Any] = json.loads(pipe.read() or b'{"error": "the second process was killed"}')
-    if "error" in said:
-        raise Unusable(said["error"])
-    return said
 
 
 def _swap_in(new: str, path: str) -> None:
@@ -1697,7 +1622,6 @@ def verify(archive: Archive) -> List[str]:
                      for account in ledger.values() if account[1] != account[2] + account[3]]
         now = (db.execute("SELECT at FROM last_import").fetchone() or (0,))[0]
         try:
-            _remove(new)
             _build(new, sources, now, ends={id: account[1] for id, account in ledger.items()})
             problems += _differences(db, new)
         finally:
@@ -1916,29 +1840,22 @@ COMMANDS = {"import": command_import, "status": command_status, "rejects": comma
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data-dir", action="append", metavar="DIR", help="data directory; several are merged")
-    common.add_argument("--var-dir", metavar="DIR", help="server directory (pings, database)")
-    common.add_argument("--db", metavar="FILE", help="database")
-    parser = argparse.ArgumentParser(prog="importer.py", description="From text files to SQLite, every byte accounted for.",
-                                     parents=[common])
+    """The command line; the common options may stand before the command or behind it."""
+    parser = argparse.ArgumentParser(prog="importer.py", description="From text files to SQLite, every byte accounted for.")
+    _add_common_options(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run in COMMANDS.items():
-        help = "all text into a new database" if name == "rebuild" else (run.__doc__ or "").splitlines()[0]
-        sub = commands.add_parser(name, help=help, parents=[_optional(common)])
+        sub = commands.add_parser(name, help="all text into a new database" if name == "rebuild" else (run.__doc__ or "").splitlines()[0])
+        _add_common_options(sub, argparse.SUPPRESS)             # does not undo what stands before the command
         if name == "export":
             _add_export_options(sub)
     return parser
 
 
-def _optional(common: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The common options once more, behind the command, without undoing those before it."""
-    again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    again.add_argument("--data-dir", action="append", metavar="DIR", help="data directory; several are merged")
-    again.add_argument("--var-dir", metavar="DIR", help="server directory (pings, database)")
-    again.add_argument("--db", metavar="FILE", help="database")
-    return again
+def _add_common_options(parser: argparse.ArgumentParser, default: Optional[str]) -> None:
+    parser.add_argument("--data-dir", action="append", default=default, metavar="DIR", help="data directory; several are merged")
+    parser.add_argument("--var-dir", default=default, metavar="DIR", help="server directory (pings, database)")
+    parser.add_argument("--db", default=default, metavar="FILE", help="database")
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:

@@ -33,6 +33,7 @@ in place with a few escape sequences, no curses), palettes beyond the terminal's
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 import time
 from datetime import datetime, timedelta
@@ -48,14 +49,14 @@ MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 # -- glyphs -----------------------------------------------------------------------------------------------------------
 
-BLOCK = {"ramp": "▁▂▃▄▅▆▇█", "days": "░▒▓█", "silent": "─", "open": "├", "close": "┤", "pings": "·▌█", "up": "▲", "down": "▼",
-         "suspect": "?", "side": "│", "label": "┤", "zero": "┄", "last": "◂", "foot": "╵", "to": "–", "mean": "▀", "range": "░",
-         "status": "█▒░", "part": "▂", "whisker": "─", "box": "━", "median": "█", "dot": "○", "limit": "┊", "none": "–",
+BLOCK = {"ramp": "▁▂▃▄▅▆▇█", "days": "░▒▓█", "silent": "─", "open": "├", "close": "┤", "pings": "·▌█",
+         "up": "▲", "down": "▼", "suspect": "?", "side": "│", "label": "┤", "zero": "┄", "last": "◂", "foot": "╵", "to": "–", "mean": "▀",
+         "range": "░", "status": "█▒░", "part": "▂", "whisker": "─", "box": "━", "median": "█", "dot": "○", "limit": "┊", "none": "–",
          "degree": "°C", "sub": 2}      # sub: places above each other in one cell of a large plot
 BRAILLE = {**BLOCK, "mean": "⠒", "range": "⠅", "sub": 4}
-ASCII = {"ramp": ".:-=+*#%", "days": ".:+#", "silent": "-", "open": "[", "close": "]", "pings": ".|!", "up": "^", "down": "v",
-         "suspect": "?", "side": "|", "label": "+", "zero": ".", "last": "<", "foot": "|", "to": "..", "mean": "*", "range": ":",
-         "status": "=-.", "part": "_", "whisker": "-", "box": "=", "median": "#", "dot": "o", "limit": ".", "none": "-",
+ASCII = {"ramp": ".:-=+*#%", "days": ".:+#", "silent": "-", "open": "[", "close": "]", "pings": ".|!",
+         "up": "^", "down": "v", "suspect": "?", "side": "|", "label": "+", "zero": ".", "last": "<", "foot": "|", "to": "..",
+         "mean": "*", "range": ":", "status": "=-.", "part": "_", "whisker": "-", "box": "=", "median": "#", "dot": "o", "limit": ".", "none": "-",
          "degree": "degC", "sub": 1}
 Glyphs = Dict[str, Any]
 # name -> glyphs of tables, glyphs of large plots, columns in one cell of a table's chart
@@ -64,15 +65,15 @@ GLYPHS: Dict[str, Tuple[Glyphs, Glyphs, int]] = {
 BARS = (0, 0x40, 0x44, 0x46, 0x47), (0, 0x80, 0xA0, 0xB0, 0xB8)        # braille: a half filled from below, left and right
 DOTS = (0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08)              # braille: dots from below, left and right
 PLAIN = str.maketrans({"·": "", "–": "-", "−": "-", "₂": "2", "°": "", "×": "x", "…": "..", "╷": "|", "▲": "^", "▼": "v"})
-LATIN = str.maketrans({"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "đ": "d", "Đ": "D", "ð": "d", "þ": "th", "ß": "ss", "ł": "l",
-                       "ŋ": "n", "ŧ": "t"})
+LATIN = str.maketrans({"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "đ": "d", "Đ": "D", "ð": "d", "þ": "th", "ß": "ss",
+                       "ł": "l", "ŋ": "n", "ŧ": "t"})
 
 # -- text: foreign text made harmless, width in cells --------------------------------------------------------------------
 
 
 def clean(text: Any, ascii: bool = False) -> str:
-    """Foreign text for a terminal: what does not print becomes ?, any space a plain one; in ASCII letters lose their marks."""
-    text = str(text)
+    """Foreign text for a terminal: what does not print becomes ?, any space a plain one; for ASCII letters lose their marks."""
+    text = "%s" % text
     if text.isascii() and text.isprintable():
         return text
     import unicodedata as u
@@ -81,7 +82,7 @@ def clean(text: Any, ascii: bool = False) -> str:
         text = "".join(c for c in u.normalize("NFKD", text.translate(LATIN)) if not u.combining(c))
     kinds = [(c, u.category(c)) for c in text if not "\ufe00" <= c <= "\ufe0f"]        # variation selectors: width unknown
     text = "".join(" " if kind == "Zs" else "?" if kind[0] == "C" or kind in ("Zl", "Zp") else c for c, kind in kinds)
-    return text.encode("ascii", "replace").decode() if ascii else text
+    return str(text.encode("ascii", "replace"), "ascii") if ascii else text
 
 
 def width(text: str) -> int:
@@ -89,7 +90,7 @@ def width(text: str) -> int:
     if text.isascii():
         return len(text)
     import unicodedata as u
-    return sum(0 if u.category(c) in ("Mn", "Me") or "\u1160" <= c <= "\u11ff" else 2 if u.east_asian_width(c) in "WF" else 1
+    return sum(0 if u.category(c) in ("Mn", "Me") or "\u1160" <= c <= "\u11ff" else 1 + (u.east_asian_width(c) in "WF")
                for c in text)
 
 
@@ -188,12 +189,11 @@ class Zone:
 
     def parse(self, text: str) -> int:
         """UTC seconds of a date or date-time in this zone."""
-        for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m"):
-            try:
-                return self.seconds(min(max(datetime.strptime(text.rstrip("Z"), form), datetime(1970, 1, 2)), datetime(2100, 1, 1)))
-            except ValueError:
-                continue
-        raise ValueError("not a date or time like 2019-09-26 or 2019-09-26T12:00: %s" % clean(text, True)[:40])
+        try:
+            local = datetime.fromisoformat(text[:-1] if text.endswith("Z") else text).replace(tzinfo=None)
+        except ValueError:
+            raise ValueError("not a date or time like 2019-09-26 or 2019-09-26T12:00: %s" % clean(text, True)[:40])
+        return self.seconds(min(max(local, datetime(1970, 1, 2)), datetime(2100, 1, 1)))
 
     def short(self, ts: int, now: int) -> str:
         """26 Sep 12:00, or 26 Sep 2018 when it was in another year."""
@@ -201,7 +201,7 @@ class Zone:
         return _date(self.local(ts), not same, same)
 
     def period(self, a: int, b: int, to: str) -> Tuple[str, ...]:
-        """A range for a heading, with the zone, in shorter and shorter forms. Of whole days the last is named, not the next."""
+        """A range for a heading, with the zone, in shorter and shorter forms. Of whole days the last is named."""
         one, other = self.local(a), self.local(b)
         midnight = other == snap(other, TODAY)
         days = b - a > 99 * DAY or midnight and one == snap(one, TODAY)
@@ -212,16 +212,16 @@ class Zone:
 
 
 def _date(local: datetime, year: bool, clock: bool) -> str:
-    return "%d %s%s%s" % (local.day, MONTHS[local.month - 1], " %d" % local.year if year else "", local.strftime(" %H:%M") if clock else "")
+    return "%d %s" % (local.day, MONTHS[local.month - 1]) + " %d" % local.year * year + local.strftime(" %H:%M") * clock
 
 
 Step = Tuple[str, int]                  # unit, how many
 TODAY = ("day", 1)
-STEPS: Dict[str, Step] = {"5 min": ("min", 5), "10 min": ("min", 10), "30 min": ("min", 30), "1 h": ("min", 60), "2 h": ("min", 120),
-                          "3 h": ("min", 180), "6 h": ("min", 360), "12 h": ("min", 720), "1 d": ("day", 1), "2 d": ("day", 2),
-                          "3 d": ("day", 3), "1 week": ("day", 7), "2 weeks": ("day", 14), "1 month": ("month", 1),
-                          "2 months": ("month", 2), "3 months": ("month", 3), "6 months": ("month", 6), "1 year": ("month", 12),
-                          "5 years": ("month", 60)}
+STEPS: Dict[str, Step] = {
+    "5 min": ("min", 5), "10 min": ("min", 10), "30 min": ("min", 30), "1 h": ("min", 60), "2 h": ("min", 120),
+    "3 h": ("min", 180), "6 h": ("min", 360), "12 h": ("min", 720), "1 d": ("day", 1), "2 d": ("day", 2), "3 d": ("day", 3),
+    "1 week": ("day", 7), "2 weeks": ("day", 14), "1 month": ("month", 1), "2 months": ("month", 2), "3 months": ("month", 3),
+    "6 months": ("month", 6), "1 year": ("month", 12), "5 years": ("month", 60)}
 TICKS: List[Step] = [("min", n) for n in (10, 30, 60, 120, 180, 360, 720)] + [("date", n) for n in (1, 2, 3, 5, 10, 15)] + \
                     [("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
 
@@ -259,7 +259,8 @@ def make_axis(zone: Zone, a: int, b: int, cells: int, exact: bool, per_cell: int
         edges = [zone.seconds(start)]
         while edges[-1] < b and len(edges) <= cells * per_cell:
             start = snap(start, step, 1)
-            edges += [zone.seconds(start)] * (zone.seconds(start) > edges[-1])     # an hour that the clocks skip has no column
+            if zone.seconds(start) > edges[-1]:     # an hour that the clocks skip has no column
+                edges.append(zone.seconds(start))
         if edges[-1] >= b:
             break
     used = ceil((len(edges) - 1) / per_cell)
@@ -329,7 +330,8 @@ def nice(size: float) -> float:
     return next(n * power for n in (1, 2, 5, 10) if n * power >= size * 0.9999)
 
 
-def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top: Optional[float] = None, log: bool = False) -> Scale:
+def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top: Optional[float] = None,
+               log: bool = False) -> Scale:
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance that the fence believes."""
     there = [bucket for bucket in buckets if bucket]
     usable = [end for bucket in there for end in (bucket.low, bucket.high) if end is not None]
@@ -347,7 +349,7 @@ def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top:
 
 
 def make_rows(scale: Scale, rows: int) -> Tuple[Scale, List[str]]:
-    """A scale stretched so that the middles of a plot's rows lie at round numbers, and the labels of the rows, from below."""
+    """A scale stretched so that the middles of a plot's rows are round numbers, and the labels of the rows, from below."""
     if scale.log:
         low, step = _log(scale.low), (_log(scale.high) - _log(scale.low)) / max(rows - 1, 1)
         return (Scale(10 ** (low - step / 2), 10 ** (low + step * (rows - 0.5)), True),
@@ -383,7 +385,8 @@ def glyph_set(text: str) -> str:
 OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
     "xmin": (None, str, "DATE", "begin: 2019-09-01, or 2019-09-01T12:00"),
     "xmax": (None, str, "DATE", "end: the page as it was then"),
-    "recent_days": (None, number(0, 1e5), "N", "the last N days, 0 for all (co2 14, one site 365, pings 364, signal and gaps 30, errors 84)"),
+    "recent_days": (None, number(0, 1e5), "N",
+                    "the last N days, 0 for all (co2 14, one site 365, pings 364, signal and gaps 30, errors 84)"),
     "min_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and above"),
     "max_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and below"),
     "co2_max": (None, number(1, 1e6), "PPM", "top of the CO2 scale"),
@@ -396,7 +399,7 @@ OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
     "all": (False, bool, "", "all rows, however many"),
     "log": (False, bool, "", "logarithmic CO2 scale"),
     "panels": (False, bool, "", "co2: every deployment in detail"),
-    "ping_limit": (None, number(0.1, 1e5), "HOURS", "status: late without a ping for so long (default: by the unit's own rhythm)"),
+    "ping_limit": (None, number(0.1, 1e5), "HOURS", "status: late without a ping for so long (by the unit's own rhythm)"),
     "data_limit": (None, number(0.1, 1e5), "HOURS", "status: late without readings for so long")}
 
 
@@ -406,7 +409,7 @@ class Options:
     def __init__(self, **given: Any) -> None:
         self.__dict__.update({name: row[0] for name, row in OPTIONS.items()}, **given)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:        # tells mypy that there are attributes
         raise AttributeError(name)
 
     def but(self, **changes: Any) -> Options:
@@ -460,8 +463,8 @@ class Context:
                 and (o.max_tier is None or stay.tier is not None and stay.tier <= o.max_tier)]
 
     def range(self, table: str, stays: Iterable[importer.Deployment], days: float) -> Tuple[int, int, bool]:
-        """From, to, and whether the begin is exact. Without --xmax a page ends now, or with the newest row when none has come
-        for as long as the page shows; without --xmin it begins no earlier than the first row."""
+        """From, to, and whether the begin is exact. Without --xmax a page ends now, or with the newest row when none has
+        come for as long as the page shows; without --xmin it begins no earlier than the first row."""
         first, last = importer.extent(self.db, table, sorted({stay.unit_id for stay in stays}), self.now)
         days = days if self.o.recent_days is None else self.o.recent_days or 1e5
         end = last + 1 if last is not None and self.o.xmax is None and self.now - last > days * DAY else self.now
@@ -471,7 +474,7 @@ class Context:
         return max(begin, DAY), end, self.o.xmin is not None
 
 
-# -- pages: the numbers, and the lines drawn from them ------------------------------------------------------------------------
+# -- pages: the numbers, and the lines drawn from them ----------------------------------------------------------------
 
 
 class Page(NamedTuple):
@@ -493,7 +496,7 @@ class Column(NamedTuple):
     rank: int = 0                       # what does not fit goes, the highest first; 0 stays
     right: bool = False
     gap: int = 1                        # cells before it
-    chart: bool = False                 # in time; it takes the room that is left, the first chart first
+    chart: bool = False                 # in time; takes the room that is left, the first chart first
     margin: int = 0                     # cells on both sides of a chart
 
 
@@ -516,73 +519,83 @@ def nothing(view: str, why: str) -> Page:
 class Table:
     """Rows under headings; where the page is narrow, columns go by rank; charts take what is left."""
 
-    def __init__(self, c: Context, columns: Sequence[Column], a: int = 0, b: int = 1, exact: bool = True, least: str = "30 min",
-                 per_cell: int = 1) -> None:
-        self.c, self.columns, self.kept, self.axes = c, list(columns), list(range(len(columns))), []      # type: ignore
-        while self.spare() < 0 and any(columns[i].rank for i in self.kept):
-            self.kept.remove(max(self.kept, key=lambda i: columns[i].rank))
-        for i, column in enumerate(columns):
+    def __init__(self, c: Context, columns: Iterable[Column], a: int = 0, b: int = 1, exact: bool = True,
+                 least: str = "30 min", per_cell: int = 1) -> None:
+        self.c, self.columns = c, list(columns)
+        self.kept, self.axes = list(range(len(self.columns))), {}       # type: List[int], Dict[str, Axis]
+        while self.spare() < 0 and any(self.columns[i].rank for i in self.kept):
+            self.kept.remove(max(self.kept, key=lambda i: self.columns[i].rank))
+        for i, column in enumerate(self.columns):
             if column.chart:
-                self.axes.append(self._chart(i, a, b, exact, least, per_cell))
+                cells = column.width - 2 * column.margin + (self.spare() if i in self.kept else 0)
+                axis = make_axis(c.zone, a, b, max(cells, 4), exact, per_cell, least)
+                self.axes[column.fields[0]] = axis
+                self.columns[i] = column._replace(head=" " * column.margin + c.say(axis.heading),
+                                                  width=axis.cells + 2 * column.margin)
 
     def spare(self) -> int:
         """Cells that no column takes."""
         return self.c.width + 1 - sum(self.columns[i].width + self.columns[i].gap for i in self.kept)
 
-    def _chart(self, i: int, a: int, b: int, exact: bool, least: str, per_cell: int) -> Axis:
-        column, more = self.columns[i], self.spare() if i in self.kept else 0
-        axis = make_axis(self.c.zone, a, b, max(column.width + more - 2 * column.margin, 4), exact, per_cell, least)
-        self.columns[i] = column._replace(head=" " * column.margin + self.c.say(axis.heading), width=axis.cells + 2 * column.margin)
-        return axis
-
     def line(self, cells: Sequence[Sequence[Span]]) -> Line:
         """One line of the table."""
-        return [span for i in self.kept for span in
-                ([Span(" " * self.columns[i].gap)] if i else []) + pad(cells[i], self.columns[i].width, self.columns[i].right)]
+        gaps = [[Span(" " * column.gap)] if i else [] for i, column in enumerate(self.columns)]
+        return [span for i in self.kept
+                for span in gaps[i] + pad(cells[i], self.columns[i].width, self.columns[i].right)]
 
-    def page(self, view: str, title: Sequence[Part], a: int, b: int, rows: Sequence[Sequence[Cell]], hidden: int,
-             notes: Sequence[Part], **facts: Any) -> Page:
-        """Title with the range, headings, rows, and a line that says how many rows are not here and what the glyphs mean."""
-        facts = {"from": self.c.zone.iso(a), "to": self.c.zone.iso(b), **facts}
-        lines = [self.c.head([title[0], (0, self.c.zone.period(a, b, self.c.g["to"])), *title[1:]]), self.line([(Span(column.head, "dim"),) for column in self.columns])]
+    def page(self, view: str, title: Iterable[Part], span: Tuple[int, int], rows: Sequence[Sequence[Cell]], hidden: int,
+             notes: Iterable[Part], **facts: Any) -> Page:
+        """Title, headings, rows, and a line that says how many rows are not here and what the glyphs mean."""
+        iso = self.c.zone.iso
+        lines = [self.c.head(title), self.line([(Span(column.head, "dim"),) for column in self.columns])]
         lines += [self.line([each.spans for each in row]) for row in rows]
         lines.append(self.c.head([(0, "+%d more (--all)" % hidden if hidden else ""), *notes], "dim"))
-        charts = [column.fields[0] for column in self.columns if column.chart]
-        return Page(view, facts, [field for column in self.columns for field in column.fields],
+        return Page(view, {"from": iso(span[0]), "to": iso(span[1]), **facts},
+                    [field for column in self.columns for field in column.fields],
                     [[value for each in row for value in each.values] for row in rows], lines,
-                    {field: [self.c.zone.iso(edge) for edge in axis.edges[:-1]] for field, axis in zip(charts, self.axes)})
+                    {field: [iso(edge) for edge in axis.edges[:-1]] for field, axis in self.axes.items()})
 
 
-def who(c: Context, stays: Sequence[importer.Deployment], rank: int = 3, cells: int = 11) -> List[Column]:
+def who(c: Context, stays: Iterable[importer.Deployment], rank: int = 3) -> List[Column]:
     """Columns for site and unit."""
-    return [Column((head,), head, min(max([4, *(width(c.name(name)) for name in names)]), cells), rank * (head == "unit"))
-            for head, names in (("site", {stay.site or "[no site]" for stay in stays}), ("unit", {stay.nickname for stay in stays}))]
+    stays = list(stays)
+    names = (("site", [stay.site or "[no site]" for stay in stays]), ("unit", [stay.nickname for stay in stays]))
+    return [Column((head,), head, min(max([4, *(width(c.name(name)) for name in set(found))]), max(11, c.width // 8)),
+                   rank * (head == "unit")) for head, found in names]
 
 
-def who_cells(c: Context, stay: Any) -> List[Cell]:
+def who_cells(c: Context, stay: Union[importer.Deployment, importer.UnitState]) -> List[Cell]:
     """The site, which leads to its page, and the unit."""
-    return [cell(c.name(stay.site or "[no site]"), stay.site, "", stay.site or ""), cell(c.name(stay.nickname), stay.nickname)]
+    return [cell(c.name(stay.site or "[no site]"), stay.site, "", stay.site or ""),
+            cell(c.name(stay.nickname), stay.nickname)]
 
 
 def bars(c: Context, values: Sequence[Optional[float]], scale: Scale, style: str = "", marks: Sequence[str] = ()) -> Line:
     """Values as bars, in braille two to a cell; a mark (up, down, suspect) takes the place of a bar."""
     chars = []
     for at in range(0, len(values), c.per_cell):
-        part, mark = values[at:at + c.per_cell], max(marks[at:at + c.per_cell], default="", key=("", "suspect", "down", "up").index)
+        part = values[at:at + c.per_cell]
+        mark = max(marks[at:at + c.per_cell], default="", key=("", "suspect", "down", "up").index)
         if c.per_cell == 1:
             char = " " if part[0] is None else c.g["ramp"][scale.level(part[0], 8)]
         else:
-            char = chr(0x2800 + sum(half[1 + scale.level(value, 4)] for half, value in zip(BARS, part) if value is not None))
-        chars.append((c.g[mark], "bad") if mark else (" " if char == chr(0x2800) else char, style))
+            dots = [half[1 + scale.level(value, 4)] for half, value in zip(BARS, part) if value is not None]
+            char = chr(0x2800 + sum(dots)) if dots else " "
+        chars.append((c.g[mark], "bad") if mark else (char, style))
     return runs(chars)
 
 
-def rounded(values: Iterable[Optional[float]]) -> List[Optional[float]]:
+def rounded(*values: Optional[float]) -> List[Optional[float]]:
     """For programs: the tenth is the last digit that means something."""
     return [None if value is None else round(value, 1) for value in values]
 
 
-# -- co2: a row per site --------------------------------------------------------------------------------------------------
+def shown(form: str, value: Optional[float], none: str = "") -> str:
+    """A number, or what stands for none."""
+    return none if value is None else form % value
+
+
+# -- co2: a row per site ----------------------------------------------------------------------------------------------
 
 Buckets = List[Optional[importer.Bucket]]
 
@@ -604,22 +617,25 @@ def rows_of(stays: Sequence[importer.Deployment], by_unit: bool) -> List[Row]:
     for stay in stays:
         groups.setdefault(stay.unit_id if by_unit or stay.site is None else "@" + stay.site, []).append(stay)
     return [Row(group[0].nickname if by_unit or group[0].site is None else group[0].site, group,
-                [(group[0].unit_id, 0, importer.FOREVER)] if by_unit else [(one.unit_id, one.since, one.until) for one in group])
+                [(group[0].unit_id, 0, importer.FOREVER)] if by_unit else [(s.unit_id, s.since, s.until) for s in group])
             for group in groups.values()]
 
 
 def view_co2(c: Context) -> Page:
     """All sites; or one site or unit in detail; or, with --panels, every stay in detail."""
-    stays, by_unit = c.stays(), bool(c.o.unit and not c.o.site)
-    rows, named = rows_of(stays, by_unit), bool(c.o.unit or c.o.site)
-    a, b, exact = c.range("co2_readings", stays, 365 if named and len(rows) == 1 else 14)
+    stays, by_unit, named = c.stays(), bool(c.o.unit and not c.o.site), bool(c.o.unit or c.o.site)
+    rows = rows_of(stays, by_unit)
+    alone = named and len(rows) == 1
+    a, b, exact = c.range("co2_readings", stays, 365 if alone else 14)
     if c.o.panels and not by_unit:
         rows = [Row(stay.site or stay.nickname, [stay], [(stay.unit_id, stay.since, stay.until)]) for stay in stays]
     rows = [row for row in rows if row.within(a, b)]
     if not rows:
-        return nothing("co2", "No site or unit by that name." if named and not stays else "No readings in this time." if stays else "No data yet.")
-    return panels(c, rows, a, b, exact) if c.o.panels else site(c, rows[0], a, b, exact) if named and len(rows) == 1 else \
-        fleet(c, rows, a, b, exact)
+        why = "No readings in this time." if stays else "No site or unit by that name." if named else "No data yet."
+        return nothing("co2", why)
+    if c.o.panels:
+        return panels(c, rows, a, b, exact)
+    return site(c, rows[0], a, b, exact) if alone else fleet(c, rows, a, b, exact)
 
 
 def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
@@ -629,8 +645,8 @@ def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
 
 def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
     """Least and greatest value, suspect ones included."""
-    found = [end for bucket in buckets if bucket for end in (bucket.low, bucket.high, bucket.suspect_low, bucket.suspect_high)
-             if end is not None]
+    found = [end for bucket in buckets if bucket
+             for end in (bucket.low, bucket.high, bucket.suspect_low, bucket.suspect_high) if end is not None]
     return min(found, default=None), max(found, default=None)
 
 
@@ -654,64 +670,67 @@ def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -
 def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     """A row per site: all on one time axis, and on one scale."""
     names = min(max([4, *(width(c.name(row.name)) for row in rows)]), max(11, c.width // 8))
-    t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, chart=True), Column(("ppm",), "ppm", 4, 1, True),
-                  Column(("min", "max"), "range", 7, 3, True, 2), Column(("temp",), "", 7, 4, gap=2, chart=True),
+    t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, chart=True),
+                  Column(("ppm",), "ppm", 4, 1, True), Column(("min", "max"), "range", 7, 3, True, 2),
+                  Column(("temp",), "", 7, 4, gap=2, chart=True),
                   Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 4)],
               a, b, exact, per_cell=c.per_cell)
-    axis, short = t.axes
-    shown = rows[:c.room(3)]
-    co2, temp = (importer.buckets(c.db, what, [row.within(each.edges[0], b) for row in shown], each.edges)
-                 for what, each in (("co2", axis), ("temp", short)))
+    axis, short = t.axes["co2"], t.axes["temp"]
+    here, a = rows[:c.room(3)], axis.edges[0]
+    co2 = importer.buckets(c.db, "co2", [row.within(a, b) for row in here], axis.edges)
+    temp = importer.buckets(c.db, "temp", [row.within(short.edges[0], b) for row in here], short.edges)
     scale = make_scale([bucket for row in co2 for bucket in row], 50, c.o.co2_max, c.o.log)
     warmth = make_scale([bucket for row in temp for bucket in row], 5)
-    late = {state.unit_id for state in importer.fleet_state(c.db, b, [stay for row in shown for stay in row.stays]) if state.data_late > 1}
-    cells = [_fleet_row(c, row, row.within(axis.edges[0], b), co2[i], temp[i], scale, warmth,
-                        any(stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(shown)]
-    widest = max(width(row[-1].spans[0].text) for row in cells)
-    t.columns[-1] = t.columns[-1]._replace(width=min(max(widest, 1), 4 + max(t.spare(), 0)))
-    title = [(0, count(len(rows), "site")), (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
+    states = importer.fleet_state(c.db, b, [stay for row in here for stay in row.stays])
+    late = {state.unit_id for state in states if state.data_late > 1}
+    cells = [_fleet_row(c, row, row.within(a, b), co2[i], temp[i], scale, warmth, any(
+        stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(here)]
+    flags = max(width(row[-1].spans[0].text) for row in cells)
+    t.columns[-1] = t.columns[-1]._replace(width=min(max(flags, 1), 4 + max(t.spare(), 0)))
+    title = [(0, count(len(rows), "site")), (0, c.zone.period(a, b, c.g["to"])),
+             (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
              (3, "T %s%s%.0f °C" % (("%.0f" % warmth.low).replace("-", "−"), c.g["to"], warmth.high))]
-    notes = [(1, ("col = %s (CO₂), %s (T)" % (axis.step, short.step), "col = " + axis.step)), (4, "blank = no data"), (3, "L late"),
-             (2, "▲▼ off scale")]
-    return t.page("co2", title, axis.edges[0], b, cells, len(rows) - len(shown), notes, co2_scale=scale[:2], temp_scale=warmth[:2])
+    notes = [(1, ("col = %s (CO₂), %s (T)" % (axis.step, short.step), "col = " + axis.step)), (4, "blank = no data"),
+             (3, "L late"), (2, "▲▼ off scale")]
+    return t.page("co2", title, (a, b), cells, len(rows) - len(here), notes, co2_scale=scale[:2], temp_scale=warmth[:2])
 
 
-def _fleet_row(c: Context, row: Row, spans: Sequence[importer.Span], co2: Buckets, temp: Buckets, scale: Scale, warmth: Scale,
-               late: bool) -> List[Cell]:
+def _fleet_row(c: Context, row: Row, spans: Sequence[importer.Span], co2: Buckets, temp: Buckets, scale: Scale,
+               warmth: Scale, late: bool) -> List[Cell]:
     ppm, celsius = (importer.last_value(c.db, what, spans) for what in ("co2", "temp"))
     (low, high), (below, above) = ends(co2), off_scale(c, "co2", row, co2, scale)
-    flags = "L" * late + "".join(c.g[name] + (compact(n) if n > 1 else "") for name, n in (("up", above), ("down", below)) if n)
+    flags = "".join(c.g[name] + (compact(n) if n > 1 else "") for name, n in (("up", above), ("down", below)) if n)
     means, warm = [mean(bucket) for bucket in co2], [mean(bucket) for bucket in temp]
+    reach = "" if low is None else c.say("%s–%s" % (compact(low), compact(high)))
     return [cell(c.name(row.name), row.name, "", row.name),
-            Cell((rounded(means),), bars(c, means, scale, "co2", [mark(bucket, scale) for bucket in co2])),
-            Cell(rounded((ppm,)), (Span(compact(ppm)),)),
-            Cell(rounded((low, high)), (Span("" if low is None else c.say("%s–%s" % (compact(low), compact(high)))),)),
-            Cell((rounded(warm),), bars(c, warm, warmth, "temp", [mark(bucket, warmth) for bucket in temp])),
-            Cell(rounded((celsius,)), (Span("" if celsius is None else "%.1f" % celsius),)),
-            Cell((late, above, below), (Span(flags, "bad"),))]
+            Cell([rounded(*means)], bars(c, means, scale, "co2", [mark(bucket, scale) for bucket in co2])),
+            Cell(rounded(ppm), [Span(compact(ppm))]), Cell(rounded(low, high), [Span(reach)]),
+            Cell([rounded(*warm)], bars(c, warm, warmth, "temp", [mark(bucket, warmth) for bucket in temp])),
+            Cell(rounded(celsius), [Span(shown("%.1f", celsius))]),
+            Cell([late, above, below], [Span("L" * late + flags, "bad")])]
 
 
-# -- co2: one site in detail ----------------------------------------------------------------------------------------------
+# -- co2: one site in detail ------------------------------------------------------------------------------------------
 #
-# Panels under each other on one time axis: CO2, temperature, and a ribbon for each unit. In a column of a panel stand the
-# range from the least to the greatest value, and the mean; in braille the means of neighbours are connected, and where a
-# column between them is blank they are not. The ribbon shows what the unit was doing and how much of its data is here:
-# blank is nothing, thin is less than half.
+# Panels under each other on one time axis: CO2, temperature, and a ribbon for each unit. In a column of a panel stand
+# the range from the least to the greatest value, and the mean; in braille the means of neighbours are connected, but
+# never across a blank column. The ribbon shows what the unit was doing and how much of its data is here: blank is
+# nothing, thin is less than half.
 
 
 def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     """Every stay in detail, with one time axis and one scale for all."""
     height = 14 if c.rows is None else min(14, c.rows)
-    shown = rows[:c.rows and max(1, (c.rows - 1) // height)]
-    axis = make_axis(c.zone, a, b, c.width - 12, exact)
-    found = [[bucket for row in importer.buckets(c.db, what, [row.within(axis.edges[0], b) for row in shown], axis.edges) for bucket in row]
-             for what in ("co2", "temp")]
-    scales = make_scale(found[0], 50, c.o.co2_max, c.o.log), make_scale(found[1], 5)
-    hidden = len(rows) - len(shown)
-    pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in shown]
+    here = rows[:c.rows and max(1, (c.rows - 1) // height)]
+    axis, hidden = make_axis(c.zone, a, b, c.width - 12, exact), len(rows) - len(here)
+    co2, temp = ([bucket for row in importer.buckets(c.db, what, [row.within(axis.edges[0], b) for row in here], axis.edges)
+                  for bucket in row] for what in ("co2", "temp"))
+    scales = make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5)
+    pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in here]
     return Page("co2", pages[0].facts, ["site", "unit", *pages[0].fields],
-                [[row.name, row.stays[0].nickname, *record] for row, page in zip(shown, pages) for record in page.records],
-                [line for page in pages for line in page.lines] + [[Span("+%d more (--all)" % hidden, "dim")]] * bool(hidden))
+                [[row.name, row.stays[0].nickname, *one] for row, page in zip(here, pages) for one in page.records],
+                [line for page in pages for line in page.lines] +
+                [[Span("+%d more (--all)" % hidden, "dim")]] * bool(hidden))
 
 
 def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scales: Sequence[Scale] = ()) -> Page:
@@ -725,62 +744,69 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     high = room - room * 9 // 20 if room > 6 else room
     drawn = [_site_title(c, row, spans, co2, axis, b), *panel(c, row, spans, "co2", axis, co2, scale, high)]
     drawn += panel(c, row, spans, "temp", axis, temp, warmth, room - high) if room > high else []
-    fields = ["from", "to"] + [what + "_" + name for what in ("co2", "temp") for name in ("n", "mean", "min", "max", "suspect")]
+    drawn += [*ribbons, [Span("     " + c.say(axis.heading.replace("╷", c.plot["foot"])))]]
+    fields = [what + "_" + name for what in ("co2", "temp") for name in ("n", "mean", "min", "max", "suspect")]
     records = [[c.zone.iso(one), c.zone.iso(other)] + [value for bucket in pair for value in _values(bucket)]
                for one, other, pair in zip(axis.edges, axis.edges[1:], zip(co2, temp))]
-    return Page("co2", {"site": row.name, "units": sorted({stay.nickname for stay in row.stays}), "co2_scale": scale[:2], "temp_scale": warmth[:2]},
-                fields, records, [*drawn, *ribbons, [Span("     " + c.say(axis.heading.replace("╷", c.plot["foot"])))]])
+    facts = {"site": row.name, "units": sorted({stay.nickname for stay in row.stays}), "co2_scale": scale[:2],
+             "temp_scale": warmth[:2]}
+    return Page("co2", facts, ["from", "to", *fields], records, drawn)
 
 
 def _values(bucket: Optional[importer.Bucket]) -> List[Any]:
-    return [bucket.n, *rounded((mean(bucket), bucket.low, bucket.high)), bucket.suspects] if bucket else [0, None, None, None, 0]
+    if bucket is None:
+        return [0, None, None, None, 0]
+    return [bucket.n, *rounded(mean(bucket), bucket.low, bucket.high), bucket.suspects]
 
 
 def _site_title(c: Context, row: Row, spans: Sequence[importer.Span], buckets: Buckets, axis: Axis, b: int) -> Line:
     """Name, units, time, and how many of the readings that should be there are."""
-    here, first = sum(bucket.rows for bucket in buckets if bucket), min((bucket.first for bucket in buckets if bucket), default=b)
+    here = sum(bucket.rows for bucket in buckets if bucket)
+    first = min((bucket.first for bucket in buckets if bucket), default=b)
     due = sum(max(until - max(since, first), 0) / importer.cadence(c.db, unit, b) for unit, since, until in spans)
     units = list(dict.fromkeys(c.name(stay.nickname) for stay in row.stays))
     share = "%.0f %%" % min(100, 100 * here / max(due, 1))
-    counted = "{:,}/{:,.0f} = ".format(here, due).replace(",", " ") + share
-    return c.head([(0, cut(c.name(row.name), c.width // 2)), (2, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
-                   (0, c.zone.period(axis.edges[0], b, c.g["to"])), (3, (counted, share) if due >= 1 else count(here, "reading"))])
+    counted = ("{:,}/{:,.0f} = ".format(here, due).replace(",", " ") + share, share)
+    return c.head([(0, cut(c.name(row.name), c.width // 2)),
+                   (2, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
+                   (0, c.zone.period(axis.edges[0], b, c.g["to"])), (3, counted if due >= 1 else count(here, "reading"))])
 
 
-def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis: Axis, buckets: Buckets, scale: Scale, lines: int) -> List[Line]:
-    """A heading with the numbers; marks, if anything is off the scale; the plot, with labels left and the newest value right."""
-    below, above = off_scale(c, what, row, buckets, scale)
-    (low, high), g = ends(buckets), c.plot
-    beyond = "  ".join("%s%.0f ×%d" % (g[name], end, n) for name, end, n in (("up", high, above), ("down", low, below)) if n)
+def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis: Axis, buckets: Buckets, scale: Scale,
+          lines: int) -> List[Line]:
+    """A heading with the numbers; marks, if anything is off the scale; the plot, labelled left, the newest value right."""
+    g, form = c.plot, "%.0f" if what == "co2" else "%.1f"
+    (low, high), (below, above) = ends(buckets), off_scale(c, what, row, buckets, scale)
+    beyond = "  ".join("%s%.0f ×%d" % (g[name], end, n) for name, end, n in (("up", high, above), ("down", low, below))
+                       if n and end is not None)
     marks = [mark(bucket, scale) for bucket in buckets]
     aside = width(beyond) < c.width - 5 - axis.cells
-    head = [(0, "CO₂ ppm" if what == "co2" else "temp °C"), (1, "" if aside else beyond),
-            (4, ("%s mean  %s min–max per column (%s)" % (g["mean"], g["range"], axis.step), "col = " + axis.step))]
-    p5, median, p95 = ("" if value is None else ("%.0f" if what == "co2" else "%.1f") % value
-                       for value in importer.quantiles(c.db, what, spans, (0.05, 0.5, 0.95)))
-    drawn = [c.head([*head, (2, median and "median " + median), (3, median and "p5 %s  p95 %s" % (p5, p95))], "")]
+    p5, median, p95 = (shown(form, value) for value in importer.quantiles(c.db, what, spans, (0.05, 0.5, 0.95)))
+    legend = "%s mean  %s min–max per column (%s)" % (g["mean"], g["range"], axis.step), "col = " + axis.step
+    drawn = [c.head([(0, "CO₂ ppm" if what == "co2" else "temp °C"), (1, "" if aside else beyond), (4, legend),
+                     (2, median and "median " + median), (3, median and "p5 %s  p95 %s" % (p5, p95))], "")]
     if any(marks):
-        drawn.append([Span("    " + g["side"]), *runs((g[one] if one else " ", "bad") for one in marks), Span(c.say(" " + beyond) * aside, "bad")])
+        drawn.append([Span("    " + g["side"]), *runs((g[one] if one else " ", "bad") for one in marks),
+                      Span(c.say(" " + beyond) * aside, "bad")])
     stretched, labels = make_rows(scale, max(lines - len(drawn), 1))
     last = importer.last_value(c.db, what, spans)
-    at = -1 if last is None else stretched.level(last, len(labels))
-    for number, (line, label) in enumerate(zip(plot(g, buckets, stretched, len(labels), what), reversed(labels))):
-        tail = (" %s %s" if what == "co2" else " %s %+.1f") % (g["last"], compact(last) if what == "co2" else last) \
-            if number == len(labels) - 1 - at and last is not None else ""
-        drawn.append([Span("%4s%s" % (label, g["label"] if label else g["side"])), *line, Span(tail, what)])
+    at = -1 if last is None else len(labels) - 1 - stretched.level(last, len(labels))
+    tail = " %s %s" % (g["last"], shown("%.0f" if what == "co2" else "%+.1f", last))
+    for i, (line, label) in enumerate(zip(plot(g, buckets, stretched, len(labels), what), reversed(labels))):
+        drawn.append([Span("%4s%s" % (label, g["label"] if label else g["side"])), *line, Span(tail * (i == at), what)])
     return drawn
 
 
 def plot(g: Glyphs, buckets: Buckets, scale: Scale, rows: int, what: str) -> List[Line]:
     """The rows of a plot, from the top."""
-    def place(value: float) -> int:
-        return scale.level(value, rows * g["sub"])
-    usable = [bucket if bucket and bucket.n else None for bucket in buckets]
-    left, right = _trace([None if bucket is None else place(bucket.total / bucket.n) for bucket in usable], g["sub"] == 4)
-    reach = [range(0) if bucket is None else range(place(bucket.low), place(bucket.high) + 1) for bucket in usable]     # type: ignore
+    def place(value: Optional[float]) -> Optional[int]:
+        return None if value is None else scale.level(value, rows * g["sub"])
+    left, right = _trace([place(mean(bucket)) for bucket in buckets], g["sub"] == 4)
+    reach = [range(0) if low is None or high is None else range(low, high + 1)
+             for low, high in ((place(bucket and bucket.low), place(bucket and bucket.high)) for bucket in buckets)]
     zero = scale.level(0, rows) if what == "temp" and scale.low < 0 < scale.high else -1
-    return [runs(_dots(g, row * g["sub"], *column, what, g["zero"] if row == zero else " ") for column in zip(left, right, reach))
-            for row in reversed(range(rows))]
+    return [runs(_dots(g, row * g["sub"], *column, what, g["zero"] if row == zero else " ")
+                 for column in zip(left, right, reach)) for row in reversed(range(rows))]
 
 
 def _trace(means: Sequence[Optional[int]], connect: bool) -> Tuple[List[range], List[range]]:
@@ -802,9 +828,9 @@ def _dots(g: Glyphs, low: int, left: range, right: range, reach: range, style: s
     if not any(line) and not any(inside):
         return blank, "dim"
     if g["sub"] == 4:                   # the range takes every other dot on the left
-        every = [ends and (i % 2 == 1 or not any(inside[1::2])) for i, ends in enumerate(inside)]
-        bits = sum((DOTS[0][i] if at in left or every[i] else 0) + (DOTS[1][i] if at in right else 0) for i, at in enumerate(places))
-        return chr(0x2800 + bits), style if any(line) else "dim"
+        every = [one and (i % 2 == 1 or not any(inside[1::2])) for i, one in enumerate(inside)]
+        bits = [DOTS[0][i] * (at in left or every[i]) | DOTS[1][i] * (at in right) for i, at in enumerate(places)]
+        return chr(0x2800 + sum(bits)), style if any(line) else "dim"
     if not any(line):
         return g["range"], "dim"
     return (g["mean"] if g["sub"] == 1 else "█" if all(line) else "▀" if line[1] else "▄"), style
@@ -814,60 +840,59 @@ def _ribbons(c: Context, row: Row, axis: Axis, b: int) -> List[Line]:
     kinds, lines = ("deployed", "en_route", "lab_check"), []
     units = list(dict.fromkeys(stay.unit_id for stay in row.stays))[:3]
     for unit in units:
-        stays, rhythm, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], importer.cadence(c.db, unit, b), "", set()
-        buckets = importer.buckets(c.db, "co2", [[span for span in row.within(axis.edges[0], b) if span[0] == unit]], axis.edges)[0]
-        for bucket, one, other in zip(buckets, axis.edges, axis.edges[1:]):
+        stays, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], "", set()
+        spans, rhythm = [span for span in row.within(axis.edges[0], b) if span[0] == unit], importer.cadence(c.db, unit, b)
+        for bucket, one, other in zip(importer.buckets(c.db, "co2", [spans], axis.edges)[0], axis.edges, axis.edges[1:]):
             status = next((stay.status for stay in stays if stay.since < other and stay.until > one), None)
             kind = kinds.index(status) if status in kinds else 0
-            chars += " " if not bucket else c.plot["part"] if bucket.rows * rhythm < (min(other, b) - one) / 2 else c.plot["status"][kind]
+            thin = bucket is not None and bucket.rows * rhythm < (min(other, b) - one) / 2
+            chars += " " if not bucket else c.plot["part"] if thin else c.plot["status"][kind]
             seen |= {kind} if bucket else set()
-        tail = c.name(stays[0].nickname) if len(units) > 1 else " ".join(
-            c.plot["status"][kind] + ("depl", "route", "lab")[kind] for kind in sorted(seen, reverse=True))
-        lines.append([Span("%4s%s%s " % ("stat" if len(units) == 1 else "unit", c.plot["side"], chars)), Span(cut(tail, c.width - 6 - len(chars)), "dim")])
+        legend = " ".join(c.plot["status"][kind] + ("depl", "route", "lab")[kind] for kind in sorted(seen, reverse=True))
+        tail = legend if len(units) == 1 else c.name(stays[0].nickname)
+        lines.append([Span("%4s%s%s " % ("stat" if len(units) == 1 else "unit", c.plot["side"], chars)),
+                      Span(cut(tail, c.width - 6 - len(chars)), "dim")])
     return lines
 
 
-# -- pings, status, signal, errors, gaps ------------------------------------------------------------------------------------
-
-VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"), "weak": ("weak", "warn", "weak"),
-            "never": ("none", "warn", "never"), "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
-GAPS = {"waiting": ("not uploaded", "warn"), "silent": ("calls, no data", "bad"), "resend": ("being re-sent", "warn"),
-        "rejected": ("unreadable", "warn"), "lost": ("lost", "bad"), "off": ("not deployed", "dim")}
-ERRORS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
-SIGNAL = Scale(-115, -70)               # dBm, of small charts
+# -- pings ------------------------------------------------------------------------------------------------------------
 
 
 def view_pings(c: Context) -> Page:
-    """A row per stay: on how many days of each column the unit has called; silence while deployed is not the same as none."""
+    """A row per stay: on how many days of each column the unit has called; silence while deployed is not the same."""
     stays = c.stays()
     a, b, exact = c.range("pings", stays, 364)
     stays = [stay for stay in stays if stay.since < b and stay.until > a]
     if not stays:
         return nothing("pings", "No units yet.")
-    site, unit = who(c, stays, 2, 11)
-    t = Table(c, [site._replace(width=min(site.width, max(10, c.width // 8))), Column(("pings",), "", 14, gap=0, chart=True, margin=1),
-                  unit._replace(gap=0), Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d")
-    axis, = t.axes
-    shown = stays[:c.room(3)]
-    found = importer.pings(c.db, [(stay.unit_id, max(stay.since, axis.edges[0]), min(stay.until, b)) for stay in shown], axis.edges)
-    late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, shown)
+    name, unit = who(c, stays, 2)
+    t = Table(c, [name._replace(width=min(name.width, max(10, c.width // 8))),
+                  Column(("pings",), "", 14, gap=0, chart=True, margin=1), unit._replace(gap=0),
+                  Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d")
+    axis, here = t.axes["pings"], stays[:c.room(3)]
+    a = axis.edges[0]
+    found = importer.pings(c.db, [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here], axis.edges)
+    late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, here)
             if state.last_ping is not None and state.pings_late > 1 and state.alarms}
     rows = []
-    for i, stay in enumerate(shown):
+    for i, stay in enumerate(here):
         cells = [found.get((i, j)) for j in range(len(axis.edges) - 1)]
         silent = late.get(stay.unit_id) if stay.since <= b < stay.until else None
         text = "" if silent is None else "%dh" % (silent // 3600) if silent < 2 * DAY else "%dd" % (silent // DAY)
-        chart = Cell(([pings.n if pings else 0 for pings in cells],), runs(_stay(c, stay, cells, axis, b)))
-        rows.append([*who_cells(c, stay)[:1], chart, *who_cells(c, stay)[1:], cell(text, silent, "bad")])
-    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")), (3, "1 col = " + axis.step),
-             (4, "sort: tier, site")]
-    legend = {"1 week": ("ping days/week: ", "1-2", "3-4", "5-6", "7"), "1 d": ("", "", "", "", "pings")}.get(
+        chart = Cell([[pings.n if pings else 0 for pings in cells]], runs(_stay(c, stay, cells, axis, b)))
+        rows.append([who_cells(c, stay)[0], chart, who_cells(c, stay)[1], cell(text, silent, "bad")])
+    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")), (0, c.zone.period(a, b, c.g["to"])),
+             (3, "1 col = " + axis.step), (4, "sort: tier, site")]
+    levels = {"1 week": ("ping days/week: ", "1-2", "3-4", "5-6", "7"), "1 d": ("", "", "", "", "pings")}.get(
         axis.step, ("days with pings: ", "<30 %", "<60 %", "some", "all"))
-    notes = [(1, legend[0] + "  ".join("%s %s" % pair for pair in zip(c.g["days"], legend[1:]) if pair[1])), (2, c.g["silent"] + " deployed, silent"), (3, "%s %s deployment" % (c.g["open"], c.g["close"]))]
-    return t.page("pings", title, axis.edges[0], b, rows, len(stays) - len(shown), notes)
+    legend = levels[0] + "  ".join("%s %s" % pair for pair in zip(c.g["days"], levels[1:]) if pair[1])
+    notes = [(1, (legend, c.g["days"] + " pings")), (2, c.g["silent"] + " deployed, silent"),
+             (3, "%s %s deployment" % (c.g["open"], c.g["close"]))]
+    return t.page("pings", title, (a, b), rows, len(stays) - len(here), notes)
 
 
-def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[importer.Pings]], axis: Axis, b: int) -> List[Tuple[str, str]]:
+def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[importer.Pings]], axis: Axis,
+          b: int) -> List[Tuple[str, str]]:
     """The characters of one stay: pings by column, silence, and its bounds in the cells outside."""
     line = [(" ", "")]
     for pings, one, other in zip(cells, axis.edges, axis.edges[1:]):
@@ -885,9 +910,17 @@ def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[import
     return line
 
 
+# -- status -----------------------------------------------------------------------------------------------------------
+
+VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"),
+            "weak": ("weak", "warn", "weak"), "never": ("none", "warn", "never"), "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
+SIGNAL = Scale(-115, -70)               # dBm, of small charts
+
+
 def states_of(c: Context, stays: Sequence[importer.Deployment]) -> List[importer.UnitState]:
     """How the units do, worst first, by the limits that were asked for."""
-    return importer.fleet_state(c.db, c.now, stays, *(limit and limit * 3600 for limit in (c.o.ping_limit, c.o.data_limit)))
+    limits = [limit and limit * 3600 for limit in (c.o.ping_limit, c.o.data_limit)]
+    return importer.fleet_state(c.db, c.now, stays, *limits)
 
 
 def view_status(c: Context) -> Page:
@@ -896,38 +929,42 @@ def view_status(c: Context) -> Page:
     if not stays:
         return nothing("status", "No units yet.")
     states = states_of(c, stays)
-    shown = states[:c.room(3)]
+    here = states[:c.room(3)]
     t = Table(c, [Column(("state",), "", 4), *who(c, stays), Column(("ping_age", "data_age"), "last", 8, 1, True),
-                  Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True), Column(("celsius",), c.g["degree"], 5, 6, True),
-                  Column(("dbm",), "dBm", 4, 5, True), Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7)])
-    days = make_axis(c.zone, c.now - 13 * DAY, c.now + 1, 14, True, least="1 d")
-    found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in shown], days.edges)
-    rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(shown)]
+                  Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True),
+                  Column(("celsius",), c.g["degree"], 5, 6, True), Column(("dbm",), "dBm", 4, 5, True),
+                  Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7)])
+    days = t.axes["pings"] = t.axes["rssi"] = make_axis(c.zone, c.now - 13 * DAY, c.now + 1, 14, True, least="1 d")
+    found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in here], days.edges)
+    rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(here)]
     counts = {verdict: sum(state.verdict == verdict for state in states) for verdict in VERDICTS}
-    found_ = ["%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n]
+    said = "  ".join("%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n)
     title = [(3, "fleet"), (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
-             (1, (count(len(states), "unit") + ": " + "  ".join(found_), "  ".join(found_)))]
-    pings = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
-    notes = [(1, (pings + "  rssi −115 … −70 dBm", pings))]
-    page = t.page("status", {"at": c.zone.iso(c.now), **counts}, title, rows, len(states) - len(shown), notes)
-    return page._replace(axes={name: [c.zone.iso(edge) for edge in days.edges[:-1]] for name in ("pings", "rssi")})
+             (1, (count(len(states), "unit") + ": " + said, said))]
+    legend = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
+    return t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
+                  [(1, (legend + "  rssi −115 … −70 dBm", legend))], **counts)
 
 
 def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[importer.Pings]]) -> List[Cell]:
     word, style, _ = VERDICTS[state.verdict]
     ages = [None if ts is None else c.now - ts for ts in (state.last_ping, state.last_data)]
     age = ages[1] if state.verdict == "stuck" or ages[0] is None else ages[0]
-    signal = [pings and pings.dbm for pings in cells]
+    signal = [None if pings is None else pings.dbm for pings in cells]
     every = 1 if c.width > 85 else 2
-    means = [sum(part) / len(part) if part else None for part in ([dbm for dbm in signal[i:i + every] if dbm is not None]
-                                                                  for i in range(0, len(signal), every))]
+    parts = [[dbm for dbm in signal[i:i + every] if dbm is not None] for i in range(0, len(signal), every)]
+    chart = "".join(c.g["pings"][min(pings.n, 2) if pings else 0] for pings in cells)
     none = c.g["none"]
     return [cell(word, state.verdict, style), *who_cells(c, state),
-            Cell(ages, (Span("never" if age is None else ago(age), style if state.verdict in ("late", "stuck") else ""),)),
-            Cell(([pings.n if pings else 0 for pings in cells],), (Span("".join(c.g["pings"][min(pings.n, 2) if pings else 0] for pings in cells)),)),
-            Cell(rounded((state.ppm,)), (Span(compact(state.ppm) or none),)),
-            Cell(rounded((state.temp,)), (Span(none if state.temp is None else "%.1f" % state.temp),)),
-            cell(none if state.dbm is None else "%d" % state.dbm, state.dbm), Cell((rounded(signal),), bars(c, means, SIGNAL))]
+            Cell(ages, [Span("never" if age is None else ago(age), style if style == "bad" else "")]),
+            Cell([[pings.n if pings else 0 for pings in cells]], [Span(chart)]),
+            Cell(rounded(state.ppm), [Span(compact(state.ppm) or none)]),
+            Cell(rounded(state.temp), [Span(shown("%.1f", state.temp, none))]),
+            cell(shown("%d", state.dbm, none), state.dbm),
+            Cell([rounded(*signal)], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL))]
+
+
+# -- signal -----------------------------------------------------------------------------------------------------------
 
 
 def view_signal(c: Context) -> Page:
@@ -938,36 +975,42 @@ def view_signal(c: Context) -> Page:
     order = sorted(levels, key=lambda unit: sorted(levels[unit])[len(levels[unit]) // 2])
     if not order:
         return nothing("signal", "No pings with a signal strength in this time.")
-    t = Table(c, [*who(c, [stays[unit] for unit in order], 4), Column(("min", "p25", "median", "p75", "max"), "", 46 if c.width > 75 else 15),
-                  Column(("last",), "last", 4, 1, True), Column(("n",), "n", 4, 2, True), Column(("trend",), "trend", 10, 3)])
-    low, high = min(-113, *map(min, levels.values())), max(-68, *map(max, levels.values()))         # type: ignore[call-overload]
+    t = Table(c, [*who(c, [stays[unit] for unit in order], 4),
+                  Column(("min", "p25", "median", "p75", "max"), "", 46 if c.width > 75 else 15),
+                  Column(("last",), "last", 4, 1, True), Column(("n",), "n", 4, 2, True),
+                  Column(("trend",), "trend", 10, 3)])
+    low, high = min([-113, *map(min, levels.values())]), max([-68, *map(max, levels.values())])
     step = ceil((high - low + 1) / (t.columns[2].width + t.spare()))
     cells = (high - low) // step + 1
     ticks = spaced([((dbm - low) // step, str(dbm)) for dbm in range(ceil(low / 10) * 10, high, 10)], cells)
     t.columns[2] = t.columns[2]._replace(head=c.say(heading(ticks, cells)), width=cells)
-    shown = order[:c.room(3)]
-    days = make_axis(c.zone, a, b, 10, False, least="1 d")
-    found = importer.pings(c.db, [(unit, days.edges[0], b + 1) for unit in shown], days.edges)
-    rows = []
-    for i, unit in enumerate(shown):
-        values, trend = sorted(levels[unit]), [pings and pings.dbm for pings in (found.get((i, j)) for j in range(len(days.edges) - 1))]
-        points = [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
-        box = _box(c.g, [(dbm - low) // step for dbm in [*points, levels[unit][-1], importer.WEAK, importer.UNUSABLE]], cells)
-        rows.append([*who_cells(c, stays[unit]), Cell(points, (Span(box),)), cell("%d" % levels[unit][-1], levels[unit][-1]),
-                     cell("%d" % len(values), len(values)), Cell((rounded(trend),), bars(c, trend, SIGNAL))])
-    title = [(0, "signal dBm"), (2, count(len(order), "unit") + ", weakest first"), (3, "1 col = %d dB" % step)]
+    here = order[:c.room(3)]
+    days = t.axes["trend"] = make_axis(c.zone, a, b, 10, False, least="1 d")
+    found = importer.pings(c.db, [(unit, days.edges[0], b + 1) for unit in here], days.edges)
+    rows = [_signal_row(c, stays[unit], levels[unit], low, step, cells,
+                        [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, unit in enumerate(here)]
+    title = [(0, "signal dBm"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(order), "unit") + ", weakest first"),
+             (3, "1 col = %d dB" % step)]
     notes = [(1, "{whisker} min–max  {box} p25–p75  {median} median  {dot} last".format(**c.g)),
              (2, "%s limits: <%d unusable, <%d weak" % (c.g["limit"], importer.UNUSABLE, importer.WEAK))]
-    page = t.page("signal", title, a, b, rows, len(order) - len(shown), notes)
-    return page._replace(axes={"trend": [c.zone.iso(edge) for edge in days.edges[:-1]]})
+    return t.page("signal", title, (a, b), rows, len(order) - len(here), notes)
 
 
-def _box(g: Glyphs, at: Sequence[int], cells: int) -> str:
-    """At: least, lower quartile, median, upper quartile, greatest, last, and two limits."""
-    line = [g["limit"] if i in at[6:] else " " for i in range(cells)]
+def _signal_row(c: Context, stay: importer.Deployment, levels: Sequence[int], low: int, step: int, cells: int,
+                pings: Sequence[Optional[importer.Pings]]) -> List[Cell]:
+    values, trend = sorted(levels), [None if one is None else one.dbm for one in pings]
+    points = [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
+    at = [(dbm - low) // step for dbm in (*points, levels[-1], importer.WEAK, importer.UNUSABLE)]
+    line = [c.g["limit"] if i in at[6:] else " " for i in range(cells)]
     for name, one, other in (("whisker", 0, 4), ("box", 1, 3), ("median", 2, 2), ("dot", 5, 5)):
-        line[at[one]:at[other] + 1] = g[name] * (at[other] - at[one] + 1)
-    return "".join(line)
+        line[at[one]:at[other] + 1] = c.g[name] * (at[other] - at[one] + 1)
+    return [*who_cells(c, stay), Cell(points, [Span("".join(line))]), cell("%d" % levels[-1], levels[-1]),
+            cell("%d" % len(values), len(values)), Cell([rounded(*trend)], bars(c, trend, SIGNAL))]
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+ERRORS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
 
 
 def view_errors(c: Context) -> Page:
@@ -975,30 +1018,41 @@ def view_errors(c: Context) -> Page:
     stays = {stay.unit_id: stay for stay in c.stays()}
     a, b, exact = c.range("error_logs", stays.values(), 84)
     kinds = [Column((kind or "other",), kind or "other", max(len(kind), 5), 2, True) for kind in ERRORS]
-    t = Table(c, [*who(c, list(stays.values()), 4), Column(("entries",), "", 14, chart=True), *kinds, Column(("all",), "all", 4, 1, True)],
-              a, b, exact, "1 d")
-    axis, = t.axes
-    units = list(stays)
-    found = importer.errors(c.db, [(unit, axis.edges[0], b + 1) for unit in units], axis.edges)
-    rows = []
-    for i, unit in enumerate(units):
-        weeks = [found.get((i, j), {}) for j in range(len(axis.edges) - 1)]
-        counts, by_kind = [sum(week.values()) for week in weeks], [sum(week.get(kind, 0) for week in weeks) for kind in ERRORS]
-        chart = "".join(" " if n == 0 else "%d" % n if n < 10 else "+" for n in counts)
-        rows.append([*who_cells(c, stays[unit]), Cell((counts,), (Span(chart),)),
-                     *(cell("%d" % n if n else "", n) for n in [*by_kind, sum(counts)])])
+    t = Table(c, [*who(c, stays.values(), 4), Column(("entries",), "", 14, chart=True), *kinds,
+                  Column(("all",), "all", 4, 1, True)], a, b, exact, "1 d")
+    axis = t.axes["entries"]
+    found = importer.errors(c.db, [(unit, axis.edges[0], b + 1) for unit in stays], axis.edges)
+    rows = [_errors_row(c, stay, [found.get((i, j), {}) for j in range(len(axis.edges) - 1)])
+            for i, stay in enumerate(stays.values())]
     rows = sorted((row for row in rows if row[-1].values[0]), key=lambda row: -row[-1].values[0])
     if not rows:
         return nothing("errors", "No errors in this time.")
-    shown = rows[:c.rows and max(1, (c.rows - 4) * 3 // 5)]
-    title = [(0, "errors"), (2, count(len(rows), "unit")), (2, "%d entries" % sum(row[-1].values[0] for row in rows)), (3, "1 col = " + axis.step)]
-    page = t.page("errors", title, axis.edges[0], b, shown, len(rows) - len(shown), [(1, "digits: entries, + more than 9")])
-    news = importer.newest_errors(c.db, units, axis.edges[0], b + 1, 20 if c.rows is None else max(0, c.rows - len(page.lines) - 1))
-    places = t.columns[0].width
-    lines = [[Span("%-12s " % c.zone.short(ts, b)), *pad(who_cells(c, stays[unit])[0].spans, places),
-              Span(cut(" %-4s %s" % (c.name(level), c.name(message or kind)), c.width - 13 - places))] for ts, unit, level, kind, message in news]
+    here = rows[:c.rows and max(1, (c.rows - 4) * 3 // 5)]
+    title = [(0, "errors"), (0, c.zone.period(axis.edges[0], b, c.g["to"])), (2, count(len(rows), "unit")),
+             (2, "%d entries" % sum(row[-1].values[0] for row in rows)), (3, "1 col = " + axis.step)]
+    room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
+    news = importer.newest_errors(c.db, list(stays), axis.edges[0], b + 1, room)
     newest = [dict(zip(("at", "unit", "level", "type", "message"), (c.zone.iso(one[0]), *one[1:]))) for one in news]
-    return page._replace(lines=page.lines + [[Span("newest", "head")]] * bool(lines) + lines, facts={**page.facts, "newest": newest})
+    page = t.page("errors", title, (axis.edges[0], b), here, len(rows) - len(here), [(1, "digits: entries, + more than 9")],
+                  newest=newest)
+    lines = [[Span("%-12s " % c.zone.short(ts, b)), *pad(who_cells(c, stays[unit])[0].spans, t.columns[0].width),
+              Span(cut(" %-4s %s" % (c.name(level), c.name(message or kind)), c.width - 13 - t.columns[0].width))]
+             for ts, unit, level, kind, message in news]
+    return page._replace(lines=page.lines + [[Span("newest", "head")]] * bool(lines) + lines)
+
+
+def _errors_row(c: Context, stay: importer.Deployment, columns: Sequence[Dict[str, int]]) -> List[Cell]:
+    counts = [sum(column.values()) for column in columns]
+    chart = "".join(" " if n == 0 else "%d" % n if n < 10 else "+" for n in counts)
+    kinds = [sum(column.get(kind, 0) for column in columns) for kind in ERRORS]
+    return [*who_cells(c, stay), Cell([counts], [Span(chart)]),
+            *(cell("%d" % n if n else "", n) for n in (*kinds, sum(counts)))]
+
+
+# -- gaps -------------------------------------------------------------------------------------------------------------
+
+GAPS = {"waiting": ("not uploaded", "warn"), "silent": ("calls, no data", "bad"), "resend": ("being re-sent", "warn"),
+        "rejected": ("unreadable", "warn"), "lost": ("lost", "bad"), "off": ("not deployed", "dim")}
 
 
 def view_gaps(c: Context) -> Page:
@@ -1009,18 +1063,19 @@ def view_gaps(c: Context) -> Page:
     found = sorted(importer.gaps(c.db, stays, a, b), key=lambda gap: (-gap.end, gap.start))
     if not found:
         return nothing("gaps", "No gaps in this time." if stays else "No units yet.")
-    t = Table(c, [*who(c, stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1), Column(("missing",), "missing", 7, 2, True),
-                  Column(("state", "calls"), "state", 14)])
-    shown = found[:c.room(3)]
+    t = Table(c, [*who(c, stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1),
+                  Column(("missing",), "missing", 7, 2, True), Column(("state", "calls"), "state", 14)])
+    here = found[:c.room(3)]
     rows = [[*who_cells(c, places[gap.unit_id]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
-             cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)), cell("%d" % gap.missing, gap.missing),
-             Cell((gap.state, gap.calls), (Span(*GAPS[gap.state]),))] for gap in shown]
-    title = [(0, "gaps"), (2, count(len(found), "gap")), (3, "newest first")]
-    return t.page("gaps", title, a, b, rows, len(found) - len(shown), [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
+             cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)),
+             cell("%d" % gap.missing, gap.missing), Cell([gap.state, gap.calls], [Span(*GAPS[gap.state])])] for gap in here]
+    title = [(0, "gaps"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
+    return t.page("gaps", title, (a, b), rows, len(found) - len(here),
+                  [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
 
 
-VIEWS: Dict[str, Callable[[Context], Page]] = {"co2": view_co2, "pings": view_pings, "status": view_status, "signal": view_signal,
-                                               "errors": view_errors, "gaps": view_gaps}
+VIEWS: Dict[str, Callable[[Context], Page]] = {"co2": view_co2, "pings": view_pings, "status": view_status,
+                                               "signal": view_signal, "errors": view_errors, "gaps": view_gaps}
 
 # -- the same page as text, TSV, JSON, HTML -------------------------------------------------------------------------------------
 
@@ -1028,7 +1083,8 @@ VIEWS: Dict[str, Callable[[Context], Page]] = {"co2": view_co2, "pings": view_pi
 def to_text(lines: Iterable[Line], colour: bool = False) -> str:
     """Lines for a terminal, a file or a mail."""
     def paint(span: Span) -> str:
-        return "\x1b[%sm%s\x1b[0m" % (STYLES[span.style], span.text) if colour and span.style and span.text.strip() else span.text
+        coloured = colour and span.style and span.text.strip()
+        return "\x1b[%sm%s\x1b[0m" % (STYLES[span.style], span.text) if coloured else span.text
     return "".join("".join(map(paint, line)).rstrip() + "\n" for line in lines)
 
 
@@ -1036,16 +1092,19 @@ def to_tsv(page: Page, ascii: bool = False) -> str:
     """Tab-separated values under a line with their names; a chart has one field a column, name@begin."""
     def text(value: Any) -> str:
         return "" if value is None else clean(int(value) if isinstance(value, bool) else value, ascii)
-    fields = [name for field in page.fields for name in ([field + "@" + at for at in page.axes[field]] if field in page.axes else [field])]
-    lines = [fields] + [[text(one) for value in record for one in (value if isinstance(value, list) else [value])] for record in page.records]
+    fields = [name for field in page.fields
+              for name in ([field + "@" + at for at in page.axes[field]] if field in page.axes else [field])]
+    lines = [fields] + [[text(one) for value in record for one in (value if isinstance(value, list) else [value])]
+                        for record in page.records]
     return "".join("\t".join(line) + "\n" for line in lines if line)
 
 
 def to_json(page: Page) -> str:
     """One object: the page's facts, where the columns of its charts begin, and its rows as objects."""
     import json
-    return json.dumps({"view": page.view, **page.facts, **({"message": page.empty} if page.empty else {}), "columns": page.axes,
-                       "rows": [dict(zip(page.fields, record)) for record in page.records]}, indent=1) + "\n"
+    message = {"message": page.empty} if page.empty else {}
+    return json.dumps({"view": page.view, **page.facts, **message, "columns": page.axes, "rows": [
+        dict(zip(page.fields, record)) for record in page.records]}, indent=1) + "\n"
 
 
 def to_html(lines: Iterable[Line], link: Callable[[str], str]) -> str:
@@ -1071,15 +1130,18 @@ HTML = """<!DOCTYPE html>
 <meta name="color-scheme" content="light dark">
 <title>%(title)s</title>
 <style>
-:root { --ink: #1b1f23; --paper: #fff; --dim: #5c656e; --bad: #b31d28; --warn: #8a5a00; --good: #176f2c; --co2: #005b9a; --temp: #7a3e9d }
-@media (prefers-color-scheme: dark) { :root { --ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --bad: #ff7b72; --warn: #e3b341;
-  --good: #56d364; --co2: #6cb6ff; --temp: #d2a8ff } }
-body { color: var(--ink); background: var(--paper); font: 16px/1.4 system-ui, sans-serif; margin: 1rem auto; max-width: 60rem; padding: 0 .6rem }
-h1 { font-size: 1.2rem } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem } a { color: inherit } a .g { text-decoration: underline } nav a { margin-right: 1em }
+:root { --ink: #1b1f23; --paper: #fff; --dim: #5c656e; --bad: #b31d28; --warn: #8a5a00; --good: #176f2c; --co2: #005b9a;
+  --temp: #7a3e9d }
+@media (prefers-color-scheme: dark) { :root { --ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --bad: #ff7b72;
+  --warn: #e3b341; --good: #56d364; --co2: #6cb6ff; --temp: #d2a8ff } }
+body { color: var(--ink); background: var(--paper); font: 16px/1.4 system-ui, sans-serif; margin: 1rem auto;
+  max-width: 60rem; padding: 0 .6rem }
+h1 { font-size: 1.2rem } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem } nav a { margin-right: 1em } a { color: inherit }
 pre { font: 13px/1.25 "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", monospace; overflow-x: auto; margin: 0 }
 .g { display: inline-block; font-weight: inherit; overflow: hidden; vertical-align: bottom; height: 1.25em }
-.head { font-weight: bold } .dim { color: var(--dim) } .bad { color: var(--bad); font-weight: bold } .warn { color: var(--warn) }
-.good { color: var(--good) } .co2 { color: var(--co2) } .temp { color: var(--temp) } .narrow { display: none }
+.head { font-weight: bold } .dim { color: var(--dim) } .bad { color: var(--bad); font-weight: bold }
+.warn { color: var(--warn) } .good { color: var(--good) } .co2 { color: var(--co2) } .temp { color: var(--temp) }
+a .g { text-decoration: underline } .narrow { display: none }
 @media (max-width: 52rem) { .wide { display: none } .narrow { display: block } }
 </style>
 </head>
@@ -1093,11 +1155,12 @@ pre { font: 13px/1.25 "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", mo
 # page -> title, and its sections: heading, view, options that are not as asked
 WEB: Dict[str, Tuple[str, List[Tuple[str, str, Dict[str, Any]]]]] = {
     "index": ("CO₂ fleet", [("How the units do", "status", {})]),
-    "alive": ("Pings and units", [("Pings", "pings", {}), ("Units", "status", {}), ("Signal", "signal", {}), ("Gaps", "gaps", {}),
-                                  ("Errors", "errors", {})]),
+    "alive": ("Pings and units", [("Pings", "pings", {}), ("Units", "status", {}), ("Signal", "signal", {}),
+                                  ("Gaps", "gaps", {}), ("Errors", "errors", {})]),
     "co2": ("CO₂", [("Recent CO₂", "co2", {}), ("All CO₂", "co2", {"recent_days": 0})])}
 LIVE = {"index": "/", "alive": "/status/alive/summary", "co2": "/data/co2/summary"}
-PHONE, DESK = 46, 100                   # cells; 13 px are about 8 px wide
+PHONE, DESK = 46, 100                   # cells; one is 8 px wide at 13 px
+WEB_ROWS = 200                          # lines of one section, unless ?all=1
 
 
 def site_link(name: str) -> str:
@@ -1127,18 +1190,20 @@ def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] =
     for heading, view, changes in WEB[page][1]:
         body += "<h2>%s</h2>\n" % heading
         for cells, kind in zip(widths, ("wide", "narrow") if len(widths) > 1 else ("any",)):
-            body += '<pre class="%s">%s</pre>\n' % (kind, to_html(draw(view, db, o.but(width=cells, **changes), now, None).lines, link))
+            drawn = draw(view, db, o.but(width=cells, **changes), now, None if o.all else WEB_ROWS)
+            body += '<pre class="%s">%s</pre>\n' % (kind, to_html(drawn.lines, link))
     nav = " ".join('<a href="%s">%s</a>' % (escape(url), WEB[name][0]) for name, url in urls.items())
     return HTML % {"title": escape(title), "nav": nav, "body": body}
 
 
 def web_page(view: str, db: str, query: Dict[str, str], html: bool, now: float) -> str:
-    """A page for the daemon: view is index, alive or co2, query the arguments of the URL (ValueError says what is wrong with
-    them). A whole HTML document, or the text page; without database or data one that says so."""
+    """A page for the daemon: view is index, alive or co2, query the arguments of the URL (ValueError says what is wrong
+    with them). A whole HTML document, or the text page; without database or data one that says so."""
     o = Options.from_query(query)
     if html:
         return document(view, db, o, now, [o.width] if query.get("width") else (DESK, PHONE))
-    return "\n".join(to_text(draw(name, db, o.but(**changes), now, None).lines) for _, name, changes in WEB[view][1])
+    return "\n".join(to_text(draw(name, db, o.but(**changes), now, None if o.all else WEB_ROWS).lines)
+                     for _, name, changes in WEB[view][1])
 
 # -- the command ----------------------------------------------------------------------------------------------------------
 
@@ -1146,8 +1211,8 @@ def web_page(view: str, db: str, query: Dict[str, str], html: bool, now: float) 
 def check(a: Any, db: str, o: Options, now: float) -> int:
     """For monitoring: one line, then one for each unit with a problem; 0 is well, 1 warning, 2 critical.
 
-    Silence is a warning; it is critical when data are three times as late as they may be, or when a unit calls and sends none.
-    With --changes it speaks only when what is wrong has changed, or every --repeat hours while something is.
+    Silence is a warning; it is critical when data are three times as late as they may be, or when a unit calls and sends
+    none. With --changes it speaks only when what is wrong has changed, and every --repeat hours while something is.
     """
     try:
         connection = importer.open_db(db)
@@ -1160,7 +1225,8 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     worst = max([2 if state.verdict == "stuck" or state.data_late > 3 else 1 for state in bad], default=0)
     names = [(c.name(state.site or state.nickname), VERDICTS[state.verdict][2]) for state in bad]
     counts = " ".join("%s=%d" % (verdict, sum(state.verdict == verdict for state in states)) for verdict in VERDICTS)
-    lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], ", ".join(map(" ".join, names)) or count(len(states), "unit"), counts)]
+    said = ", ".join(map(" ".join, names)) or count(len(states), "unit")
+    lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], said, counts)]
     lines += ["%-4s %s (%s): last ping %s, last reading %s" % (
         VERDICTS[state.verdict][0], c.name(state.site or "no site"), c.name(state.nickname),
         *("never" if ts is None else ago(now - ts) + " ago" for ts in (state.last_ping, state.last_data))) for state in bad]
@@ -1184,14 +1250,15 @@ def _changed(path: str, names: List[Tuple[str, str]], now: float, repeat: float,
     return True
 
 
-SWITCHES = (("--plain", "tab-separated values"), ("--json", "JSON"), ("--html", "an HTML document; with -o DIR all pages as files"),
-            ("--no-pager", "never page"), ("--check", "status: one line first; exit 0 well, 1 warning, 2 critical"))
+SWITCHES = (("--plain", "tab-separated values"), ("--json", "JSON"),
+            ("--html", "an HTML document; with -o DIR all pages as files"), ("--no-pager", "never page"),
+            ("--check", "status: one line first; exit 0 well, 1 warning, 2 critical"))
 
 
 def arguments(argv: Optional[Sequence[str]]) -> Any:
     """The command line; a wrong one ends the program with status 2."""
     import argparse
-    parser = argparse.ArgumentParser(prog="plot_ascii.py", description="Pages of a fleet of CO2 sensor units, for a terminal.")
+    parser = argparse.ArgumentParser(prog="plot_ascii.py", description="Pages of a fleet of CO2 units, for a terminal.")
     parser.add_argument("view", nargs="?", default="co2", choices=list(VIEWS))
     parser.add_argument("--db", metavar="FILE", help="the database (where co2d.conf says, or var/db.sqlite3)")
     for name, (_, kind, metavar, text) in OPTIONS.items():
@@ -1202,8 +1269,8 @@ def arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("--color", "--colour", choices=("auto", "always", "never"), default="auto")
     parser.add_argument("-o", "--output", metavar="FILE", help="write here; with --html a directory takes all pages")
     parser.add_argument("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
-    parser.add_argument("--changes", metavar="FILE", help="--check: speak only when something has changed since FILE was written")
-    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0, help="--changes: speak again after (24)")
+    parser.add_argument("--changes", metavar="FILE", help="--check: speak only when something is not as FILE has it")
+    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0, help="--changes: or after so long (24)")
     return parser.parse_args(argv)
 
 
@@ -1215,17 +1282,17 @@ def environment(a: Any, environ: Dict[str, str]) -> Options:
         size: Sequence[int] = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):
         size = (80, 24)
-    for name, variable, found, default, least in (("width", "COLUMNS", size[0], 80, 20), ("height", "LINES", size[1], 24, 5)):
+    for name, variable, found in (("width", "COLUMNS", size[0] or 80), ("height", "LINES", size[1] or 24)):
         text = environ.get(variable, "")
-        given.setdefault(name, max(least, min(int(text), 1000) if text.isdigit() and int(text) else found or default))
+        given.setdefault(name, max({"width": 20, "height": 5}[name], min(int(text) if text.isdigit() else 0, 1000) or found))
     if not speaks_unicode(environ):
         given.setdefault("glyphs", "ascii")
     return Options(**given)
 
 
 def speaks_unicode(environ: Dict[str, str]) -> bool:
-    """Whether the user's own locale is UTF-8. Python's encodings do not tell, it makes C into UTF-8; nor does LC_CTYPE, which
-    it sets itself then (PEP 538): what the process was started with does."""
+    """Whether the user's own locale is UTF-8. Python's encodings do not tell, it makes C into UTF-8; nor does LC_CTYPE,
+    which it sets itself then (PEP 538): what the process was started with does."""
     ctype = environ.get("LC_CTYPE", "")
     if ctype in ("C.UTF-8", "C.utf8", "UTF-8"):
         try:
@@ -1238,15 +1305,15 @@ def speaks_unicode(environ: Dict[str, str]) -> bool:
 
 
 def rendered(a: Any, db: str, o: Options, now: float, rows: Optional[int], environ: Dict[str, str]) -> str:
-    """A page in the format that was asked for. Colour: a flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
+    """A page in the format asked for. Colour: a flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
     if a.html:
         name = next(name for name, (_, parts) in WEB.items() if a.view in [view for _, view, _ in parts] and name != "index")
         return document(name, db, o, now, [o.width])
     page = draw(a.view, db, o, now, rows)
     if a.plain and page.empty:
         print(page.empty, file=sys.stderr)
-    colour = a.color == "always" or (a.color == "auto" and sys.stdout.isatty() and not a.output and not environ.get("NO_COLOR")
-                                     and environ.get("TERM") != "dumb")
+    colour = a.color == "always" or a.color == "auto" and sys.stdout.isatty() and not a.output and not (
+        environ.get("NO_COLOR") or environ.get("TERM") == "dumb")
     return to_json(page) if a.json else to_tsv(page, o.glyphs == "ascii") if a.plain else to_text(page.lines, colour)
 
 
@@ -1354,7 +1421,7 @@ def run(a: Any, environ: Dict[str, str], clock: Callable[[], float]) -> int:
 def main(argv: Optional[Sequence[str]] = None, now: Optional[float] = None) -> int:
     """The command line; the exit status."""
     try:
-        return run(arguments(argv), dict(os.environ), time.time if now is None else lambda: now)      # type: ignore[return-value]
+        return run(arguments(argv), dict(os.environ), lambda: time.time() if now is None else now)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:             # the reader has seen enough; what is still in the buffer goes nowhere
@@ -1363,7 +1430,7 @@ def main(argv: Optional[Sequence[str]] = None, now: Optional[float] = None) -> i
     except ValueError as error:
         print("plot_ascii: %s" % error, file=sys.stderr)
         return 2
-    except (importer.sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError) as error:
         print("plot_ascii: %s" % clean(error, True), file=sys.stderr)
         return 1
 

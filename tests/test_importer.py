@@ -296,14 +296,6 @@ def test_lines_read_by_column_and_line_by_line_give_the_same_rows(dirty, monkeyp
     assert place.rebuilt() == expected
 
 
-def test_two_processes_make_the_same_database_as_one(dirty, monkeypatch):
-    place, _ = dirty
-    expected = place.rebuilt()
-    monkeypatch.setattr(importer, "LARGE", 1)
-    monkeypatch.setattr(importer.os, "cpu_count", lambda: 2)
-    assert place.rebuilt() == expected
-
-
 # -- pings, error logs, deployments -----------------------------------------------------------------------------------
 
 PING = "2019-10-07T03:23:39.980794\t%s\tvaranger-03\t8\t-97\n" % UNIT
@@ -534,13 +526,14 @@ def test_where_two_servers_disagree_both_are_kept_and_reported(tmp_path, order):
 # -- the database -----------------------------------------------------------------------------------------------------
 
 
-def test_a_database_of_the_original_is_set_aside(place):
+@pytest.mark.parametrize("run", [importer.import_new, importer.rebuild])
+def test_a_database_of_the_original_is_set_aside(place, run):
     place.readings(LINE)
     with contextlib.closing(sqlite3.connect(place.archive.db)) as db:
         db.execute("CREATE TABLE co2_readings(unit_id TEXT)")
         db.execute("INSERT INTO co2_readings VALUES ('precious')")
         db.commit()
-    place.run()
+    run(place.archive, now=NOW)
     aside = [name for name in os.listdir(place.var) if ".before-" in name]
     assert len(aside) == 1 and place.ask("SELECT * FROM co2_readings", db=os.path.join(place.var, aside[0])) == [("precious",)]
     assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
