@@ -9,6 +9,8 @@ kept in `rejects` with line number, offset, reason and text; what follows the la
 
 The tables depend on nothing but the text: not on the order or the pieces in which it came, nor on the locale.
 
+    readings            blocks of plain lines are cut into columns (`parse_plain`), and halved where there is dirt, down to
+                        single lines (`parse_reading`, the rule; both give the same rows).
     readings, pings     only new complete lines are read. A repeat (same unit, time and values) is imported once: the one
                         with the smallest (source, offset) stays, whichever came first. Rules that look at neighbours
                         (`judge_day`) and the rollup `daily` are made anew for the days that were touched.
@@ -1072,10 +1074,8 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
 
 
 def _disputed(sources: Sequence[Source]) -> List[str]:
-    return sorted({source.key.rpartition("#")[0] for source in sources if "#" in source.key and _DISPUTED.search(source.key)})
-
-
-_DISPUTED = re.compile(r"#[0-9a-f]{8}\Z")
+    """Keys of files of which `_distinct` has found several versions."""
+    return sorted({source.key[:-9] for source in sources if re.search(r"#[0-9a-f]{8}\Z", source.key)})
 
 
 def _current_deployments(sources: Sequence[Source]) -> List[Source]:
@@ -1141,12 +1141,15 @@ def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], No
     return summary
 
 
+_FRESH = "PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;"
+
+
 def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[Callable[[int], None]] = None,
            ends: Optional[Dict[int, int]] = None) -> Summary:
     """A database at `path` from nothing; `ends`: how far to read each source."""
     _remove(path)
     with _connected(path) as db:
-        db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;" + SCHEMA)
+        db.executescript(_FRESH + SCHEMA)
         run = Import(db, now, progress=progress)
         run.everything = True
         for source in sorted(sources, key=lambda source: source.key):

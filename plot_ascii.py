@@ -49,15 +49,16 @@ MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 # -- glyphs -----------------------------------------------------------------------------------------------------------
 
-BLOCK = {"ramp": "▁▂▃▄▅▆▇█", "days": "░▒▓█", "silent": "─", "open": "├", "close": "┤", "pings": "·▌█",
-         "up": "▲", "down": "▼", "suspect": "?", "side": "│", "label": "┤", "zero": "┄", "last": "◂", "foot": "╵", "to": "–", "mean": "▀",
-         "range": "░", "status": "█▒░", "part": "▂", "whisker": "─", "box": "━", "median": "█", "dot": "○", "limit": "┊", "none": "–",
-         "degree": "°C", "sub": 2}      # sub: places above each other in one cell of a large plot
+# sub: places above each other in one cell of a large plot
+BLOCK = {"ramp": "▁▂▃▄▅▆▇█", "days": "░▒▓█", "silent": "─", "open": "├", "close": "┤", "pings": "·▌█", "up": "▲",
+         "down": "▼", "suspect": "?", "side": "│", "label": "┤", "zero": "┄", "last": "◂", "foot": "╵", "to": "–", "mean": "▀",
+         "range": "░", "status": "█▒░", "part": "▂", "whisker": "─", "box": "━", "median": "█", "dot": "○", "limit": "┊",
+         "none": "–", "degree": "°C", "sub": 2}
 BRAILLE = {**BLOCK, "mean": "⠒", "range": "⠅", "sub": 4}
-ASCII = {"ramp": ".:-=+*#%", "days": ".:+#", "silent": "-", "open": "[", "close": "]", "pings": ".|!",
-         "up": "^", "down": "v", "suspect": "?", "side": "|", "label": "+", "zero": ".", "last": "<", "foot": "|", "to": "..",
-         "mean": "*", "range": ":", "status": "=-.", "part": "_", "whisker": "-", "box": "=", "median": "#", "dot": "o", "limit": ".", "none": "-",
-         "degree": "degC", "sub": 1}
+ASCII = {"ramp": ".:-=+*#%", "days": ".:+#", "silent": "-", "open": "[", "close": "]", "pings": ".|!", "up": "^",
+         "down": "v", "suspect": "?", "side": "|", "label": "+", "zero": ".", "last": "<", "foot": "|", "to": "..", "mean": "*",
+         "range": ":", "status": "=-.", "part": "_", "whisker": "-", "box": "=", "median": "#", "dot": "o", "limit": ".",
+         "none": "-", "degree": "degC", "sub": 1}
 Glyphs = Dict[str, Any]
 # name -> glyphs of tables, glyphs of large plots, columns in one cell of a table's chart
 GLYPHS: Dict[str, Tuple[Glyphs, Glyphs, int]] = {
@@ -68,21 +69,21 @@ PLAIN = str.maketrans({"·": "", "–": "-", "−": "-", "₂": "2", "°": "", "
 LATIN = str.maketrans({"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "đ": "d", "Đ": "D", "ð": "d", "þ": "th", "ß": "ss",
                        "ł": "l", "ŋ": "n", "ŧ": "t"})
 
-# -- text: foreign text made harmless, width in cells --------------------------------------------------------------------
+# -- text: foreign text made harmless, width in cells -----------------------------------------------------------------
 
 
-def clean(text: Any, ascii: bool = False) -> str:
-    """Foreign text for a terminal: what does not print becomes ?, any space a plain one; for ASCII letters lose their marks."""
-    text = "%s" % text
-    if text.isascii() and text.isprintable():
-        return text
+def clean(text: object, ascii: bool = False) -> str:
+    """Foreign text for a terminal: what does not print becomes ?, any space a plain one; in ASCII no letter has marks."""
+    found = str(text)
+    if found.isascii() and found.isprintable():
+        return found
     import unicodedata as u
-    text = u.normalize("NFC", text)
+    found = u.normalize("NFC", found)
     if ascii:
-        text = "".join(c for c in u.normalize("NFKD", text.translate(LATIN)) if not u.combining(c))
-    kinds = [(c, u.category(c)) for c in text if not "\ufe00" <= c <= "\ufe0f"]        # variation selectors: width unknown
-    text = "".join(" " if kind == "Zs" else "?" if kind[0] == "C" or kind in ("Zl", "Zp") else c for c, kind in kinds)
-    return str(text.encode("ascii", "replace"), "ascii") if ascii else text
+        found = "".join(c for c in u.normalize("NFKD", found.translate(LATIN)) if not u.combining(c))
+    kinds = [(c, u.category(c)) for c in found if not "\ufe00" <= c <= "\ufe0f"]      # variation selectors: width unknown
+    found = "".join(" " if kind == "Zs" else "?" if kind[0] == "C" or kind in ("Zl", "Zp") else c for c, kind in kinds)
+    return found.encode("ascii", "replace").decode() if ascii else found
 
 
 def width(text: str) -> int:
@@ -157,7 +158,7 @@ def ago(seconds: float) -> str:
     return "%d d %02d h" % divmod(hours, 24) if hours < 2400 else "%d d" % (hours // 24)
 
 
-# -- time: zones, calendar steps, axes, ticks ---------------------------------------------------------------------------
+# -- time: zones, calendar steps, axes, ticks -------------------------------------------------------------------------
 
 
 class Zone:
@@ -220,8 +221,8 @@ TODAY = ("day", 1)
 STEPS: Dict[str, Step] = {
     "5 min": ("min", 5), "10 min": ("min", 10), "30 min": ("min", 30), "1 h": ("min", 60), "2 h": ("min", 120),
     "3 h": ("min", 180), "6 h": ("min", 360), "12 h": ("min", 720), "1 d": ("day", 1), "2 d": ("day", 2), "3 d": ("day", 3),
-    "1 week": ("day", 7), "2 weeks": ("day", 14), "1 month": ("month", 1), "2 months": ("month", 2), "3 months": ("month", 3),
-    "6 months": ("month", 6), "1 year": ("month", 12), "5 years": ("month", 60)}
+    "1 week": ("day", 7), "2 weeks": ("day", 14), "1 month": ("month", 1), "2 months": ("month", 2),
+    "3 months": ("month", 3), "6 months": ("month", 6), "1 year": ("month", 12), "5 years": ("month", 60)}
 TICKS: List[Step] = [("min", n) for n in (10, 30, 60, 120, 180, 360, 720)] + [("date", n) for n in (1, 2, 3, 5, 10, 15)] + \
                     [("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
 
@@ -361,7 +362,7 @@ def make_rows(scale: Scale, rows: int) -> Tuple[Scale, List[str]]:
     return (Scale((first - 0.5) * step, (first + rows - 0.5) * step),
             ["%.4g" % (row * step) if rows < 5 or row % 2 == 0 else "" for row in range(first, first + rows)])
 
-# -- what a page is asked for ---------------------------------------------------------------------------------------------
+# -- what a page is asked for -----------------------------------------------------------------------------------------
 
 
 def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
@@ -428,7 +429,8 @@ class Context:
     """What a view draws with: the database, the options, and the time that is now on the page (UTC seconds)."""
 
     def __init__(self, db: Any, o: Options, now: float, rows: Optional[int]) -> None:
-        self.db, self.o, self.zone, self.rows, self.width = db, o, Zone(o.tz), rows, o.width
+        self.db, self.o, self.zone, self.rows = db, o, Zone(o.tz), rows
+        self.width: int = o.width
         self.now = int(now) if o.xmax is None else min(int(now), self.zone.parse(o.xmax))
         self.g, self.plot, self.per_cell = GLYPHS[o.glyphs]
         self.ascii = o.glyphs == "ascii"
@@ -912,8 +914,8 @@ def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[import
 
 # -- status -----------------------------------------------------------------------------------------------------------
 
-VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"),
-            "weak": ("weak", "warn", "weak"), "never": ("none", "warn", "never"), "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
+VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"), "weak": ("weak", "warn", "weak"),
+            "never": ("none", "warn", "never"), "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
 SIGNAL = Scale(-115, -70)               # dBm, of small charts
 
 
@@ -1077,7 +1079,7 @@ def view_gaps(c: Context) -> Page:
 VIEWS: Dict[str, Callable[[Context], Page]] = {"co2": view_co2, "pings": view_pings, "status": view_status,
                                                "signal": view_signal, "errors": view_errors, "gaps": view_gaps}
 
-# -- the same page as text, TSV, JSON, HTML -------------------------------------------------------------------------------------
+# -- the same page as text, TSV, JSON, HTML ---------------------------------------------------------------------------
 
 
 def to_text(lines: Iterable[Line], colour: bool = False) -> str:
@@ -1205,7 +1207,7 @@ def web_page(view: str, db: str, query: Dict[str, str], html: bool, now: float) 
     return "\n".join(to_text(draw(name, db, o.but(**changes), now, None if o.all else WEB_ROWS).lines)
                      for _, name, changes in WEB[view][1])
 
-# -- the command ----------------------------------------------------------------------------------------------------------
+# -- the command ------------------------------------------------------------------------------------------------------
 
 
 def check(a: Any, db: str, o: Options, now: float) -> int:
@@ -1270,7 +1272,7 @@ def arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("-o", "--output", metavar="FILE", help="write here; with --html a directory takes all pages")
     parser.add_argument("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
     parser.add_argument("--changes", metavar="FILE", help="--check: speak only when something is not as FILE has it")
-    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0, help="--changes: or after so long (24)")
+    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0, help="--changes: or so long ago")
     return parser.parse_args(argv)
 
 

@@ -156,6 +156,10 @@ class Memory:
     asked     name -> the day it was last asked for, so that it happens at most once a day.
 
     These three are kept beside the files: losing them costs one superfluous re-send. The rest is of the moment.
+
+    A request can also be an old one that arrives late or twice, and its reply may go to nobody. So nothing is concluded
+    from the answer to a chunk that brought nothing new (`is_new`), from a chunk out of line (`steady`), or from a first
+    step back without a second that follows it (`elsewhere`).
     """
 
     def __init__(self, saved: Dict) -> None:
@@ -195,10 +199,7 @@ class Memory:
         self.last, self.steady, self.is_new = (name, end, now), follows or offset == 0, is_new
 
     def _answered(self, name: str, follows: bool, onward: bool, back: bool) -> None:
-        """The unit was told to go to `awaited`, and sends `name`: it stayed, or went elsewhere and goes on from there.
-
-        Without that second step it could be an old request that arrives late.
-        """
+        """The unit was told to go to `awaited`, and sends `name`: it stayed, or went elsewhere and goes on from there."""
         if follows or (onward and self.elsewhere):
             self.first, self.unsaved = max(self.first, _number(self.elsewhere or name)), True
             self.ended[self.awaited] = 0
@@ -208,7 +209,7 @@ class Memory:
             self.awaited = ""
 
     def _passed(self, before: str, position: int, name: str, sizes: Dict[str, int]) -> None:
-        """The unit went on to `name`. Not so if it had not come to the end of ours: an old request can arrive late."""
+        """The unit went on to `name` from the end of what we hold of the file before."""
         held = sizes.get(before, 0)
         if position >= held or before == self.resent[0]:
             self.ended[before], self.unsaved = held, True
@@ -236,7 +237,7 @@ class Memory:
                 self.asked = {file: date for file, date in self.asked.items() if date == day}
                 self.asked[older], self.unsaved = day, True
                 self.resent, self.elsewhere = (older, -1), ""
-                self.awaited = older if self.is_new else ""     # else the reply may go to nobody: a request came twice
+                self.awaited = older if self.is_new else ""
                 return older
         return None
 
@@ -267,16 +268,6 @@ def utc(now: float, form: str = "%Y-%m-%dT%H:%M:%S", fraction: bool = False) -> 
 
 
 # -- directories and files --------------------------------------------------------------------------------------------
-
-
-def make_directories(path: str) -> None:
-    """Create a directory, and those above it, where they are missing; each is durable before anything is put into it."""
-    if not os.path.isdir(path):
-        parent = os.path.dirname(os.path.abspath(path))
-        make_directories(parent)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
-        _sync_directory(parent)
 
 
 def _sync_directory(path: str) -> None:
@@ -321,7 +312,7 @@ def open_directory(root: str, parts: List[str], create: bool = False, settle: bo
     With `settle`, every name on the way is made durable, whoever created it.
     """
     if create:
-        make_directories(root)
+        make_directory(root)
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts:
@@ -511,7 +502,7 @@ class _Delivery:
             older = memory.ask(self.name, utc(self.now, "%Y-%m-%d"), sizes, functools.partial(_is_cut, directory))
         if memory.unsaved:
             with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
-                _save_json(directory, MEMORY_FILE, memory.saved())
+                _save_memory(directory, memory)
         return (older, 0) if older else (self.name, end)
 
 
@@ -576,23 +567,16 @@ def publish_tree(directory: int, name: str, files: Dict[str, bytes]) -> None:
     os.fsync(directory)
 
 
-def _load_json(directory: int, name: str) -> Dict:
-    try:
-        with os.fdopen(open_file(directory, name, os.O_RDONLY), "rb") as file:
-            return dict(json.loads(file.read()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def _load_memory(directory: int) -> Memory:
     try:
-        return Memory(_load_json(directory, MEMORY_FILE))
-    except (ValueError, TypeError, AttributeError):             # JSON, but not ours
+        with os.fdopen(open_file(directory, MEMORY_FILE, os.O_RDONLY), "rb") as file:
+            return Memory(json.loads(file.read()))
+    except (OSError, ValueError, TypeError, AttributeError):    # none yet, or not what we wrote
         return Memory({})
 
 
-def _save_json(directory: int, name: str, value: Dict) -> None:
-    _write_new(directory, name, iter([json.dumps(value, sort_keys=True).encode()]), lambda fd: None)
+def _save_memory(directory: int, memory: Memory) -> None:
+    _write_new(directory, MEMORY_FILE, iter([json.dumps(memory.saved(), sort_keys=True).encode()]), lambda fd: None)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -686,7 +670,7 @@ class RowLog:
     def _current_locked(self) -> _RowFile:
         if self._file is None or not self._file.is_current(self.size_limit):
             failed = self._drop_locked()
-            make_directories(self.directory)
+            make_directory(self.directory)
             path = choose_append_file(self.directory, self.match, self.size_limit)
             if failed and os.path.exists(path) and os.path.getsize(path):
                 path = os.path.join(self.directory, next_sequence_filename(self.directory, self.match))

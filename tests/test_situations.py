@@ -68,6 +68,7 @@ class World:
         self.path, self.directory, self.settings, self.servers = path, directory, settings or {}, servers
         self.urls = [""] * len(servers)
         self.unit = RoughUnit(UNIT, str(path / "card"), period=period)
+        self.skew = 0.0                                 # seconds by which the server's clock is wrong
         self.ticks, self.entries, self.grown, self.seen, self.sessions, self.sound = 0.0, 0, 0, set(), [], 0
         self.longer, self.mixed = set(), set()          # names of ours that may be longer, or of several cards
         for index in range(len(servers)):
@@ -75,7 +76,7 @@ class World:
 
     def clock(self):
         self.ticks += 0.3
-        return (self.unit.now - EPOCH).total_seconds() + self.ticks
+        return (self.unit.now - EPOCH).total_seconds() + self.ticks + self.skew
 
     def settings_of(self, index):
         return dataclasses.replace(
@@ -703,12 +704,20 @@ def test_with_asking_switched_off_nothing_is_sent_again_and_nobody_is_stuck(worl
     assert sum(len(session.pushes) for session in sessions) <= 3 * QUIET
 
 
-@pytest.mark.parametrize("jump", [-400, -1, 1, 400])
-def test_a_server_clock_that_jumps_by_days_changes_nothing(world, jump):
+@pytest.mark.parametrize("days", [-400, -1, -0.02, 0.02, 1, 400])
+@pytest.mark.parametrize("whose", ["server", "unit"])
+def test_a_clock_that_jumps_changes_nothing(world, whose, days):
     one = world()
     one.history(3)
     one.mess(lambda w: remove(w, 1))
-    one.unit.now += datetime.timedelta(days=jump)               # the clock of both; readings go on from there
+    one.day()
+    fresh = fresh_files(one, [5 * K], first=9)                  # and old bytes are set aside under names that were used
+    lengthen(one, -1, fresh[one.name(9)])
+    one.longer.clear()
+    if whose == "server":
+        one.skew = days * 86400
+    else:
+        one.unit.now += datetime.timedelta(days=days)
     one.day(QUIET)
     one.judge(full=1)
 

@@ -17,7 +17,6 @@ from typing import Callable, Iterator
 
 import pytest
 
-import importer
 import plot_ascii
 from test_plot_ascii import NOW, SCRIPT, Unit, archive, daily, seconds, steady
 
