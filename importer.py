@@ -1063,6 +1063,8 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
         run.summary.unreadable = unreadable
         run.summary.disputed = _disputed(sources)
         run.release_future()
+        if every:
+            unreadable += _not_mounted(db, archive)
         if every and not unreadable:
             run.forget_missing(sources)
         run.take(sources)
@@ -1071,6 +1073,13 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
         run.settle()
         db.execute("COMMIT")
     return run.summary
+
+
+def _not_mounted(db: sqlite3.Connection, archive: Archive) -> List[Tuple[str, str]]:
+    """Data directories with nothing in them, though files were imported: their rows stay until someone has looked."""
+    known = db.execute("SELECT 1 FROM sources WHERE path LIKE 'data/%' LIMIT 1").fetchone()
+    return [(directory, "empty or missing; is a disk not mounted? (./importer.py rebuild forgets what was there)")
+            for directory in archive.data_dirs if known and not _scan(directory, [])]
 
 
 def _disputed(sources: Sequence[Source]) -> List[str]:

@@ -480,6 +480,15 @@ def test_a_repeat_comes_back_when_the_other_copy_is_replaced(place, first):
     assert place.dump() == place.rebuilt()
 
 
+def test_an_empty_data_directory_is_taken_for_a_disk_that_is_not_mounted(place):
+    place.readings(LINE)
+    place.run()
+    os.rename(place.data, place.data + ".unmounted")
+    os.makedirs(place.data)
+    assert "is a disk not mounted?" in str(place.run())
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
+
+
 def test_a_vanished_copy_of_a_repeat_brings_the_other_one_back(place):
     for number in (0, 1):
         place.readings(reading(0), number=number)
