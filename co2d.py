@@ -260,6 +260,10 @@ def _format_value(value: Any, example: bool) -> str:
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 
+Headers = Tuple[Tuple[str, str], ...]
+Labels = Tuple[Tuple[str, Any], ...]
+
+
 class Request(NamedTuple):
     """A well-formed request."""
 
@@ -283,14 +287,14 @@ class Response(NamedTuple):
     status: int
     body: bytes = b""
     content_type: str = "application/json"
-    headers: Tuple[Tuple[str, str], ...] = ()
+    headers: Headers = ()
     note: str = ""
 
 
 class Refused(Exception):
     """Raised anywhere, answered in one place."""
 
-    def __init__(self, status: int, reason: str, headers: Tuple[Tuple[str, str], ...] = ()) -> None:
+    def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:
         super().__init__(reason)
         self.status, self.reason, self.headers = status, reason, headers
 
@@ -299,13 +303,13 @@ class Refused(Exception):
         return json_response({"error": self.reason}, self.status, self.reason, self.headers)
 
 
-def json_response(value: Any, status: int = 200, note: str = "", headers: Tuple = ()) -> Response:
+def json_response(value: Any, status: int = 200, note: str = "", headers: Headers = ()) -> Response:
     """Compact JSON on one line."""
     body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
     return Response(status, body, "application/json", tuple(headers), note)
 
 
-def text_response(text: str, kind: str = "text/plain", headers: Tuple = ()) -> Response:
+def text_response(text: str, kind: str = "text/plain", headers: Headers = ()) -> Response:
     """Text in UTF-8."""
     return Response(200, text.encode("utf-8", "replace"), kind + "; charset=utf-8", tuple(headers))
 
@@ -436,7 +440,7 @@ class Station:
         self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
         self.started = clock()
         self._lock = threading.Lock()
-        self.counters: Counter = Counter()
+        self.counters: Dict[Tuple[str, Labels], float] = Counter()    # type: ignore[assignment]
         self.changed: Set[str] = set()
         self._changed_since = self.started
         self.connections: Callable[[], int] = lambda: 0         # the server's, once there is one
@@ -461,7 +465,7 @@ class Station:
         with self._lock:
             self.counters[name, tuple(labels.items())] += amount
 
-    def samples(self) -> Dict[Tuple[str, Tuple], float]:
+    def samples(self) -> Dict[Tuple[str, Labels], float]:
         """The counters, and the gauges of what goes on at this moment."""
         with self._lock:
             samples = dict(self.counters)
@@ -874,7 +878,7 @@ def format_metrics(station: Station, now: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _labels(labels: Tuple[Tuple[str, Any], ...]) -> str:
+def _labels(labels: Labels) -> str:
     return "{%s}" % ",".join('%s="%s"' % pair for pair in labels) if labels else ""
 
 
@@ -910,12 +914,13 @@ _PATTERNS = [(method, tuple(pattern[1:].split("/")), pattern, endpoint) for meth
 
 def match_route(pattern: Tuple[str, ...], path: Tuple[str, ...]) -> Optional[Dict[str, Any]]:
     """What a path fills into a pattern, or None; <path> takes all the rest, and every segment must be a plain name."""
+    parts: List[Any] = list(path)
     if pattern[-1] == "<path>" and len(path) >= len(pattern):
-        path = path[:len(pattern) - 1] + (path[len(pattern) - 1:],)   # type: ignore[assignment]
-    if len(path) != len(pattern):
+        parts[len(pattern) - 1:] = [path[len(pattern) - 1:]]
+    if len(parts) != len(pattern):
         return None
     filled = {}
-    for expected, segment in zip(pattern, path):
+    for expected, segment in zip(pattern, parts):
         if expected.startswith("<"):
             filled[expected[1:-1]] = segment
             if not all(map(SEGMENT.match, segment if isinstance(segment, tuple) else (segment,))):
@@ -1704,7 +1709,7 @@ class Daemon:
             notify("WATCHDOG=1")
 
     def _own_address(self) -> str:
-        listen = self.server.socket.getsockname()[0]
+        listen = str(self.server.socket.getsockname()[0])
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
 
     def _tick(self) -> None:

@@ -49,6 +49,7 @@ from typing import Any, Callable, Dict, IO, Iterable, Iterator, List, NamedTuple
 
 import seqfile
 
+Row = Tuple[Any, ...]                   # of a table or a query
 HERE = os.path.dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 2
 BLOCK = 1 << 18                         # bytes read at once
@@ -213,7 +214,7 @@ def find_sources(archive: Archive, unreadable: List[Tuple[str, str]]) -> List[So
     return [source for same in found.values() for source in _distinct(same)]
 
 
-def _scan(directory: str, unreadable: List[Tuple[str, str]]) -> List[os.DirEntry]:
+def _scan(directory: str, unreadable: List[Tuple[str, str]]) -> List[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as entries:
             return list(entries)
@@ -351,7 +352,7 @@ def nickname(text: str) -> Optional[str]:
     return None if text in ("", "None") or text.endswith("NICK") else text
 
 
-def parse_reading(raw: bytes, limits: Limits, now: float) -> Tuple:
+def parse_reading(raw: bytes, limits: Limits, now: float) -> Row:
     """The row of a reading, source and offset left out: (16 original columns, ts, co2, flag, qc, 5 raw values)."""
     text = decode(raw)
     found = _READING.match(text)
@@ -390,7 +391,7 @@ class _Usable(Dict[str, int]):
         return value
 
 
-def parse_plain(text: str, limits: Limits, now: float, ppm: Dict[str, int]) -> Optional[List[Sequence]]:
+def parse_plain(text: str, limits: Limits, now: float, ppm: Dict[str, int]) -> Optional[List[Sequence[Any]]]:
     """Lines (decoded as latin-1) that are all of one unit and beyond doubt, as columns: the 16 original ones, ts, sum of
     the ten, raw values if any; None where there is any doubt. Much faster than `parse_reading`, and the same rows."""
     width = next((width for width, pattern in _PLAIN_BLOCKS if pattern.match(text)), 0)
@@ -431,7 +432,7 @@ _PING = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(\
                    r"\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
 
 
-def parse_ping(raw: bytes, limits: Limits, now: float) -> Tuple:
+def parse_ping(raw: bytes, limits: Limits, now: float) -> Row:
     """The row of a ping without source and offset."""
     text = decode(raw)
     found = _PING.match(text)
@@ -456,12 +457,12 @@ class Entry:
         self.line, self.day, self.clock, self.level, self.message = line, day, clock, level, message
         self.text: List[str] = []
 
-    def row(self, unit: str, day: Optional[str], clock: Optional[str]) -> Tuple:
+    def row(self, unit: str, day: Optional[str], clock: Optional[str]) -> Row:
         """The row without source and offset; `day` and `clock` are inferred."""
         text = list(self.text)
         message = self.message or (text.pop(0) if text else "")
         said = "\n".join([message, *text])
-        etype = ([name for name, words in _TYPES if words.lower() in said.lower()] or [None])[-1]
+        etype = next((name for name, words in reversed(_TYPES) if words.lower() in said.lower()), None)
         return (unit, day, clock, etype, self.day, self.clock, self.level, message,
                 DAYS[day] + TIMES[clock] if day and clock else None, "\n".join(text))
 
@@ -498,7 +499,7 @@ def parse_instant(text: str, what: str) -> Optional[int]:
     return DAYS[found[1]] + TIMES[(found[2] or "00:00") + (found[3] or ":00")]
 
 
-def parse_deployment(text: str, columns: Sequence[str]) -> Tuple:
+def parse_deployment(text: str, columns: Sequence[str]) -> Row:
     """The row of a deployment without source and offset."""
     fields = dict(zip(columns, [field.strip() for field in text.split("\t")]))
     if text.count("\t") >= len(columns):
@@ -531,7 +532,7 @@ class Account:
          self.rejected_bytes, self.ctime, self.checksum, self.last_ts) = values
         self.inside = False
 
-    def values(self) -> Tuple:
+    def values(self) -> Row:
         """In the order of COLUMNS."""
         return tuple(getattr(self, name) for name in self.COLUMNS)
 
@@ -574,7 +575,7 @@ def begins_as_before(file: IO[bytes], account: Account, size: int) -> bool:
         if not block:
             return False
         checksum, left = zlib.crc32(block, checksum), left - len(block)
-    return checksum == account.checksum
+    return bool(checksum == account.checksum)
 
 
 # -- importing --------------------------------------------------------------------------------------------------------
@@ -729,7 +730,7 @@ class Import:
         else:
             self._read_lines(source, account, block, parse_reading, 0, 16)
 
-    def _insert_columns(self, source: Source, account: Account, block: bytes, columns: List[Sequence]) -> None:
+    def _insert_columns(self, source: Source, account: Account, block: bytes, columns: List[Sequence[Any]]) -> None:
         offsets = accumulate(map(len, block.splitlines(True)), initial=account.done)
         self.db.executemany(_PLAIN_INSERT[len(columns)], zip(*columns, repeat(source.id), offsets))
         ts = columns[16]
@@ -738,7 +739,7 @@ class Import:
         account.lines, account.done, account.last_ts = account.lines + len(ts), account.done + len(block), ts[-1]
         account.imported, account.imported_bytes = account.imported + len(ts), account.imported_bytes + len(block)
 
-    def _read_lines(self, source: Source, account: Account, block: bytes, parse: Callable[[bytes, Limits, float], Tuple],
+    def _read_lines(self, source: Source, account: Account, block: bytes, parse: Callable[[bytes, Limits, float], Row],
                     unit_at: int, ts_at: int) -> None:
         rows = []
         for line in lines_of(block, account):
@@ -863,7 +864,7 @@ class Import:
         again = self.db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts >= ? AND ts < ? GROUP BY ts HAVING count(*) > 1"
                                 % table, (unit, first * 86400, (last + 1) * 86400)).fetchall()
         for ts, in again:
-            seen: Set[Tuple] = set()
+            seen: Set[Row] = set()
             for rowid, source, *values in self.db.execute("SELECT rowid, source, %s FROM %s WHERE unit_id = ? AND ts = ? "
                                                           "ORDER BY source, offset" % (_SAME[kind], table), (unit, ts)).fetchall():
                 if tuple(values) in seen:
@@ -898,7 +899,7 @@ class Import:
                 changed += [day] if updates else []
         return changed
 
-    def _is_suspicious(self, day: int, days: Dict[int, Tuple]) -> bool:
+    def _is_suspicious(self, day: int, days: Dict[int, Row]) -> bool:
         low, high, number, flagged = days[day]
         around = [days[other] for other in (day - 1, day, day + 1) if other in days]
         lows, highs = [r[0] for r in around if r[0] is not None], [r[1] for r in around if r[1] is not None]
@@ -951,10 +952,10 @@ def judge_day(rows: Sequence[Tuple[int, int, float, int]], day: int, limits: Lim
     return updates
 
 
-def _stands_out(before: Tuple, row: Tuple, after: Tuple, limits: Limits) -> bool:
+def _stands_out(before: Row, row: Row, after: Row, limits: Limits) -> bool:
     near = row[1] - before[1] <= limits.spike_gap and after[1] - row[1] <= limits.spike_gap
     one, other = row[2] - before[2], row[2] - after[2]
-    return near and one * other > 0 and min(abs(one), abs(other)) > limits.spike
+    return bool(near and one * other > 0 and min(abs(one), abs(other)) > limits.spike)
 
 
 def _runs(units: Dict[str, Set[int]]) -> Iterator[Run]:
@@ -1647,19 +1648,19 @@ def _differences(db: sqlite3.Connection, other: str) -> Iterator[str]:
     for table in (*TABLES.values(), "rejects"):
         for first, second, what in (("main", "fresh", "not in the text"), ("fresh", "main", "not in the database")):
             rows = db.execute("SELECT * FROM {0}.{2} EXCEPT SELECT * FROM {1}.{2}".format(first, second, table))
-            names = [column[0] for column in rows.description]
+            columns = [column[0] for column in rows.description]
             for row in rows:
-                values = dict(zip(names, row))
+                values = dict(zip(columns, row))
                 yield "%s: byte %s: row of %s is %s" % (paths.get(values["source"], "?"), values["offset"], table, what)
         ours, theirs = (db.execute("SELECT count(*) FROM %s.%s" % (name, table)).fetchone()[0] for name in ("main", "fresh"))
         if ours != theirs:
             yield "%s: %d rows, but %d in the text" % (table, ours, theirs)
     for names, table, words in (("unit_id, day", "daily", "the rollup is not that of the readings"),
                                 ("path, id", "sources", "the account is not that of the text")):
-        columns = "*" if table == "daily" else "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts"
+        compared = "*" if table == "daily" else "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts"
         for row in db.execute("SELECT DISTINCT {0} FROM (SELECT * FROM (SELECT {2} FROM main.{1} EXCEPT SELECT {2} FROM fresh.{1}) "
                               "UNION ALL SELECT * FROM (SELECT {2} FROM fresh.{1} EXCEPT SELECT {2} FROM main.{1}))"
-                              .format(names, table, columns)):
+                              .format(names, table, compared)):
             yield "%s: %s, %s: %s" % (table, *row, words)
 
 
@@ -1687,7 +1688,7 @@ class Wanted(NamedTuple):
     flag: Optional[int] = None
 
 
-def export(db: sqlite3.Connection, what: str, wanted: Wanted, behind: Dict[str, int]) -> Iterator[Tuple]:
+def export(db: sqlite3.Connection, what: str, wanted: Wanted, behind: Dict[str, int]) -> Iterator[Row]:
     """The header, then rows: UTC time, unit, nickname, site, tier and status at that time, then the values.
 
     `behind` says how many bytes of each source an earlier export has seen, and is brought up to date.
@@ -1710,7 +1711,7 @@ def export(db: sqlite3.Connection, what: str, wanted: Wanted, behind: Dict[str, 
     behind.update((str(id), done) for id, done in db.execute("SELECT id, done FROM sources"))
 
 
-def _export_deployments(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Tuple]:
+def _export_deployments(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Row]:
     rows = db.execute("SELECT unit_id, nickname, site, tier, status, %s, %s, note FROM deploy_durations_tiered "
                       "WHERE (?1 IS NULL OR unit_id = ?1) AND (?2 IS NULL OR site = ?2) ORDER BY tier DESC, site, since"
                       % (_UTC.format("since", "start_ts"), _UTC.format("until", "end_ts")), (wanted.unit, wanted.site))
@@ -1718,7 +1719,7 @@ def _export_deployments(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Tupl
     yield from rows
 
 
-def _export_gaps(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Tuple]:
+def _export_gaps(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Row]:
     now = int(time.time()) if wanted.until is None else wanted.until
     stays = [stay for stay in deployments(db) if wanted.unit in (None, stay.unit_id) and wanted.site in (None, stay.site)]
     names = {stay.unit_id: stay for stay in stays}
@@ -1729,7 +1730,7 @@ def _export_gaps(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Tuple]:
                gap.state, gap.calls)
 
 
-def write_rows(rows: Iterator[Tuple], form: str, out: IO[str], titled: bool = True) -> None:
+def write_rows(rows: Iterator[Row], form: str, out: IO[str], titled: bool = True) -> None:
     """Write rows behind their header as csv, tsv (PostgreSQL's text format) or jsonl; NULL is empty, in tsv \\N."""
     header = next(rows)
     if form == "jsonl":
@@ -1816,8 +1817,8 @@ def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
 
 def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
     """Write rows to stdout or a file; --resume appends what is new since the last time."""
-    wanted = Wanted(*[parse_instant(getattr(arguments, name) or "", "--" + name) for name in ("since", "until")],
-                    arguments.unit, arguments.site, arguments.flag)
+    since, until = (parse_instant(getattr(arguments, name) or "", "--" + name) for name in ("since", "until"))
+    wanted = Wanted(since, until, arguments.unit, arguments.site, arguments.flag)
     if arguments.resume and (not arguments.output or arguments.what in ("gaps", "deployments")):
         raise Usage("--resume needs -o FILE, and readings, pings or errors")
     notes = arguments.output + ".resume" if arguments.resume else ""

@@ -375,6 +375,13 @@ def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
     return parse
 
 
+def patterns(text: str) -> str:
+    """Names or patterns, with as many stars as can be matched in good time."""
+    if text.count("*") > 8 or len(text) > 2000:
+        raise ValueError("too many stars or letters in a pattern")
+    return text
+
+
 def glyph_set(text: str) -> str:
     """The name of a set of glyphs."""
     if text not in GLYPHS:
@@ -391,8 +398,8 @@ OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
     "min_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and above"),
     "max_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and below"),
     "co2_max": (None, number(1, 1e6), "PPM", "top of the CO2 scale"),
-    "unit": (None, str, "NAME", "units by id or nickname; several with commas, or patterns: a,b*"),
-    "site": (None, str, "NAME", "sites, likewise"),
+    "unit": (None, patterns, "NAME", "units by id or nickname; several with commas, or patterns: a,b*"),
+    "site": (None, patterns, "NAME", "sites, likewise"),
     "tz": ("UTC", str, "ZONE", "time zone of the page, like Europe/Oslo"),
     "width": (80, number(20, 1000, int), "CELLS", "cells of a line"),
     "height": (24, number(5, 100000, int), "LINES", "lines of the screen"),
@@ -675,7 +682,7 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, chart=True),
                   Column(("ppm",), "ppm", 4, 1, True), Column(("min", "max"), "range", 7, 3, True, 2),
                   Column(("temp",), "", 7, 4, gap=2, chart=True),
-                  Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 4)],
+                  Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 3)],
               a, b, exact, per_cell=c.per_cell)
     axis, short = t.axes["co2"], t.axes["temp"]
     here, a = rows[:c.room(3)], axis.edges[0]
@@ -688,7 +695,7 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     cells = [_fleet_row(c, row, row.within(a, b), co2[i], temp[i], scale, warmth, any(
         stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(here)]
     flags = max(width(row[-1].spans[0].text) for row in cells)
-    t.columns[-1] = t.columns[-1]._replace(width=min(max(flags, 1), 4 + max(t.spare(), 0)))
+    t.columns[-1] = t.columns[-1]._replace(width=min(max(flags, 1), 3 + max(t.spare(), 0)))
     title = [(0, count(len(rows), "site")), (0, c.zone.period(a, b, c.g["to"])),
              (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
              (3, "T %s%s%.0f °C" % (("%.0f" % warmth.low).replace("-", "−"), c.g["to"], warmth.high))]
@@ -1183,6 +1190,14 @@ def draw(view: str, db: str, o: Options, now: float, rows: Optional[int]) -> Pag
         connection.close()
 
 
+def web_section(view: str, db: str, o: Options, now: float) -> Page:
+    """A page that also says so when the database cannot be read."""
+    try:
+        return draw(view, db, o, now, None if o.all else WEB_ROWS)
+    except sqlite3.Error as error:
+        return nothing(view, clean("The database cannot be read: %s" % error, True))
+
+
 def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE), urls: Dict[str, str] = LIVE,
              link: Callable[[str], str] = site_link) -> str:
     """A whole HTML document: every section drawn wide, and narrow for phones; no script, and all style inside."""
@@ -1192,7 +1207,7 @@ def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] =
     for heading, view, changes in WEB[page][1]:
         body += "<h2>%s</h2>\n" % heading
         for cells, kind in zip(widths, ("wide", "narrow") if len(widths) > 1 else ("any",)):
-            drawn = draw(view, db, o.but(width=cells, **changes), now, None if o.all else WEB_ROWS)
+            drawn = web_section(view, db, o.but(width=cells, **changes), now)
             body += '<pre class="%s">%s</pre>\n' % (kind, to_html(drawn.lines, link))
     nav = " ".join('<a href="%s">%s</a>' % (escape(url), WEB[name][0]) for name, url in urls.items())
     return HTML % {"title": escape(title), "nav": nav, "body": body}
@@ -1204,8 +1219,7 @@ def web_page(view: str, db: str, query: Dict[str, str], html: bool, now: float) 
     o = Options.from_query(query)
     if html:
         return document(view, db, o, now, [o.width] if query.get("width") else (DESK, PHONE))
-    return "\n".join(to_text(draw(name, db, o.but(**changes), now, None if o.all else WEB_ROWS).lines)
-                     for _, name, changes in WEB[view][1])
+    return "\n".join(to_text(web_section(name, db, o.but(**changes), now).lines) for _, name, changes in WEB[view][1])
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
@@ -1231,8 +1245,8 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], said, counts)]
     lines += ["%-4s %s (%s): last ping %s, last reading %s" % (
         VERDICTS[state.verdict][0], c.name(state.site or "no site"), c.name(state.nickname),
-        *("never" if ts is None else ago(now - ts) + " ago" for ts in (state.last_ping, state.last_data))) for state in bad]
-    if not a.changes or _changed(a.changes, names, now, a.repeat * 3600, lines):
+        *("never" if ts is None else ago(c.now - ts) + " ago" for ts in (state.last_ping, state.last_data))) for state in bad]
+    if not a.changes or _changed(a.changes, names, c.now, a.repeat * 3600, lines):
         put("".join(line + "\n" for line in lines))
     return worst
 
@@ -1358,7 +1372,7 @@ def page_through(text: str, environ: Dict[str, str]) -> None:
     import subprocess
     try:
         process = subprocess.Popen(environ.get("PAGER") or "less -FIRX", shell=True, stdin=subprocess.PIPE,
-                                   env={"LESSCHARSET": "utf-8", **environ})
+                                   env={"LESS": "FIRX", "LESSCHARSET": "utf-8", **environ})
     except OSError:
         return put(text)
     while True:
@@ -1381,11 +1395,15 @@ def watch(a: Any, db: str, environ: Dict[str, str], clock: Callable[[], float]) 
 
     def resized(*_: Any) -> None:
         raise Resized
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))             # by way of finally
     put("\x1b[?1049h\x1b[?25l")         # the other screen, no cursor
     try:
         while True:
             o = environment(a, environ)
-            text = rendered(a, db, o, clock(), o.height - 1, environ)
+            try:
+                text = rendered(a, db, o, clock(), o.height - 1, environ)
+            except sqlite3.Error as error:
+                text = clean(error, True) + "\n"
             put("\x1b[H" + text.replace("\n", "\x1b[K\n") + "\x1b[J")
             try:
                 signal.signal(signal.SIGWINCH, resized)

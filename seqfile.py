@@ -41,7 +41,7 @@ import re
 import stat
 import threading
 import time
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 Match = Tuple[str, str]                 # what comes before and behind the number: ("readings-", ".tsv")
 Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
@@ -162,7 +162,7 @@ class Memory:
     step back without a second that follows it (`elsewhere`).
     """
 
-    def __init__(self, saved: Dict) -> None:
+    def __init__(self, saved: Dict[str, Any]) -> None:
         self.ended: Dict[str, int] = {name: int(size) for name, size in saved.get("ended", {}).items()}
         self.asked: Dict[str, str] = dict(saved.get("asked", {}))
         self.first = int(saved.get("first", 0))
@@ -175,7 +175,7 @@ class Memory:
         self.resent = ("", 0)                                   # the file that was sent since we asked, and how far
         self.checked = ("", "")                                 # name and day of the last look for missing files
 
-    def saved(self) -> Dict:
+    def saved(self) -> Dict[str, Any]:
         """The lasting part, for JSON; taken as saved from here on."""
         self.unsaved = False
         return {"ended": self.ended, "asked": self.asked, "first": self.first}

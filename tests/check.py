@@ -21,7 +21,7 @@ ARROWS: Dict[str, Set[str]] = {"seqfile": set(), "importer": {"seqfile"}, "plot_
                                "co2d": {"seqfile", "importer", "plot_ascii"}}
 TOP_LEVEL = {"co2d.py", "seqfile.py", "importer.py", "plot_ascii.py", "co2d.conf.example", "tests", "Makefile", "README.md"}
 LONGEST, MOST_UNDER, MEDIAN = 50, 25, 8                         # lines of a function, docstring aside
-MAX_FILE = {"seqfile": 650}                                     # lines
+MAX_FILE = {"seqfile": 700}                                     # lines
 MAX_FILE_ELSE = 2000
 STANDARD_LIBRARY = getattr(sys, "stdlib_module_names", None)    # since 3.10
 
@@ -146,7 +146,7 @@ def main() -> int:
     modules = [module + ".py" for module in ARROWS]
     complaints: List[str] = [*check_arrows(), *check_top_level(), *check_sizes(), *check_docstrings(), *check_unused(),
                              *check_with("mypy", "--strict", "--no-error-summary", *modules),
-                             *check_with("ruff", "check", "--quiet", "--no-cache", "--line-length", "125", *modules)]
+                             *check_with("ruff", "check", "--quiet", "--no-cache", "--select", "E,F,W", "--ignore", "E501", *modules)]
     for line in complaints:
         print(line)
     print("make check: %s" % ("%d complaints" % len(complaints) if complaints else "all well"))

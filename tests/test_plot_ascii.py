@@ -477,12 +477,12 @@ def moves(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_sites_swaps_overlaps_and_units_that_were_never_deployed(moves: str) -> None:
     assert text_of("co2", moves, width=64, glyphs="ascii", xmin="2019-09-12") == picture("""
     4 sites  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC  CO2 420..530 ppm
-    site     |13|16|19|22    ppm    range  |11  |21  degC !
-    a       .......::::::::  441  420-441  ++++++++   5.0
-    b       ----===========  481  460-481  ++++++++   5.0
-    c       %%%%%%%%%%%%%%%  521  520-521  ++++++++   5.0
-    unit-05 ***************  501  500-501  ++++++++   5.0
-    col = 1 d (CO2), 2 d (T)  blank = no data  L late  ^v off scale
+    site     |13|16|19|22    ppm    range   |13|16|19|22    degC !
+    a       .......::::::::  441  420-441  +++++++++++++++   5.0
+    b       ----===========  481  460-481  +++++++++++++++   5.0
+    c       %%%%%%%%%%%%%%%  521  520-521  +++++++++++++++   5.0
+    unit-05 ***************  501  500-501  +++++++++++++++   5.0
+    col = 1 d (CO2), 1 d (T)  blank = no data  L late  ^v off scale
     """)
 
 

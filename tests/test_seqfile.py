@@ -417,6 +417,52 @@ def test_an_old_request_that_arrives_late_says_nothing_about_the_files_after_it(
     assert receive(inbox, "readings-0004.tsv", 50, b"r" * 50, NOW + DAY).ack == ("readings-0002.tsv", 0)
 
 
+def test_the_last_request_of_an_old_file_arriving_late_does_not_pass_over_the_files_after_it(inbox, tmp_path):
+    for number in range(4):
+        put(inbox, "readings-%04d.tsv" % number, FULL)
+    os.unlink(tmp_path / "u" / "data" / "readings" / "readings-0002.tsv")
+    receive(inbox, "readings-0000.tsv", 98304, b"r" * 4096, NOW + 60)
+    assert receive(inbox, "readings-0004.tsv", 0, b"r" * 50, NOW + 61).ack == ("readings-0002.tsv", 0)
+
+
+def test_files_that_we_hold_are_not_passed_over(inbox, tmp_path):
+    for number, whole in enumerate([b"r" * 3000, FULL, FULL, FULL]):
+        put(inbox, "readings-%04d.tsv" % number, whole)
+    receive(inbox, "readings-0000.tsv", 0, b"r" * 3000, NOW + 60)
+    receive(inbox, "readings-0004.tsv", 0, b"r" * 50, NOW + 61)
+    os.unlink(tmp_path / "u" / "data" / "readings" / "readings-0002.tsv")
+    assert receive(inbox, "readings-0004.tsv", 50, b"r" * 50, NOW + DAY).ack == ("readings-0002.tsv", 0)
+
+
+def test_a_unit_that_started_over_instead_is_not_asked_again_however_slow_it_is(tmp_path):
+    write(tmp_path, "readings-0000.tsv", FULL[:-1] + b"\n")
+    inbox = seqfile.Inbox(str(tmp_path))
+    assert receive(inbox, "readings-0002.tsv", 0, b"r" * 50).ack == ("readings-0001.tsv", 0)
+    put(inbox, "readings-0000.tsv", FULL[:-1] + b"\n", NOW + 1)
+    assert names(put(inbox, "readings-0002.tsv", b"r" * 100, NOW + DAY)) == []
+
+
+def test_a_file_that_grew_beyond_its_known_end_has_no_known_end(inbox, tmp_path):
+    put(inbox, "readings-0000.tsv", b"r" * 5000)
+    put(inbox, "readings-0001.tsv", b"r" * 50)
+    put(inbox, "readings-0000.tsv", b"r" * 9000, NOW + DAY)     # another card, whose day ended here
+    os.truncate(tmp_path / "u" / "data" / "readings" / "readings-0000.tsv", 6000)
+    assert receive(inbox, "readings-0001.tsv", 50, b"r" * 50, NOW + 2 * DAY).ack == ("readings-0000.tsv", 0)
+
+
+def test_an_old_request_does_not_pass_for_the_end_of_its_file(inbox, tmp_path):
+    for number in range(3):
+        put(inbox, "readings-%04d.tsv" % number, FULL)
+    os.truncate(tmp_path / "u" / "data" / "readings" / "readings-0000.tsv", 9000)
+    receive(inbox, "readings-0000.tsv", 0, b"r" * 4096, NOW + DAY)
+    assert receive(inbox, "readings-0003.tsv", 0, b"r" * 50, NOW + DAY + 1).ack == ("readings-0000.tsv", 0)
+
+
+def test_a_unit_that_moved_on_between_two_days_may_have_sent_the_rest_elsewhere(inbox):
+    put(inbox, "readings-0000.tsv", b"r" * 5000)
+    assert put(inbox, "readings-0001.tsv", b"r" * 50, NOW + DAY) == [("readings-0000.tsv", 0)]
+
+
 def test_a_name_far_ahead_costs_no_memory(inbox):
     put(inbox, "readings-0000.tsv", b"r" * 50)
     put(inbox, "readings-999999.tsv", b"r" * 50)
