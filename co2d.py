@@ -1474,7 +1474,7 @@ class Server(socketserver.TCPServer):
             self.station.count("co2d_dropped_connections_total", phase=connection.phase)
 
     def stop(self) -> None:
-        """Take no new connections, finish running requests."""
+        """Finish running requests and those that wait in the kernel's queue, then close."""
         self._stopping.set()
         deadline = time.monotonic() + self.station.settings.request_seconds
         while self._threads and time.monotonic() < deadline:
@@ -1483,6 +1483,11 @@ class Server(socketserver.TCPServer):
             for connection in late:
                 connection.drop()
             time.sleep(0.02)
+        self.socket.setblocking(False)
+        queued = None if self.inherited else self._accept()     # an inherited socket's queue is for our successor
+        while queued and time.monotonic() < deadline:
+            self._attend(queued)
+            queued = self._accept()
         self.server_close()
 
 
