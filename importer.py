@@ -1275,7 +1275,7 @@ class Gap(NamedTuple):
     calls: int                          # pings in the meantime
 
 
-SCAN = 60 * DAY                         # up to this range every reading is looked at, beyond it only days that are not full
+SCAN = 60 * DAY                         # up to this range all readings are looked at, beyond it only days that are not full
 # waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is missing
 # or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not deployed
 GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
@@ -1314,7 +1314,8 @@ def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
     db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", [(j, *ab) for j, ab in enumerate(zip(edges, edges[1:]))])
 
 
-def buckets(db: sqlite3.Connection, what: str, rows: Sequence[Sequence[Span]], edges: Sequence[int]) -> List[List[Optional[Bucket]]]:
+def buckets(db: sqlite3.Connection, what: str, rows: Sequence[Sequence[Span]],
+            edges: Sequence[int]) -> List[List[Optional[Bucket]]]:
     """`what` (co2 or temp) for each row of a page and each of its columns, None where nothing was read.
 
     The spans of a row are joined (a site with several units). A column that is empty only because the units measure more
@@ -1347,32 +1348,35 @@ def _bucket_queries(what: str, by_day: bool) -> List[str]:
     mask, columns = _QUANTITY[what]
     names = zip(columns.split(", "), "good total low high bad bad_low bad_high".split())
     days = _FROM_DAYS.format(columns=", ".join("%s AS %s" % pair for pair in names), a=_FIRST_DAY, b=_B)
-    readings = [(_A, "min(%s, %s)" % (_B, _FIRST_DAY)), ("max(%s, %s)" % (_LAST_DAY, _FIRST_DAY), _B)] if by_day else [(_A, _B)]
-    return [_FROM_READINGS.format(bad=mask | QC_ROW, row=QC_ROW, name=what, a=a, b=b) for a, b in readings] + [days] * by_day
+    ends = [(_A, "min(%s, %s)" % (_B, _FIRST_DAY)), ("max(%s, %s)" % (_LAST_DAY, _FIRST_DAY), _B)] if by_day else [(_A, _B)]
+    return [_FROM_READINGS.format(bad=mask | QC_ROW, row=QC_ROW, name=what, a=a, b=b) for a, b in ends] + [days] * by_day
 
 
 def _joined(one: Bucket, other: Bucket) -> Bucket:
     def ends(a: Optional[float], b: Optional[float], choose: Any) -> Optional[float]:
         return choose(a, b) if a is not None and b is not None else b if a is None else a
-    return Bucket(one.rows + other.rows, one.n + other.n, (one.total or 0) + (other.total or 0), ends(one.low, other.low, min),
-                  ends(one.high, other.high, max), one.suspects + other.suspects, ends(one.suspect_low, other.suspect_low, min),
-                  ends(one.suspect_high, other.suspect_high, max), min(one.first, other.first), max(one.last, other.last))
+    return Bucket(one.rows + other.rows, one.n + other.n, (one.total or 0) + (other.total or 0),
+                  ends(one.low, other.low, min), ends(one.high, other.high, max), one.suspects + other.suspects,
+                  ends(one.suspect_low, other.suspect_low, min), ends(one.suspect_high, other.suspect_high, max),
+                  min(one.first, other.first), max(one.last, other.last))
 
 
 def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> Tuple[int, int]:
-    """How many values, suspect ones included, are below and above the limits. Looks only into days that have some."""
+    """How many values, suspect ones included, are below and above the limits; looks only into days that have some."""
     _lay_out(db, spans, ())
     least, most = (("d.co2_min, 1e9), coalesce(d.co2_low", "d.co2_max, -1e9), coalesce(d.co2_peak") if what == "co2" else
                    ("d.temp_min, 1e9), coalesce(NULL", "d.temp_max, -1e9), coalesce(NULL"))
-    row = db.execute("""
+    query = """
         SELECT total(r.{name} < :low), total(r.{name} > :high)
         FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
         WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day <= s.b / 86400
           AND (min(coalesce({least}, 1e9)) < :low OR max(coalesce({most}, -1e9)) > :high)
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
-          AND r.{name} IS NOT NULL AND r.qc & {skip} = 0""".format(
-        name=what, least=least, most=most, skip=QC_ROW | (0 if what == "co2" else QC_TEMP)), {"low": low, "high": high}).fetchone()
-    return int(row[0]), int(row[1])
+          AND r.{name} IS NOT NULL AND r.qc & {skip} = 0"""
+    skip = QC_ROW if what == "co2" else QC_ROW | QC_TEMP
+    below, above = db.execute(query.format(name=what, least=least, most=most, skip=skip),
+                              {"low": low, "high": high}).fetchone()
+    return int(below), int(above)
 
 
 def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]) -> List[Optional[float]]:
@@ -1395,15 +1399,12 @@ QUANTILE_DAYS = 400                     # of readings; 20,000 at one every half 
 
 def _units(db: sqlite3.Connection) -> List[str]:
     """All units of which anything is known: a skip through the indexes, not a scan."""
-    return [unit for unit, in db.execute("""
-        WITH RECURSIVE by_day(u) AS (SELECT min(unit_id) FROM daily UNION ALL
-                                SELECT (SELECT min(unit_id) FROM daily WHERE unit_id > by_day.u) FROM by_day WHERE by_day.u IS NOT NULL),
-                       by_ping(u) AS (SELECT min(unit_id) FROM pings UNION ALL
-                                SELECT (SELECT min(unit_id) FROM pings WHERE unit_id > by_ping.u) FROM by_ping WHERE by_ping.u IS NOT NULL),
-                       by_error(u) AS (SELECT min(unit_id) FROM error_logs UNION ALL
-                                SELECT (SELECT min(unit_id) FROM error_logs WHERE unit_id > by_error.u) FROM by_error WHERE by_error.u IS NOT NULL)
-        SELECT u FROM by_day WHERE u IS NOT NULL UNION SELECT u FROM by_ping WHERE u IS NOT NULL
-        UNION SELECT u FROM by_error WHERE u IS NOT NULL UNION SELECT unit_id FROM deploy_durations_tiered ORDER BY 1""")]
+    skip = """WITH RECURSIVE known(unit) AS (
+        SELECT min(unit_id) FROM {0}
+        UNION ALL SELECT (SELECT min(unit_id) FROM {0} WHERE unit_id > known.unit) FROM known WHERE known.unit IS NOT NULL)
+        SELECT unit FROM known WHERE unit IS NOT NULL"""
+    found = {unit for table in ("daily", "pings", "error_logs") for unit, in db.execute(skip.format(table))}
+    return sorted(found | {unit for unit, in db.execute("SELECT DISTINCT unit_id FROM deploy_durations_tiered")})
 
 
 def _nickname(db: sqlite3.Connection, unit: str) -> str:
@@ -1419,7 +1420,8 @@ def _nickname(db: sqlite3.Connection, unit: str) -> str:
 def deployments(db: sqlite3.Connection) -> List[Deployment]:
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
     rows = db.execute("SELECT unit_id, nickname, site, tier, status, coalesce(since, 0), coalesce(until, ?) FROM "
-                      "deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id", (FOREVER,)).fetchall()
+                      "deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id",
+                      (FOREVER,)).fetchall()
     names = {row[0]: row[1] for row in rows if row[1]}
     units = _units(db)
     names.update((unit, _nickname(db, unit)) for unit in units if unit not in names)
@@ -1430,15 +1432,16 @@ def deployments(db: sqlite3.Connection) -> List[Deployment]:
 
 def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> Tuple[Optional[int], Optional[int]]:
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
-    query = "SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)"
+    query = ("SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), "
+             "(SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)")
     ends = [db.execute(query.format(table), {"u": unit, "now": now}).fetchone() for unit in units]
     return min((a for a, b in ends if b is not None), default=None), max((b for a, b in ends if b is not None), default=None)
 
 
 def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Optional[float]:
     """The newest usable value."""
-    query = "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL AND qc & {1} = 0 " \
-            "ORDER BY ts DESC LIMIT 1".format(what, _QUANTITY[what][0] | QC_ROW)
+    query = ("SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
+             "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1").format(what, _QUANTITY[what][0] | QC_ROW)
     return max((row for span in spans for row in db.execute(query, span)), default=(0, None))[1]
 
 
@@ -1472,8 +1475,8 @@ def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -
 
 def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[int]:
     """dBm of the pings of a unit, in order of time."""
-    return [dbm for dbm, in db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL "
-                                       "ORDER BY ts", (unit, a, b))]
+    return [dbm for dbm, in db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? "
+                                       "AND rssi_dbm IS NOT NULL ORDER BY ts", (unit, a, b))]
 
 
 def errors(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
@@ -1489,12 +1492,14 @@ def errors(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) 
     return found
 
 
-def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int, limit: int) -> List[Tuple[int, str, str, str, str]]:
+def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int,
+                  limit: int) -> List[Tuple[int, str, str, str, str]]:
     """The newest entries: time, unit, level, type, message."""
     rows: List[Tuple[int, str, str, str, str]] = []
     for unit in units:
-        rows += db.execute("SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') FROM error_logs "
-                           "WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts DESC LIMIT ?", (unit, a, b, limit)).fetchall()
+        rows += db.execute("SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') "
+                           "FROM error_logs WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts DESC LIMIT ?",
+                           (unit, a, b, limit)).fetchall()
     return sorted(rows, key=lambda row: row[0], reverse=True)[:limit]
 
 
@@ -1516,9 +1521,11 @@ def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deplo
         current[stay.unit_id] = stay                    # the last one wins: the one of now, else the latest
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
     states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in current.values()]
-    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict),
-                                             -(max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0),
-                                             order[state.unit_id]))
+    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), -_lateness(state), order[state.unit_id]))
+
+
+def _lateness(state: UnitState) -> float:
+    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
 
 
 def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool, ping_limit: Optional[float],
@@ -1529,8 +1536,8 @@ def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool,
     alarms = not known or stay.status == "deployed" and stay.since <= now < stay.until
     last_ping, last_data = (called or [None])[0], (read or [None])[0]   # type: ignore
     due = (read[0] if read else max(stay.since, called[-1] if called else 0)) + 2 * data_rhythm + HOUR
-    signal = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL ORDER BY ts DESC LIMIT 14",
-                        (unit, now)).fetchall()
+    signal = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
+                        "ORDER BY ts DESC LIMIT 14", (unit, now)).fetchall()
     state = UnitState(unit, stay.nickname, stay.site, stay.tier, stay.status, alarms, last_ping, last_data, ping_rhythm,
                       data_rhythm, last_value(db, "co2", [(unit, 0, now + 1)]), last_value(db, "temp", [(unit, 0, now + 1)]),
                       signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
@@ -1567,8 +1574,8 @@ def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) 
         for start, end in _holes(db, unit, a, now, step):
             called = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
                                 (unit, start + step, end)).fetchone()[0]
-            state = "off" if own and not any(s.since < end and start + step < s.until and s.status == "deployed" for s in own) \
-                else _why(db, unit, start, end) if end < now else "silent" if called else "waiting"
+            away = own and not any(s.status == "deployed" and s.since < end and start + step < s.until for s in own)
+            state = "off" if away else _why(db, unit, start, end) if end < now else "silent" if called else "waiting"
             found.append(Gap(unit, start, end, (end - start) // step - (end < now), state, called))
     return found
 
@@ -1578,8 +1585,8 @@ def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> Li
     holes: List[Tuple[int, int]] = []
     before = 0
     for lo, hi in _short_days(db, unit, a, now, step):
-        times = [ts for ts, in db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts <= ? AND qc & ? = 0 "
-                                          "ORDER BY ts", (unit, lo, hi, QC_ROW))]
+        times = [ts for ts, in db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts <= ? "
+                                          "AND qc & ? = 0 ORDER BY ts", (unit, lo, hi, QC_ROW))]
         holes += [(one, other) for one, other in zip(times, times[1:]) if other - one > 2 * step]
         before = times[-1] if times else before
     return holes + [(before, now)] * (before > 0 and now - before > max(2 * step, DAY + HOUR))
@@ -1587,7 +1594,8 @@ def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> Li
 
 def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
     """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
-    lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?", (a, unit, a)).fetchone()[0]
+    lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?",
+                    (a, unit, a)).fetchone()[0]
     if now - lo <= SCAN:
         return [(lo, now)]
     days = db.execute("SELECT day, n FROM daily WHERE unit_id = ? AND day >= ? AND day <= ? ORDER BY day",
