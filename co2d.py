@@ -71,6 +71,7 @@ UNIT_PREFIX = "co2unit-"
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
 MAX_FIELDS = 64
 RECENT_PINGS = 20
+CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 DATABASE_PATIENCE = 60                  # seconds between attempts, at most, when an import fails
 
 log = logging.getLogger("co2d")
@@ -438,7 +439,7 @@ class Station:
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
         self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
         self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
-        self.started = clock()
+        self.started = self._latest = clock()
         self._lock = threading.Lock()
         self.counters: Dict[Tuple[str, Labels], float] = Counter()    # type: ignore[assignment]
         self.changed: Set[str] = set()
@@ -459,6 +460,15 @@ class Station:
         with self._lock:
             self.counters["co2d_syncs_total", ()] += 1
             self.counters["co2d_sync_seconds_total", ()] += time.monotonic() - began
+
+    def now(self) -> float:
+        """UTC seconds. A clock that went back is logged: it dates pings and replaced bytes."""
+        now = self.clock()
+        with self._lock:
+            back, self._latest = self._latest - now, now
+        if back > CLOCK_SLACK:
+            log.warning("the clock went back by %.0f s", back)
+        return now
 
     def count(self, name: str, amount: float = 1, **labels: Any) -> None:
         """Add to a counter of /metrics."""
@@ -502,13 +512,21 @@ class Station:
 
     def reserve(self, unit: str, end: int, length: int) -> None:
         """Refuse a chunk that would exceed a quota or fill the disk."""
-        settings, usage = self.settings, self._usage_of(unit)
+        settings = self.settings
         if not self.has_room():
             raise Refused(507, "less than %g %% of the disk is free" % settings.keep_free)
         if end > settings.max_file:
             raise Refused(507, "file would exceed %d bytes" % settings.max_file)
-        if usage.bytes + length > settings.max_unit_bytes or usage.files >= settings.max_unit_files:
+        if self._is_over_quota(unit, length) and self._is_over_quota(unit, length, recount=True):
             raise Refused(507, "unit would exceed %d bytes or %d files" % (settings.max_unit_bytes, settings.max_unit_files))
+
+    def _is_over_quota(self, unit: str, length: int, recount: bool = False) -> bool:
+        """`recount`: files may have been removed since we counted."""
+        if recount:
+            with self._lock:
+                self._usage.pop(unit, None)
+        usage = self._usage_of(unit)
+        return usage.bytes + length > self.settings.max_unit_bytes or usage.files >= self.settings.max_unit_files
 
     def has_room(self) -> bool:
         """Whether the disk has more free than is kept back. A data directory that was removed is made again."""
@@ -816,13 +834,15 @@ def check_disk(station: Station) -> List[str]:
     """Write, sync and remove a file where uploads go; what is wrong."""
     probe = os.path.join(station.settings.data_dir, ".probe-%d" % threading.get_ident())
     try:
+        full = not station.has_room()
         with open(probe, "wb", buffering=0) as file:
             file.write(b"probe")
             station.sync(file.fileno())
-        os.unlink(probe)
-        full = not station.has_room()
     except OSError as error:
         return ["data_dir: %s" % error]
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(probe)
     return ["data_dir: less than %g %% is free" % station.settings.keep_free] if full else []
 
 
@@ -1309,7 +1329,7 @@ def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext
         if tls:
             connection.start_tls(tls)
         request = connection.read_request()
-        request = connection.read_body(request)._replace(now=station.clock())
+        request = connection.read_body(request)._replace(now=station.now())
         response = respond(station, request)
     except Refused as refused:
         response = refused.response()

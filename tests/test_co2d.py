@@ -170,6 +170,21 @@ def test_quotas_refuse_a_chunk_and_leave_what_is_there(tmp_path, changes, offset
     assert stored(station, "co2unit-1", "data", "readings", "readings-0000.tsv") == b"12345678"
 
 
+def test_files_that_are_removed_make_room_in_the_quota(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, max_unit_bytes=10))
+    assert ask(station, "PUT", PUSH + "?offset=0", b"12345678").status == 200
+    assert ask(station, "PUT", PUSH + "?offset=8", b"hello").status == 507
+    os.unlink(os.path.join(station.settings.data_dir, "co2unit-1", "data", "readings", "readings-0000.tsv"))
+    assert ask(station, "PUT", PUSH + "?offset=0", b"hello").status == 200
+
+
+def test_a_clock_that_goes_back_is_logged(tmp_path, caplog):
+    times = iter([NOW, NOW + 50, NOW - 3600, NOW - 3595])
+    station = co2d.Station(make_settings(tmp_path), clock=lambda: next(times))
+    [station.now() for _ in range(3)]
+    assert [record.getMessage() for record in caplog.records] == ["the clock went back by 3650 s"]
+
+
 def test_units_that_are_not_listed_are_refused(tmp_path):
     station = co2d.Station(make_settings(tmp_path, units="co2unit-3* co2unit-7"))
     assert [ask(station, "POST", "/ou/co2unit-%s/alive" % unit).status for unit in ("3", "39", "7", "70", "1")] == [
@@ -301,6 +316,7 @@ def test_metrics_follow_the_text_format(station):
 def test_readiness_is_tried_on_the_disk(station):
     assert ask(station, "GET", "/readyz").status == 200
     os.rename(station.settings.data_dir, station.settings.data_dir + ".gone")
+    open(station.settings.data_dir, "w").close()
     assert ask(station, "GET", "/readyz").status == 503
 
 
