@@ -1085,15 +1085,21 @@ def install_update(data_dir: str, unit: str, name: str, files: Dict[str, bytes],
 
 def update_report(station: Station, units: Sequence[str]) -> Iterator[str]:
     """Per unit and update: published, fetched and whether completely, came back after it."""
-    fetched: Dict[Tuple[str, str], Dict[str, str]] = {}
-    for when, unit, name, path in _rows(station.var("fetches"), FETCH_MATCH, 4):
-        fetched.setdefault((unit, name), {})[path] = when
+    fetched = _fetched(station)
     pinged = {row[1]: row[0] for row in _rows(station.var("pings"), PING_MATCH, 5)}
     for unit in units:
         for name in _listed(station, unit):
             with seqfile.open_directory(station.settings.data_dir, [unit, "updates", name]) as directory:
                 expected, published = set(update_files(directory)), os.fstat(directory).st_mtime
             yield _report_line(unit, name, published, expected, fetched.get((unit, name), {}), pinged.get(unit, ""))
+
+
+def _fetched(station: Station) -> Dict[Tuple[str, str], Dict[str, str]]:
+    """(unit, update) -> path -> when it was last taken."""
+    fetched: Dict[Tuple[str, str], Dict[str, str]] = {}
+    for when, unit, name, path in _rows(station.var("fetches"), FETCH_MATCH, 4):
+        fetched.setdefault((unit, name), {})[path] = when
+    return fetched
 
 
 def _report_line(unit: str, name: str, published: float, expected: Set[str], taken: Dict[str, str], pinged: str) -> str:
@@ -1143,28 +1149,37 @@ def publish(argv: Sequence[str]) -> int:
         else:
             _publish(station, arguments)
     except (Unpublishable, OSError) as error:
-        print("co2d: not published: %s" % error, file=sys.stderr)
+        print("co2d: nothing published: %s" % error, file=sys.stderr)
         return 1
     return 0
 
 
 def _publish(station: Station, arguments: argparse.Namespace) -> None:
-    files = _files_to_publish(arguments)
-    units = _units_to_publish(station, arguments)
-    data_dir = station.settings.data_dir
+    files, units, data_dir = _files_to_publish(arguments), _units_to_publish(station, arguments), station.settings.data_dir
     if arguments.withdraw:
-        for unit in units:
-            with seqfile.open_directory(data_dir, [unit, "updates"]) as updates:
-                os.rename(arguments.withdraw, ".withdrawn-" + arguments.withdraw, src_dir_fd=updates, dst_dir_fd=updates)
-                os.fsync(updates)
-            print("%s: %s withdrawn" % (unit, arguments.withdraw))
+        _withdraw(data_dir, units, arguments.withdraw)
         return
     plan = [(unit, arguments.name or next_update_name(_visible(data_dir, unit), station.clock())) for unit in units]
+    waiting = {unit: max(_listed(station, unit), default="") for unit in units}
     for dry_run in ([True] if arguments.dry_run else [True, False]):    # all or nothing, as far as that can be known
         for unit, name in plan:
             install_update(data_dir, unit, name, files, dry_run)
+    fetched = _fetched(station)
     for unit, name in plan:
         print("%s: %s %s, %d files" % (unit, name, "would be published" if arguments.dry_run else "published", len(files)))
+        if waiting[unit] and (unit, waiting[unit]) not in fetched:
+            print("co2d: warning: %s has not fetched %s yet, and now will not: a unit takes the last update only"
+                  % (unit, waiting[unit]), file=sys.stderr)
+
+
+def _withdraw(data_dir: str, units: Sequence[str], name: str) -> None:
+    for unit in units:
+        if name not in _visible(data_dir, unit):
+            raise Unpublishable("%s has no update %s to withdraw" % (unit, name))
+        with seqfile.open_directory(data_dir, [unit, "updates"]) as updates:
+            os.rename(name, ".withdrawn-" + name, src_dir_fd=updates, dst_dir_fd=updates)
+            os.fsync(updates)
+        print("%s: %s withdrawn" % (unit, name))
 
 
 def _files_to_publish(arguments: argparse.Namespace) -> Dict[str, bytes]:

@@ -1,0 +1,152 @@
+"""`co2d.py publish`: what may reach a unit, and how a unit over HTTP takes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+
+import pytest
+
+import co2d
+import fipy
+
+UNIT = "co2unit-30aea42a50bc"
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A station with one known unit, a server, and a directory with an update."""
+    settings = dataclasses.replace(co2d.Settings(), data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"), port=0,
+                                   db=str(tmp_path / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
+    station = co2d.Station(settings)
+    os.makedirs(os.path.join(settings.data_dir, UNIT))
+    (tmp_path / "new" / "flash" / "lib").mkdir(parents=True)
+    (tmp_path / "new" / "flash" / "lib" / "x.py").write_text("x = 1\n")
+    (tmp_path / "new" / "flash" / "main.py").write_text("print()\n")
+    server = co2d.Server(station)
+    server.start()
+    yield station, server, tmp_path
+    server.stop()
+
+
+def publish(place, *arguments):
+    station, _, tmp_path = place
+    return co2d.publish([*map(str, arguments), "--data-dir", station.settings.data_dir, "--var-dir", station.settings.var_dir])
+
+
+def unit_of(place, **options):
+    return fipy.Unit(UNIT, str(place[2] / "card"), ["http://127.0.0.1:%d" % place[1].port], **options)
+
+
+def report(place):
+    return list(co2d.update_report(place[0], [UNIT]))
+
+
+def test_a_published_update_is_taken_once_and_the_report_says_so(place, capsys):
+    assert publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a") == 0
+    assert capsys.readouterr().out == UNIT + ": update-2026-11-22a published, 2 files\n"
+    assert report(place)[0].endswith("\tnot fetched")
+    unit = unit_of(place)
+    assert unit.sync().error is None
+    assert unit.flash == {"main.py": b"print()\n", "lib/x.py": b"x = 1\n"}
+    assert "\tcomplete " in report(place)[0] and "\tcame back " in report(place)[0]
+    assert [request for request in unit.sync().requests if "update-2026" in request.target] == []
+
+
+def test_a_nickname_and_a_server_are_changed_by_a_patch(place):
+    other = "http://127.0.0.1:%d/secret" % place[1].port
+    assert publish(place, UNIT, "--nickname", "varanger-04", "--sync-dest", other) == 0
+    unit = unit_of(place, nickname="varanger-03")
+    unit.sync()
+    assert (unit.nickname, unit.urls) == ("varanger-04", [other])
+
+
+@pytest.mark.parametrize("files, complaint", [
+    ({}, "it is empty"),
+    ({"boot.py": "x"}, "boot.py: only flash/ and conf-patch/ go to units"),
+    ({"data/readings/x.tsv": "x"}, "only flash/ and conf-patch/ go to units"),
+    ({"conf-patch/a.json": "{"}, "conf-patch/a.json: no JSON"),
+    ({"conf-patch/a.json": "[1]"}, "a patch is a .json file with one object"),
+    ({"conf-patch/a.txt": "{}"}, "a patch is a .json file with one object"),
+    ({"conf-patch/a.json": '{"sync_dest": "lab.example.org"}'}, "is not a URL that a unit could reach"),
+    ({"flash/.hidden": "x"}, "units cannot ask for"),
+    ({"flash/my file.py": "x"}, "units cannot ask for"),
+    ({"flash/big.bin": "x" * (1 << 20) + "x"}, "a unit can take"),
+])
+def test_what_must_not_reach_a_unit_is_refused(place, capsys, files, complaint):
+    directory = place[2] / "bad"
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(content)
+    assert publish(place, UNIT, directory) == 1
+    assert complaint in capsys.readouterr().err
+    assert report(place) == []
+
+
+@pytest.mark.parametrize("arguments, complaint", [
+    ([], "which directory"), (["co2unit-ffff", "DIR"], "no such unit: co2unit-ffff"), (["DIR"], "for which units"),
+    ([UNIT, "DIR", "--name", "2026"], "must start with update-"), ([UNIT, "DIR", "--name", "update-../x"], "must start with update-"),
+    ([UNIT, "--sync-dest", "ftp://x"], "is not a URL"), ([UNIT, "nowhere"], "nowhere"), ([UNIT, "--withdraw", "update-1"], "update-1"),
+])
+def test_wrong_arguments_are_named_and_publish_nothing(place, capsys, arguments, complaint):
+    assert publish(place, *[str(place[2] / "new") if word == "DIR" else word for word in arguments]) == 1
+    assert complaint in capsys.readouterr().err
+    assert report(place) == []
+
+
+def test_a_name_must_sort_after_the_latest(place, capsys):
+    assert publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22b") == 0
+    assert publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a") == 1
+    assert "must start with update- and sort after update-2026-11-22b" in capsys.readouterr().err
+
+
+def test_names_follow_the_date_and_the_letter():
+    assert co2d.next_update_name([], 1_795_305_600) == "update-2026-11-22a"
+    assert co2d.next_update_name(["update-2026-11-22a"], 1_795_305_600) == "update-2026-11-22b"
+    with pytest.raises(co2d.Unpublishable):
+        co2d.next_update_name(["update-2027"], 1_795_305_600)
+
+
+def test_an_update_that_was_not_fetched_is_warned_about_when_another_supersedes_it(place, capsys):
+    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a")
+    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22b")
+    assert "has not fetched update-2026-11-22a yet" in capsys.readouterr().err
+    unit_of(place).sync()
+    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22c")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_withdrawn_update_is_not_listed_any_more(place):
+    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a")
+    assert publish(place, UNIT, "--withdraw", "update-2026-11-22a") == 0
+    unit = unit_of(place)
+    assert unit.sync().error is None and unit.flash == {}
+
+
+def test_a_dry_run_changes_nothing(place, capsys):
+    assert publish(place, UNIT, place[2] / "new", "--dry-run") == 0
+    assert "would be published" in capsys.readouterr().out
+    assert not os.path.exists(os.path.join(place[0].settings.data_dir, UNIT, "updates"))
+
+
+def test_no_unit_ever_sees_a_half_of_an_update(place):
+    station, _, tmp_path = place
+    for n in range(60):
+        (tmp_path / "new" / "flash" / ("f%02d.py" % n)).write_text("x = %d\n" % n)
+    seen, stop = set(), threading.Event()
+
+    def look():
+        while not stop.is_set():
+            request = co2d.parse_head(b"GET /ou/%s/updates/update-2026-11-22a?recursive=True HTTP/1.0\r\n\r\n" % UNIT.encode())
+            response = co2d.respond(station, request)
+            seen.add(len(json.loads(response.body)) if response.status == 200 else 0)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    publish(place, UNIT, tmp_path / "new", "--name", "update-2026-11-22a")
+    stop.set()
+    thread.join()
+    assert seen <= {0, 62}
