@@ -83,8 +83,7 @@ def daemon(directory: str, *options: str) -> Iterator[Tuple[int, int]]:
     """co2d on a free port: (port, pid)."""
     command = [sys.executable, os.path.join(PROJECT, "co2d.py"), "--listen", "127.0.0.1", "--port", "0", "--data-dir",
                os.path.join(directory, "data"), "--var-dir", os.path.join(directory, "var"), "--quiet", "yes", *options]
-    environ = {**os.environ, "CO2D_CONF": os.devnull}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, universal_newlines=True, env=environ)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, universal_newlines=True)
     try:
         assert process.stderr is not None
         found = re.search(r"listens on [^ ]*:([0-9]+)", process.stderr.readline())
@@ -299,14 +298,22 @@ def bench_http(directory: str) -> None:
 # -- import -----------------------------------------------------------------------------------------------------------
 
 
+# Between us and the command, because a child's peak memory counts from its parent's at the fork.
+TIMED = """
+import resource, subprocess, sys, time
+began = time.monotonic()
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, status)
+"""
+
+
 def run_timed(*command: str) -> Tuple[float, float]:
     """Seconds and peak memory in MB of a command that must succeed."""
-    began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "CO2D_CONF": os.devnull})
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.WEXITSTATUS(status)
-    assert process.returncode == 0, command
-    return time.monotonic() - began, usage.ru_maxrss / 1024
+    done = subprocess.run([sys.executable, "-S", "-c", TIMED, *command], stdout=subprocess.PIPE, check=True,
+                          universal_newlines=True)
+    seconds, peak, status = done.stdout.split()
+    assert status == "0", command
+    return float(seconds), float(peak)
 
 
 def dot_import(directory: str) -> Optional[float]:
@@ -394,23 +401,13 @@ def fill(db: sqlite3.Connection, units: int, days: int, raw_days: int, last_day:
 
 def time_views(path: str, note: str) -> None:
     """Every view as a command, beside the interpreter's start with the same imports."""
-    environ = {**os.environ, "COLUMNS": "80", "LINES": "24", "CO2D_CONF": os.devnull}
-    bare = min(best_of(5, [sys.executable, "-c", "import sys; sys.path[:0] = [%r]; import plot_ascii" % PROJECT], environ) for _ in (1,))
+    start = "import sys; sys.path[:0] = [%r]; import plot_ascii" % PROJECT
+    bare = min(run_timed(sys.executable, "-c", start)[0] for _ in range(7))
     say(Figure("views on %s: start with imports" % note, "%.0f ms" % (bare * 1000)))
     for view in ("co2", "pings", "status", "signal", "errors", "gaps"):
-        seconds = best_of(5, [sys.executable, os.path.join(PROJECT, "plot_ascii.py"), view, "--db", path], environ)
-        _, peak = run_timed(sys.executable, os.path.join(PROJECT, "plot_ascii.py"), view, "--db", path)
+        runs = [run_timed(sys.executable, os.path.join(PROJECT, "plot_ascii.py"), view, "--db", path) for _ in range(7)]
+        seconds, peak = min(seconds for seconds, _ in runs), max(peak for _, peak in runs)
         say(Figure("  " + view, "%.0f ms" % (seconds * 1000), "%.1f x the start, peak %.0f MB" % (seconds / bare, peak)))
-
-
-def best_of(times: int, command: Sequence[str], environ: Dict[str, str]) -> float:
-    """Seconds of the fastest run."""
-    seconds = []
-    for _ in range(times):
-        began = time.monotonic()
-        subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, check=True)
-        seconds.append(time.monotonic() - began)
-    return min(seconds)
 
 
 def bench_views(directory: str) -> None:
@@ -434,6 +431,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="sections to run (default: all)")
     arguments = parser.parse_args(argv)
+    os.environ.update(CO2D_CONF=os.devnull, COLUMNS="80", LINES="24")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)             # as on a machine where it has run before
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print("%s, %d cores, Python %s, SQLite %s, %s" % (platform.machine(), os.cpu_count() or 0, platform.python_version(),
