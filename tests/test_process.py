@@ -1,0 +1,290 @@
+"""co2d as a process: signals, systemd, TLS, installation, backup. Each test runs the real daemon."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import fipy
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CO2D = os.path.join(PROJECT, "co2d.py")
+
+
+class Daemon:
+    """co2d in a directory of its own; `log` is what it has said so far."""
+
+    def __init__(self, directory, *options, command=(), pass_fds=(), **environ):
+        self.directory = str(directory)
+        self.data, self.var = os.path.join(self.directory, "data"), os.path.join(self.directory, "var")
+        self.process = subprocess.Popen(
+            [*command, sys.executable, CO2D, "--listen", "127.0.0.1", "--port", "0", "--data-dir", self.data, "--var-dir", self.var,
+             *options], stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, "CO2D_CONF": os.devnull, **environ},
+            pass_fds=pass_fds)
+        self.lines = []
+        self.ready = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self.ready.wait(20), self.log
+        self.port = int(re.search(r"listens on [^ ]*:([0-9]+)", self.log)[1])
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if "listens on" in line:
+                self.ready.set()
+        self.ready.set()
+
+    @property
+    def log(self):
+        return "".join(self.lines)
+
+    def waits_for(self, pattern, seconds=10):
+        end = time.monotonic() + seconds
+        while not re.search(pattern, self.log) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert re.search(pattern, self.log), self.log
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def make(*options, **more):
+        started.append(Daemon(tmp_path, *options, **more))
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+
+
+def ask(port, request):
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        sock.sendall(request)
+        return read_all(sock)
+
+
+def read_all(sock):
+    received = b""
+    while True:
+        data = sock.recv(65536)
+        if not data:
+            return received
+        received += data
+
+
+PING = b"POST /ou/co2unit-1/alive?site_code=x HTTP/1.0\r\n\r\n"
+
+# -- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_request_is_finished_before_the_daemon_ends_well(start, number):
+    one = start()
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+        sock.sendall(b"PUT /ou/co2unit-1/push-sequential/data/x.tsv?offset=0 HTTP/1.0\r\nContent-Length: 5\r\n\r\nhe")
+        time.sleep(0.3)
+        one.process.send_signal(number)
+        one.waits_for("stopping")
+        sock.sendall(b"llo")
+        assert read_all(sock).startswith(b"HTTP/1.1 200 OK")
+    assert one.process.wait(30) == 0
+    assert "Traceback" not in one.log
+
+
+def test_a_taken_port_is_one_clear_line(start, tmp_path):
+    one = start()
+    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", one.data,
+                           "--var-dir", one.var], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "cannot start" in done.stderr
+
+
+def test_a_reload_takes_new_limits_and_keeps_the_old_ones_when_the_file_is_bad(start, tmp_path):
+    config = tmp_path / "co2d.conf"
+    config.write_text("[co2d]\nunits = nobody\n")
+    one = start("--config", str(config))
+    assert b" 403 " in ask(one.port, PING)[:15]
+    config.write_text("[co2d]\nunits = *\nport = 1\n")
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reloaded")
+    assert b" 200 " in ask(one.port, PING)[:15]
+    config.write_text("[co2d]\nunit = x\n")
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for(r"reload refused, the old settings stay: .*co2d\.conf:2: unknown setting 'unit'")
+    assert b" 200 " in ask(one.port, PING)[:15]
+
+
+# -- systemd ----------------------------------------------------------------------------------------------------------
+
+
+def test_systemd_hears_of_start_reload_watchdog_and_stop(start, tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        listener.settimeout(20)
+        one = start(NOTIFY_SOCKET=path, WATCHDOG_USEC="400000")
+        assert listener.recv(1000).startswith(b"READY=1\nSTATUS=listens on port ")
+        assert listener.recv(1000) == b"WATCHDOG=1"
+        one.process.send_signal(signal.SIGHUP)
+        heard = [listener.recv(1000) for _ in range(6)]
+        assert any(message.startswith(b"RELOADING=1\nMONOTONIC_USEC=") for message in heard) and b"READY=1" in heard
+        one.process.send_signal(signal.SIGTERM)
+        while heard[-1] != b"STOPPING=1":
+            heard.append(listener.recv(1000))
+
+
+def test_the_watchdog_is_not_fed_when_nothing_can_be_written(start, tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        listener.settimeout(1)
+        one = start(NOTIFY_SOCKET=path, WATCHDOG_USEC="200000")
+        os.rename(one.data, one.data + ".gone")
+        open(one.data, "w").close()
+        one.waits_for("watchdog: data_dir: ")
+        with pytest.raises(socket.timeout):
+            while True:
+                listener.recv(1000)
+
+
+def test_with_socket_activation_a_restart_under_load_refuses_nobody(start):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
+    port, fd, replies, stop = listener.getsockname()[1], listener.fileno(), [], threading.Event()
+    shell = ["/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&%d' % fd, "sh"]
+
+    def client():
+        while not stop.is_set():
+            replies.append(ask(port, PING)[:15])
+
+    one = start("--quiet", "yes", command=shell, pass_fds=[fd])
+    clients = [threading.Thread(target=client) for _ in range(6)]
+    [thread.start() for thread in clients]
+    for _ in range(2):
+        time.sleep(0.5)
+        assert one.stop() == 0
+        one = start("--quiet", "yes", command=shell, pass_fds=[fd])
+    time.sleep(0.3)
+    stop.set()
+    [thread.join() for thread in clients]
+    listener.close()
+    assert set(replies) == {b"HTTP/1.1 200 OK"} and len(replies) > 50
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_the_unit_is_hardened(tmp_path):
+    unit = tmp_path / "co2d.service"
+    unit.write_text(subprocess.run([sys.executable, CO2D, "--print-unit"], stdout=subprocess.PIPE, check=True,
+                                   universal_newlines=True).stdout)
+    done = subprocess.run(["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True)
+    found = re.search(r"Overall exposure level for co2d.service: ([0-9.]+)", done.stdout)
+    if not found:
+        pytest.skip("this systemd-analyze cannot work offline")
+    assert float(found[1]) <= 1.6
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
+                    "-subj", "/CN=localhost"], check=True, stderr=subprocess.DEVNULL)
+    return ["--tls-cert", cert, "--tls-key", key]
+
+
+def test_a_unit_syncs_over_tls_while_silent_clients_hold_nobody(start, certificate, tmp_path):
+    one = start(*certificate)
+    silent = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(20)]
+    unit = fipy.Unit("co2unit-1", str(tmp_path / "card"), ["https://127.0.0.1:%d" % one.port])
+    unit.measure(days=2)
+    session = unit.sync()
+    assert session.error is None and session.finished
+    [sock.close() for sock in silent]
+    assert ask(one.port, PING).startswith(b"HTTP/1.1 400 ")
+
+
+def test_plain_http_on_the_tls_port_can_be_allowed(start, certificate):
+    assert ask(start(*certificate, "--tls-only", "no").port, PING).startswith(b"HTTP/1.1 200 ")
+
+
+# -- logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_one_line_and_a_secret_is_in_none(start):
+    one = start("--secret", "opensesame")
+    ask(one.port, b"POST /opensesame/ou/co2unit-1/alive?site_code=a\xc2\x85b HTTP/1.0\r\n\r\n")
+    ask(one.port, b"POST /opensesane/ou/co2unit-1/alive HTTP/1.0\r\n\r\n")
+    socket.create_connection(("127.0.0.1", one.port)).close()
+    one.waits_for('"POST /.*404')
+    assert "opensesam" not in one.log and "opensesan" not in one.log and "Traceback" not in one.log
+    assert "site_code=a\\x85b" in one.log
+
+
+# -- installation, backup ---------------------------------------------------------------------------------------------
+
+
+def make(*arguments, cwd=PROJECT):
+    return subprocess.run(["make", "-s", "PYTHON=" + sys.executable, *arguments], cwd=cwd, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True, env={**os.environ, "CO2D_CONF": os.devnull})
+
+
+def test_install_puts_a_working_tree_in_place_and_uninstall_takes_it_away(tmp_path):
+    root = str(tmp_path / "root")
+    done = make("install", "DESTDIR=" + root)
+    assert done.returncode == 0, done.stdout
+    script = root + "/usr/local/lib/co2d/co2d.py"
+    version = subprocess.run([root + "/usr/local/bin/co2d", "--version"], stdout=subprocess.PIPE, universal_newlines=True)
+    assert version.stdout.startswith("co2d ")
+    with open(root + "/usr/local/lib/systemd/system/co2d.service") as file:
+        unit = file.read()
+    assert "/usr/local/lib/co2d/co2d.py --config /etc/co2d.conf" in unit and root not in unit and "/var/lib/co2d/var" in unit
+    assert make("uninstall", "DESTDIR=" + root).returncode == 0
+    assert not os.path.exists(script) and os.path.exists(root + "/etc/co2d.conf")
+
+
+def test_a_backup_of_a_running_station_is_restored_and_the_units_go_on(start, tmp_path):
+    one = start()
+    unit = fipy.Unit("co2unit-1", str(tmp_path / "card"), ["http://127.0.0.1:%d" % one.port])
+    unit.measure(days=3)
+    assert unit.sync().finished
+    config, backup = tmp_path / "co2d.conf", tmp_path / "backup"
+    config.write_text("[co2d]\ndata_dir = %s\nvar_dir = %s\n" % (one.data, one.var))
+    environ = {**os.environ, "CO2D_CONF": str(config)}
+    done = subprocess.run(["make", "-s", "backup", "BACKUP=%s" % backup, "PYTHON=" + sys.executable], cwd=PROJECT, env=environ,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    assert done.returncode == 0, done.stdout
+    unit.measure(days=1)
+    assert unit.sync().finished                                 # acknowledged after the backup, then the disk dies
+    assert one.stop() == 0
+    shutil.rmtree(one.data)
+    shutil.rmtree(one.var)
+    shutil.copytree(str(backup / "remote_data"), one.data)
+    shutil.copytree(str(backup / "var"), one.var)
+    again = start()
+    unit.urls = ["http://127.0.0.1:%d" % again.port]
+    unit.measure(days=1)
+    session = unit.sync()
+    assert session.error is None and session.finished
+    with open(os.path.join(again.data, "co2unit-1", "data", "readings", "readings-0000.tsv"), "rb") as file:
+        assert file.read() == unit.read("readings-0000.tsv")
