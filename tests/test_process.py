@@ -167,19 +167,20 @@ def test_with_socket_activation_a_restart_under_load_refuses_nobody(start):
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
     port, fd, replies, stop = listener.getsockname()[1], listener.fileno(), [], threading.Event()
-    shell = ["/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&%d' % fd, "sh"]
+    systemd = [sys.executable, "-c", "import os, sys; os.dup2(%d, 3); os.environ.update(LISTEN_PID=str(os.getpid()), "
+               "LISTEN_FDS='1'); os.execv(sys.argv[1], sys.argv[1:])" % fd]
 
     def client():
         while not stop.is_set():
             replies.append(ask(port, PING)[:15])
 
-    one = start("--quiet", "yes", command=shell, pass_fds=[fd])
+    one = start("--quiet", "yes", command=systemd, pass_fds=[fd])
     clients = [threading.Thread(target=client) for _ in range(6)]
     [thread.start() for thread in clients]
     for _ in range(2):
         time.sleep(0.5)
         assert one.stop() == 0
-        one = start("--quiet", "yes", command=shell, pass_fds=[fd])
+        one = start("--quiet", "yes", command=systemd, pass_fds=[fd])
     time.sleep(0.3)
     stop.set()
     [thread.join() for thread in clients]
