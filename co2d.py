@@ -202,8 +202,12 @@ def read_config(file: str) -> Dict[str, Any]:
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise BadConfig("%s: %s" % (file, " ".join(str(error).split())))
     for section in parser.sections():
-        if section != "co2d":
+        if section not in ("co2d", "quality"):
             raise BadConfig("%s:%d: unknown section [%s], expected [co2d]" % (file, _line(text, r"\[" + section), section))
+    try:
+        importer.read_limits(file)
+    except importer.Unusable as error:
+        raise BadConfig(str(error))
     items = parser.items("co2d") if parser.has_section("co2d") else []
     base = os.path.dirname(os.path.abspath(file))
     return {name: _parse_setting(name, value, base, "%s:%d" % (file, _line(text, name))) for name, value in items}
@@ -225,10 +229,15 @@ def _parse_setting(name: str, text: str, base: str, where: str) -> Any:
     return os.path.join(base, value) if parse is path and value else value
 
 
+def config_file(arguments: argparse.Namespace) -> str:
+    """The configuration file in force, "" for none."""
+    beside = os.path.join(HERE, "co2d.conf")
+    return arguments.config or os.environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
+
+
 def load_settings(arguments: argparse.Namespace) -> Settings:
     """Defaults, then the configuration file, then the command line."""
-    beside = os.path.join(HERE, "co2d.conf")
-    file = arguments.config or os.environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
+    file = config_file(arguments)
     values = read_config(file) if file else {}
     for name in FIELDS:
         text = getattr(arguments, name, None)
@@ -238,7 +247,7 @@ def load_settings(arguments: argparse.Namespace) -> Settings:
     return dataclasses.replace(settings, db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
 
 
-def format_config(settings: Settings, example: bool = False) -> str:
+def format_config(settings: Settings, example: bool = False, limits: importer.Limits = importer.LIMITS) -> str:
     """The settings as a configuration file; in the example every line is commented out."""
     lines = ["# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
              "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config", "", "[co2d]"]
@@ -246,6 +255,8 @@ def format_config(settings: Settings, example: bool = False) -> str:
         note = " (restart to change)" if field.metadata["restart"] else ""
         lines += ["", "# " + field.metadata["help"] + note,
                   "%s%s = %s" % ("#" if example else "", name, _format_value(getattr(settings, name), example))]
+    lines += ["", "# limits of the quality rules, as importer.py explains them; ./importer.py rebuild applies them to all",
+              "[quality]", *["%s%s = %g" % ("#" if example else "", name, value) for name, value in limits._asdict().items()]]
     return "\n".join(lines) + "\n"
 
 
@@ -1702,6 +1713,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
         self.arguments, self.station = arguments, Station(settings)
+        self.station.archive = self.station.archive._replace(limits=importer.read_limits(config_file(arguments)))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.signals: List[int] = []
@@ -1811,7 +1823,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         arguments = make_parser().parse_args(argv)
         settings = load_settings(arguments)
         if arguments.print_config:
-            print(format_config(settings), end="")
+            print(format_config(settings, limits=importer.read_limits(config_file(arguments))), end="")
         elif arguments.print_unit:
             print(systemd_unit(arguments.print_unit, settings, arguments), end="")
         elif arguments.check_config:

@@ -145,22 +145,41 @@ class Archive(NamedTuple):
     data_dirs: Tuple[str, ...]
     var_dir: str
     db: str
+    limits: Limits = LIMITS
+
+
+def read_limits(file: str) -> Limits:
+    """The limits that section [quality] of an INI file sets; Unusable names what is wrong. A change counts for what is
+    imported from then on; `rebuild` applies it to all."""
+    said = _read_ini(file, "quality")
+    unknown = sorted(set(said) - set(Limits._fields))
+    if unknown:
+        raise Unusable("%s: [quality]: unknown limit %r; there are %s" % (file, unknown[0], ", ".join(Limits._fields)))
+    try:
+        return LIMITS._replace(**{name: type(getattr(LIMITS, name))(text) for name, text in said.items()})
+    except ValueError as error:
+        raise Unusable("%s: [quality]: %s" % (file, error))
+
+
+def _read_ini(file: str, section: str) -> Dict[str, str]:
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(file, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise Unusable(" ".join(str(error).split()))
+    return dict(parser[section]) if parser.has_section(section) else {}
 
 
 def locate(data_dirs: Optional[Sequence[str]] = None, var_dir: Optional[str] = None, db: Optional[str] = None,
            environ: Any = os.environ) -> Archive:
     """The archive: as given, else as co2d.conf says (CO2D_CONF, or beside this script), else beside this script."""
     file = environ.get("CO2D_CONF") or os.path.join(HERE, "co2d.conf")
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read(file, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise Unusable(" ".join(str(error).split()))
-    said = parser["co2d"] if parser.has_section("co2d") else {}
+    said = _read_ini(file, "co2d")
     base = os.path.dirname(os.path.abspath(file)) if said else HERE
     var = var_dir or os.path.join(base, said.get("var_dir", "var"))
     return Archive(tuple(data_dirs or [os.path.join(base, said.get("data_dir", "remote_data"))]), var,
-                   db or (os.path.join(base, said["db"]) if said.get("db") else os.path.join(var, "db.sqlite3")))
+                   db or (os.path.join(base, said["db"]) if said.get("db") else os.path.join(var, "db.sqlite3")),
+                   read_limits(file))
 
 
 class Source(NamedTuple):
@@ -1060,7 +1079,7 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
         sources = _current_deployments(find_sources(archive, unreadable))
     with _connected(archive.db) as db:
         db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE")
-        run = Import(db, now, progress=progress)
+        run = Import(db, now, archive.limits, progress)
         run.summary.unreadable = unreadable
         run.summary.disputed = _disputed(sources)
         run.release_future()
@@ -1142,7 +1161,7 @@ def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], No
     unreadable: List[Tuple[str, str]] = []
     try:
         sources = _current_deployments(find_sources(archive, unreadable))
-        summary = _build(new, sources, now, progress)
+        summary = _build(new, sources, now, progress, limits=archive.limits)
         summary.unreadable[:0] = unreadable
         summary.disputed = _disputed(sources)
         _swap_in(new, archive.db)
@@ -1155,12 +1174,12 @@ _FRESH = "PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous
 
 
 def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[Callable[[int], None]] = None,
-           ends: Optional[Dict[int, int]] = None) -> Summary:
+           ends: Optional[Dict[int, int]] = None, limits: Limits = LIMITS) -> Summary:
     """A database at `path` from nothing; `ends`: how far to read each source."""
     _remove(path)
     with _connected(path) as db:
         db.executescript(_FRESH + SCHEMA)
-        run = Import(db, now, progress=progress)
+        run = Import(db, now, limits, progress)
         run.everything = True
         for source in sorted(sources, key=lambda source: source.key):
             run.take_one(source, ends.get(source.id) if ends is not None else None)
@@ -1643,7 +1662,7 @@ def verify(archive: Archive) -> List[str]:
                      for account in ledger.values() if account[1] != account[2] + account[3]]
         now = (db.execute("SELECT at FROM last_import").fetchone() or (0,))[0]
         try:
-            _build(new, sources, now, ends={id: account[1] for id, account in ledger.items()})
+            _build(new, sources, now, ends={id: account[1] for id, account in ledger.items()}, limits=archive.limits)
             problems += _differences(db, new)
         finally:
             _remove(new)

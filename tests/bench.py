@@ -2,7 +2,7 @@
 """All figures of the product in one table, each beside a yardstick measured in the same run on the same machine.
 
 `make bench` runs everything; ``tests/bench.py http`` (or import, views) one section. The last output for comparison is
-kept in tests/bench.txt (``tests/bench.py --save``).
+kept in tests/bench.txt.
 """
 
 from __future__ import annotations

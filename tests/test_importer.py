@@ -868,3 +868,16 @@ def ask_everything(db, stays, spans, units, edges, end):
     importer.cadence(db, units[0], end)
     importer.fleet_state(db, end)
     importer.gaps(db, stays, edges[0], end)
+
+
+def test_limits_of_the_quality_rules_come_from_the_configuration(place, tmp_path):
+    config = tmp_path / "co2d.conf"
+    config.write_text("[co2d]\ndata_dir = remote_data\nvar_dir = var\n[quality]\nco2_low = 405\ntemp_high = 4\n")
+    archive = importer.locate(environ={"CO2D_CONF": str(config)})
+    place.readings(LINE)
+    importer.import_new(archive, now=NOW)
+    assert place.ask("SELECT co2, qc FROM co2_readings") == [(407.5, importer.QC_SOME_CO2 | importer.QC_TEMP_RANGE)]
+    for text, complaint in (("spikes = 3", "unknown limit 'spikes'"), ("spike = much", "could not convert")):
+        config.write_text("[quality]\n%s\n" % text)
+        with pytest.raises(importer.Unusable, match=complaint):
+            importer.locate(environ={"CO2D_CONF": str(config)})

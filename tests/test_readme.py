@@ -84,3 +84,16 @@ def test_commands_for_trouble_run(archive, command):
     done = subprocess.run([sys.executable, *command.split()], cwd=PROJECT, env={**os.environ, "CO2D_CONF": archive},
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def options_of(help_text):
+    """Option strings in the help of a command; -h, --help and settings of co2d.conf have no line of their own."""
+    found = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", help_text)) - {"--help"}
+    return found - {"--" + name.replace("_", "-") for name in co2d.FIELDS}
+
+
+@pytest.mark.parametrize("command", ["co2d.py", "co2d.py publish", "importer.py", "importer.py export", "plot_ascii.py"])
+def test_every_option_is_named(command):
+    done = subprocess.run([sys.executable, *command.split(), "--help"], cwd=PROJECT, stdout=subprocess.PIPE, check=True,
+                          universal_newlines=True)
+    assert sorted(option for option in options_of(done.stdout) if not re.search(r"(?<![\w-])%s\b(?!-)" % option, README)) == []
