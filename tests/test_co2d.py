@@ -500,3 +500,19 @@ def test_five_hundred_units_at_once_are_all_served(server):
     [thread.join() for thread in threads]
     assert replies == [b"HTTP/1.1 200 OK"] * 500
     assert len(os.listdir(one.station.settings.data_dir)) == 500
+
+
+def test_a_unit_that_calls_without_its_data_is_stuck_in_the_metrics(tmp_path):
+    import fipy
+    station = co2d.Station(make_settings(tmp_path), clock=lambda: NOW)
+    unit = fipy.Unit("co2unit-30aea42a50bc", str(tmp_path / "card"))
+    unit.measure(days=5)
+    end = (unit.now - fipy.datetime(1970, 1, 1)).total_seconds()
+    for name, content in unit.files().items():
+        ask(station, "PUT", "/ou/co2unit-30aea42a50bc/push-sequential/data/readings/%s?offset=0" % name, content, now=end)
+    for day in range(-5, 6):                                    # for five days it only calls
+        ask(station, "POST", "/ou/co2unit-30aea42a50bc/alive?site_code=x", now=end + day * 86400)
+    co2d.importer.import_new(station.archive, now=end + 5 * 86400)
+    metrics = ask(station, "GET", "/metrics", now=end + 5 * 86400 + 60).body.decode()
+    assert 'co2d_units{state="stuck"} 1' in metrics
+    assert 'co2d_units{state="ok"} 1' in ask(station, "GET", "/metrics", now=end + 60).body.decode()
