@@ -176,7 +176,7 @@ class Settings:
     max_unit_bytes: int = setting(1 << 30, size, "bytes of all files of one unit")
     max_unit_files: int = setting(10000, whole(1, 10 ** 9), "files of one unit")
     max_units: int = setting(10000, whole(1, 10 ** 9), "units")
-    keep_free: float = setting(1.0, percent, "percent of the disk that uploads leave free")
+    keep_free: float = setting(0.1, percent, "percent of the disk that uploads leave free")
     head_seconds: float = setting(30.0, seconds, "seconds from accept to the end of the request's head")
     request_seconds: float = setting(110.0, seconds, "seconds from accept to the end of the reply")
     threads: int = setting(512, whole(2, 100000), "requests served at the same time, at most", restart=True)
