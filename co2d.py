@@ -20,7 +20,7 @@ Threads, and where they meet:
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
     (seqfile)       one lock per upload directory; the ping log's two
-    Station.settings is replaced as a whole on reload, and read once per request
+    Station.settings is replaced as a whole on reload
 
 Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupted twice.
 """

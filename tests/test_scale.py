@@ -13,6 +13,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -148,8 +149,7 @@ def postgres(tmp_path):
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
     if not found:
         pytest.skip("PostgreSQL is not installed")
-    binaries, home = os.path.dirname(found[-1]), "/tmp/co2d-pg-%d" % os.getpid()
-    os.makedirs(home)
+    binaries, home = os.path.dirname(found[-1]), tempfile.mkdtemp(prefix="co2d-pg-")
     become = []
     if os.getuid() == 0:
         become = ["runuser", "-u", "postgres", "--"]
