@@ -19,7 +19,7 @@ Threads, and where they meet:
 
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
-    (seqfile)       one lock per upload directory; the ping log's two
+    (seqfile)       one lock per upload directory; the row logs' two each
     Station.settings is replaced as a whole on reload
 
 Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupted twice.
@@ -408,7 +408,7 @@ def _check_headers(headers: Dict[str, str], version: str) -> None:
 
 
 def _decode(raw: bytes) -> str:
-    return unquote_to_bytes(raw).decode("utf-8", "replace")
+    return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
 
 
 def _parse_query(query: bytes) -> List[Tuple[str, str]]:

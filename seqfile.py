@@ -26,8 +26,9 @@ that what is compared later comes from the disk: the kernel reports a lost page 
 nothing.
 
 Concurrency: all methods may be called from any thread. Each sequence directory has one lock, held while a chunk is
-compared, written and synced; a `RowLog` has one lock for writing and one for syncing, so that one sync serves all who
-wrote before it began. Symbolic links below the root are never followed: every step goes through an open directory.
+compared, written and synced; a `RowLog` has one for those who join a batch of rows and one for who writes and syncs it,
+so that one sync serves all who came during the one before. Symbolic links below the root are never followed: every step
+goes through an open directory.
 """
 
 from __future__ import annotations
@@ -583,46 +584,37 @@ def _save_memory(directory: int, memory: Memory) -> None:
 
 
 class _RowFile:
-    """The file of a `RowLog` that takes rows at present. `syncing` guards `synced` and `failed`."""
+    """The file of a `RowLog` that takes rows at present; used with the lock of the log held."""
 
     def __init__(self, path: str, sync: Sync) -> None:
         self.path, self._sync = path, sync
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
-        self.syncing = threading.Lock()
         self.failed = False
-        self.size = os.fstat(self.fd).st_size                   # guarded by the lock of the RowLog
-        self.synced = 0
+        self.size = os.fstat(self.fd).st_size
         try:
             _sync_directory(os.path.dirname(path))
             if self.size and os.pread(self.fd, 1, self.size - 1) != b"\n":
-                self.write_locked(b"\n")                        # a crash left half a row: the next starts a line
+                self._write(b"\n")                              # a crash left half a row: the next starts a line
         except OSError:
             os.close(self.fd)
             raise
 
-    def write_locked(self, row: bytes) -> int:
-        """Write a row; the size after it, to be handed to `make_durable`."""
+    def append(self, rows: bytes) -> None:
+        """Write rows and return when they are on disk."""
+        self._write(rows)
         try:
-            _write_all(self.fd, row, self.size)
+            self._sync(self.fd)
+        except OSError:
+            self.failed = True
+            raise
+
+    def _write(self, rows: bytes) -> None:
+        try:
+            _write_all(self.fd, rows, self.size)
         except OSError:
             os.ftruncate(self.fd, self.size)
             raise
-        self.size += len(row)
-        return self.size
-
-    def make_durable(self, size: int) -> None:
-        """Return when the first `size` bytes are on disk; one sync serves all who wrote before it began."""
-        with self.syncing:
-            if self.failed:
-                raise OSError("an earlier sync of %s failed" % self.path)
-            if self.synced < size:
-                covered = self.size
-                try:
-                    self._sync(self.fd)
-                except OSError:
-                    self.failed = True
-                    raise
-                self.synced = covered
+        self.size += len(rows)
 
     def is_current(self, size_limit: int) -> bool:
         """Whether more rows may go here: not full, not failed, and still the file of that name."""
@@ -633,39 +625,57 @@ class _RowFile:
         except FileNotFoundError:
             return False
 
-    def close_locked(self) -> None:
-        """Sync what is still waited for and close."""
-        try:
-            with contextlib.suppress(OSError):
-                self.make_durable(self.size)
-        finally:
-            os.close(self.fd)
+
+class _Batch:
+    """Rows that go to disk together, and what became of them: the path of their file, or an error."""
+
+    def __init__(self) -> None:
+        self.rows: List[bytes] = []
+        self.path = ""
+        self.error: Optional[OSError] = None
 
 
 class RowLog:
     """Appends rows (bytes that end in a newline) to a sequence of files in `directory`, durably and in order.
 
-    The lock guards `_file` and its size. After a failed sync the file is left as it is and the next row starts a new
-    one: a page that the kernel has lost would leave a hole in the middle.
+    A row joins the batch that waits. Who gets the lock for writing first writes and syncs the whole batch, so that one
+    write and one sync serve all who came while the batch before was on its way. After a failed sync the file is left as
+    it is and the next row starts a new one: a page that the kernel has lost would leave a hole in the middle.
     """
 
     def __init__(self, directory: str, match: Match, size_limit: int = FILE_SIZE, sync: Sync = fdatasync) -> None:
         self.directory, self.match, self.size_limit, self._sync = directory, match, size_limit, sync
+        self._joining = threading.Lock()                        # guards _waiting; never held during a system call
+        self._waiting = _Batch()
+        self._writing = threading.Lock()                        # guards _file
         self._file: Optional[_RowFile] = None
-        self._lock = threading.Lock()
 
     def append(self, row: bytes) -> str:
         """Write one row and return the path of its file when the row is on disk; OSError when that failed."""
-        with self._lock:
-            file = self._current_locked()
-            end = file.write_locked(row)
-        file.make_durable(end)
-        return file.path
+        with self._joining:
+            batch = self._waiting
+            batch.rows.append(row)
+        with self._writing:
+            if not (batch.path or batch.error):
+                with self._joining:
+                    self._waiting = _Batch()
+                self._commit_locked(batch)
+        if batch.error:
+            raise OSError(batch.error.errno, batch.error.strerror) from batch.error
+        return batch.path
 
     def close(self) -> None:
-        """Sync and close; a later `append` opens the file anew."""
-        with self._lock:
+        """Close the file; a later `append` opens it anew."""
+        with self._writing:
             self._drop_locked()
+
+    def _commit_locked(self, batch: _Batch) -> None:
+        try:
+            file = self._current_locked()
+            file.append(b"".join(batch.rows))
+            batch.path = file.path
+        except OSError as error:
+            batch.error = error
 
     def _current_locked(self) -> _RowFile:
         if self._file is None or not self._file.is_current(self.size_limit):
@@ -680,5 +690,5 @@ class RowLog:
     def _drop_locked(self) -> bool:
         file, self._file = self._file, None
         if file is not None:
-            file.close_locked()
+            os.close(file.fd)
         return file is not None and file.failed

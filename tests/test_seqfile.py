@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import threading
+import time
 from unittest import mock
 
 import pytest
@@ -500,26 +501,45 @@ def test_a_row_after_half_a_row_begins_a_line(tmp_path):
     assert (tmp_path / "readings-0000.tsv").read_bytes() == b"one\nhal\ntwo\n"
 
 
-def test_one_sync_serves_all_who_wrote_before_it(tmp_path):
-    entered, leave, calls = threading.Event(), threading.Event(), []
+def held_up_log(tmp_path, error=None):
+    """A log whose first sync takes until `leave` is set, 20 threads that append to it, and what became of their rows."""
+    entered, leave, calls, outcomes = threading.Event(), threading.Event(), [], []
 
     def sync(fd):
         calls.append(fd)
         if len(calls) == 1:
             entered.set()
             leave.wait(10)
+        elif error:
+            raise error
+
+    def append(row):
+        try:
+            outcomes.append(os.path.basename(rows.append(row)))
+        except OSError as refused:
+            outcomes.append(refused.errno)
 
     rows = seqfile.RowLog(str(tmp_path), MATCH, sync=sync)
-    threads = [threading.Thread(target=rows.append, args=(b"row\n",)) for _ in range(20)]
+    threads = [threading.Thread(target=append, args=(b"%02d\n" % n,)) for n in range(20)]
     threads[0].start()
     entered.wait(10)
     [thread.start() for thread in threads[1:]]
-    path = tmp_path / "readings-0000.tsv"
-    while path.stat().st_size < 80:
-        pass                                                    # all have written, and wait
+    while len(rows._waiting.rows) < 19:
+        time.sleep(0.001)                                       # all have joined, and wait
     leave.set()
     [thread.join() for thread in threads]
-    assert len(calls) <= 3
+    return calls, outcomes
+
+
+def test_one_sync_serves_all_who_came_during_the_one_before(tmp_path):
+    calls, outcomes = held_up_log(tmp_path)
+    assert len(calls) == 2 and outcomes == ["readings-0000.tsv"] * 20
+    assert sorted((tmp_path / "readings-0000.tsv").read_bytes().split()) == [b"%02d" % n for n in range(20)]
+
+
+def test_a_failed_sync_is_the_failure_of_all_whom_it_was_to_serve(tmp_path):
+    calls, outcomes = held_up_log(tmp_path, error=OSError(errno.EIO, "lost"))
+    assert len(calls) == 2 and sorted(outcomes, key=str) == [errno.EIO] * 19 + ["readings-0000.tsv"]
 
 
 def test_after_a_failed_sync_the_next_row_starts_a_new_file(tmp_path):
