@@ -28,10 +28,10 @@ Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupte
 from __future__ import annotations
 
 import argparse
-import configparser
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import fnmatch
 import ipaddress
 import json
@@ -50,7 +50,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 from urllib.parse import unquote_to_bytes
@@ -70,6 +69,7 @@ FETCH_MATCH = ("fetches-", ".tsv")      # UTC time, unit, update, path: what uni
 UNIT_PREFIX = "co2unit-"
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
 MAX_FIELDS = 64
+MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 DATABASE_PATIENCE = 60                  # seconds between attempts, at most, when an import fails
@@ -193,29 +193,16 @@ class BadConfig(Exception):
 
 
 def read_config(file: str) -> Dict[str, Any]:
-    """Settings from an INI file; BadConfig names file, line and reason."""
-    parser = configparser.ConfigParser(interpolation=None)
+    """Settings from a configuration file; BadConfig names file, line and reason."""
+    if not os.path.exists(file):
+        raise BadConfig("%s: no such file" % file)
     try:
-        with open(file, encoding="utf-8") as stream:
-            text = stream.read()
-        parser.read_string(text, file)
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise BadConfig("%s: %s" % (file, " ".join(str(error).split())))
-    for section in parser.sections():
-        if section not in ("co2d", "quality"):
-            raise BadConfig("%s:%d: unknown section [%s], expected [co2d]" % (file, _line(text, r"\[" + section), section))
-    try:
+        said = importer.read_ini(file)
         importer.read_limits(file)
     except importer.Unusable as error:
         raise BadConfig(str(error))
-    items = parser.items("co2d") if parser.has_section("co2d") else []
     base = os.path.dirname(os.path.abspath(file))
-    return {name: _parse_setting(name, value, base, "%s:%d" % (file, _line(text, name))) for name, value in items}
-
-
-def _line(text: str, start: str) -> int:
-    numbers = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*" + start, line, re.I)]
-    return numbers[0] if numbers else 1
+    return {name: _parse_setting(name, text, base, where) for name, (text, where) in said.get("co2d", {}).items()}
 
 
 def _parse_setting(name: str, text: str, base: str, where: str) -> Any:
@@ -331,7 +318,7 @@ def text_response(text: str, kind: str = "text/plain", headers: Headers = ()) ->
 # the target may hold raw spaces and UTF-8, because the units send nicknames as they are.
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ((?:https?://[^/?# ]+)?/[^\x00-\x1f\x7f]*) HTTP/([0-9])\.([0-9])\Z")
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ((?:https?://[^/?#\x00-\x20\x7f]+)?/[^\x00-\x1f\x7f]*) HTTP/([0-9])\.([0-9])\Z")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)[ \t]*\Z")
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?:^|[^\r])\n")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
@@ -403,6 +390,8 @@ def _check_headers(headers: Dict[str, str], version: str) -> None:
         raise Refused(400, "no Host")
     if headers.get("host") and not _HOST.match(headers["host"].encode("latin-1")):
         raise Refused(400, "malformed Host")
+    if version == "1.0":
+        headers.pop("expect", None)                             # RFC 9110, 10.1.1: such a client cannot read a 100
     if headers.get("expect", "100-continue").lower() != "100-continue":
         raise Refused(417, "unknown expectation")
 
@@ -597,7 +586,7 @@ def alive(station: Station, request: Request, unit: str) -> Response:
 def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
     """A chunk of a file; see seqfile for what becomes of it."""
     station.admit(unit)
-    if path[0] not in station.settings.upload_dirs.split() or len(path) < 2:
+    if path[0] not in station.settings.upload_dirs.split() or not 2 <= len(path) <= MAX_DEPTH:
         raise Refused(403, "uploads go below %s" % " or ".join(station.settings.upload_dirs.split()))
     offsets = [value for name, value in request.query if name == "offset"]
     if len(offsets) != 1 or not re.match(r"[0-9]{1,15}\Z", offsets[0]):
@@ -803,14 +792,20 @@ def published(max_age: int) -> Callable[..., Response]:
             body, changed = _read_file(station.var("pub"), path)
         except OSError:
             raise Refused(404, "no such file")
-        headers = (("Cache-Control", "max-age=%d" % max_age), ("Last-Modified", formatdate(int(changed), usegmt=True)))
+        headers = (("Cache-Control", "max-age=%d" % max_age), ("Last-Modified", http_date(changed)))
         if not _changed_since(request.headers.get("if-modified-since", ""), changed):
             return Response(304, headers=headers)
         return Response(200, body, mimetypes.guess_type(path[-1])[0] or "application/octet-stream", headers)
     return serve
 
 
+def http_date(now: float) -> str:
+    """UTC seconds as RFC 9110 wants them: Mon, 07 Oct 2019 03:23:39 GMT."""
+    return seqfile.utc(now, "%a, %d %b %Y %H:%M:%S GMT")         # in English: we leave LC_TIME alone
+
+
 def _changed_since(date: str, changed: float) -> bool:
+    from email.utils import parsedate_to_datetime               # 1 MB that the units never ask for
     try:
         return int(changed) > parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError, IndexError, OverflowError):
@@ -982,7 +977,7 @@ def strip_secret(secret: str, request: Request) -> Request:
     import hmac                                                 # brings 4 MB of OpenSSL
     given = request.path[0].encode()
     if hmac.compare_digest(given, secret.encode()) and len(request.path) > 1:
-        return request._replace(path=request.path[1:], target=request.target.replace("/" + secret, "", 1))
+        return request._replace(path=request.path[1:])
     if request.path[0] == "ou":
         raise Refused(404, "not found")
     return request
@@ -992,13 +987,14 @@ def respond(station: Station, request: Request) -> Response:
     """The answer to a well-formed request, whatever happens."""
     name = "none"
     try:
-        request = strip_secret(station.settings.secret, request)
-        name, endpoint, filled = route(request)
-        response = endpoint(station, request, **filled)
+        known = strip_secret(station.settings.secret, request)
+        name, endpoint, filled = route(known)
+        response = endpoint(station, known, **filled)
     except Refused as refused:
         response = refused.response()
     except Exception as error:                                  # one line, not a traceback: the log is read by grep
-        log.error("%s %s failed: %r at %s", request.method, request.target, error, _place(error))
+        log.error("%s %s failed: %r at %s", request.method, masked_target(station.settings.secret, request), error,
+                  _place(error))
         response = json_response({"error": "internal error"}, 500, repr(error))
     station.count("co2d_requests_total", route=name, status=response.status)
     return response
@@ -1252,6 +1248,8 @@ class Gone(Exception):
 # When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
 ACCEPT_TIMEOUT = struct.pack("@ll", 0, 500_000)                  # a struct timeval: how soon a stop is noticed
 PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0}
+LAST_WORDS = 2.0                        # seconds for a reply when the deadline is over, and for what comes after a refusal
+STOP_PATIENCE = 5.0                     # seconds that a stop leaves to those who have not sent their head
 
 
 class Connection:
@@ -1287,7 +1285,10 @@ class Connection:
     def start_tls(self, context: ssl.SSLContext) -> None:
         """Shake hands if the client begins to; plain HTTP goes on if it may."""
         self.sock.settimeout(self._remaining(self.settings.head_seconds))
-        if self.sock.recv(1, socket.MSG_PEEK) == b"\x16":
+        first = self.sock.recv(1, socket.MSG_PEEK)
+        if not first:
+            raise Gone("")
+        if first == b"\x16":
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
             self.sock.do_handshake()                            # the timeout is for the whole of it
         elif self.settings.tls_only:
@@ -1317,20 +1318,35 @@ class Connection:
         return request._replace(body=body)
 
     def send(self, data: bytes) -> None:
-        """Send all of a reply within the deadline."""
+        """Send all of a reply within the deadline; one that says the deadline is over has a moment of its own."""
         self.enter("reply")
-        self.sock.settimeout(self._remaining(self.settings.request_seconds))
-        self.sock.sendall(data)                                 # the timeout is for the whole of it
+        end = max(self.accepted + self.settings.request_seconds, self.since + LAST_WORDS)
+        while data:
+            self.sock.settimeout(max(0.001, end - time.monotonic()))
+            data = data[self.sock.send(data):]
 
     def linger(self) -> None:
         """Read away what is still coming: closing before would take the reply back from the client."""
         self.enter("linger")
+        self._farewell()
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
-            self.sock.settimeout(1.0)
-            for _ in range(64):
+            while time.monotonic() < self.since + LAST_WORDS:
+                self.sock.settimeout(LAST_WORDS / 2)
                 if not self.sock.recv(65536):
                     break
+
+    def close(self) -> None:
+        """End the connection."""
+        self._farewell()
+        self.sock.close()
+
+    def _farewell(self) -> None:
+        """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
+        if hasattr(self.sock, "unwrap"):
+            with contextlib.suppress(OSError, ValueError):      # said before, or nobody there to hear it
+                self.sock.setblocking(False)
+                self.sock.unwrap()
 
     def drop(self) -> None:
         """End the connection from another thread; its own notices and closes."""
@@ -1340,7 +1356,7 @@ class Connection:
 
 def encode(response: Response, now: float, with_body: bool = True) -> bytes:
     """A reply as it goes over the wire."""
-    head = ["HTTP/1.1 %d %s" % (response.status, HTTPStatus(response.status).phrase), "Date: " + formatdate(now, usegmt=True),
+    head = ["HTTP/1.1 %d %s" % (response.status, HTTPStatus(response.status).phrase), "Date: " + http_date(now),
             "Server: co2d", "Connection: close"]
     if response.status != 304:
         head += ["Content-Type: " + response.content_type, "Content-Length: %d" % len(response.body)]
@@ -1378,10 +1394,12 @@ def _log_request(station: Station, connection: Connection, request: Optional[Req
 
 def masked_target(secret: str, request: Request) -> str:
     """The target for the log; where a secret is expected, what stands in its place is not shown."""
-    known = {pattern[0] for _, pattern, _, _ in _PATTERNS}
-    if not secret or request.path[0] in known:
+    if not secret:
         return request.target
-    return "/*" + request.target[request.target.find("/", 1):] if "/" in request.target[1:] else "/*"
+    first, rest = request.path[0], request.path[1:]
+    known = {pattern[0] for _, pattern, _, _ in _PATTERNS}
+    query = request.target.partition("?")[1:]
+    return "".join(["/", "/".join([first if first in known else "*", *rest]), *query]).replace(secret, "*")
 
 
 class Server(socketserver.TCPServer):
@@ -1450,13 +1468,16 @@ class Server(socketserver.TCPServer):
         most, now = self.station.settings.threads, time.monotonic()
         with self._lock:
             held_up = sum(now - connection.since > self.held_up for connection in self._open)
-            for _ in range(min(2 * held_up + self.ready, most) - self._threads):
-                self._spawn_locked()
+            try:
+                for _ in range(min(2 * held_up + self.ready, most) - self._threads):
+                    self._spawn_locked()
+            except RuntimeError:                                # the system gives us no more
+                return True
             return self._threads >= most
 
     def _spawn_locked(self) -> None:
-        self._threads += 1
         threading.Thread(target=self._work, name="worker", daemon=True).start()
+        self._threads += 1
 
     def _work(self) -> None:
         try:
@@ -1470,12 +1491,17 @@ class Server(socketserver.TCPServer):
                 self._threads -= 1
 
     def _next_connection(self) -> Optional[Connection]:
-        """Wait for a connection; None when this thread is not needed any more."""
+        """Wait for a connection; None when this thread is not needed any more.
+
+        When we stop, those in the queue of our own socket are still served; an inherited one is left to our successor.
+        """
         with self._lock:
             self._idle += 1
         connection, waited = None, 0
         while not (connection or self._stopping.is_set() or (waited > self.idle_rounds and self._idle > self.ready)):
             connection, waited = self._accept(), waited + 1
+        if not connection and self._stopping.is_set() and not self.inherited:
+            connection = self._accept()
         with self._lock:
             self._idle -= 1
             if connection:
@@ -1507,7 +1533,7 @@ class Server(socketserver.TCPServer):
         finally:
             with self._lock:
                 self._open.pop(connection, None)
-            connection.sock.close()
+            connection.close()
 
     def drop_slowest(self, most: int) -> None:
         """End the connections that have been in their phase the longest beyond our patience."""
@@ -1521,19 +1547,20 @@ class Server(socketserver.TCPServer):
 
     def stop(self) -> None:
         """Finish running requests and those that wait in the kernel's queue, then close."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
-        deadline = time.monotonic() + self.station.settings.request_seconds
-        while self._threads and time.monotonic() < deadline:
+        if not self.inherited:
+            self.socket.setblocking(False)                      # workers take what waits, and nobody waits for more
+        began = time.monotonic()
+        while self._threads and time.monotonic() < began + self.station.settings.request_seconds:
             with self._lock:
-                late = [c for c in self._open if c.phase == "head" and time.monotonic() - c.since > 5]
+                late = [c for c in self._open if c.phase == "head" and time.monotonic() - c.since > STOP_PATIENCE]
             for connection in late:
                 connection.drop()
+            if time.monotonic() > began + STOP_PATIENCE:
+                self.socket.close()                             # whoever keeps coming is to come to our successor
             time.sleep(0.02)
-        self.socket.setblocking(False)
-        queued = None if self.inherited else self._accept()     # an inherited socket's queue is for our successor
-        while queued and time.monotonic() < deadline:
-            self._attend(queued)
-            queued = self._accept()
         self.server_close()
 
 
@@ -1615,7 +1642,7 @@ def notify(state: str) -> None:
     """Tell systemd, if it listens (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
             sock.sendall(state.encode())
 
@@ -1697,7 +1724,7 @@ WantedBy=multi-user.target
 
 def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -> str:
     """A complete systemd unit for this installation."""
-    paths = (HERE, settings.data_dir, settings.var_dir)
+    needed = (HERE, sys.executable, settings.data_dir, settings.var_dir)
     config = " --config " + os.path.abspath(arguments.config) if arguments.config else ""
     low_port = 0 < settings.port < 1024
     return SYSTEMD[kind] % {
@@ -1705,7 +1732,22 @@ def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -
         "data_dir": settings.data_dir, "var_dir": settings.var_dir,
         "listen": "%s:%d" % ("[%s]" % settings.listen if ":" in settings.listen else settings.listen, settings.port),
         "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
-        "home": "tmpfs" if any(path.startswith(("/home/", "/root/")) for path in paths) else "true"}
+        "home": "read-only" if any(path.startswith(("/home/", "/root/")) for path in needed) else "true"}
+
+
+def claim(directory: str) -> int:
+    """A lock on a data directory, held as long as the descriptor is open; OSError when another daemon holds it.
+
+    Two daemons would write the same files, each trusting what it remembers of them.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "another co2d uses it", directory)
+    except OSError as error:                                    # NFS locks no directories
+        log.warning("%s cannot be locked (%s): see that no other co2d uses it", directory, error)
+    return fd
 
 
 class Daemon:
@@ -1713,6 +1755,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
         self.arguments, self.station = arguments, Station(settings)
+        self.claim = claim(settings.data_dir)
         self.station.archive = self.station.archive._replace(limits=importer.read_limits(config_file(arguments)))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)

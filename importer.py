@@ -148,33 +148,66 @@ class Archive(NamedTuple):
     limits: Limits = LIMITS
 
 
+Ini = Dict[str, Dict[str, Tuple[str, str]]]
+
+
+def read_ini(file: str) -> Ini:
+    """section -> name -> (text, "file:line") of a configuration file, nothing of one that is not there; Unusable says
+    file, line and reason."""
+    parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any other
+    try:
+        with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
+            text = stream.read()
+        parser.read_string(text, file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unusable("%s: %s" % (file, getattr(error, "strerror", None) or error))
+    except configparser.Error as error:
+        raise Unusable("%s:%d: %s" % (file, *_ini_complaint(error)))
+    for section in parser.sections():
+        if section not in ("co2d", "quality"):
+            line = _ini_line(text, r"\[" + re.escape(section) + r"\]")
+            raise Unusable("%s:%d: unknown section [%s], expected [co2d]" % (file, line, section))
+    return {section: {name: (value, "%s:%d" % (file, _ini_line(text, re.escape(name) + r"\s*[=:]")))
+                      for name, value in parser.items(section)} for section in parser.sections()}
+
+
+def _ini_complaint(error: configparser.Error) -> Tuple[int, str]:
+    lines = getattr(error, "errors", None)                      # a ParsingError lists (line, text)
+    line = int(lines[0][0]) if lines else int(getattr(error, "lineno", None) or 1)
+    if isinstance(error, (configparser.DuplicateOptionError, configparser.DuplicateSectionError)):
+        return line, "%r is there twice" % (getattr(error, "option", None) or error.section)
+    missing = isinstance(error, configparser.MissingSectionHeaderError)
+    return line, "a [co2d] line must come first" if missing else "not a line like: name = value"
+
+
+def _ini_line(text: str, start: str) -> int:
+    numbers = [number for number, line in enumerate(text.splitlines(), 1) if re.match(start, line, re.I)]
+    return numbers[0] if numbers else 1
+
+
 def read_limits(file: str) -> Limits:
-    """The limits that section [quality] of an INI file sets; Unusable names what is wrong. A change counts for what is
-    imported from then on; `rebuild` applies it to all."""
-    said = _read_ini(file, "quality")
-    unknown = sorted(set(said) - set(Limits._fields))
-    if unknown:
-        raise Unusable("%s: [quality]: unknown limit %r; there are %s" % (file, unknown[0], ", ".join(Limits._fields)))
-    try:
-        return LIMITS._replace(**{name: type(getattr(LIMITS, name))(text) for name, text in said.items()})
-    except ValueError as error:
-        raise Unusable("%s: [quality]: %s" % (file, error))
+    """The limits that section [quality] of a configuration file sets; Unusable names what is wrong. A change counts for
+    what is imported from then on; `rebuild` applies it to all."""
+    return LIMITS._replace(**{name: _parse_limit(name, *said) for name, said in read_ini(file).get("quality", {}).items()})
 
 
-def _read_ini(file: str, section: str) -> Dict[str, str]:
-    parser = configparser.ConfigParser(interpolation=None)
+def _parse_limit(name: str, text: str, where: str) -> Any:
+    if name not in Limits._fields:
+        raise Unusable("%s: unknown limit %r; there are %s" % (where, name, ", ".join(Limits._fields)))
+    kind = type(getattr(LIMITS, name))
     try:
-        parser.read(file, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise Unusable(" ".join(str(error).split()))
-    return dict(parser[section]) if parser.has_section(section) else {}
+        return kind(text)
+    except ValueError:
+        raise Unusable("%s: %s: %r is not a number" % (where, name, text))
 
 
 def locate(data_dirs: Optional[Sequence[str]] = None, var_dir: Optional[str] = None, db: Optional[str] = None,
            environ: Any = os.environ) -> Archive:
     """The archive: as given, else as co2d.conf says (CO2D_CONF, or beside this script), else beside this script."""
     file = environ.get("CO2D_CONF") or os.path.join(HERE, "co2d.conf")
-    said = _read_ini(file, "co2d")
+    said = {name: text for name, (text, _) in read_ini(file).get("co2d", {}).items()}
     base = os.path.dirname(os.path.abspath(file)) if said else HERE
     var = var_dir or os.path.join(base, said.get("var_dir", "var"))
     return Archive(tuple(data_dirs or [os.path.join(base, said.get("data_dir", "remote_data"))]), var,

@@ -14,6 +14,8 @@ WELL_FORMED = [
     (b"GET http://example.org:80/a/b?c HTTP/1.1\r\nHost: example.org\r\n\r\n", ("GET", ("a", "b"))),
     (b"GET / HTTP/1.1\r\nHost: [::1]:8080\r\nX-Empty:\r\nX-Tab:\ta\tb \r\n\r\n", ("GET", ("",))),
     (b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0000000005\r\nExpect: 100-Continue\r\n\r\n", ("PUT", ("x",))),
+    (b"PUT /x HTTP/1.0\r\nExpect: 100-continue\r\n\r\n", ("PUT", ("x",))),
+    (b"PUT /x HTTP/1.0\r\nExpect: 200-ok\r\n\r\n", ("PUT", ("x",))),
     (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", ("GET", ("",))),
 ]
 
@@ -32,6 +34,7 @@ MALFORMED = [
     (b"GET / HTTPS/1.1\r\n", 400), (b"GET / HTTP/2.0\r\n", 505), (b"GET / HTTP/0.9\r\n", 505), (b"GET / HTTP/1.2\r\n", 505),
     (b"G@T / HTTP/1.0\r\n", 400), (b"get / HTTP/1.0\r\n", 501), (b"PROPFIND / HTTP/1.0\r\n", 501), (b"GET x HTTP/1.0\r\n", 400),
     (b"GET * HTTP/1.0\r\n", 400), (b"CONNECT a:80 HTTP/1.1\r\n", 400), (b"GET http:///x HTTP/1.1\r\n", 400),
+    (b"GET http://a\tb/x HTTP/1.1\r\n", 400), (b"GET http://a\xff\x01/x HTTP/1.1\r\n", 400),
     (b"GET ftp://a/x HTTP/1.1\r\n", 400), (b"GET /\x00 HTTP/1.0\r\n", 400), (b"GET /\x7f HTTP/1.0\r\n", 400),
     (b"GET /\x1b[2J HTTP/1.0\r\n", 400), (b"\x16\x03\x01\x02\x00\x01", 400), (b"PRI * HTTP/2.0\r\n", 400),
     (head(), 400), (head(HOST, HOST), 400), (head(b"Host: a", b"host: b"), 400), (head(b"Host: a b"), 400),

@@ -125,6 +125,7 @@ def test_a_gap_is_refused_with_our_size(station):
     ("/ou/co2unit-1/push-sequential/updates/update-1/flash/main.py?offset=0", 403),
     ("/ou/co2unit-1/push-sequential/set-aside/x?offset=0", 403),
     ("/ou/co2unit-1/push-sequential/data?offset=0", 403),
+    ("/ou/co2unit-1/push-sequential/data/2/3/4/5/6/7/8/9?offset=0", 403),
     ("/ou/co2unit-1/push-sequential/data/../updates/x?offset=0", 404),
     ("/ou/co2unit-1/push-sequential/data/%2e%2e/updates/x?offset=0", 404),
     ("/ou/co2unit-1/push-sequential/data/a%2Fb?offset=0", 404),
@@ -294,8 +295,27 @@ def test_a_secret_is_needed_for_units_and_never_logged(tmp_path):
     assert ask(station, "POST", "/opensesame/ou/co2unit-1/alive").status == 200
     assert [ask(station, "POST", target).status for target in (
         "/ou/co2unit-1/alive", "/wrong/ou/co2unit-1/alive", "/opensesam/ou/co2unit-1/alive")] == [404, 404, 404]
-    request = co2d.parse_head(b"POST /opensesame/ou/co2unit-1/alive?site_code=x HTTP/1.0\r\n\r\n")
-    assert co2d.masked_target("opensesame", request) == "/*/ou/co2unit-1/alive?site_code=x"
+
+
+@pytest.mark.parametrize("target, logged", [
+    ("/opensesame/ou/co2unit-1/alive?site_code=x", "/*/ou/co2unit-1/alive?site_code=x"),
+    ("/open%73esame/ou/co2unit-1/alive", "/*/ou/co2unit-1/alive"),
+    ("/opensesamf/ou/co2unit-1/alive", "/*/ou/co2unit-1/alive"),
+    ("http://host/opensesame/ou/co2unit-1/alive", "/*/ou/co2unit-1/alive"),
+    ("/ou/co2unit-1/opensesame/alive?opensesame", "/ou/co2unit-1/*/alive?*"),
+    ("/opensesame", "/*"),
+    ("/status/alive/recent?asc=1", "/status/alive/recent?asc=1"),
+])
+def test_a_secret_is_not_in_the_log_wherever_it_stands(tmp_path, caplog, target, logged):
+    request = co2d.parse_head(b"POST %s HTTP/1.0\r\n\r\n" % target.encode())
+    assert co2d.masked_target("opensesame", request) == logged
+
+
+def test_a_secret_is_not_in_the_line_of_an_endpoint_that_breaks(tmp_path, caplog):
+    station = co2d.Station(make_settings(tmp_path, secret="opensesame"))
+    station.pings.append = None
+    assert ask(station, "POST", "/opensesame/ou/co2unit-1/alive?site_code=x").status == 500
+    assert caplog.records[0].getMessage().startswith("POST /*/ou/co2unit-1/alive?site_code=x failed: ")
 
 
 def test_pages_and_metrics_are_for_their_networks(tmp_path):
@@ -366,6 +386,14 @@ def run_co2d(*arguments, **environ):
     ("[co2d]\nask_older = perhaps\n", ":2: ask_older: 'perhaps' is neither yes nor no"),
     ("[co2d]\nupload_dirs = data updates\n", ":2: upload_dirs: 'updates' cannot take uploads"),
     ("[co2d]\nstatus_allow = 10.0.0.0/99\n", ":2: status_allow: '10.0.0.0/99' does not appear to be an IPv4 or IPv6 network"),
+    ("[co2d]\n\nport 80\n", ":3: not a line like: name = value"),
+    ("port = 80\n", ":1: a [co2d] line must come first"),
+    ("[co2d]\nport = 80\nport = 81\n", ":3: 'port' is there twice"),
+    ("[DEFAULT]\nport = 80\n", ":1: unknown section [DEFAULT], expected [co2d]"),
+    ("[co2d]\na(b = 80\n", ":2: unknown setting 'a(b'"),
+    ("[co2d]\nport = 80\n[quality]\nspike = high\n", ":4: spike: 'high' is not a number"),
+    ("[quality]\nspyke = 1\n", ":2: unknown limit 'spyke'; there are co2_low, co2_high, temp_low, temp_high, spike, spike_gap, "
+                                "flat_count, future"),
     ("[co2d]\nmax_body = 64 KB\n", ":2: max_body: '64 KB' is not a size: write bytes, or a number with K, M or G"),
 ])
 def test_a_bad_setting_is_named_with_file_line_and_reason(tmp_path, text, complaint):
@@ -377,7 +405,7 @@ def test_a_bad_setting_is_named_with_file_line_and_reason(tmp_path, text, compla
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     file = tmp_path / "co2d.conf"
-    file.write_text("[co2d]\nport = 81\nthreads = 5\ndata_dir = there\n")
+    file.write_text("\ufeff[co2d]\nport = 81\nthreads = 5\ndata_dir = there\n", encoding="utf-8")     # as a Windows editor would
     settings = co2d.load_settings(co2d.make_parser().parse_args(["--config", str(file), "--port", "82"]))
     assert (settings.port, settings.threads, settings.max_body, settings.data_dir) == (82, 5, 65536, str(tmp_path / "there"))
 
@@ -461,6 +489,44 @@ def test_a_client_that_expects_100_continue_gets_it(server):
         assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"hello")
         assert read_all(sock).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_an_http_1_0_client_is_not_told_to_continue(server):
+    head = PUT_HELLO[0] + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    assert talk(server(), head, b"hello", pause=0.1).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_who_is_too_slow_is_told_so_even_when_all_the_time_is_over(server):
+    one = server(request_seconds=0.3)
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+        sock.sendall(b"".join(PUT_HELLO[:-1]))
+        assert read_all(sock).startswith(b"HTTP/1.1 408 ")
+    assert os.listdir(one.station.settings.data_dir) == []
+
+
+def test_who_waits_in_the_queue_when_the_daemon_stops_is_still_served(server):
+    one = server()
+    pings, append = one.station.pings, one.station.pings.append
+    pings.append = lambda row: (time.sleep(0.2), append(row))[1]
+    socks = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(40)]
+    for sock in socks:
+        sock.sendall(b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n")
+    one.stop()
+    assert [read_all(sock)[:15] for sock in socks] == [b"HTTP/1.1 200 OK"] * 40
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", one.port), timeout=20)
+    [sock.close() for sock in socks]
+
+
+def test_honest_clients_are_served_where_no_more_threads_can_be_had(server, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+    one = server()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    slow = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(30)]
+    assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")
+    assert one._threads == one.ready
+    [sock.close() for sock in slow]
 
 
 def test_head_answers_without_a_body(server):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ import time
 
 import pytest
 
+import co2d
 import fipy
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -114,6 +117,13 @@ def test_a_taken_port_is_one_clear_line(start, tmp_path):
     assert done.stderr.count("\n") == 1 and "cannot start" in done.stderr
 
 
+def test_a_second_daemon_on_the_same_data_is_refused(start):
+    one = start()
+    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", "0", "--data-dir", one.data,
+                           "--var-dir", one.var], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "co2d: cannot start: [Errno 16] another co2d uses it: %r\n" % one.data)
+
+
 def test_a_reload_takes_new_limits_and_keeps_the_old_ones_when_the_file_is_bad(start, tmp_path):
     config = tmp_path / "co2d.conf"
     config.write_text("[co2d]\nunits = nobody\n")
@@ -146,6 +156,12 @@ def test_systemd_hears_of_start_reload_watchdog_and_stop(start, tmp_path):
         one.process.send_signal(signal.SIGTERM)
         while heard[-1] != b"STOPPING=1":
             heard.append(listener.recv(1000))
+
+
+def test_a_daemon_that_nobody_listens_to_serves_all_the_same(start, tmp_path):
+    one = start(NOTIFY_SOCKET=str(tmp_path / "nobody"))
+    assert ask(one.port, PING).startswith(b"HTTP/1.1 200 ")
+    assert one.stop() == 0
 
 
 def test_the_watchdog_is_not_fed_when_nothing_can_be_written(start, tmp_path):
@@ -201,6 +217,14 @@ def test_the_unit_is_hardened(tmp_path):
     assert float(found[1]) <= 1.6
 
 
+@pytest.mark.parametrize("data, home", [("/var/lib/co2d/data", "true"), ("/home/lab/data", "read-only")])
+def test_the_unit_hides_homes_unless_something_of_ours_is_there(data, home, monkeypatch):
+    monkeypatch.setattr(co2d, "HERE", "/usr/lib/co2d")
+    monkeypatch.setattr(co2d.sys, "executable", "/usr/bin/python3")
+    settings = dataclasses.replace(co2d.Settings(), data_dir=data, var_dir="/var/lib/co2d/var")
+    assert "\nProtectHome=%s\n" % home in co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
+
+
 # -- TLS --------------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +247,15 @@ def test_a_unit_syncs_over_tls_while_silent_clients_hold_nobody(start, certifica
     assert session.error is None and session.finished
     [sock.close() for sock in silent]
     assert ask(one.port, PING).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("request_line, status", [(b"GET / HTTP/1.0", b"200"), (b"GET /nothing HTTP/1.0", b"404")])
+def test_a_reply_over_tls_ends_with_a_farewell(start, certificate, request_line, status):
+    context = ssl._create_unverified_context()
+    with socket.create_connection(("127.0.0.1", start(*certificate).port), timeout=20) as sock:
+        with context.wrap_socket(sock, suppress_ragged_eofs=False) as link:
+            link.sendall(request_line + b"\r\n\r\n")
+            assert read_all(link).split()[1] == status          # SSLEOFError where the farewell is missing
 
 
 def test_plain_http_on_the_tls_port_can_be_allowed(start, certificate):
