@@ -51,7 +51,7 @@ import threading
 import time
 from collections import Counter
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 from urllib.parse import unquote_to_bytes
 
 import importer
@@ -1045,17 +1045,16 @@ def check_update(files: Dict[str, bytes]) -> None:
 def _check_patch(name: str, content: bytes) -> None:
     try:
         patch = json.loads(content.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unpublishable("%s: no JSON: %s" % (name, error))
     if not name.endswith(".json") or not isinstance(patch, dict):
         raise Unpublishable("%s: a patch is a .json file with one object" % name)
-    for url in _sync_destinations(patch):
-        _check_url(url)
-
-
-def _sync_destinations(patch: Dict[str, Any]) -> List[Any]:
-    value = patch.get("sync_dest", [])
-    return value if isinstance(value, list) else [value]
+    if "sync_dest" in patch:
+        urls = patch["sync_dest"] if isinstance(patch["sync_dest"], list) else [patch["sync_dest"]]
+        if not urls:
+            raise Unpublishable("%s: with no sync_dest at all, a unit would never report again" % name)
+        for url in urls:
+            _check_url(url)
 
 
 def _check_url(url: Any) -> None:
@@ -1067,10 +1066,10 @@ def _check_url(url: Any) -> None:
         port = int(found[3] or {"http": 80, "https": 443}[found[1]])
         socket.create_connection((found[2].strip("[]"), port), timeout=5).close()
     except OSError as error:
-        print("co2d: warning: nobody answers at %s: %s" % (url, error), file=sys.stderr)
+        _warn("nobody answers at %s: %s" % (url, error))
 
 
-def next_update_name(existing: Sequence[str], now: float) -> str:
+def next_update_name(existing: Iterable[str], now: float) -> str:
     """update-2026-11-22a, or the first letter that sorts after all that exist."""
     last = max(existing, default="")
     names = ("update-%s%c" % (seqfile.utc(now, "%Y-%m-%d"), letter) for letter in range(ord("a"), ord("z") + 1))
@@ -1080,14 +1079,17 @@ def next_update_name(existing: Sequence[str], now: float) -> str:
     return name
 
 
-def install_update(data_dir: str, unit: str, name: str, files: Dict[str, bytes], dry_run: bool = False) -> None:
-    """Stage under a hidden name, sync, publish with one rename."""
-    latest = max(_visible(data_dir, unit), default="update-")
+def check_update_name(name: str, unit: str, used: Set[str]) -> None:
+    """Unpublishable unless a unit would take an update of this name after those it has been offered."""
+    latest = max(used, default="update-")
     if not SEGMENT.match(name) or not name.startswith("update-") or name <= latest:
         raise Unpublishable("%s: the name %s must start with update- and sort after %s" % (unit, name, latest))
-    if not dry_run:
-        with seqfile.open_directory(data_dir, [unit, "updates"], create=True, settle=True) as updates:
-            seqfile.publish_tree(updates, name, files)
+
+
+def install_update(data_dir: str, unit: str, name: str, files: Dict[str, bytes]) -> None:
+    """Stage under a hidden name, sync, publish with one rename."""
+    with seqfile.open_directory(data_dir, [unit, "updates"], create=True, settle=True) as updates:
+        seqfile.publish_tree(updates, name, files)
 
 
 def update_report(station: Station, units: Sequence[str]) -> Iterator[str]:
@@ -1148,11 +1150,14 @@ def publish_parser() -> argparse.ArgumentParser:
 def publish(argv: Sequence[str]) -> int:
     """./co2d.py publish; the exit status."""
     arguments = publish_parser().parse_args(argv)
-    station = Station(load_settings(arguments))
+    settings = load_settings(arguments)
     try:
+        station = Station(settings)
         if arguments.list:
             for line in update_report(station, arguments.names or _all_units(station)):
                 print(line)
+        elif arguments.withdraw:
+            _withdraw(station, _units_to_publish(station, arguments), arguments.withdraw, arguments.dry_run)
         else:
             _publish(station, arguments)
     except (Unpublishable, OSError) as error:
@@ -1163,39 +1168,52 @@ def publish(argv: Sequence[str]) -> int:
 
 def _publish(station: Station, arguments: argparse.Namespace) -> None:
     files, units, data_dir = _files_to_publish(arguments), _units_to_publish(station, arguments), station.settings.data_dir
-    if arguments.withdraw:
-        _withdraw(data_dir, units, arguments.withdraw)
-        return
-    plan = [(unit, arguments.name or next_update_name(_visible(data_dir, unit), station.clock())) for unit in units]
-    waiting = {unit: max(_listed(station, unit), default="") for unit in units}
-    for dry_run in ([True] if arguments.dry_run else [True, False]):    # all or nothing, as far as that can be known
-        for unit, name in plan:
-            install_update(data_dir, unit, name, files, dry_run)
     fetched = _fetched(station)
+    used = {unit: set(_visible(data_dir, unit)) | {name for taker, name in fetched if taker == unit} for unit in units}
+    plan = [(unit, arguments.name or next_update_name(used[unit], station.clock())) for unit in units]
+    waiting = {unit: max(_listed(station, unit), default="") for unit in units}
+    for unit, name in plan:                                     # all or nothing, as far as that can be known
+        check_update_name(name, unit, used[unit])
     for unit, name in plan:
+        if not arguments.dry_run:
+            install_update(data_dir, unit, name, files)
         print("%s: %s %s, %d files" % (unit, name, "would be published" if arguments.dry_run else "published", len(files)))
         if waiting[unit] and (unit, waiting[unit]) not in fetched:
-            print("co2d: warning: %s has not fetched %s yet, and now will not: a unit takes the last update only"
-                  % (unit, waiting[unit]), file=sys.stderr)
+            _warn("%s has not fetched %s yet, and now will not: a unit takes the last update only" % (unit, waiting[unit]))
 
 
-def _withdraw(data_dir: str, units: Sequence[str], name: str) -> None:
-    for unit in units:
-        if name not in _visible(data_dir, unit):
-            raise Unpublishable("%s has no update %s to withdraw" % (unit, name))
-        with seqfile.open_directory(data_dir, [unit, "updates"]) as updates:
-            os.rename(name, ".withdrawn-" + name, src_dir_fd=updates, dst_dir_fd=updates)
-            os.fsync(updates)
-        print("%s: %s withdrawn" % (unit, name))
+def _warn(text: str) -> None:
+    print("co2d: warning: " + text, file=sys.stderr)
+
+
+def _withdraw(station: Station, units: Sequence[str], name: str, dry_run: bool) -> None:
+    having = [unit for unit in units if name in _visible(station.settings.data_dir, unit)]
+    if not having:
+        raise Unpublishable("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
+    fetched = _fetched(station)
+    for unit in having:
+        if not dry_run:
+            with seqfile.open_directory(station.settings.data_dir, [unit, "updates"]) as updates:
+                os.rename(name, ".withdrawn-%s-%d" % (name, station.clock()), src_dir_fd=updates, dst_dir_fd=updates)
+                os.fsync(updates)
+        print("%s: %s %s" % (unit, name, "would be withdrawn" if dry_run else "withdrawn"))
+        if (unit, name) in fetched:
+            _warn("%s has fetched %s before" % (unit, name))
+        before = max((other for other in _listed(station, unit) if other != name), default="")
+        if before and (unit, before) not in fetched:
+            _warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted" % (unit, before))
 
 
 def _files_to_publish(arguments: argparse.Namespace) -> Dict[str, bytes]:
     files: Dict[str, bytes] = {}
     if arguments.nickname:
+        if not re.match(r"[^\x00-\x1f\x7f&%]{1,128}\Z", arguments.nickname):
+            raise Unpublishable("%r: units send their nickname as it is, so it cannot have &, %% or control characters"
+                                % arguments.nickname)
         files["conf-patch/ou-id.json"] = json.dumps({"nickname": arguments.nickname, "site_code": arguments.nickname}).encode()
     if arguments.sync_dest:
         files["conf-patch/sync-dest.json"] = json.dumps({"sync_dest": arguments.sync_dest}).encode()
-    if not files and not arguments.withdraw:
+    if not files:
         if not arguments.names:
             raise Unpublishable("which directory? ./co2d.py publish UNIT... DIR")
         return read_update(arguments.names.pop())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """All figures of the product in one table, each beside a yardstick measured in the same run on the same machine.
 
-`make bench` runs everything; ``tests/bench.py http`` (or import, views) one section. The last output for comparison is
+`make bench` runs everything; ``tests/bench.py http`` (or memory, import, views) one section. The last output for comparison is
 kept in tests/bench.txt.
 """
 
@@ -127,6 +127,15 @@ def chunk(client: int, number: int) -> bytes:
             b"Content-Length: 4096\r\n\r\n" % (client, name, offset)) + b"r" * 4096
 
 
+def mixed(client: int, number: int) -> bytes:
+    """What units ask: pings, chunks, updates; and now and then a page."""
+    if number % 4 == 1:
+        return chunk(client, number // 4)
+    if number % 4 == 2:
+        return b"GET /ou/co2unit-%d/updates?recursive=False HTTP/1.0\r\nHost: x\r\n\r\n" % client
+    return ping(client, number) if number % 500 else b"GET /status/alive/recent HTTP/1.0\r\nHost: x\r\n\r\n"
+
+
 class Clients:
     """Many clients on one thread, so that the load takes as little from the server's machine as it can.
 
@@ -137,6 +146,7 @@ class Clients:
         self.port, self.make = port, make
         self.poll = select.epoll()
         self.open: Dict[int, Tuple[socket.socket, int, int, float]] = {}        # fd: socket, client, number, began
+        self.numbers: Dict[int, int] = {}                       # client: its last number
         self.times: List[float] = []
         self.failed = 0
 
@@ -150,18 +160,19 @@ class Clients:
 
     def run(self, clients: int, seconds: float) -> float:
         """Requests per second."""
-        began = time.monotonic()
+        began, done = time.monotonic(), len(self.times)
         for client in range(clients):
-            self.connect(client, 0)
+            self.connect(client, self.numbers.get(client, -1) + 1)
         while self.open:
             for fd, _ in self.poll.poll(60):
                 sock, client, number, asked = self.open.pop(fd)
                 self.failed += b" 200 " not in sock.recv(65536)[:15]
                 sock.close()
                 self.times.append(time.monotonic() - asked)
+                self.numbers[client] = number
                 if time.monotonic() - began < seconds:
                     self.connect(client, number + 1)
-        return len(self.times) / (time.monotonic() - began)
+        return (len(self.times) - done) / (time.monotonic() - began)
 
 
 def load(port: int, make: Callable[[int, int], bytes], seconds: float = 4.0) -> Tuple[float, float, int]:
@@ -275,6 +286,7 @@ def bench_http(directory: str) -> None:
         say(Figure("do-nothing ThreadingHTTPServer", "%.0f requests/s" % base, "p99 %.0f ms, %d failed" % (slowest, failed)))
         seconds, p99, failed = at_once(port, 1000)
         say(Figure("  1,000 clients at the same instant", "p99 %.2f s" % p99, "%.1f s in all, %d failed" % (seconds, failed)))
+    subprocess.run([sys.executable, os.path.join(PROJECT, "co2d.py"), "--version"], stdout=subprocess.DEVNULL, check=True)
     say(Figure("4 KiB appends + fdatasync, 1 thread", "%.0f /s" % synced_appends(directory, 1)))
     say(Figure("4 KiB appends + fdatasync, %d threads" % CLIENTS, "%.0f /s" % synced_appends(directory, CLIENTS)))
     began = time.monotonic()
@@ -293,6 +305,19 @@ def bench_http(directory: str) -> None:
         p99, failed = honest_among_slow(port, 1000, 8)
         say(Figure("co2d: an honest unit among 1,000 slow clients", "p99 %.2f s" % p99, "%d failed" % failed))
         say(Figure("co2d: memory after all this", "%.1f MB" % memory(pid)))
+
+
+def bench_memory(directory: str) -> None:
+    """Resident memory over a million requests of all kinds."""
+    total, seen = 20_000 if QUICK else 1_000_000, []
+    with daemon(directory, "--max-unit-files", "1000000") as (port, pid):
+        clients = Clients(port, mixed)
+        for tenth in range(1, 11):
+            while len(clients.times) < total * tenth // 10:
+                clients.run(CLIENTS, 0.5)
+            seen.append(memory(pid))
+    say(Figure("co2d: memory over %d requests" % len(clients.times), "%.1f MB" % seen[-1], "after each tenth: "
+               + " ".join("%.0f" % size for size in seen)))
 
 
 # -- import -----------------------------------------------------------------------------------------------------------
@@ -423,7 +448,7 @@ def bench_views(directory: str) -> None:
         time_views(path, note)
 
 
-SECTIONS = {"http": bench_http, "import": bench_import, "views": bench_views}
+SECTIONS = {"http": bench_http, "memory": bench_memory, "import": bench_import, "views": bench_views}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -71,6 +71,8 @@ def test_a_nickname_and_a_server_are_changed_by_a_patch(place):
     ({"conf-patch/a.json": "[1]"}, "a patch is a .json file with one object"),
     ({"conf-patch/a.txt": "{}"}, "a patch is a .json file with one object"),
     ({"conf-patch/a.json": '{"sync_dest": "lab.example.org"}'}, "is not a URL that a unit could reach"),
+    ({"conf-patch/a.json": '{"sync_dest": []}'}, "would never report again"),
+    ({"conf-patch/a.json": "[" * 100000}, "conf-patch/a.json: no JSON"),
     ({"flash/.hidden": "x"}, "units cannot ask for"),
     ({"flash/my file.py": "x"}, "units cannot ask for"),
     ({"flash/big.bin": "x" * (1 << 20) + "x"}, "a unit can take"),
@@ -89,7 +91,9 @@ def test_what_must_not_reach_a_unit_is_refused(place, capsys, files, complaint):
 @pytest.mark.parametrize("arguments, complaint", [
     ([], "which directory"), (["co2unit-ffff", "DIR"], "no such unit: co2unit-ffff"), (["DIR"], "for which units"),
     ([UNIT, "DIR", "--name", "2026"], "must start with update-"), ([UNIT, "DIR", "--name", "update-../x"], "must start with update-"),
-    ([UNIT, "--sync-dest", "ftp://x"], "is not a URL"), ([UNIT, "nowhere"], "nowhere"), ([UNIT, "--withdraw", "update-1"], "update-1"),
+    ([UNIT, "--sync-dest", "ftp://x"], "is not a URL"), ([UNIT, "nowhere"], "nowhere"),
+    ([UNIT, "--nickname", "a&b"], "units send their nickname as it is"), ([UNIT, "--nickname", "50%20"], "units send their nickname"),
+    ([UNIT, "--withdraw", "update-1"], "update-1"),
 ])
 def test_wrong_arguments_are_named_and_publish_nothing(place, capsys, arguments, complaint):
     assert publish(place, *[str(place[2] / "new") if word == "DIR" else word for word in arguments]) == 1
@@ -124,6 +128,36 @@ def test_a_withdrawn_update_is_not_listed_any_more(place):
     assert publish(place, UNIT, "--withdraw", "update-2026-11-22a") == 0
     unit = unit_of(place)
     assert unit.sync().error is None and unit.flash == {}
+
+
+def test_a_name_that_a_unit_took_is_not_used_again_after_a_withdrawal(place, capsys):
+    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22b")
+    unit_of(place).sync()
+    assert publish(place, UNIT, "--withdraw", "update-2026-11-22b") == 0
+    assert "%s has fetched update-2026-11-22b before" % UNIT in capsys.readouterr().err
+    for name in "ab":
+        assert publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22" + name) == 1
+    assert "must start with update- and sort after update-2026-11-22b" in capsys.readouterr().err
+
+
+def test_a_withdrawal_warns_of_the_older_update_that_comes_to_light(place, capsys):
+    for name in "ab":
+        publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22" + name)
+    capsys.readouterr()
+    assert publish(place, UNIT, "--withdraw", "update-2026-11-22b") == 0
+    assert "has not fetched update-2026-11-22a, and will take that now" in capsys.readouterr().err
+
+
+def test_a_withdrawal_is_for_the_units_that_have_the_update_and_can_be_tried(place, capsys):
+    os.makedirs(os.path.join(place[0].settings.data_dir, "co2unit-other"))
+    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a")
+    capsys.readouterr()
+    for arguments, said in ((["--dry-run"], "would be withdrawn"), ([], "withdrawn")):
+        assert len(report(place)) == 1
+        assert publish(place, "--all", "--withdraw", "update-2026-11-22a", *arguments) == 0
+        assert capsys.readouterr().out == "%s: update-2026-11-22a %s\n" % (UNIT, said)
+    assert report(place) == []
+    assert publish(place, "--all", "--withdraw", "update-2026-11-22a") == 1
 
 
 def test_a_dry_run_changes_nothing(place, capsys):
