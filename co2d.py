@@ -453,6 +453,10 @@ class Station:
         """A path below the server's own directory."""
         return os.path.join(self.settings.var_dir, *names)
 
+    def data(self, *names: str) -> str:
+        """A path below the units' directories."""
+        return os.path.join(self.settings.data_dir, *names)
+
     def sync(self, fd: int) -> None:
         """Make the data of an open file durable, and count how long that took."""
         began = time.monotonic()
@@ -510,23 +514,24 @@ class Station:
                     raise Refused(403, "more than %d units" % self.settings.max_units)
                 self._known.add(unit)
 
-    def reserve(self, unit: str, end: int, length: int) -> None:
+    def reserve(self, unit: str, path: Sequence[str], end: int, length: int) -> None:
         """Refuse a chunk that would exceed a quota or fill the disk."""
         settings = self.settings
         if not self.has_room():
             raise Refused(507, "less than %g %% of the disk is free" % settings.keep_free)
         if end > settings.max_file:
             raise Refused(507, "file would exceed %d bytes" % settings.max_file)
-        if self._is_over_quota(unit, length) and self._is_over_quota(unit, length, recount=True):
+        if self._is_over_quota(unit, path, length) and self._is_over_quota(unit, path, length, recount=True):
             raise Refused(507, "unit would exceed %d bytes or %d files" % (settings.max_unit_bytes, settings.max_unit_files))
 
-    def _is_over_quota(self, unit: str, length: int, recount: bool = False) -> bool:
+    def _is_over_quota(self, unit: str, path: Sequence[str], length: int, recount: bool = False) -> bool:
         """`recount`: files may have been removed since we counted."""
         if recount:
             with self._lock:
                 self._usage.pop(unit, None)
         usage = self._usage_of(unit)
-        return usage.bytes + length > self.settings.max_unit_bytes or usage.files >= self.settings.max_unit_files
+        full = usage.files >= self.settings.max_unit_files and not os.path.lexists(self.data(unit, *path))
+        return full or usage.bytes + length > self.settings.max_unit_bytes
 
     def has_room(self) -> bool:
         """Whether the disk has more free than is kept back. A data directory that was removed is made again."""
@@ -538,7 +543,7 @@ class Station:
         with self._lock:
             usage = self._usage.get(unit)
         if usage is None:
-            usage = Usage(os.path.join(self.settings.data_dir, unit))
+            usage = Usage(self.data(unit))
             with self._lock:
                 usage = self._usage.setdefault(unit, usage)
         return usage
@@ -598,7 +603,7 @@ def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -
 
 def _store(station: Station, request: Request, unit: str, path: List[str], offset: int) -> Response:
     try:
-        station.reserve(unit, offset + len(request.body), len(request.body))
+        station.reserve(unit, path, offset + len(request.body), len(request.body))
         receipt = station.inbox.receive(unit, path, offset, request.body, request.now)
     except OSError as error:
         raise _storage_refusal(station, error)
@@ -613,7 +618,7 @@ def _store(station: Station, request: Request, unit: str, path: List[str], offse
         station.touch(receipt.set_aside)
     if receipt.asked:
         log.info("%s is asked for %s again", unit, name)
-    station.touch(os.path.join(station.settings.data_dir, unit, *path))
+    station.touch(station.data(unit, *path))
     return json_response({"ack_file": [name, position, position]}, note=receipt.kind)
 
 

@@ -171,6 +171,13 @@ def test_quotas_refuse_a_chunk_and_leave_what_is_there(tmp_path, changes, offset
     assert stored(station, "co2unit-1", "data", "readings", "readings-0000.tsv") == b"12345678"
 
 
+def test_a_unit_with_as_many_files_as_allowed_goes_on_with_those_it_has(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, max_unit_files=1))
+    assert ask(station, "PUT", PUSH + "?offset=0", b"hello").status == 200
+    assert ask(station, "PUT", PUSH + "?offset=5", b"hello").status == 200
+    assert ask(station, "PUT", PUSH.replace("0000", "0001") + "?offset=0", b"hello").status == 507
+
+
 def test_files_that_are_removed_make_room_in_the_quota(tmp_path):
     station = co2d.Station(make_settings(tmp_path, max_unit_bytes=10))
     assert ask(station, "PUT", PUSH + "?offset=0", b"12345678").status == 200
