@@ -1268,8 +1268,8 @@ class Gone(Exception):
     """The client went away, was too slow, or was dropped."""
 
 
-# When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
 ACCEPT_TIMEOUT = struct.pack("@ll", 0, 500_000)                  # a struct timeval: how soon a stop is noticed
+# When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
 PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0}
 LAST_WORDS = 2.0                        # seconds for a reply when the deadline is over, and for what comes after a refusal
 STOP_PATIENCE = 5.0                     # seconds that a stop leaves to those who have not sent their head
