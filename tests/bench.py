@@ -128,9 +128,9 @@ def chunk(client: int, number: int) -> bytes:
 
 
 def mixed(client: int, number: int) -> bytes:
-    """What units ask: pings, chunks, updates; and now and then a page."""
+    """What units ask: pings, chunks (of ten files, again and again), updates; and now and then a page."""
     if number % 4 == 1:
-        return chunk(client, number // 4)
+        return chunk(client, number // 4 % 250)
     if number % 4 == 2:
         return b"GET /ou/co2unit-%d/updates?recursive=False HTTP/1.0\r\nHost: x\r\n\r\n" % client
     return ping(client, number) if number % 500 else b"GET /status/alive/recent HTTP/1.0\r\nHost: x\r\n\r\n"
