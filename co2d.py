@@ -535,8 +535,11 @@ class Station:
 
     def has_room(self) -> bool:
         """Whether the disk has more free than is kept back. A data directory that was removed is made again."""
-        seqfile.make_directory(self.settings.data_dir)
-        disk = os.statvfs(self.settings.data_dir)
+        try:
+            disk = os.statvfs(self.settings.data_dir)
+        except FileNotFoundError:
+            seqfile.make_directory(self.settings.data_dir)
+            disk = os.statvfs(self.settings.data_dir)
         return disk.f_bavail >= disk.f_blocks * self.settings.keep_free / 100
 
     def _usage_of(self, unit: str) -> Usage:
@@ -1268,7 +1271,8 @@ class Gone(Exception):
     """The client went away, was too slow, or was dropped."""
 
 
-ACCEPT_TIMEOUT = struct.pack("@ll", 0, 500_000)                  # a struct timeval: how soon a stop is noticed
+TICK = 0.5                              # seconds after which a thread that waits looks at the clock
+_TICK = struct.pack("@ll", 0, int(TICK * 1e6))                   # as a struct timeval
 # When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
 PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0}
 LAST_WORDS = 2.0                        # seconds for a reply when the deadline is over, and for what comes after a refusal
@@ -1294,26 +1298,25 @@ class Connection:
             raise Refused(408, "%s took longer than %g s" % (self.phase, allowed))
         return left
 
-    def _receive(self, allowed: float) -> None:
-        """Add to the buffer what comes next, within `allowed` seconds from accept."""
-        self.sock.settimeout(self._remaining(allowed))
-        try:
-            data = self.sock.recv(65536)
-        except socket.timeout:
-            raise Refused(408, "%s took longer than %g s" % (self.phase, allowed))
+    def _receive(self, allowed: float, flags: int = 0) -> bytes:
+        """What comes next, within `allowed` seconds from accept."""
+        while self._remaining(allowed):
+            try:
+                data = self.sock.recv(65536, flags)
+                break
+            except (BlockingIOError, socket.timeout):           # nothing within TICK
+                pass
         if not data:
             raise Gone("closed by the client" if self.buffer else "")
-        self.buffer += data
+        return data
 
     def start_tls(self, context: ssl.SSLContext) -> None:
         """Shake hands if the client begins to; plain HTTP goes on if it may."""
-        self.sock.settimeout(self._remaining(self.settings.head_seconds))
-        first = self.sock.recv(1, socket.MSG_PEEK)
-        if not first:
-            raise Gone("")
-        if first == b"\x16":
+        if self._receive(self.settings.head_seconds, socket.MSG_PEEK)[:1] == b"\x16":
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+            self.sock.settimeout(self._remaining(self.settings.head_seconds))
             self.sock.do_handshake()                            # the timeout is for the whole of it
+            self.sock.settimeout(TICK)
         elif self.settings.tls_only:
             raise Refused(400, "this port speaks TLS")
 
@@ -1321,7 +1324,7 @@ class Connection:
         """Head and body; Refused when malformed, too big or too slow."""
         length = 0
         while not length:
-            self._receive(self.settings.head_seconds)
+            self.buffer += self._receive(self.settings.head_seconds)
             length = head_length(self.buffer)
         request = parse_head(self.buffer[:length])
         self.buffer = self.buffer[length:]
@@ -1336,7 +1339,7 @@ class Connection:
         if length > len(self.buffer) and "expect" in request.headers:
             self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         while len(self.buffer) < length:
-            self._receive(self.settings.request_seconds)
+            self.buffer += self._receive(self.settings.request_seconds)
         body, self.buffer = self.buffer[:length], self.buffer[length:]
         return request._replace(body=body)
 
@@ -1345,8 +1348,11 @@ class Connection:
         self.enter("reply")
         end = max(self.accepted + self.settings.request_seconds, self.since + LAST_WORDS)
         while data:
-            self.sock.settimeout(max(0.001, end - time.monotonic()))
-            data = data[self.sock.send(data):]
+            try:
+                data = data[self.sock.send(data):]
+            except (BlockingIOError, socket.timeout):           # it has not taken anything within TICK
+                if time.monotonic() > end:
+                    raise
 
     def linger(self) -> None:
         """Read away what is still coming: closing before would take the reply back from the client."""
@@ -1354,8 +1360,8 @@ class Connection:
         self._farewell()
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
+            self.sock.settimeout(LAST_WORDS / 2)
             while time.monotonic() < self.since + LAST_WORDS:
-                self.sock.settimeout(LAST_WORDS / 2)
                 if not self.sock.recv(65536):
                     break
 
@@ -1438,7 +1444,7 @@ class Server(socketserver.TCPServer):
     allow_reuse_address = True
     ready = 4                           # threads that no client holds up; as many stay when there is nothing to do
     held_up = 0.02                      # seconds in one phase from which a thread counts as held up
-    idle_rounds = 60                    # of ACCEPT_TIMEOUT; then threads beyond `ready` go
+    idle_rounds = 60                    # of TICK; then threads beyond `ready` go
 
     def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
         settings = station.settings
@@ -1452,7 +1458,7 @@ class Server(socketserver.TCPServer):
         else:
             self._bind()
         self.socket.setblocking(True)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ACCEPT_TIMEOUT)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK)
         self.port = self.socket.getsockname()[1]
         self._lock, self._stopping, self._all_busy = threading.Lock(), threading.Event(), threading.Event()
         self._threads = self._idle = 0
@@ -1536,13 +1542,15 @@ class Server(socketserver.TCPServer):
     def _accept(self) -> Optional[Connection]:
         try:
             sock, address = self.socket.accept()                # the kernel wakes one thread for one connection
-        except BlockingIOError:                                 # nobody came within SO_RCVTIMEO
+        except BlockingIOError:                                 # nobody came within TICK
             return None
         except OSError as error:                                # gone again, or out of descriptors
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self.drop_slowest(8)
                 time.sleep(0.05)
             return None
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # the kernel's: Python's take two more system calls each time
+            sock.setsockopt(socket.SOL_SOCKET, option, _TICK)
         return Connection(sock, address[0], self.station.settings)
 
     def _attend(self, connection: Connection) -> None:
