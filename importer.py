@@ -44,7 +44,7 @@ import sys
 import time
 import zlib
 from datetime import date
-from itertools import accumulate, repeat
+from itertools import accumulate, count, repeat
 from typing import Any, Callable, Dict, IO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import seqfile
@@ -318,6 +318,8 @@ class _Days(Dict[str, int]):
     """ISO date -> UTC seconds of its midnight; NEVER where there is no such day."""
 
     def __missing__(self, text: str) -> int:
+        if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", text, re.ASCII):
+            return NEVER
         try:
             seconds = (date(int(text[:4]), int(text[5:7]), int(text[8:])).toordinal() - 719163) * 86400
         except ValueError:
@@ -330,10 +332,9 @@ class _Times(Dict[str, int]):
     """HH:MM:SS -> seconds; NEVER where there is no such time."""
 
     def __missing__(self, text: str) -> int:
-        hour, minute, second = int(text[:2]), int(text[3:5]), int(text[6:8])
-        if hour > 23 or minute > 59 or second > 59:
+        if not re.match(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\Z", text, re.ASCII):
             return NEVER
-        self[text] = seconds = hour * 3600 + minute * 60 + second
+        self[text] = seconds = int(text[:2]) * 3600 + int(text[3:5]) * 60 + int(text[6:])
         return seconds
 
 
@@ -390,46 +391,51 @@ def parse_reading(raw: bytes, limits: Limits, now: float) -> Row:
             *[None if value == "None" else value for value in rest[10:] or [None] * 5])
 
 
-_PLAIN = (r"(?:co2unit-[0-9A-Za-z._-]{1,60}\t[^\x00-\x1f\x7f]{1,60}\t20[0-9]{2}-[0-9]{2}-[0-9]{2}\t[0-9]{2}:[0-9]{2}:[0-9]{2}"
-          r"\t-?[0-9]{1,4}\.[0-9]{1,6}\t[0-9]{1,6}" + r"\t[1-9][0-9]{2,4}" * 10)
-_PLAIN_BLOCKS = [(16, re.compile(_PLAIN + r"\n)+\Z")), (21, re.compile(_PLAIN + (r"\t%s" % _NUMBER) * 5 + r"\n)+\Z"))]
+_RAW_VALUES = re.compile(r"(?:%s\n)+\Z" % _NUMBER, re.ASCII)
 
 
-class _Usable(Dict[str, int]):
-    """Text of a usable CO2 value -> its ppm; Rejected for all others."""
+class _Plain(Dict[str, Any]):
+    """Text of a field that is beyond doubt -> its value, worked out once; Rejected for any other."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, pattern: str, convert: Callable[[str], Any], least: float, most: float) -> None:
         super().__init__()
-        self.limits = limits
+        self.match, self.convert, self.least, self.most = re.compile(pattern + r"\Z", re.ASCII).match, convert, least, most
 
-    def __missing__(self, text: str) -> int:
-        value = int(text)
-        if not self.limits.co2_low <= value < self.limits.co2_high:
-            raise Rejected("not usable")
+    def __missing__(self, text: str) -> Any:
+        value = self.convert(text) if self.match(text) else None
+        if value is None or not self.least <= value <= self.most:
+            raise Rejected("not plain")
+        if len(self) == 1 << 16:                                # no sensor has so many values
+            self.clear()
         self[text] = value
         return value
 
 
-def parse_plain(text: str, limits: Limits, now: float, ppm: Dict[str, int]) -> Optional[List[Sequence[Any]]]:
-    """Lines (decoded as latin-1) that are all of one unit and beyond doubt, as columns: the 16 original ones, ts, sum of
-    the ten, raw values if any; None where there is any doubt. Much faster than `parse_reading`, and the same rows."""
-    width = next((width for width, pattern in _PLAIN_BLOCKS if pattern.match(text)), 0)
-    if not width:
-        return None
-    fields = text.replace("\n", "\t").split("\t")
-    unit, nick, days, clocks, temps, flashes, *values = [fields[n:-1:width] for n in range(width)]
-    try:
-        co2 = [list(map(ppm.__getitem__, column)) for column in values[:10]]
-    except Rejected:
-        return None
-    names = {name: nickname(name.encode("latin-1").decode("utf-8", "replace")) for name in set(nick)}
-    degrees = list(map(float, temps))
-    ts = list(map(operator.add, map(DAYS.__getitem__, days), map(TIMES.__getitem__, clocks)))
-    if not (len(set(unit)) == 1 and min(ts) >= YEAR_1971 and max(ts) <= now + limits.future
-            and min(degrees) >= limits.temp_low and max(degrees) <= limits.temp_high):
-        return None
-    return [unit, list(map(names.__getitem__, nick)), days, clocks, degrees, list(map(int, flashes)), *co2,
-            ts, list(map(sum, zip(*co2))), *values[10:]]
+class Columns:
+    """Cuts blocks of plain lines, all of one unit, into columns. Much faster than `parse_reading`, and the same rows."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        ppm = _Plain("[0-9]{1,7}", int, limits.co2_low, limits.co2_high - 1)
+        self.values = [_Plain(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float, limits.temp_low, limits.temp_high),
+                       _Plain("[0-9]{1,6}", int, 0, 999999), *[ppm] * 10]
+        self.latest = now + limits.future
+
+    def cut(self, block: bytes) -> List[Sequence[Any]]:
+        """The 16 original columns, raw values if any, ts, lengths of the lines; Rejected where there is any doubt."""
+        lines = block.decode("latin-1").split("\n")
+        widths = set(map(str.count, lines[:-1], repeat("\t")))
+        if lines.pop() or widths not in ({15}, {20}):
+            raise Rejected("not plain")
+        width = widths.pop() + 1
+        fields = "\t".join(lines).split("\t")
+        units, nicks, days, clocks, *texts = [fields[n::width] for n in range(width)]
+        values = [list(map(known.__getitem__, column)) for known, column in zip(self.values, texts)]
+        ts = list(map(operator.add, map(DAYS.__getitem__, days), map(TIMES.__getitem__, clocks)))
+        if (min(ts) < YEAR_1971 or max(ts) > self.latest or len(set(units)) > 1 or not _UNIT_ID.match(units[0])
+                or _CONTROL.search("".join(set(nicks))) or not all(_RAW_VALUES.match("\n".join(raw) + "\n") for raw in texts[12:])):
+            raise Rejected("not plain")
+        names = {nick: nickname(nick.encode("latin-1").decode("utf-8", "replace")) for nick in set(nicks)}
+        return [units, list(map(names.__getitem__, nicks)), days, clocks, *values, *texts[12:], ts, list(map(len, lines))]
 
 
 def _why_no_reading(text: str) -> str:
@@ -644,10 +650,10 @@ _COLUMNS = {
 }
 _INSERT = {kind: "INSERT INTO %s(%s, source, offset) VALUES (%s)" % (TABLES[kind], ", ".join(names), ", ".join("?" * (len(names) + 2)))
            for kind, names in _COLUMNS.items()}
-_PLAIN_INSERT = {                       # by the number of columns that `parse_plain` gives
-    18 + len(raw): "INSERT INTO co2_readings(%s, co2, flag, qc) VALUES (%s, ?18 / 10.0, 1, 0)" % (
-        ", ".join([*_COLUMNS["readings"][:17], *raw, "source", "offset"]),
-        ", ".join("?%d" % n for n in range(1, 21 + len(raw)) if n != 18)) for raw in ([], RAW)}
+_PLAIN_INSERT = {                       # by the number of values that `Import._insert_columns` binds
+    19 + len(raw): "INSERT INTO co2_readings(%s, co2, flag, qc) VALUES (%s, (%s) / 10.0, 1, 0)" % (
+        ", ".join([*_COLUMNS["readings"][:16], *raw, "ts", "source", "offset"]),
+        ", ".join("?%d" % n for n in range(1, 20 + len(raw))), " + ".join("?%d" % n for n in range(7, 17))) for raw in ([], RAW)}
 _SAME = {"readings": ", ".join(["temp", "flash_count", *CO2, *RAW]), "pings": "ping_ts, nickname, rssi_raw, rssi_dbm"}
 _FEW = 2000                             # bytes; so few lines are not worth being tried by column
 Run = Tuple[str, int, int]              # unit, first day, last day
@@ -659,7 +665,7 @@ class Import:
     def __init__(self, db: sqlite3.Connection, now: float, limits: Limits = LIMITS,
                  progress: Optional[Callable[[int], None]] = None) -> None:
         self.db, self.now, self.limits, self.progress = db, now, limits, progress or (lambda done: None)
-        self.ppm = _Usable(limits)
+        self.columns = Columns(limits, now)
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
         self.changed: Dict[int, Source] = {}
         self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
@@ -737,24 +743,27 @@ class Import:
 
     def _read_readings(self, source: Source, account: Account, block: bytes) -> None:
         """Plain lines by column; where there is dirt, halves of halves, down to single lines."""
-        columns = None
-        if len(block) > _FEW and not account.inside:
-            columns = parse_plain(block.decode("latin-1"), self.limits, self.now, self.ppm)
         middle = block.find(b"\n", len(block) // 2) + 1
-        if columns:
-            self._insert_columns(source, account, block, columns)
-        elif _FEW < middle < len(block):
-            self._read_readings(source, account, block[:middle])
-            self._read_readings(source, account, block[middle:])
+        try:
+            if len(block) < _FEW or account.inside:
+                raise Rejected("not worth it")
+            columns = self.columns.cut(block)
+        except Rejected:
+            if _FEW < middle < len(block):
+                self._read_readings(source, account, block[:middle])
+                self._read_readings(source, account, block[middle:])
+            else:
+                self._read_lines(source, account, block, parse_reading, 0, 16)
         else:
-            self._read_lines(source, account, block, parse_reading, 0, 16)
+            self._insert_columns(source, account, block, columns)
 
     def _insert_columns(self, source: Source, account: Account, block: bytes, columns: List[Sequence[Any]]) -> None:
-        offsets = accumulate(map(len, block.splitlines(True)), initial=account.done)
-        self.db.executemany(_PLAIN_INSERT[len(columns)], zip(*columns, repeat(source.id), offsets))
-        ts = columns[16]
+        *values, ts, lengths = columns
+        offsets = map(operator.add, accumulate(lengths, initial=account.done), count())     # one more for each newline
+        rows = zip(*values, ts, repeat(source.id), offsets)
+        self.db.executemany(_PLAIN_INSERT[len(values) + 3], rows)
         self._followed(source, account, ts[0])
-        self._touch("readings", columns[0][0], {DAYS[day] // 86400 for day in set(columns[2])})
+        self._touch("readings", values[0][0], {DAYS[day] // 86400 for day in set(values[2])})
         account.lines, account.done, account.last_ts = account.lines + len(ts), account.done + len(block), ts[-1]
         account.imported, account.imported_bytes = account.imported + len(ts), account.imported_bytes + len(block)
 
