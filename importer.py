@@ -9,7 +9,7 @@ kept in `rejects` with line number, offset, reason and text; what follows the la
 
 The tables depend on nothing but the text: not on the order or the pieces in which it came, nor on the locale.
 
-    readings            blocks of plain lines are cut into columns (`parse_plain`), and halved where there is dirt, down to
+    readings            blocks of plain lines are cut into columns (`Columns`), and halved where there is dirt, down to
                         single lines (`parse_reading`, the rule; both give the same rows).
     readings, pings     only new complete lines are read. A repeat (same unit, time and values) is imported once: the one
                         with the smallest (source, offset) stays, whichever came first. Rules that look at neighbours
@@ -21,7 +21,8 @@ it is read again, and so are the files that held repeats of them.
 
 One transaction takes the rows, the rollup and the ledger from one consistent state to the next (write-ahead log: readers
 see the old or the new state and wait for nobody). One importer writes at a time; DB.lock says which. A `rebuild` makes
-a new database beside the old one and renames it; who has the old one open goes on reading that.
+a new database beside the old one and renames it; who has the old one open goes on reading that. Started as a command it
+lets further processes read shares of a large archive into databases of their own, then copies these.
 
 SQL is written here and nowhere else; the section at the end answers what the views ask.
 """
@@ -33,11 +34,14 @@ import configparser
 import contextlib
 import csv
 import fcntl
+import functools
 import io
 import json
 import operator
 import os
+import pickle
 import re
+import signal
 import sqlite3
 import stat
 import sys
@@ -54,6 +58,8 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 2
 BLOCK = 1 << 18                         # bytes read at once
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
+SHARE = 1 << 24                         # bytes that are worth a process of their own when all is read
+MOST_PROCESSES = 4                      # of 45 MB each
 PATIENCE = 10.0                         # seconds to wait for another importer
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
@@ -633,6 +639,13 @@ class Summary:
         self.unreadable: List[Tuple[str, str]] = []
         self.disputed: List[str] = []   # files of which two servers have different versions
 
+    def add(self, other: Summary) -> None:
+        """What another part of the same import did."""
+        self.files += other.files
+        self.unreadable += other.unreadable
+        for mine, theirs in ((self.rows, other.rows), (self.rejected, other.rejected)):
+            mine.update({key: mine.get(key, 0) + n for key, n in theirs.items()})
+
     def __str__(self) -> str:
         lines = ["%d files, %s" % (self.files, ", ".join("%d %s" % (n, kind) for kind, n in self.rows.items()))]
         lines += ["%d exact repeats" % self.repeated] if self.repeated else []
@@ -911,7 +924,10 @@ class Import:
 
     def _roll_up(self, unit: str, first: int, last: int) -> None:
         self.db.execute("DELETE FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ?", (unit, first, last))
-        self.db.execute(_ROLL_UP, (unit, first * 86400, (last + 1) * 86400))
+        self.db.execute(_ROLL_UP_PLAIN, (unit, first * 86400, (last + 1) * 86400))
+        for day, in self.db.execute("SELECT day FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? AND co2_off < 0",
+                                    (unit, first, last)).fetchall():
+            self.db.execute(_ROLL_UP, (unit, day * 86400, (day + 1) * 86400))
 
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
         """Apply the rules that look at neighbours; the days in which something changed."""
@@ -948,8 +964,13 @@ class Import:
 _USABLE = "co2 IS NOT NULL AND qc & %d = 0" % (QC_CO2_BAD | QC_ROW)
 _SUSPECT = "co2 IS NOT NULL AND qc & %d AND NOT qc & %d" % (QC_CO2_BAD, QC_ROW)
 _WARM = "temp IS NOT NULL AND qc & %d = 0" % (QC_TEMP | QC_ROW)
+_ROLL_UP_PLAIN = """
+    INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*), count(co2), sum(co2), min(co2), max(co2), -max(qc), NULL, NULL,
+        count(temp), sum(temp), min(temp), max(temp)
+    FROM co2_readings INDEXED BY readings_by_unit WHERE unit_id = ? AND ts >= ? AND ts < ?
+    GROUP BY day"""                     # for days without flags, which are the rule; others get a negative co2_off
 _ROLL_UP = """
-    INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
+    INSERT OR REPLACE INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
         count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad),
         count(warm), sum(warm), min(warm), max(warm)
     FROM (SELECT unit_id, ts, CASE WHEN {0} THEN co2 END AS good, CASE WHEN {1} THEN co2 END AS bad,
@@ -1066,7 +1087,7 @@ def _connected(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Optional[float] = None,
-               progress: Optional[Callable[[int], None]] = None) -> Summary:
+               progress: Optional[Callable[[int], None]] = None, processes: int = 1) -> Summary:
     """Import what is new: in these files, or in all there are. Busy, OSError or sqlite3.Error when that cannot be."""
     now = time.time() if now is None else now
     with only_writer(archive.db):
@@ -1077,7 +1098,7 @@ def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Opt
                 if type(error) is not sqlite3.DatabaseError:    # that one alone says that the file is damaged
                     raise
                 _set_aside(archive.db)
-        return _rebuild(archive, now, progress)
+        return _rebuild(archive, now, progress, processes)
 
 
 def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Optional[Callable[[int], None]]) -> Summary:
@@ -1158,19 +1179,20 @@ def _set_aside(path: str) -> None:
     print("importer: %s is damaged or of another version; it is now %s" % (path, aside), file=sys.stderr)
 
 
-def rebuild(archive: Archive, now: Optional[float] = None, progress: Optional[Callable[[int], None]] = None) -> Summary:
+def rebuild(archive: Archive, now: Optional[float] = None, progress: Optional[Callable[[int], None]] = None,
+            processes: int = 1) -> Summary:
     """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
     with only_writer(archive.db):
         _is_ours(archive.db)                                    # else it is set aside, not replaced
-        return _rebuild(archive, time.time() if now is None else now, progress)
+        return _rebuild(archive, time.time() if now is None else now, progress, processes)
 
 
-def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], None]]) -> Summary:
+def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], None]], processes: int) -> Summary:
     new = archive.db + ".new"
     unreadable: List[Tuple[str, str]] = []
     try:
         sources = _current_deployments(find_sources(archive, unreadable))
-        summary = _build(new, sources, now, progress, limits=archive.limits)
+        summary = _build(new, sources, now, progress, limits=archive.limits, processes=processes)
         summary.unreadable[:0] = unreadable
         summary.disputed = _disputed(sources)
         _swap_in(new, archive.db)
@@ -1183,15 +1205,19 @@ _FRESH = "PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous
 
 
 def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[Callable[[int], None]] = None,
-           ends: Optional[Dict[int, int]] = None, limits: Limits = LIMITS) -> Summary:
-    """A database at `path` from nothing; `ends`: how far to read each source."""
+           ends: Optional[Dict[int, int]] = None, limits: Limits = LIMITS, processes: int = 1) -> Summary:
+    """A database at `path` from nothing; `ends`: how far to read each source. Several processes take a share each."""
     _remove(path)
-    with _connected(path) as db:
-        db.executescript(_FRESH + SCHEMA)
-        run = Import(db, now, limits, progress)
-        run.everything = True
-        for source in sorted(sources, key=lambda source: source.key):
-            run.take_one(source, ends.get(source.id) if ends is not None else None)
+    own, *others = _shares(sources, processes)
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(_Part(path + "-part%d" % n, functools.partial(_fill, share, now, limits, None, ends)))
+                 for n, share in enumerate(others)]
+        db = stack.enter_context(_connected(path))
+        run = _fill(own, now, limits, progress, ends, db)
+        for part in parts:
+            run.summary.add(part.summary())
+            _append(db, part.path)
+        db.execute("BEGIN")
         for statement in INDEXES.split(";"):
             db.execute(statement)
         run.settle()
@@ -1199,6 +1225,76 @@ def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[
         db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
     return run.summary
+
+
+def _fill(sources: Sequence[Source], now: float, limits: Limits, progress: Optional[Callable[[int], None]],
+          ends: Optional[Dict[int, int]], db: sqlite3.Connection) -> Import:
+    """The rows and accounts of these sources in an empty database."""
+    db.executescript(_FRESH + SCHEMA)
+    run = Import(db, now, limits, progress)
+    run.everything = True
+    for source in sources:
+        run.take_one(source, ends.get(source.id) if ends is not None else None)
+    run.settle_ledger()
+    db.execute("COMMIT")
+    return run
+
+
+def _shares(sources: Sequence[Source], processes: int) -> List[List[Source]]:
+    """Sources in order of their keys, cut into shares of about the same number of bytes."""
+    total = sum(source.size for source in sources)
+    number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
+    shares: List[List[Source]] = [[] for _ in range(number)]
+    done = 0
+    for source in sorted(sources, key=lambda source: source.key):
+        shares[min(number - 1, done * number // (total + 1))].append(source)
+        done += source.size
+    return shares
+
+
+def _append(db: sqlite3.Connection, part: str) -> None:
+    """Copy all rows of another database (SQLite does it without looking into them)."""
+    db.execute("ATTACH ? AS part", (part,))
+    for table in (*TABLES.values(), "rejects", "sources"):
+        db.execute("INSERT INTO main.{0} SELECT * FROM part.{0}".format(table))
+    db.execute("DETACH part")
+
+
+class _Part:
+    """A database filled by a process of its own, which a program with threads must not start."""
+
+    def __init__(self, path: str, fill: Callable[[sqlite3.Connection], Import]) -> None:
+        self.path = path
+        _remove(path)
+        self.pipe, theirs = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                with _connected(path) as db:
+                    answer: Any = fill(db).summary
+            except BaseException as error:                      # is raised by `summary` in the other process
+                answer = error
+            with contextlib.suppress(BaseException), open(theirs, "wb") as out:
+                pickle.dump(answer, out)
+            os._exit(0)
+        os.close(theirs)
+
+    def summary(self) -> Summary:
+        """Wait until the part is filled."""
+        with open(self.pipe, "rb", closefd=False) as pipe:
+            answer: object = pickle.loads(pipe.read() or pickle.dumps(OSError("a process that read text was killed")))
+        if isinstance(answer, Summary):
+            return answer
+        raise answer if isinstance(answer, BaseException) else TypeError(answer)
+
+    def __enter__(self) -> _Part:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        os.close(self.pipe)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        _remove(self.path)
 
 
 def _swap_in(new: str, path: str) -> None:
@@ -1659,7 +1755,7 @@ def _sequence_number(path: str) -> Optional[int]:
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
-def verify(archive: Archive) -> List[str]:
+def verify(archive: Archive, processes: int = 1) -> List[str]:
     """Read all text again and compare, row by row and byte by byte; what does not agree."""
     found = find_sources(archive, [])
     new = archive.db + ".verify"
@@ -1671,7 +1767,7 @@ def verify(archive: Archive) -> List[str]:
                      for account in ledger.values() if account[1] != account[2] + account[3]]
         now = (db.execute("SELECT at FROM last_import").fetchone() or (0,))[0]
         try:
-            _build(new, sources, now, ends={id: account[1] for id, account in ledger.items()}, limits=archive.limits)
+            _build(new, sources, now, None, {id: account[1] for id, account in ledger.items()}, archive.limits, processes)
             problems += _differences(db, new)
         finally:
             _remove(new)
@@ -1811,7 +1907,7 @@ def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     bar = ProgressBar(sum(source.size for source in find_sources(archive, [])) if sys.stderr.isatty() else 0)
     run = rebuild if arguments.command == "rebuild" else import_new
     try:
-        summary = run(archive, progress=bar)
+        summary = run(archive, progress=bar, processes=os.cpu_count() or 1)
     finally:
         bar.clear()
     print(summary)
@@ -1844,7 +1940,7 @@ def command_rejects(archive: Archive, arguments: argparse.Namespace) -> int:
 
 def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
     """Prove that database and text agree."""
-    problems = verify(archive)
+    problems = verify(archive, os.cpu_count() or 1)
     for line in problems:
         print(_printable(line))
     print("%d differences" % len(problems) if problems else "database and text agree")

@@ -301,6 +301,30 @@ def test_lines_read_by_column_and_line_by_line_give_the_same_rows(dirty, monkeyp
 PING = "2019-10-07T03:23:39.980794\t%s\tvaranger-03\t8\t-97\n" % UNIT
 
 
+def test_a_rebuild_by_several_processes_gives_the_same_tables_summary_and_proof(dirty, monkeypatch):
+    place, _ = dirty
+    one, three = (place.archive._replace(db=place.archive.db + name) for name in (".one", ".three"))
+    said = str(importer.rebuild(one, NOW))
+    monkeypatch.setattr(importer, "SHARE", 1000)
+    assert str(importer.rebuild(three, NOW, processes=3)) == said
+    assert place.dump(three.db) == place.dump(one.db)
+    assert importer.verify(three, processes=2) == []
+    assert not [name for name in os.listdir(place.var) if "part" in name or name.endswith(".new")]
+
+
+@pytest.mark.parametrize("end, error", [(lambda: os.kill(os.getpid(), signal.SIGKILL), OSError),
+                                        (lambda: sqlite3.connect(":memory:").execute("x"), sqlite3.OperationalError)])
+def test_a_helper_that_fails_ends_a_rebuild_with_the_old_database(dirty, monkeypatch, end, error):
+    place, _ = dirty
+    before, pid, fill = place.dump(), os.getpid(), importer._fill
+    monkeypatch.setattr(importer, "SHARE", 1000)
+    monkeypatch.setattr(importer, "_fill", lambda *args: fill(*args) if os.getpid() == pid else end())
+    with pytest.raises(error):
+        importer.rebuild(place.archive, NOW, processes=3)
+    assert place.dump() == before
+    assert not [name for name in os.listdir(place.var) if "part" in name or name.endswith(".new")]
+
+
 def test_a_ping_becomes_a_row_also_one_of_another_server(place):
     place.put("var/pings/pings-0000.tsv", PING)
     place.put("remote_data/server-north/var/pings/pings-0003.tsv", PING.replace(".980794", "").replace("varanger-03", "None"))
