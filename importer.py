@@ -205,6 +205,9 @@ class Source(NamedTuple):
         return zlib.crc32(key) << 20 | zlib.crc32(key[::-1]) & 0xfffff
 
 
+_SAME_ID = "by chance its name has the same number as %s: rename it"
+
+
 _KINDS = [                              # below a data directory; the first group is the unit, or a server
     ("readings", re.compile(r"([^/]+)/(?:set-aside/)?data/readings/[^/.][^/]*\.tsv(?:@[0-9]+@[0-9TZ.]+)?\Z")),
     ("errors", re.compile(r"([^/]+)/(?:set-aside/)?errors/[^/.][^/]*\.txt(?:@[0-9]+@[0-9TZ.]+)?\Z")),
@@ -236,7 +239,11 @@ def find_sources(archive: Archive, unreadable: List[Tuple[str, str]]) -> List[So
         source = _source(entry.path, archive.var_dir, "var/")
         if source:
             found[source.key] = [source]
-    return [source for same in found.values() for source in _distinct(same)]
+    owners: Dict[int, Source] = {}
+    for source in sorted((source for same in found.values() for source in _distinct(same)), key=lambda source: source.key):
+        if owners.setdefault(source.id, source) is not source:
+            unreadable.append((source.path, _SAME_ID % owners[source.id].key))
+    return list(owners.values())
 
 
 def _scan(directory: str, unreadable: List[Tuple[str, str]]) -> List[os.DirEntry[str]]:
@@ -487,13 +494,28 @@ class Entry:
     def __init__(self, line: Line, day: str, clock: str, level: Optional[str], message: str) -> None:
         self.line, self.day, self.clock, self.level, self.message = line, day, clock, level, message
         self.text: List[str] = []
+        self.length = 0                                         # characters of the text
+        self.inferred: Tuple[Optional[str], Optional[str]] = (day, clock)
 
-    def row(self, unit: str, day: Optional[str], clock: Optional[str]) -> Row:
-        """The row without source and offset; `day` and `clock` are inferred."""
+    def follow(self, before: Optional[Entry]) -> None:
+        """An entry dated 1970 takes the time of the nearest earlier dated one as inferred time."""
+        if self.day.startswith("1970"):
+            self.inferred = before.inferred if before else (None, None)
+
+    def add(self, text: str) -> None:
+        """A further line; Rejected when there are so many that they are no text for people."""
+        self.length += len(text) + 1
+        if self.length > LONGEST_LINE:
+            raise Rejected("entry longer than %d characters" % LONGEST_LINE)
+        self.text.append(text)
+
+    def row(self, unit: str) -> Row:
+        """The row without source and offset."""
         text = list(self.text)
         message = self.message or (text.pop(0) if text else "")
         said = "\n".join([message, *text])
         etype = next((name for name, words in reversed(_TYPES) if words.lower() in said.lower()), None)
+        day, clock = self.inferred
         return (unit, day, clock, etype, self.day, self.clock, self.level, message,
                 DAYS[day] + TIMES[clock] if day and clock else None, "\n".join(text))
 
@@ -507,10 +529,10 @@ def parse_headline(line: Line, text: str) -> Optional[Entry]:
         raise Rejected("malformed headline")
     day, clock, numbers, level, message = found.groups()
     if numbers:
-        parts = [int(part) for part in numbers.split(",") if part.strip()]
-        if len(parts) < 6:
+        parts = [part.strip() for part in numbers.split(",")][:6]
+        if len(parts) < 6 or not all(part.isdigit() and len(part) < 5 for part in parts):
             raise Rejected("malformed headline")
-        day, clock = "%04d-%02d-%02d" % tuple(parts[:3]), "%02d:%02d:%02d" % tuple(parts[3:6])
+        day, clock = "%04d-%02d-%02d" % tuple(map(int, parts[:3])), "%02d:%02d:%02d" % tuple(map(int, parts[3:]))
     if DAYS[day] < 0 or TIMES[clock] < 0:
         raise Rejected("impossible date or time")
     return Entry(line, day, clock, level, message.strip())
@@ -539,7 +561,7 @@ def parse_deployment(text: str, columns: Sequence[str]) -> Row:
         raise Rejected("no hardware id")
     fields.setdefault("status", "deployed")
     fields.setdefault("tier", "10")
-    if not re.match(r"-?[0-9]{0,6}\Z", fields["tier"], re.ASCII):
+    if not re.match(r"(-?[0-9]{1,6})?\Z", fields["tier"], re.ASCII):
         raise Rejected("tier is not a number")
     if fields["status"] not in ("deployed", "en_route", "lab_check", ""):
         raise Rejected("status is none of deployed, en_route, lab_check")
@@ -680,6 +702,7 @@ class Import:
         self.db, self.now, self.limits, self.progress = db, now, limits, progress or (lambda done: None)
         self.columns = Columns(limits, now)
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
+        self.owners: Dict[int, str] = {}                        # their keys
         self.changed: Dict[int, Source] = {}
         self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
         self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days
@@ -691,8 +714,10 @@ class Import:
     def account(self, id: int) -> Account:
         """The account of a source, as the ledger knows it."""
         if id not in self.accounts:
-            row = self.db.execute("SELECT %s FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS), (id,)).fetchone()
-            self.accounts[id] = Account(row) if row else Account()
+            row = self.db.execute("SELECT %s, path FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS), (id,)).fetchone()
+            self.accounts[id] = Account(row[:-1]) if row else Account()
+            if row:
+                self.owners[id] = row[-1]
         return self.accounts[id]
 
     def take(self, sources: Sequence[Source]) -> None:
@@ -711,15 +736,19 @@ class Import:
 
     def forget_missing(self, sources: Sequence[Source]) -> None:
         """Take out the rows of files that are gone (the text is the truth)."""
-        known = {source.id for source in sources}
+        known = {(source.id, source.key) for source in sources}
         for id, key, kind, unit in self.db.execute("SELECT id, path, kind, unit_id FROM sources").fetchall():
-            if id not in known:
+            if (id, key) not in known:
                 self._forget(Source(key, "", kind, unit, 0, 0.0))
                 self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
 
     def take_one(self, source: Source, end: Optional[int] = None) -> None:
         """Import what is new in a source, up to byte `end`."""
         account = self.account(source.id)
+        owner = self.owners.setdefault(source.id, source.key)
+        if owner != source.key:
+            self.summary.unreadable.append((source.path, _SAME_ID % owner))
+            return
         if (account.size, account.ctime) == (source.size, source.ctime):
             return
         try:
@@ -817,33 +846,30 @@ class Import:
                         (source.id, line.number, line.offset, len(line.raw), reason, text, before))
 
     def _read_errors(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
-        entries: List[Entry] = []
+        entry: Optional[Entry] = None
         try:
             for line in (line for block in blocks for line in lines_of(block, account)):
                 try:
                     text = decode_log(_whole(line))
-                    entry = parse_headline(line, text)
-                    if not entry and not entries:
+                    begun = parse_headline(line, text)
+                    if begun:
+                        begun.follow(entry)
+                        self._insert_entry(source, entry)
+                        entry = begun
+                    elif entry:
+                        entry.add(text)
+                    else:
                         raise Rejected("before the first headline")
+                    account.imported += 1 if begun else 0
+                    account.imported_bytes += len(line.raw)
                 except Rejected as rejected:
                     self._reject(source, account, line, str(rejected), None)
-                    continue
-                account.imported_bytes += len(line.raw)
-                account.imported += 1 if entry else 0
-                entries += [entry] if entry else []
-                if not entry:
-                    entries[-1].text.append(text)
         finally:
-            self._insert_entries(source, entries)
+            self._insert_entry(source, entry)
 
-    def _insert_entries(self, source: Source, entries: Sequence[Entry]) -> None:
-        """Entries dated 1970 take the time of the nearest earlier dated one as inferred time."""
-        day: Optional[str] = None
-        clock: Optional[str] = None
-        for entry in entries:
-            if not entry.day.startswith("1970"):
-                day, clock = entry.day, entry.clock
-            self.db.execute(_INSERT["errors"], (*entry.row(source.unit_id, day, clock), source.id, entry.line.offset))
+    def _insert_entry(self, source: Source, entry: Optional[Entry]) -> None:
+        if entry:
+            self.db.execute(_INSERT["errors"], (*entry.row(source.unit_id), source.id, entry.line.offset))
 
     def _read_deployments(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
         columns: List[str] = []

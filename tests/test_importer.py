@@ -377,6 +377,27 @@ def test_nul_bytes_and_broken_utf8_do_not_hide_an_entry_of_an_error_log(place):
     assert place.ask("SELECT message, text FROM error_logs") == [("Uncaught \\x00 exception", "at \ufffd line")]
 
 
+@pytest.mark.parametrize("when, reason", [
+    ("(2019, 10, 25, 100, 11, 24, 4, 298)", "impossible date or time"), ("(2019, 10, 32, 3, 11, 24, 4, 298)", "impossible date or time"),
+    ("(2019, 10, 25, 3, 1 1, 24, 4, 298)", "malformed headline"), ("(2019 10, 25, 3, 11, 24)", "malformed headline"),
+    ("(2019, 10, 25, 3, , 24)", "malformed headline"), ("(%s, 10, 25, 3, 11, 24)" % ("9" * 5000), "malformed headline"),
+    ("2019-09-31 10:55:57", "impossible date or time"), ("2019-09-16 10:61:57", "impossible date or time")])
+def test_a_headline_with_an_impossible_time_is_rejected_and_the_others_stay(place, when, reason):
+    place.errors("----- 2019-09-16 10:55:57 WARN before\n----- %s WARN x\n----- 2019-09-17 10:55:57 WARN after\n" % when)
+    place.run()
+    assert place.ask("SELECT message FROM error_logs ORDER BY ts") == [("before",), ("after",)]
+    assert [row[2] for row in place.rejects()] == [reason]
+
+
+def test_an_entry_of_an_error_log_without_end_is_cut_and_accounted_for(place):
+    place.errors("----- 2019-09-16 10:55:57 WARN long\n" + ("y" * 99 + "\n") * 10000 + "----- 2019-09-17 10:55:57 WARN after\n")
+    place.run()
+    assert place.ask("SELECT message, length(text) FROM error_logs ORDER BY ts") == [("long", 65499), ("after", 0)]
+    assert place.ask("SELECT done, rejected, imported_bytes + rejected_bytes FROM sources") == [(1000073, 9345, 1000073)]
+    assert {row[2] for row in place.rejects()} == {"entry longer than 65536 characters"}
+    assert importer.verify(place.archive) == []
+
+
 def test_an_entry_that_grows_gets_its_further_lines(place):
     place.errors("----- 2019-09-16 10:55:57 EXC Uncaught exception\nTrace")
     place.run()
@@ -719,6 +740,23 @@ def test_a_hundred_megabytes_in_one_line_need_little_memory(place):
     assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
     assert place.ask("SELECT DISTINCT reason FROM rejects WHERE bytes = 65536") == [("line longer than 65536 bytes",)]
     assert place.ask("SELECT sum(bytes) FROM rejects") == [(100_000_001,)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_two_files_whose_names_give_the_same_number_are_never_mixed_up(place, monkeypatch, together, named):
+    monkeypatch.setattr(importer.Source, "id", property(lambda source: 7))
+    first = place.readings(LINE)
+    if not together:
+        place.run()
+    second = place.readings(reading(1), number=1)
+    told = "by chance its name has the same number as data/%s/data/readings/readings-0000.tsv: rename it" % UNIT
+    assert place.run([first, second] if named else None).unreadable == [(second, told)]
+    assert place.ask("SELECT ts FROM co2_readings") == [(T,)]
+    os.unlink(first)
+    place.run()
+    assert place.ask("SELECT path FROM sources") == [("data" + second[len(place.data):],)]
+    assert place.ask("SELECT time FROM co2_readings") == [("00:01:00",)]
 
 
 def test_names_that_are_no_utf8_empty_files_and_links_do_no_harm(place):
