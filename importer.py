@@ -48,18 +48,21 @@ import sys
 import time
 import zlib
 from datetime import date
-from itertools import accumulate, count, repeat
+from itertools import accumulate, count, groupby, repeat
 from typing import Any, Callable, Dict, IO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import seqfile
 
 Row = Tuple[Any, ...]                   # of a table or a query
+Progress = Optional[Callable[[int], None]]      # is told of bytes that were dealt with
+Troubles = List[Tuple[str, str]]        # path, what is wrong with it
 HERE = os.path.dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 2
 BLOCK = 1 << 18                         # bytes read at once
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
 SHARE = 1 << 24                         # bytes that are worth a process of their own when all is read
 MOST_PROCESSES = 4                      # of 45 MB each
+MOST_ACCOUNTS = 1000                    # that are kept in memory
 PATIENCE = 10.0                         # seconds to wait for another importer
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
@@ -227,52 +230,47 @@ def kind_of(relative: str) -> Optional[Tuple[str, str]]:
     return None
 
 
-def find_sources(archive: Archive, unreadable: List[Tuple[str, str]]) -> List[Source]:
-    """All text files of an archive. What cannot be looked at is appended to `unreadable` with the reason."""
-    found: Dict[str, List[Source]] = {}
+def find_sources(archive: Archive, unreadable: Troubles) -> List[Source]:
+    """All text files of an archive in order of their keys. What cannot be used is appended to `unreadable` with the reason."""
+    found: List[Source] = []
     for data_dir in archive.data_dirs:
         for entry in _scan(data_dir, unreadable):
             for folder in _FOLDERS if entry.is_dir(follow_symlinks=False) else ():
-                _collect(found, data_dir, os.path.join(entry.path, folder), unreadable)
-        _collect(found, data_dir, os.path.join(data_dir, "manual"), unreadable)
-    for entry in _scan(os.path.join(archive.var_dir, "pings"), unreadable):
-        source = _source(entry.path, archive.var_dir, "var/")
-        if source:
-            found[source.key] = [source]
-    owners: Dict[int, Source] = {}
-    for source in sorted((source for same in found.values() for source in _distinct(same)), key=lambda source: source.key):
-        if owners.setdefault(source.id, source) is not source:
-            unreadable.append((source.path, _SAME_ID % owners[source.id].key))
-    return list(owners.values())
+                found += _collect(data_dir, "data/", os.path.join(entry.path, folder), unreadable)
+        found += _collect(data_dir, "data/", os.path.join(data_dir, "manual"), unreadable)
+    found += _collect(archive.var_dir, "var/", os.path.join(archive.var_dir, "pings"), unreadable)
+    found.sort(key=operator.attrgetter("key"))
+    return list(_unambiguous(found, unreadable))
 
 
-def _scan(directory: str, unreadable: List[Tuple[str, str]]) -> List[os.DirEntry[str]]:
+def _scan(directory: str, unreadable: Troubles) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as entries:
-            return list(entries)
+            yield from entries
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        pass
     except OSError as error:
         unreadable.append((directory, error.strerror or str(error)))
-        return []
 
 
-def _collect(found: Dict[str, List[Source]], data_dir: str, folder: str, unreadable: List[Tuple[str, str]]) -> None:
-    for entry in _scan(folder, unreadable):
-        source = _source(entry.path, data_dir, "data/")
-        if source:
-            found.setdefault(source.key, []).append(source)
+def _collect(root: str, prefix: str, folder: str, unreadable: Troubles) -> Iterator[Source]:
+    return filter(None, (_source(entry.path, root, prefix) for entry in _scan(folder, unreadable)))
 
 
 def _source(path: str, root: str, prefix: str) -> Optional[Source]:
     """The source at a path below a data directory or the server's; None when it is no file of ours. Links are no files."""
     key = prefix + path[len(root):].lstrip("/")
     kind = kind_of(key[5:]) if prefix == "data/" else ("pings", "") if _OWN_PINGS.match(key) else None
-    with contextlib.suppress(FileNotFoundError):
-        status = os.lstat(path) if kind else None
-        if kind and status and stat.S_ISREG(status.st_mode):
-            return Source(_storable(key), path, kind[0], _storable(kind[1]), status.st_size, status.st_ctime)
-    return None
+    if not kind:
+        return None
+    source = Source(_storable(key), path, kind[0], sys.intern(_storable(kind[1])), -1, -1.0)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return source                                           # opening it will say why
+    return source._replace(size=status.st_size, ctime=status.st_ctime) if stat.S_ISREG(status.st_mode) else None
 
 
 def _storable(name: str) -> str:
@@ -280,10 +278,22 @@ def _storable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def _unambiguous(found: Sequence[Source], unreadable: Troubles) -> Iterator[Source]:
+    """Each key once, and no two keys with the same id."""
+    owners: Dict[int, str] = {}
+    for _, same in groupby(found, operator.attrgetter("key")):
+        for source in _distinct(list(same)):
+            if owners.setdefault(source.id, source.key) == source.key:
+                yield source
+            else:
+                unreadable.append((source.path, _SAME_ID % owners[source.id]))
+
+
 def _distinct(same: List[Source]) -> Iterator[Source]:
     """Of the same file in several data directories the longest; others only where they are not its beginning."""
-    longest, *others = sorted(same, key=lambda source: (-source.size, _checksum(source.path, source.size)
-                                                        if len(same) > 1 else 0))
+    if len(same) > 1:
+        same.sort(key=lambda source: (-source.size, _checksum(source.path, source.size)))
+    longest, *others = same
     yield longest
     for other in others:
         checksum = _checksum(other.path, other.size)
@@ -323,35 +333,34 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNIT_ID = re.compile(r"co2unit-[0-9A-Za-z._-]+\Z", re.ASCII)
 
 
-NEVER = -1 << 40
-YEAR_1971 = 31536000                   # UTC seconds
+class Known(Dict[str, Any]):
+    """Text of a field -> its value, worked out once; Rejected for any that does not match or is out of bounds."""
+
+    def __init__(self, pattern: str, convert: Callable[[str], Any], least: float, most: float, reason: str) -> None:
+        super().__init__()
+        self.match, self.convert = re.compile(pattern + r"\Z", re.ASCII).match, convert
+        self.least, self.most, self.reason = least, most, reason
+
+    def __missing__(self, text: str) -> Any:
+        value = self.convert(text) if self.match(text) else None
+        if value is None or not self.least <= value <= self.most:
+            raise Rejected(self.reason)
+        if len(self) == 1 << 16:                                # no sensor has so many values
+            self.clear()
+        self[text] = value
+        return value
 
 
-class _Days(Dict[str, int]):
-    """ISO date -> UTC seconds of its midnight; NEVER where there is no such day."""
-
-    def __missing__(self, text: str) -> int:
-        if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", text, re.ASCII):
-            return NEVER
-        try:
-            seconds = (date(int(text[:4]), int(text[5:7]), int(text[8:])).toordinal() - 719163) * 86400
-        except ValueError:
-            return NEVER
-        self[text] = seconds
-        return seconds
+def _midnight(text: str) -> Optional[int]:
+    with contextlib.suppress(ValueError):
+        return (date(int(text[:4]), int(text[5:7]), int(text[8:])).toordinal() - 719163) * 86400
+    return None
 
 
-class _Times(Dict[str, int]):
-    """HH:MM:SS -> seconds; NEVER where there is no such time."""
-
-    def __missing__(self, text: str) -> int:
-        if not re.match(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\Z", text, re.ASCII):
-            return NEVER
-        self[text] = seconds = int(text[:2]) * 3600 + int(text[3:5]) * 60 + int(text[6:])
-        return seconds
-
-
-DAYS, TIMES = _Days(), _Times()
+YEAR_1971 = 31536000                                            # UTC seconds
+DAYS = Known("[0-9]{4}-[0-9]{2}-[0-9]{2}", _midnight, 0, 1 << 40, "impossible date or time")        # -> UTC seconds
+TIMES = Known("[0-9]{2}:[0-5][0-9]:[0-5][0-9]", lambda text: int(text[:2]) * 3600 + int(text[3:5]) * 60 + int(text[6:]),
+              0, 86399, "impossible date or time")
 
 
 def decode(raw: bytes) -> str:
@@ -373,11 +382,10 @@ def decode_log(raw: bytes) -> str:
 
 def instant(day: str, clock: str) -> int:
     """UTC seconds; Rejected for what no calendar knows and for a clock that was not set."""
-    if DAYS[day] < 0 or TIMES[clock] < 0:
-        raise Rejected("impossible date or time")
-    if day.startswith("1970"):
+    ts: int = DAYS[day] + TIMES[clock]
+    if ts < YEAR_1971:
         raise Rejected("clock not set")
-    return DAYS[day] + TIMES[clock]
+    return ts
 
 
 def nickname(text: str) -> Optional[str]:
@@ -407,30 +415,13 @@ def parse_reading(raw: bytes, limits: Limits, now: float) -> Row:
 _RAW_VALUES = re.compile(r"(?:%s\n)+\Z" % _NUMBER, re.ASCII)
 
 
-class _Plain(Dict[str, Any]):
-    """Text of a field that is beyond doubt -> its value, worked out once; Rejected for any other."""
-
-    def __init__(self, pattern: str, convert: Callable[[str], Any], least: float, most: float) -> None:
-        super().__init__()
-        self.match, self.convert, self.least, self.most = re.compile(pattern + r"\Z", re.ASCII).match, convert, least, most
-
-    def __missing__(self, text: str) -> Any:
-        value = self.convert(text) if self.match(text) else None
-        if value is None or not self.least <= value <= self.most:
-            raise Rejected("not plain")
-        if len(self) == 1 << 16:                                # no sensor has so many values
-            self.clear()
-        self[text] = value
-        return value
-
-
 class Columns:
     """Cuts blocks of plain lines, all of one unit, into columns. Much faster than `parse_reading`, and the same rows."""
 
     def __init__(self, limits: Limits, now: float) -> None:
-        ppm = _Plain("[0-9]{1,7}", int, limits.co2_low, limits.co2_high - 1)
-        self.values = [_Plain(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float, limits.temp_low, limits.temp_high),
-                       _Plain("[0-9]{1,6}", int, 0, 999999), *[ppm] * 10]
+        ppm = Known("[0-9]{1,7}", int, limits.co2_low, limits.co2_high - 1, "not plain")
+        self.values = [Known(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float, limits.temp_low, limits.temp_high, "not plain"),
+                       Known("[0-9]{1,6}", int, 0, 999999, "not plain"), *[ppm] * 10]
         self.latest = now + limits.future
 
     def cut(self, block: bytes) -> List[Sequence[Any]]:
@@ -495,12 +486,12 @@ class Entry:
         self.line, self.day, self.clock, self.level, self.message = line, day, clock, level, message
         self.text: List[str] = []
         self.length = 0                                         # characters of the text
-        self.inferred: Tuple[Optional[str], Optional[str]] = (day, clock)
+        self.inferred: Row = (day, clock, DAYS[day] + TIMES[clock])
 
     def follow(self, before: Optional[Entry]) -> None:
         """An entry dated 1970 takes the time of the nearest earlier dated one as inferred time."""
         if self.day.startswith("1970"):
-            self.inferred = before.inferred if before else (None, None)
+            self.inferred = before.inferred if before else (None, None, None)
 
     def add(self, text: str) -> None:
         """A further line; Rejected when there are so many that they are no text for people."""
@@ -515,9 +506,8 @@ class Entry:
         message = self.message or (text.pop(0) if text else "")
         said = "\n".join([message, *text])
         etype = next((name for name, words in reversed(_TYPES) if words.lower() in said.lower()), None)
-        day, clock = self.inferred
-        return (unit, day, clock, etype, self.day, self.clock, self.level, message,
-                DAYS[day] + TIMES[clock] if day and clock else None, "\n".join(text))
+        day, clock, ts = self.inferred
+        return unit, day, clock, etype, self.day, self.clock, self.level, message, ts, "\n".join(text)
 
 
 def parse_headline(line: Line, text: str) -> Optional[Entry]:
@@ -533,8 +523,6 @@ def parse_headline(line: Line, text: str) -> Optional[Entry]:
         if len(parts) < 6 or not all(part.isdigit() and len(part) < 5 for part in parts):
             raise Rejected("malformed headline")
         day, clock = "%04d-%02d-%02d" % tuple(map(int, parts[:3])), "%02d:%02d:%02d" % tuple(map(int, parts[3:]))
-    if DAYS[day] < 0 or TIMES[clock] < 0:
-        raise Rejected("impossible date or time")
     return Entry(line, day, clock, level, message.strip())
 
 
@@ -547,9 +535,10 @@ def parse_instant(text: str, what: str) -> Optional[int]:
     if not text:
         return None
     found = re.match(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z", text, re.ASCII)
-    if not found or DAYS[found[1]] < 0 or TIMES[(found[2] or "00:00") + (found[3] or ":00")] < 0:
-        raise Rejected("%s is no ISO date: %s" % (what, text))
-    return DAYS[found[1]] + TIMES[(found[2] or "00:00") + (found[3] or ":00")]
+    with contextlib.suppress(Rejected):
+        if found:
+            return int(DAYS[found[1]] + TIMES[(found[2] or "00:00") + (found[3] or ":00")])
+    raise Rejected("%s is no ISO date: %s" % (what, text))
 
 
 def parse_deployment(text: str, columns: Sequence[str]) -> Row:
@@ -658,7 +647,7 @@ class Summary:
         self.rows: Dict[str, int] = {"readings": 0, "pings": 0, "errors": 0, "deployments": 0}
         self.repeated = 0
         self.rejected: Dict[str, int] = {}
-        self.unreadable: List[Tuple[str, str]] = []
+        self.unreadable: Troubles = []
         self.disputed: List[str] = []   # files of which two servers have different versions
 
     def add(self, other: Summary) -> None:
@@ -698,7 +687,7 @@ class Import:
     """One run into an open database; the caller's transaction makes it atomic."""
 
     def __init__(self, db: sqlite3.Connection, now: float, limits: Limits = LIMITS,
-                 progress: Optional[Callable[[int], None]] = None) -> None:
+                 progress: Progress = None) -> None:
         self.db, self.now, self.limits, self.progress = db, now, limits, progress or (lambda done: None)
         self.columns = Columns(limits, now)
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
@@ -720,10 +709,14 @@ class Import:
                 self.owners[id] = row[-1]
         return self.accounts[id]
 
-    def take(self, sources: Sequence[Source]) -> None:
-        """Import what is new in these sources."""
-        for source in sorted(sources, key=lambda source: source.key):
-            self.take_one(source)
+    def take(self, sources: Sequence[Source], ends: Optional[Dict[int, int]] = None) -> None:
+        """Import what is new in these sources; `ends`: how far to read each."""
+        for source in sources:
+            self.take_one(source, ends.get(source.id) if ends is not None else None)
+            if len(self.accounts) > MOST_ACCOUNTS:
+                self.settle_ledger()
+                for known in (self.accounts, self.owners, self.changed):
+                    known.clear()
 
     def take_again(self, sources: Sequence[Source]) -> None:
         """Read those once more that may hold repeats of what was taken out."""
@@ -1113,7 +1106,7 @@ def _connected(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Optional[float] = None,
-               progress: Optional[Callable[[int], None]] = None, processes: int = 1) -> Summary:
+               progress: Progress = None, processes: int = 1) -> Summary:
     """Import what is new: in these files, or in all there are. Busy, OSError or sqlite3.Error when that cannot be."""
     now = time.time() if now is None else now
     with only_writer(archive.db):
@@ -1127,8 +1120,8 @@ def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Opt
         return _rebuild(archive, now, progress, processes)
 
 
-def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Optional[Callable[[int], None]]) -> Summary:
-    unreadable: List[Tuple[str, str]] = []
+def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Progress) -> Summary:
+    unreadable: Troubles = []
     sources = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
     every = sources is None
     if sources is None:
@@ -1151,11 +1144,11 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
     return run.summary
 
 
-def _not_mounted(db: sqlite3.Connection, archive: Archive) -> List[Tuple[str, str]]:
+def _not_mounted(db: sqlite3.Connection, archive: Archive) -> Troubles:
     """Data directories with nothing in them, though files were imported: their rows stay until someone has looked."""
     known = db.execute("SELECT 1 FROM sources WHERE path LIKE 'data/%' LIMIT 1").fetchone()
     return [(directory, "empty or missing; is a disk not mounted? (./importer.py rebuild forgets what was there)")
-            for directory in archive.data_dirs if known and not _scan(directory, [])]
+            for directory in archive.data_dirs if known and not any(True for _ in _scan(directory, []))]
 
 
 def _disputed(sources: Sequence[Source]) -> List[str]:
@@ -1205,7 +1198,7 @@ def _set_aside(path: str) -> None:
     print("importer: %s is damaged or of another version; it is now %s" % (path, aside), file=sys.stderr)
 
 
-def rebuild(archive: Archive, now: Optional[float] = None, progress: Optional[Callable[[int], None]] = None,
+def rebuild(archive: Archive, now: Optional[float] = None, progress: Progress = None,
             processes: int = 1) -> Summary:
     """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
     with only_writer(archive.db):
@@ -1213,9 +1206,9 @@ def rebuild(archive: Archive, now: Optional[float] = None, progress: Optional[Ca
         return _rebuild(archive, time.time() if now is None else now, progress, processes)
 
 
-def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], None]], processes: int) -> Summary:
+def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -> Summary:
     new = archive.db + ".new"
-    unreadable: List[Tuple[str, str]] = []
+    unreadable: Troubles = []
     try:
         sources = _current_deployments(find_sources(archive, unreadable))
         summary = _build(new, sources, now, progress, limits=archive.limits, processes=processes)
@@ -1230,7 +1223,7 @@ def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], No
 _FRESH = "PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;"
 
 
-def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[Callable[[int], None]] = None,
+def _build(path: str, sources: Sequence[Source], now: float, progress: Progress = None,
            ends: Optional[Dict[int, int]] = None, limits: Limits = LIMITS, processes: int = 1) -> Summary:
     """A database at `path` from nothing; `ends`: how far to read each source. Several processes take a share each."""
     _remove(path)
@@ -1253,26 +1246,25 @@ def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[
     return run.summary
 
 
-def _fill(sources: Sequence[Source], now: float, limits: Limits, progress: Optional[Callable[[int], None]],
+def _fill(sources: Sequence[Source], now: float, limits: Limits, progress: Progress,
           ends: Optional[Dict[int, int]], db: sqlite3.Connection) -> Import:
     """The rows and accounts of these sources in an empty database."""
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, now, limits, progress)
     run.everything = True
-    for source in sources:
-        run.take_one(source, ends.get(source.id) if ends is not None else None)
+    run.take(sources, ends)
     run.settle_ledger()
     db.execute("COMMIT")
     return run
 
 
 def _shares(sources: Sequence[Source], processes: int) -> List[List[Source]]:
-    """Sources in order of their keys, cut into shares of about the same number of bytes."""
+    """Sources cut into shares of about the same number of bytes."""
     total = sum(source.size for source in sources)
     number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
     shares: List[List[Source]] = [[] for _ in range(number)]
     done = 0
-    for source in sorted(sources, key=lambda source: source.key):
+    for source in sources:
         shares[min(number - 1, done * number // (total + 1))].append(source)
         done += source.size
     return shares
