@@ -76,12 +76,9 @@ QC_FLAT = 8                             # all of a day's means are the same (QAR
 QC_POWER_ON = 16                        # 85.0 degC: the temperature sensor's value before its first measurement
 QC_TEMP_RANGE = 32                      # beyond what the sensor can measure (QARTOD test 4)
 QC_FUTURE = 64                          # dated after its import
-QC_CO2 = QC_SOME_CO2 | QC_NO_CO2 | QC_SPIKE | QC_FLAT
 QC_CO2_BAD = QC_NO_CO2 | QC_SPIKE | QC_FLAT
 QC_TEMP = QC_POWER_ON | QC_TEMP_RANGE
 QC_ROW = QC_FUTURE
-QC_NAMES = {QC_SOME_CO2: "some_co2", QC_NO_CO2: "no_co2", QC_SPIKE: "spike", QC_FLAT: "flat", QC_POWER_ON: "power_on",
-            QC_TEMP_RANGE: "temp_range", QC_FUTURE: "future"}
 
 
 class Limits(NamedTuple):
@@ -263,7 +260,7 @@ def _source(path: str, root: str, prefix: str) -> Optional[Source]:
     kind = kind_of(key[5:]) if prefix == "data/" else ("pings", "") if _OWN_PINGS.match(key) else None
     if not kind:
         return None
-    source = Source(_storable(key), path, kind[0], sys.intern(_storable(kind[1])), -1, -1.0)
+    source = Source(_storable(key), path, kind[0], sys.intern(_storable(kind[1])), 0, -1.0)
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -302,11 +299,14 @@ def _distinct(same: List[Source]) -> Iterator[Source]:
 
 
 def _checksum(path: str, size: int) -> int:
-    checksum = 0
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        for start in range(0, size, BLOCK):
-            checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
-    return checksum
+        return _checksum_of(file, size)
+    return 0
+
+
+def _checksum_of(file: IO[bytes], size: int) -> int:
+    steps = range(0, size, BLOCK)
+    return functools.reduce(lambda checksum, start: zlib.crc32(file.read(min(BLOCK, size - start)), checksum), steps, 0)
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------
@@ -574,10 +574,6 @@ class Account:
          self.rejected_bytes, self.ctime, self.checksum, self.last_ts) = values
         self.inside = False
 
-    def values(self) -> Row:
-        """In the order of COLUMNS."""
-        return tuple(getattr(self, name) for name in self.COLUMNS)
-
 
 def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[bytes]:
     """What is new up to byte `end`, in blocks of complete lines. What has no newline within LONGEST_LINE bytes comes in
@@ -609,15 +605,7 @@ def lines_of(block: bytes, account: Account) -> Iterator[Line]:
 
 def begins_as_before(file: IO[bytes], account: Account, size: int) -> bool:
     """Whether the bytes that were dealt with are still there."""
-    if size < account.done:
-        return False
-    checksum, left = 0, account.done
-    while left:
-        block = file.read(min(BLOCK, left))
-        if not block:
-            return False
-        checksum, left = zlib.crc32(block, checksum), left - len(block)
-    return bool(checksum == account.checksum)
+    return size >= account.done and bool(_checksum_of(file, account.done) == account.checksum)
 
 
 # -- importing --------------------------------------------------------------------------------------------------------
@@ -678,7 +666,9 @@ _PLAIN_INSERT = {                       # by the number of values that `Import._
     19 + len(raw): "INSERT INTO co2_readings(%s, co2, flag, qc) VALUES (%s, (%s) / 10.0, 1, 0)" % (
         ", ".join([*_COLUMNS["readings"][:16], *raw, "ts", "source", "offset"]),
         ", ".join("?%d" % n for n in range(1, 20 + len(raw))), " + ".join("?%d" % n for n in range(7, 17))) for raw in ([], RAW)}
-_SAME = {"readings": ", ".join(["temp", "flash_count", *CO2, *RAW]), "pings": "ping_ts, nickname, rssi_raw, rssi_dbm"}
+_REPEATS = {kind: "SELECT rowid, source FROM (SELECT rowid, source, row_number() OVER (PARTITION BY %s ORDER BY source, offset) AS n "
+                  "FROM %s WHERE unit_id = ? AND ts = ?) WHERE n > 1" % (same, TABLES[kind]) for kind, same in (
+    ("readings", ", ".join(["temp", "flash_count", *CO2, *RAW])), ("pings", "ping_ts, nickname, rssi_raw, rssi_dbm"))}
 _FEW = 2000                             # bytes; so few lines are not worth being tried by column
 Run = Tuple[str, int, int]              # unit, first day, last day
 
@@ -686,8 +676,7 @@ Run = Tuple[str, int, int]              # unit, first day, last day
 class Import:
     """One run into an open database; the caller's transaction makes it atomic."""
 
-    def __init__(self, db: sqlite3.Connection, now: float, limits: Limits = LIMITS,
-                 progress: Progress = None) -> None:
+    def __init__(self, db: sqlite3.Connection, now: float, limits: Limits = LIMITS, progress: Progress = None) -> None:
         self.db, self.now, self.limits, self.progress = db, now, limits, progress or (lambda done: None)
         self.columns = Columns(limits, now)
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
@@ -729,11 +718,11 @@ class Import:
 
     def forget_missing(self, sources: Sequence[Source]) -> None:
         """Take out the rows of files that are gone (the text is the truth)."""
-        known = {(source.id, source.key) for source in sources}
-        for id, key, kind, unit in self.db.execute("SELECT id, path, kind, unit_id FROM sources").fetchall():
-            if (id, key) not in known:
-                self._forget(Source(key, "", kind, unit, 0, 0.0))
-                self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
+        known = {source.id: source.key for source in sources}
+        ledger = self.db.execute("SELECT id, path, kind, unit_id FROM sources")
+        for id, key, kind, unit in [row for row in ledger if known.get(row[0]) != row[1]]:
+            self._forget(Source(key, "", kind, unit, 0, 0.0))
+            self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
 
     def take_one(self, source: Source, end: Optional[int] = None) -> None:
         """Import what is new in a source, up to byte `end`."""
@@ -903,7 +892,8 @@ class Import:
     # -- what depends on neighbours
 
     def settle(self) -> None:
-        """Repeats, rules that look at neighbours, rollup, ledger: for all that was touched."""
+        """The ledger; then, for all that was touched, repeats, rules that look at neighbours and the rollup."""
+        self.settle_ledger()
         for kind in self.touched:
             for run in self._runs(kind):
                 self._drop_repeats(kind, run)
@@ -911,7 +901,6 @@ class Import:
             self._roll_up(unit, first, last)
             for day in self._judge(unit, first - 1, last + 1):
                 self._roll_up(unit, day, day)
-        self.settle_ledger()
 
     def _runs(self, kind: str) -> List[Run]:
         """What was touched, as runs of days that follow each other."""
@@ -924,22 +913,11 @@ class Import:
         again = self.db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts >= ? AND ts < ? GROUP BY ts HAVING count(*) > 1"
                                 % table, (unit, first * 86400, (last + 1) * 86400)).fetchall()
         for ts, in again:
-            seen: Set[Row] = set()
-            for rowid, source, *values in self.db.execute("SELECT rowid, source, %s FROM %s WHERE unit_id = ? AND ts = ? "
-                                                          "ORDER BY source, offset" % (_SAME[kind], table), (unit, ts)).fetchall():
-                if tuple(values) in seen:
-                    self.db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
-                    account = self.account(source)
-                    account.imported, account.repeated = account.imported - 1, account.repeated + 1
-                    self.summary.rows[kind] -= 1
-                    self.summary.repeated += 1
-                    if source not in self.changed:
-                        self.changed[source] = self._known_source(source)
-                seen.add(tuple(values))
-
-    def _known_source(self, id: int) -> Source:
-        path, kind, unit = self.db.execute("SELECT path, kind, unit_id FROM sources WHERE id = ?", (id,)).fetchone()
-        return Source(path, "", kind, unit, 0, 0.0)
+            for rowid, source in self.db.execute(_REPEATS[kind], (unit, ts)).fetchall():
+                self.db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
+                self.db.execute("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?", (source,))
+                self.summary.rows[kind] -= 1
+                self.summary.repeated += 1
 
     def _roll_up(self, unit: str, first: int, last: int) -> None:
         self.db.execute("DELETE FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ?", (unit, first, last))
@@ -973,7 +951,7 @@ class Import:
         """Write the accounts of what changed."""
         names = ("id", "path", "kind", "unit_id", *Account.COLUMNS)
         self.db.executemany("INSERT OR REPLACE INTO sources(%s) VALUES (%s)" % (", ".join(names), ", ".join("?" * len(names))),
-                            [(id, source.key, source.kind, source.unit_id, *self.accounts[id].values())
+                            [(id, source.key, source.kind, source.unit_id, *operator.attrgetter(*Account.COLUMNS)(self.accounts[id]))
                              for id, source in self.changed.items()])
         if self.changed or self.db.total_changes > self.changes:
             self.db.execute("DELETE FROM last_import")
@@ -1029,14 +1007,9 @@ def _stands_out(before: Row, row: Row, after: Row, limits: Limits) -> bool:
 def _runs(units: Dict[str, Set[int]]) -> Iterator[Run]:
     """Touched days as runs of days that follow each other."""
     for unit in sorted(units):
-        days = sorted(units[unit])
-        first = last = days[0]
-        for day in days[1:]:
-            if day > last + 1:
-                yield unit, first, last
-                first = day
-            last = day
-        yield unit, first, last
+        for _, run in groupby(enumerate(sorted(units[unit])), lambda pair: pair[1] - pair[0]):
+            days = [day for _, day in run]
+            yield unit, days[0], days[-1]
 
 
 def _whole(line: Line) -> bytes:
@@ -1180,10 +1153,9 @@ def _is_ours(path: str) -> bool:
         with _connected(path) as db:
             if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
                 return True
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError:
-        pass
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
     _set_aside(path)
     return False
 
@@ -1198,8 +1170,7 @@ def _set_aside(path: str) -> None:
     print("importer: %s is damaged or of another version; it is now %s" % (path, aside), file=sys.stderr)
 
 
-def rebuild(archive: Archive, now: Optional[float] = None, progress: Progress = None,
-            processes: int = 1) -> Summary:
+def rebuild(archive: Archive, now: Optional[float] = None, progress: Progress = None, processes: int = 1) -> Summary:
     """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
     with only_writer(archive.db):
         _is_ours(archive.db)                                    # else it is set aside, not replaced
@@ -1236,9 +1207,7 @@ def _build(path: str, sources: Sequence[Source], now: float, progress: Progress 
         for part in parts:
             run.summary.add(part.summary())
             _append(db, part.path)
-        db.execute("BEGIN")
-        for statement in INDEXES.split(";"):
-            db.execute(statement)
+        db.executescript("BEGIN;" + INDEXES)
         run.settle()
         db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
         db.execute("COMMIT")
@@ -1262,12 +1231,9 @@ def _shares(sources: Sequence[Source], processes: int) -> List[List[Source]]:
     """Sources cut into shares of about the same number of bytes."""
     total = sum(source.size for source in sources)
     number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
-    shares: List[List[Source]] = [[] for _ in range(number)]
-    done = 0
-    for source in sources:
-        shares[min(number - 1, done * number // (total + 1))].append(source)
-        done += source.size
-    return shares
+    begins = accumulate((source.size for source in sources), initial=0)
+    shares = groupby(zip(begins, sources), lambda pair: pair[0] * number // (total + 1))
+    return [[source for _, source in share] for _, share in shares] or [[]]
 
 
 def _append(db: sqlite3.Connection, part: str) -> None:
@@ -1972,7 +1938,10 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
     if arguments.resume and (not arguments.output or arguments.what in ("gaps", "deployments")):
         raise Usage("--resume needs -o FILE, and readings, pings or errors")
     notes = arguments.output + ".resume" if arguments.resume else ""
-    behind: Dict[str, int] = _load_notes(notes) if notes and os.path.exists(arguments.output) else {}
+    behind: Dict[str, int] = {}
+    if notes and os.path.exists(notes) and os.path.exists(arguments.output):
+        with open(notes, encoding="ascii") as file:
+            behind = json.load(file)
     with contextlib.closing(open_db(archive.db)) as db, contextlib.ExitStack() as files:
         db.execute("BEGIN")                                     # one state from the first row to the ledger
         rows = export(db, arguments.what, wanted, behind)
@@ -1984,14 +1953,6 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
         with open(notes, "w", encoding="ascii") as file:
             json.dump(behind, file)
     return 0
-
-
-def _load_notes(file: str) -> Dict[str, int]:
-    try:
-        with open(file, encoding="ascii") as stream:
-            return dict(json.load(stream))
-    except FileNotFoundError:
-        return {}
 
 
 def _printable(text: str) -> str:
