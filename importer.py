@@ -342,23 +342,17 @@ class Known(Dict[str, Any]):
         self.least, self.most, self.reason = least, most, reason
 
     def __missing__(self, text: str) -> Any:
-        value = self.convert(text) if self.match(text) else None
-        if value is None or not self.least <= value <= self.most:
-            raise Rejected(self.reason)
         if len(self) == 1 << 16:                                # no sensor has so many values
             self.clear()
-        self[text] = value
-        return value
-
-
-def _midnight(text: str) -> Optional[int]:
-    with contextlib.suppress(ValueError):
-        return (date(int(text[:4]), int(text[5:7]), int(text[8:])).toordinal() - 719163) * 86400
-    return None
+        with contextlib.suppress(ValueError):
+            if self.match(text) and self.least <= self.convert(text) <= self.most:
+                return self.setdefault(text, self.convert(text))
+        raise Rejected(self.reason)
 
 
 YEAR_1971 = 31536000                                            # UTC seconds
-DAYS = Known("[0-9]{4}-[0-9]{2}-[0-9]{2}", _midnight, 0, 1 << 40, "impossible date or time")        # -> UTC seconds
+DAYS = Known("[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda text: (date.fromisoformat(text).toordinal() - 719163) * 86400,
+             0, 1 << 40, "impossible date or time")             # -> UTC seconds
 TIMES = Known("[0-9]{2}:[0-5][0-9]:[0-5][0-9]", lambda text: int(text[:2]) * 3600 + int(text[3:5]) * 60 + int(text[6:]),
               0, 86399, "impossible date or time")
 
@@ -567,11 +561,12 @@ class Account:
 
     COLUMNS = ("size", "done", "lines", "imported", "repeated", "rejected", "imported_bytes", "rejected_bytes", "ctime",
                "checksum", "last_ts")
-    __slots__ = (*COLUMNS, "inside")    # inside: `done` is not at the beginning of a line
+    __slots__ = ("key", *COLUMNS, "inside")         # inside: `done` is not at the beginning of a line
 
-    def __init__(self, values: Sequence[Any] = (0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, None)) -> None:
-        (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes,
-         self.rejected_bytes, self.ctime, self.checksum, self.last_ts) = values
+    def __init__(self, key: str, *values: Any) -> None:
+        self.key = key
+        (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes, self.rejected_bytes,
+         self.ctime, self.checksum, self.last_ts) = values or (0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, None)
         self.inside = False
 
 
@@ -601,11 +596,6 @@ def lines_of(block: bytes, account: Account) -> Iterator[Line]:
         account.lines, account.done, account.inside = account.lines + 1, account.done + len(raw), not ended
         yield line
         begin = end
-
-
-def begins_as_before(file: IO[bytes], account: Account, size: int) -> bool:
-    """Whether the bytes that were dealt with are still there."""
-    return size >= account.done and bool(_checksum_of(file, account.done) == account.checksum)
 
 
 # -- importing --------------------------------------------------------------------------------------------------------
@@ -680,7 +670,6 @@ class Import:
         self.db, self.now, self.limits, self.progress = db, now, limits, progress or (lambda done: None)
         self.columns = Columns(limits, now)
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
-        self.owners: Dict[int, str] = {}                        # their keys
         self.changed: Dict[int, Source] = {}
         self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
         self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days
@@ -689,14 +678,12 @@ class Import:
         self.changes = db.total_changes
         self.summary = Summary()
 
-    def account(self, id: int) -> Account:
-        """The account of a source, as the ledger knows it."""
-        if id not in self.accounts:
-            row = self.db.execute("SELECT %s, path FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS), (id,)).fetchone()
-            self.accounts[id] = Account(row[:-1]) if row else Account()
-            if row:
-                self.owners[id] = row[-1]
-        return self.accounts[id]
+    def account(self, source: Source) -> Account:
+        """The account of a source, as the ledger knows it; that of another source if there is one with the same id."""
+        if source.id not in self.accounts:
+            row = self.db.execute("SELECT path, %s FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS), (source.id,)).fetchone()
+            self.accounts[source.id] = Account(*row or (source.key,))
+        return self.accounts[source.id]
 
     def take(self, sources: Sequence[Source], ends: Optional[Dict[int, int]] = None) -> None:
         """Import what is new in these sources; `ends`: how far to read each."""
@@ -704,8 +691,8 @@ class Import:
             self.take_one(source, ends.get(source.id) if ends is not None else None)
             if len(self.accounts) > MOST_ACCOUNTS:
                 self.settle_ledger()
-                for known in (self.accounts, self.owners, self.changed):
-                    known.clear()
+                self.accounts.clear()
+                self.changed.clear()
 
     def take_again(self, sources: Sequence[Source]) -> None:
         """Read those once more that may hold repeats of what was taken out."""
@@ -713,7 +700,7 @@ class Import:
         for source in sources:
             if source.id in ids:
                 self._forget(source)
-                self.accounts[source.id] = Account()
+                self.accounts[source.id] = Account(source.key)
                 self.take_one(source)
 
     def forget_missing(self, sources: Sequence[Source]) -> None:
@@ -726,20 +713,20 @@ class Import:
 
     def take_one(self, source: Source, end: Optional[int] = None) -> None:
         """Import what is new in a source, up to byte `end`."""
-        account = self.account(source.id)
-        owner = self.owners.setdefault(source.id, source.key)
-        if owner != source.key:
-            self.summary.unreadable.append((source.path, _SAME_ID % owner))
+        account = self.account(source)
+        if account.key != source.key:
+            self.summary.unreadable.append((source.path, _SAME_ID % account.key))
             return
         if (account.size, account.ctime) == (source.size, source.ctime):
             return
         try:
             with open(source.path, "rb", opener=_open_no_link) as file:
                 size = os.fstat(file.fileno()).st_size if end is None else end
-                if source.kind in ("errors", "deployments") or not begins_as_before(file, account, size):
+                if (source.kind in ("errors", "deployments") or size < account.done
+                        or _checksum_of(file, account.done) != account.checksum):       # does not begin as before
                     if account.size:
                         self._forget(source)
-                    account = self.accounts[source.id] = Account()
+                    account = self.accounts[source.id] = Account(source.key)
                 self.changed[source.id] = source
                 account.size, account.ctime = -1, 0.0           # stays so when reading fails half way: to be tried again
                 before = account.imported
@@ -1012,15 +999,15 @@ def _runs(units: Dict[str, Set[int]]) -> Iterator[Run]:
             yield unit, days[0], days[-1]
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def _whole(line: Line) -> bytes:
     """The bytes of a line; Rejected for a piece of one that is too long."""
     if not line.whole:
         raise Rejected("line longer than %d bytes" % LONGEST_LINE)
     return line.raw
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 # -- the database -----------------------------------------------------------------------------------------------------
@@ -1069,13 +1056,8 @@ def only_writer(path: str, patience: float = PATIENCE) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _connected(path: str) -> Iterator[sqlite3.Connection]:
-    db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
-    try:
-        yield db
-    finally:
-        db.close()
+def _connected(path: str) -> contextlib.closing[sqlite3.Connection]:
+    return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
 
 def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Optional[float] = None,
@@ -1311,6 +1293,7 @@ Span = Tuple[str, int, int]             # unit, from, to
 FOREVER = 1 << 40                       # s; later than any time
 DAY = 86400                             # s
 HOUR = 3600                             # s
+QUANTILE_DAYS = 400                     # of readings; 20,000 at one every half hour
 RECENT = 40                             # the last so many pings or readings tell a rhythm
 
 WEAK = -100                             # dBm; below that days are lost
@@ -1482,14 +1465,13 @@ def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low:
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{name} IS NOT NULL AND r.qc & {skip} = 0"""
     skip = QC_ROW if what == "co2" else QC_ROW | QC_TEMP
-    below, above = db.execute(query.format(name=what, least=least, most=most, skip=skip),
-                              {"low": low, "high": high}).fetchone()
+    below, above = db.execute(query.format(name=what, least=least, most=most, skip=skip), {"low": low, "high": high}).fetchone()
     return int(below), int(above)
 
 
 def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]) -> List[Optional[float]]:
-    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_ROWS readings, then of an
-    evenly spread sample of days."""
+    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS, then of an evenly
+    spread sample of days."""
     _lay_out(db, spans, ())
     days = db.execute("SELECT count(*) FROM temp.spans s CROSS JOIN daily d WHERE d.unit_id = s.unit "
                       "AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400").fetchone()[0]
@@ -1500,9 +1482,6 @@ def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: 
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{name} IS NOT NULL AND r.qc & {bad} = 0""".format(name=what, every=every, bad=_QUANTITY[what][0] | QC_ROW)))
     return [values[min(len(values) - 1, int(share * len(values)))] if values else None for share in shares]
-
-
-QUANTILE_DAYS = 400                     # of readings; 20,000 at one every half hour
 
 
 def _units(db: sqlite3.Connection) -> List[str]:
@@ -1528,8 +1507,7 @@ def _nickname(db: sqlite3.Connection, unit: str) -> str:
 def deployments(db: sqlite3.Connection) -> List[Deployment]:
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
     rows = db.execute("SELECT unit_id, nickname, site, tier, status, coalesce(since, 0), coalesce(until, ?) FROM "
-                      "deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id",
-                      (FOREVER,)).fetchall()
+                      "deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id", (FOREVER,)).fetchall()
     names = {row[0]: row[1] for row in rows if row[1]}
     units = _units(db)
     names.update((unit, _nickname(db, unit)) for unit in units if unit not in names)
@@ -1540,8 +1518,7 @@ def deployments(db: sqlite3.Connection) -> List[Deployment]:
 
 def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> Tuple[Optional[int], Optional[int]]:
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
-    query = ("SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), "
-             "(SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)")
+    query = "SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)"
     ends = [db.execute(query.format(table), {"u": unit, "now": now}).fetchone() for unit in units]
     return min((a for a, b in ends if b is not None), default=None), max((b for a, b in ends if b is not None), default=None)
 
@@ -1629,11 +1606,8 @@ def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deplo
         current[stay.unit_id] = stay                    # the last one wins: the one of now, else the latest
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
     states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in current.values()]
-    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), -_lateness(state), order[state.unit_id]))
-
-
-def _lateness(state: UnitState) -> float:
-    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
+    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), state.verdict in ("late", "stuck") and
+                                             -max(state.pings_late, state.data_late), order[state.unit_id]))
 
 
 def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool, ping_limit: Optional[float],
@@ -1702,8 +1676,7 @@ def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> Li
 
 def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
     """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
-    lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?",
-                    (a, unit, a)).fetchone()[0]
+    lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?", (a, unit, a)).fetchone()[0]
     if now - lo <= SCAN:
         return [(lo, now)]
     days = db.execute("SELECT day, n FROM daily WHERE unit_id = ? AND day >= ? AND day <= ? ORDER BY day",
