@@ -677,6 +677,34 @@ def test_a_file_that_may_not_be_read_is_a_line_of_the_summary_and_exit_status_1(
     assert place.run().unreadable == [] and place.dump() == place.rebuilt()
 
 
+def test_a_directory_that_may_be_listed_but_not_entered_does_not_stop_the_others(place, monkeypatch):
+    place.readings(reading(0, unit="co2unit-closed"), unit="co2unit-closed")
+    place.readings(reading(30), unit="co2unit-open")
+    place.run()
+    real = os.lstat
+
+    def closed(path, *rest, **named):
+        if "closed" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "lstat", closed)
+    monkeypatch.setattr(importer, "_open_no_link", lambda path, flags: os.open(path, flags) if os.lstat(path) else -1)
+    place.readings(reading(60), unit="co2unit-open", mode="ab")
+    assert [why for _, why in place.run().unreadable] == ["Permission denied"]
+    assert place.ask("SELECT count(*), count(DISTINCT unit_id) FROM co2_readings") == [(3, 2)]
+
+
+def test_more_files_than_accounts_are_kept_in_memory_are_imported(place, monkeypatch):
+    monkeypatch.setattr(importer, "MOST_ACCOUNTS", 7)
+    for number in range(60):
+        place.readings(reading(number) + reading(number // 2) + "x\n", number=number)
+    place.run()
+    assert place.ask("SELECT count(*), sum(imported), sum(repeated), sum(rejected) FROM sources") == [(60, 60, 60, 60)]
+    assert place.dump() == place.rebuilt() and importer.verify(place.archive) == []
+    assert place.run().files == 0
+
+
 @pytest.mark.parametrize("kind", ["readings", "errors"])
 def test_a_file_that_fails_half_way_is_accounted_for_up_to_there_and_tried_again(place, monkeypatch, kind):
     real = importer.complete_blocks
