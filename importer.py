@@ -1180,14 +1180,16 @@ def _build(path: str, sources: Sequence[Source], now: float, progress: Progress 
            ends: Optional[Dict[int, int]] = None, limits: Limits = LIMITS, processes: int = 1) -> Summary:
     """A database at `path` from nothing; `ends`: how far to read each source. Several processes take a share each."""
     _remove(path)
+    _remove(path, ["-part%d" % n for n in range(MOST_PROCESSES)])
     own, *others = _shares(sources, processes)
     with contextlib.ExitStack() as stack:
         parts = [stack.enter_context(_Part(path + "-part%d" % n, functools.partial(_fill, share, now, limits, None, ends)))
                  for n, share in enumerate(others)]
         db = stack.enter_context(_connected(path))
         run = _fill(own, now, limits, progress, ends, db)
-        for part in parts:
+        for part, share in zip(parts, others):
             run.summary.add(part.summary())
+            run.progress(sum(source.size for source in share))
             _append(db, part.path)
         db.executescript("BEGIN;" + INDEXES)
         run.settle()
@@ -1231,7 +1233,6 @@ class _Part:
 
     def __init__(self, path: str, fill: Callable[[sqlite3.Connection], Import]) -> None:
         self.path = path
-        _remove(path)
         self.pipe, theirs = os.pipe()
         self.pid = os.fork()
         if not self.pid:
