@@ -205,7 +205,7 @@ class Source(NamedTuple):
         return zlib.crc32(key) << 20 | zlib.crc32(key[::-1]) & 0xfffff
 
 
-_SAME_ID = "by chance its name has the same number as %s: rename it"
+_SAME_ID = "its name gives the same id as that of %s: rename one of them"
 
 
 _KINDS = [                              # below a data directory; the first group is the unit, or a server

@@ -772,13 +772,13 @@ def test_a_hundred_megabytes_in_one_line_need_little_memory(place):
 
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("named", [True, False])
-def test_two_files_whose_names_give_the_same_number_are_never_mixed_up(place, monkeypatch, together, named):
+def test_two_files_whose_names_give_the_same_id_are_never_mixed_up(place, monkeypatch, together, named):
     monkeypatch.setattr(importer.Source, "id", property(lambda source: 7))
     first = place.readings(LINE)
     if not together:
         place.run()
     second = place.readings(reading(1), number=1)
-    told = "by chance its name has the same number as data/%s/data/readings/readings-0000.tsv: rename it" % UNIT
+    told = "its name gives the same id as that of data/%s/data/readings/readings-0000.tsv: rename one of them" % UNIT
     assert place.run([first, second] if named else None).unreadable == [(second, told)]
     assert place.ask("SELECT ts FROM co2_readings") == [(T,)]
     os.unlink(first)
