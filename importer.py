@@ -132,6 +132,7 @@ CREATE TABLE sources(id INTEGER PRIMARY KEY, path TEXT UNIQUE, kind TEXT, unit_i
     ctime REAL, checksum INTEGER, last_ts INTEGER);
 CREATE TABLE rejects(source INTEGER, line INTEGER, offset INTEGER, bytes INTEGER, reason TEXT, text TEXT,
     before_ts INTEGER, after_ts INTEGER);
+CREATE INDEX rejects_by_source ON rejects(source, line);
 CREATE TABLE last_import(at REAL);
 """
 INDEXES = """
@@ -139,7 +140,6 @@ CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts);
 CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
 CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
-CREATE INDEX rejects_by_source ON rejects(source, line);
 """
 
 # -- where an archive lies --------------------------------------------------------------------------------------------
@@ -673,7 +673,7 @@ class Import:
         self.changed: Dict[int, Source] = {}
         self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
         self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days
-        self.followed: Set[int] = set()                         # sources whose last line was a good one
+        self.waiting: Dict[int, Optional[int]] = {}             # source: rejected lines from this one on wait for a good one
         self.everything = False                                 # all days are touched (a new database)
         self.changes = db.total_changes
         self.summary = Summary()
@@ -801,12 +801,14 @@ class Import:
 
     def _followed(self, source: Source, account: Account, ts: int) -> None:
         """A good line: its time is the one after the rejected lines before it."""
-        if account.rejected and source.id not in self.followed:
-            self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND after_ts IS NULL", (ts, source.id))
-            self.followed.add(source.id)
+        first = self.waiting.get(source.id, 0)
+        if account.rejected and first is not None:
+            self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND line >= ? AND after_ts IS NULL", (ts, source.id, first))
+            self.waiting[source.id] = None
 
     def _reject(self, source: Source, account: Account, line: Line, reason: str, before: Optional[int]) -> None:
-        self.followed.discard(source.id)
+        if self.waiting.get(source.id, 0) is None:
+            self.waiting[source.id] = line.number
         account.rejected += 1
         account.rejected_bytes += len(line.raw)
         self.summary.rejected[reason] = self.summary.rejected.get(reason, 0) + 1
@@ -864,9 +866,10 @@ class Import:
                 self._touch(source.kind, unit, {day})
             self.again |= {id for id, in self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
                                                          (source.kind, source.id))}
-        self.db.execute("DELETE FROM %s WHERE source = ?" % table, (source.id,))
+        hint, values = ("unit_id = ? AND ", [source.unit_id]) if source.kind == "errors" else ("", [])     # for the index
+        self.db.execute("DELETE FROM %s WHERE %ssource = ?" % (table, hint), (*values, source.id))
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
-        self.followed.discard(source.id)
+        self.waiting.pop(source.id, None)
 
     def release_future(self) -> None:
         """Readings whose time has come since are no longer dated in the future."""
@@ -1249,10 +1252,10 @@ class _Part:
     def summary(self) -> Summary:
         """Wait until the part is filled."""
         with open(self.pipe, "rb", closefd=False) as pipe:
-            answer: object = pickle.loads(pipe.read() or pickle.dumps(OSError("a process that read text was killed")))
+            answer: Any = pickle.loads(pipe.read() or pickle.dumps(OSError("a process that read text was killed")))
         if isinstance(answer, Summary):
             return answer
-        raise answer if isinstance(answer, BaseException) else TypeError(answer)
+        raise answer
 
     def __enter__(self) -> _Part:
         return self
@@ -1715,11 +1718,10 @@ def _sequence_number(path: str) -> Optional[int]:
 
 def verify(archive: Archive, processes: int = 1) -> List[str]:
     """Read all text again and compare, row by row and byte by byte; what does not agree."""
-    found = find_sources(archive, [])
     new = archive.db + ".verify"
     with only_writer(archive.db), contextlib.closing(open_db(archive.db)) as db:
         ledger = {row[0]: row[1:] for row in db.execute("SELECT id, path, done, imported_bytes, rejected_bytes FROM sources")}
-        sources = [source for source in _current_deployments(found) if source.id in ledger]
+        sources = [source for source in _current_deployments(find_sources(archive, [])) if source.id in ledger]
         problems = ["%s: the ledger knows it, but the file is gone" % ledger[id][0] for id in set(ledger) - {s.id for s in sources}]
         problems += ["%s: %d bytes of lines, but %d imported and %d rejected" % account
                      for account in ledger.values() if account[1] != account[2] + account[3]]

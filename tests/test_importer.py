@@ -262,6 +262,18 @@ def test_a_line_of_1970_keeps_the_times_of_its_neighbours_also_when_they_come_la
     assert place.ask("SELECT before_ts, after_ts FROM rejects") == [(1568246400, 1568248200)]
 
 
+def test_every_rejected_line_among_thousands_keeps_its_neighbours_times_in_pieces_too(place):
+    lines = ["x\n" * (n % 3) + reading(n) for n in range(3000)]
+    place.readings("".join(lines[:1700]) + "x\nx\n")
+    place.run()
+    place.readings("".join(lines[1700:]), mode="ab")
+    place.run()
+    rejects = place.ask("SELECT before_ts, after_ts FROM rejects ORDER BY line")
+    assert len(rejects) == 3002
+    assert {after - before for before, after in rejects} == {60}
+    assert place.dump() == place.rebuilt()
+
+
 def test_a_number_cut_at_the_end_of_a_file_waits_for_its_rest(place):
     place.readings(LINE[:-2])
     place.run()
