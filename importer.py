@@ -9,7 +9,7 @@ kept in `rejects` with line number, offset, reason and text; what follows the la
 
 The tables depend on nothing but the text: not on the order or the pieces in which it came, nor on the locale.
 
-    readings            blocks of plain lines are cut into columns (`parse_plain`), and halved where there is dirt, down to
+    readings            blocks of plain lines are cut into columns (`Columns`), and halved where there is dirt, down to
                         single lines (`parse_reading`, the rule; both give the same rows).
     readings, pings     only new complete lines are read. A repeat (same unit, time and values) is imported once: the one
                         with the smallest (source, offset) stays, whichever came first. Rules that look at neighbours
@@ -21,7 +21,8 @@ it is read again, and so are the files that held repeats of them.
 
 One transaction takes the rows, the rollup and the ledger from one consistent state to the next (write-ahead log: readers
 see the old or the new state and wait for nobody). One importer writes at a time; DB.lock says which. A `rebuild` makes
-a new database beside the old one and renames it; who has the old one open goes on reading that.
+a new database beside the old one and renames it; who has the old one open goes on reading that. Started as a command it
+lets further processes read shares of a large archive into databases of their own, then copies these.
 
 SQL is written here and nowhere else; the section at the end answers what the views ask.
 """
@@ -33,27 +34,35 @@ import configparser
 import contextlib
 import csv
 import fcntl
+import functools
 import io
 import json
 import operator
 import os
+import pickle
 import re
+import signal
 import sqlite3
 import stat
 import sys
 import time
 import zlib
 from datetime import date
-from itertools import accumulate, repeat
+from itertools import accumulate, count, groupby, repeat
 from typing import Any, Callable, Dict, IO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import seqfile
 
 Row = Tuple[Any, ...]                   # of a table or a query
+Progress = Optional[Callable[[int], None]]      # is told of bytes that were dealt with
+Troubles = List[Tuple[str, str]]        # path, what is wrong with it
 HERE = os.path.dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 2
 BLOCK = 1 << 18                         # bytes read at once
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
+SHARE = 1 << 24                         # bytes that are worth a process of their own when all is read
+MOST_PROCESSES = 4                      # of 45 MB each
+MOST_ACCOUNTS = 1000                    # that are kept in memory
 PATIENCE = 10.0                         # seconds to wait for another importer
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
@@ -67,12 +76,9 @@ QC_FLAT = 8                             # all of a day's means are the same (QAR
 QC_POWER_ON = 16                        # 85.0 degC: the temperature sensor's value before its first measurement
 QC_TEMP_RANGE = 32                      # beyond what the sensor can measure (QARTOD test 4)
 QC_FUTURE = 64                          # dated after its import
-QC_CO2 = QC_SOME_CO2 | QC_NO_CO2 | QC_SPIKE | QC_FLAT
 QC_CO2_BAD = QC_NO_CO2 | QC_SPIKE | QC_FLAT
 QC_TEMP = QC_POWER_ON | QC_TEMP_RANGE
 QC_ROW = QC_FUTURE
-QC_NAMES = {QC_SOME_CO2: "some_co2", QC_NO_CO2: "no_co2", QC_SPIKE: "spike", QC_FLAT: "flat", QC_POWER_ON: "power_on",
-            QC_TEMP_RANGE: "temp_range", QC_FUTURE: "future"}
 
 
 class Limits(NamedTuple):
@@ -126,6 +132,7 @@ CREATE TABLE sources(id INTEGER PRIMARY KEY, path TEXT UNIQUE, kind TEXT, unit_i
     ctime REAL, checksum INTEGER, last_ts INTEGER);
 CREATE TABLE rejects(source INTEGER, line INTEGER, offset INTEGER, bytes INTEGER, reason TEXT, text TEXT,
     before_ts INTEGER, after_ts INTEGER);
+CREATE INDEX rejects_by_source ON rejects(source, line);
 CREATE TABLE last_import(at REAL);
 """
 INDEXES = """
@@ -133,7 +140,6 @@ CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts);
 CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
 CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
-CREATE INDEX rejects_by_source ON rejects(source, line);
 """
 
 # -- where an archive lies --------------------------------------------------------------------------------------------
@@ -232,6 +238,9 @@ class Source(NamedTuple):
         return zlib.crc32(key) << 20 | zlib.crc32(key[::-1]) & 0xfffff
 
 
+_SAME_ID = "its name gives the same id as that of %s: rename one of them"
+
+
 _KINDS = [                              # below a data directory; the first group is the unit, or a server
     ("readings", re.compile(r"([^/]+)/(?:set-aside/)?data/readings/[^/.][^/]*\.tsv(?:@[0-9]+@[0-9TZ.]+)?\Z")),
     ("errors", re.compile(r"([^/]+)/(?:set-aside/)?errors/[^/.][^/]*\.txt(?:@[0-9]+@[0-9TZ.]+)?\Z")),
@@ -251,48 +260,47 @@ def kind_of(relative: str) -> Optional[Tuple[str, str]]:
     return None
 
 
-def find_sources(archive: Archive, unreadable: List[Tuple[str, str]]) -> List[Source]:
-    """All text files of an archive. What cannot be looked at is appended to `unreadable` with the reason."""
-    found: Dict[str, List[Source]] = {}
+def find_sources(archive: Archive, unreadable: Troubles) -> List[Source]:
+    """All text files of an archive in order of their keys. What cannot be used is appended to `unreadable` with the reason."""
+    found: List[Source] = []
     for data_dir in archive.data_dirs:
         for entry in _scan(data_dir, unreadable):
             for folder in _FOLDERS if entry.is_dir(follow_symlinks=False) else ():
-                _collect(found, data_dir, os.path.join(entry.path, folder), unreadable)
-        _collect(found, data_dir, os.path.join(data_dir, "manual"), unreadable)
-    for entry in _scan(os.path.join(archive.var_dir, "pings"), unreadable):
-        source = _source(entry.path, archive.var_dir, "var/")
-        if source:
-            found[source.key] = [source]
-    return [source for same in found.values() for source in _distinct(same)]
+                found += _collect(data_dir, "data/", os.path.join(entry.path, folder), unreadable)
+        found += _collect(data_dir, "data/", os.path.join(data_dir, "manual"), unreadable)
+    found += _collect(archive.var_dir, "var/", os.path.join(archive.var_dir, "pings"), unreadable)
+    found.sort(key=operator.attrgetter("key"))
+    return list(_unambiguous(found, unreadable))
 
 
-def _scan(directory: str, unreadable: List[Tuple[str, str]]) -> List[os.DirEntry[str]]:
+def _scan(directory: str, unreadable: Troubles) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as entries:
-            return list(entries)
+            yield from entries
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        pass
     except OSError as error:
         unreadable.append((directory, error.strerror or str(error)))
-        return []
 
 
-def _collect(found: Dict[str, List[Source]], data_dir: str, folder: str, unreadable: List[Tuple[str, str]]) -> None:
-    for entry in _scan(folder, unreadable):
-        source = _source(entry.path, data_dir, "data/")
-        if source:
-            found.setdefault(source.key, []).append(source)
+def _collect(root: str, prefix: str, folder: str, unreadable: Troubles) -> Iterator[Source]:
+    return filter(None, (_source(entry.path, root, prefix) for entry in _scan(folder, unreadable)))
 
 
 def _source(path: str, root: str, prefix: str) -> Optional[Source]:
     """The source at a path below a data directory or the server's; None when it is no file of ours. Links are no files."""
     key = prefix + path[len(root):].lstrip("/")
     kind = kind_of(key[5:]) if prefix == "data/" else ("pings", "") if _OWN_PINGS.match(key) else None
-    with contextlib.suppress(FileNotFoundError):
-        status = os.lstat(path) if kind else None
-        if kind and status and stat.S_ISREG(status.st_mode):
-            return Source(_storable(key), path, kind[0], _storable(kind[1]), status.st_size, status.st_ctime)
-    return None
+    if not kind:
+        return None
+    source = Source(_storable(key), path, kind[0], sys.intern(_storable(kind[1])), 0, -1.0)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return source                                           # opening it will say why
+    return source._replace(size=status.st_size, ctime=status.st_ctime) if stat.S_ISREG(status.st_mode) else None
 
 
 def _storable(name: str) -> str:
@@ -300,10 +308,22 @@ def _storable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def _unambiguous(found: Sequence[Source], unreadable: Troubles) -> Iterator[Source]:
+    """Each key once, and no two keys with the same id."""
+    owners: Dict[int, str] = {}
+    for _, same in groupby(found, operator.attrgetter("key")):
+        for source in _distinct(list(same)):
+            if owners.setdefault(source.id, source.key) == source.key:
+                yield source
+            else:
+                unreadable.append((source.path, _SAME_ID % owners[source.id]))
+
+
 def _distinct(same: List[Source]) -> Iterator[Source]:
     """Of the same file in several data directories the longest; others only where they are not its beginning."""
-    longest, *others = sorted(same, key=lambda source: (-source.size, _checksum(source.path, source.size)
-                                                        if len(same) > 1 else 0))
+    if len(same) > 1:
+        same.sort(key=lambda source: (-source.size, _checksum(source.path, source.size)))
+    longest, *others = same
     yield longest
     for other in others:
         checksum = _checksum(other.path, other.size)
@@ -312,11 +332,14 @@ def _distinct(same: List[Source]) -> Iterator[Source]:
 
 
 def _checksum(path: str, size: int) -> int:
-    checksum = 0
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        for start in range(0, size, BLOCK):
-            checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
-    return checksum
+        return _checksum_of(file, size)
+    return 0
+
+
+def _checksum_of(file: IO[bytes], size: int) -> int:
+    steps = range(0, size, BLOCK)
+    return functools.reduce(lambda checksum, start: zlib.crc32(file.read(min(BLOCK, size - start)), checksum), steps, 0)
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------
@@ -343,34 +366,28 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNIT_ID = re.compile(r"co2unit-[0-9A-Za-z._-]+\Z", re.ASCII)
 
 
-NEVER = -1 << 40
-YEAR_1971 = 31536000                   # UTC seconds
+class Known(Dict[str, Any]):
+    """Text of a field -> its value, worked out once; Rejected for any that does not match or is out of bounds."""
+
+    def __init__(self, pattern: str, convert: Callable[[str], Any], least: float, most: float, reason: str) -> None:
+        super().__init__()
+        self.match, self.convert = re.compile(pattern + r"\Z", re.ASCII).match, convert
+        self.least, self.most, self.reason = least, most, reason
+
+    def __missing__(self, text: str) -> Any:
+        if len(self) == 1 << 16:                                # no sensor has so many values
+            self.clear()
+        with contextlib.suppress(ValueError):
+            if self.match(text) and self.least <= self.convert(text) <= self.most:
+                return self.setdefault(text, self.convert(text))
+        raise Rejected(self.reason)
 
 
-class _Days(Dict[str, int]):
-    """ISO date -> UTC seconds of its midnight; NEVER where there is no such day."""
-
-    def __missing__(self, text: str) -> int:
-        try:
-            seconds = (date(int(text[:4]), int(text[5:7]), int(text[8:])).toordinal() - 719163) * 86400
-        except ValueError:
-            return NEVER
-        self[text] = seconds
-        return seconds
-
-
-class _Times(Dict[str, int]):
-    """HH:MM:SS -> seconds; NEVER where there is no such time."""
-
-    def __missing__(self, text: str) -> int:
-        hour, minute, second = int(text[:2]), int(text[3:5]), int(text[6:8])
-        if hour > 23 or minute > 59 or second > 59:
-            return NEVER
-        self[text] = seconds = hour * 3600 + minute * 60 + second
-        return seconds
-
-
-DAYS, TIMES = _Days(), _Times()
+YEAR_1971 = 31536000                                            # UTC seconds
+DAYS = Known("[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda text: (date.fromisoformat(text).toordinal() - 719163) * 86400,
+             0, 1 << 40, "impossible date or time")             # -> UTC seconds
+TIMES = Known("[0-9]{2}:[0-5][0-9]:[0-5][0-9]", lambda text: int(text[:2]) * 3600 + int(text[3:5]) * 60 + int(text[6:]),
+              0, 86399, "impossible date or time")
 
 
 def decode(raw: bytes) -> str:
@@ -392,11 +409,10 @@ def decode_log(raw: bytes) -> str:
 
 def instant(day: str, clock: str) -> int:
     """UTC seconds; Rejected for what no calendar knows and for a clock that was not set."""
-    if DAYS[day] < 0 or TIMES[clock] < 0:
-        raise Rejected("impossible date or time")
-    if day.startswith("1970"):
+    ts: int = DAYS[day] + TIMES[clock]
+    if ts < YEAR_1971:
         raise Rejected("clock not set")
-    return DAYS[day] + TIMES[clock]
+    return ts
 
 
 def nickname(text: str) -> Optional[str]:
@@ -423,46 +439,34 @@ def parse_reading(raw: bytes, limits: Limits, now: float) -> Row:
             *[None if value == "None" else value for value in rest[10:] or [None] * 5])
 
 
-_PLAIN = (r"(?:co2unit-[0-9A-Za-z._-]{1,60}\t[^\x00-\x1f\x7f]{1,60}\t20[0-9]{2}-[0-9]{2}-[0-9]{2}\t[0-9]{2}:[0-9]{2}:[0-9]{2}"
-          r"\t-?[0-9]{1,4}\.[0-9]{1,6}\t[0-9]{1,6}" + r"\t[1-9][0-9]{2,4}" * 10)
-_PLAIN_BLOCKS = [(16, re.compile(_PLAIN + r"\n)+\Z")), (21, re.compile(_PLAIN + (r"\t%s" % _NUMBER) * 5 + r"\n)+\Z"))]
+_RAW_VALUES = re.compile(r"(?:%s\n)+\Z" % _NUMBER, re.ASCII)
 
 
-class _Usable(Dict[str, int]):
-    """Text of a usable CO2 value -> its ppm; Rejected for all others."""
+class Columns:
+    """Cuts blocks of plain lines, all of one unit, into columns. Much faster than `parse_reading`, and the same rows."""
 
-    def __init__(self, limits: Limits) -> None:
-        super().__init__()
-        self.limits = limits
+    def __init__(self, limits: Limits, now: float) -> None:
+        ppm = Known("[0-9]{1,7}", int, limits.co2_low, limits.co2_high - 1, "not plain")
+        self.values = [Known(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float, limits.temp_low, limits.temp_high, "not plain"),
+                       Known("[0-9]{1,6}", int, 0, 999999, "not plain"), *[ppm] * 10]
+        self.latest = now + limits.future
 
-    def __missing__(self, text: str) -> int:
-        value = int(text)
-        if not self.limits.co2_low <= value < self.limits.co2_high:
-            raise Rejected("not usable")
-        self[text] = value
-        return value
-
-
-def parse_plain(text: str, limits: Limits, now: float, ppm: Dict[str, int]) -> Optional[List[Sequence[Any]]]:
-    """Lines (decoded as latin-1) that are all of one unit and beyond doubt, as columns: the 16 original ones, ts, sum of
-    the ten, raw values if any; None where there is any doubt. Much faster than `parse_reading`, and the same rows."""
-    width = next((width for width, pattern in _PLAIN_BLOCKS if pattern.match(text)), 0)
-    if not width:
-        return None
-    fields = text.replace("\n", "\t").split("\t")
-    unit, nick, days, clocks, temps, flashes, *values = [fields[n:-1:width] for n in range(width)]
-    try:
-        co2 = [list(map(ppm.__getitem__, column)) for column in values[:10]]
-    except Rejected:
-        return None
-    names = {name: nickname(name.encode("latin-1").decode("utf-8", "replace")) for name in set(nick)}
-    degrees = list(map(float, temps))
-    ts = list(map(operator.add, map(DAYS.__getitem__, days), map(TIMES.__getitem__, clocks)))
-    if not (len(set(unit)) == 1 and min(ts) >= YEAR_1971 and max(ts) <= now + limits.future
-            and min(degrees) >= limits.temp_low and max(degrees) <= limits.temp_high):
-        return None
-    return [unit, list(map(names.__getitem__, nick)), days, clocks, degrees, list(map(int, flashes)), *co2,
-            ts, list(map(sum, zip(*co2))), *values[10:]]
+    def cut(self, block: bytes) -> List[Sequence[Any]]:
+        """The 16 original columns, raw values if any, ts, lengths of the lines; Rejected where there is any doubt."""
+        lines = block.decode("latin-1").split("\n")
+        widths = set(map(str.count, lines[:-1], repeat("\t")))
+        if lines.pop() or widths not in ({15}, {20}):
+            raise Rejected("not plain")
+        width = widths.pop() + 1
+        fields = "\t".join(lines).split("\t")
+        units, nicks, days, clocks, *texts = [fields[n::width] for n in range(width)]
+        values = [list(map(known.__getitem__, column)) for known, column in zip(self.values, texts)]
+        ts = list(map(operator.add, map(DAYS.__getitem__, days), map(TIMES.__getitem__, clocks)))
+        if (min(ts) < YEAR_1971 or max(ts) > self.latest or len(set(units)) > 1 or not _UNIT_ID.match(units[0])
+                or _CONTROL.search("".join(set(nicks))) or not all(_RAW_VALUES.match("\n".join(raw) + "\n") for raw in texts[12:])):
+            raise Rejected("not plain")
+        names = {nick: nickname(nick.encode("latin-1").decode("utf-8", "replace")) for nick in set(nicks)}
+        return [units, list(map(names.__getitem__, nicks)), days, clocks, *values, *texts[12:], ts, list(map(len, lines))]
 
 
 def _why_no_reading(text: str) -> str:
@@ -508,15 +512,29 @@ class Entry:
     def __init__(self, line: Line, day: str, clock: str, level: Optional[str], message: str) -> None:
         self.line, self.day, self.clock, self.level, self.message = line, day, clock, level, message
         self.text: List[str] = []
+        self.length = 0                                         # characters of the text
+        self.inferred: Row = (day, clock, DAYS[day] + TIMES[clock])
 
-    def row(self, unit: str, day: Optional[str], clock: Optional[str]) -> Row:
-        """The row without source and offset; `day` and `clock` are inferred."""
+    def follow(self, before: Optional[Entry]) -> None:
+        """An entry dated 1970 takes the time of the nearest earlier dated one as inferred time."""
+        if self.day.startswith("1970"):
+            self.inferred = before.inferred if before else (None, None, None)
+
+    def add(self, text: str) -> None:
+        """A further line; Rejected when there are so many that they are no text for people."""
+        self.length += len(text) + 1
+        if self.length > LONGEST_LINE:
+            raise Rejected("entry longer than %d characters" % LONGEST_LINE)
+        self.text.append(text)
+
+    def row(self, unit: str) -> Row:
+        """The row without source and offset."""
         text = list(self.text)
         message = self.message or (text.pop(0) if text else "")
         said = "\n".join([message, *text])
         etype = next((name for name, words in reversed(_TYPES) if words.lower() in said.lower()), None)
-        return (unit, day, clock, etype, self.day, self.clock, self.level, message,
-                DAYS[day] + TIMES[clock] if day and clock else None, "\n".join(text))
+        day, clock, ts = self.inferred
+        return unit, day, clock, etype, self.day, self.clock, self.level, message, ts, "\n".join(text)
 
 
 def parse_headline(line: Line, text: str) -> Optional[Entry]:
@@ -528,12 +546,10 @@ def parse_headline(line: Line, text: str) -> Optional[Entry]:
         raise Rejected("malformed headline")
     day, clock, numbers, level, message = found.groups()
     if numbers:
-        parts = [int(part) for part in numbers.split(",") if part.strip()]
-        if len(parts) < 6:
+        parts = [part.strip() for part in numbers.split(",")][:6]
+        if len(parts) < 6 or not all(part.isdigit() and len(part) < 5 for part in parts):
             raise Rejected("malformed headline")
-        day, clock = "%04d-%02d-%02d" % tuple(parts[:3]), "%02d:%02d:%02d" % tuple(parts[3:6])
-    if DAYS[day] < 0 or TIMES[clock] < 0:
-        raise Rejected("impossible date or time")
+        day, clock = "%04d-%02d-%02d" % tuple(map(int, parts[:3])), "%02d:%02d:%02d" % tuple(map(int, parts[3:]))
     return Entry(line, day, clock, level, message.strip())
 
 
@@ -546,9 +562,10 @@ def parse_instant(text: str, what: str) -> Optional[int]:
     if not text:
         return None
     found = re.match(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z", text, re.ASCII)
-    if not found or DAYS[found[1]] < 0 or TIMES[(found[2] or "00:00") + (found[3] or ":00")] < 0:
-        raise Rejected("%s is no ISO date: %s" % (what, text))
-    return DAYS[found[1]] + TIMES[(found[2] or "00:00") + (found[3] or ":00")]
+    with contextlib.suppress(Rejected):
+        if found:
+            return int(DAYS[found[1]] + TIMES[(found[2] or "00:00") + (found[3] or ":00")])
+    raise Rejected("%s is no ISO date: %s" % (what, text))
 
 
 def parse_deployment(text: str, columns: Sequence[str]) -> Row:
@@ -560,7 +577,7 @@ def parse_deployment(text: str, columns: Sequence[str]) -> Row:
         raise Rejected("no hardware id")
     fields.setdefault("status", "deployed")
     fields.setdefault("tier", "10")
-    if not re.match(r"-?[0-9]{0,6}\Z", fields["tier"], re.ASCII):
+    if not re.match(r"(-?[0-9]{1,6})?\Z", fields["tier"], re.ASCII):
         raise Rejected("tier is not a number")
     if fields["status"] not in ("deployed", "en_route", "lab_check", ""):
         raise Rejected("status is none of deployed, en_route, lab_check")
@@ -577,16 +594,13 @@ class Account:
 
     COLUMNS = ("size", "done", "lines", "imported", "repeated", "rejected", "imported_bytes", "rejected_bytes", "ctime",
                "checksum", "last_ts")
-    __slots__ = (*COLUMNS, "inside")    # inside: `done` is not at the beginning of a line
+    __slots__ = ("key", *COLUMNS, "inside")         # inside: `done` is not at the beginning of a line
 
-    def __init__(self, values: Sequence[Any] = (0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, None)) -> None:
-        (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes,
-         self.rejected_bytes, self.ctime, self.checksum, self.last_ts) = values
+    def __init__(self, key: str, *values: Any) -> None:
+        self.key = key
+        (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes, self.rejected_bytes,
+         self.ctime, self.checksum, self.last_ts) = values or (0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, None)
         self.inside = False
-
-    def values(self) -> Row:
-        """In the order of COLUMNS."""
-        return tuple(getattr(self, name) for name in self.COLUMNS)
 
 
 def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[bytes]:
@@ -617,19 +631,6 @@ def lines_of(block: bytes, account: Account) -> Iterator[Line]:
         begin = end
 
 
-def begins_as_before(file: IO[bytes], account: Account, size: int) -> bool:
-    """Whether the bytes that were dealt with are still there."""
-    if size < account.done:
-        return False
-    checksum, left = 0, account.done
-    while left:
-        block = file.read(min(BLOCK, left))
-        if not block:
-            return False
-        checksum, left = zlib.crc32(block, checksum), left - len(block)
-    return bool(checksum == account.checksum)
-
-
 # -- importing --------------------------------------------------------------------------------------------------------
 
 
@@ -657,8 +658,15 @@ class Summary:
         self.rows: Dict[str, int] = {"readings": 0, "pings": 0, "errors": 0, "deployments": 0}
         self.repeated = 0
         self.rejected: Dict[str, int] = {}
-        self.unreadable: List[Tuple[str, str]] = []
+        self.unreadable: Troubles = []
         self.disputed: List[str] = []   # files of which two servers have different versions
+
+    def add(self, other: Summary) -> None:
+        """What another part of the same import did."""
+        self.files += other.files
+        self.unreadable += other.unreadable
+        for mine, theirs in ((self.rows, other.rows), (self.rejected, other.rejected)):
+            mine.update({key: mine.get(key, 0) + n for key, n in theirs.items()})
 
     def __str__(self) -> str:
         lines = ["%d files, %s" % (self.files, ", ".join("%d %s" % (n, kind) for kind, n in self.rows.items()))]
@@ -677,11 +685,13 @@ _COLUMNS = {
 }
 _INSERT = {kind: "INSERT INTO %s(%s, source, offset) VALUES (%s)" % (TABLES[kind], ", ".join(names), ", ".join("?" * (len(names) + 2)))
            for kind, names in _COLUMNS.items()}
-_PLAIN_INSERT = {                       # by the number of columns that `parse_plain` gives
-    18 + len(raw): "INSERT INTO co2_readings(%s, co2, flag, qc) VALUES (%s, ?18 / 10.0, 1, 0)" % (
-        ", ".join([*_COLUMNS["readings"][:17], *raw, "source", "offset"]),
-        ", ".join("?%d" % n for n in range(1, 21 + len(raw)) if n != 18)) for raw in ([], RAW)}
-_SAME = {"readings": ", ".join(["temp", "flash_count", *CO2, *RAW]), "pings": "ping_ts, nickname, rssi_raw, rssi_dbm"}
+_PLAIN_INSERT = {                       # by the number of values that `Import._insert_columns` binds
+    19 + len(raw): "INSERT INTO co2_readings(%s, co2, flag, qc) VALUES (%s, (%s) / 10.0, 1, 0)" % (
+        ", ".join([*_COLUMNS["readings"][:16], *raw, "ts", "source", "offset"]),
+        ", ".join("?%d" % n for n in range(1, 20 + len(raw))), " + ".join("?%d" % n for n in range(7, 17))) for raw in ([], RAW)}
+_REPEATS = {kind: "SELECT rowid, source FROM (SELECT rowid, source, row_number() OVER (PARTITION BY %s ORDER BY source, offset) AS n "
+                  "FROM %s WHERE unit_id = ? AND ts = ?) WHERE n > 1" % (same, TABLES[kind]) for kind, same in (
+    ("readings", ", ".join(["temp", "flash_count", *CO2, *RAW])), ("pings", "ping_ts, nickname, rssi_raw, rssi_dbm"))}
 _FEW = 2000                             # bytes; so few lines are not worth being tried by column
 Run = Tuple[str, int, int]              # unit, first day, last day
 
@@ -689,30 +699,33 @@ Run = Tuple[str, int, int]              # unit, first day, last day
 class Import:
     """One run into an open database; the caller's transaction makes it atomic."""
 
-    def __init__(self, db: sqlite3.Connection, now: float, limits: Limits = LIMITS,
-                 progress: Optional[Callable[[int], None]] = None) -> None:
+    def __init__(self, db: sqlite3.Connection, now: float, limits: Limits = LIMITS, progress: Progress = None) -> None:
         self.db, self.now, self.limits, self.progress = db, now, limits, progress or (lambda done: None)
-        self.ppm = _Usable(limits)
+        self.columns = Columns(limits, now)
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
         self.changed: Dict[int, Source] = {}
         self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
         self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days
-        self.followed: Set[int] = set()                         # sources whose last line was a good one
+        self.waiting: Dict[int, Optional[int]] = {}             # source: rejected lines from this one on wait for a good one
         self.everything = False                                 # all days are touched (a new database)
         self.changes = db.total_changes
         self.summary = Summary()
 
-    def account(self, id: int) -> Account:
-        """The account of a source, as the ledger knows it."""
-        if id not in self.accounts:
-            row = self.db.execute("SELECT %s FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS), (id,)).fetchone()
-            self.accounts[id] = Account(row) if row else Account()
-        return self.accounts[id]
+    def account(self, source: Source) -> Account:
+        """The account of a source, as the ledger knows it; that of another source if there is one with the same id."""
+        if source.id not in self.accounts:
+            row = self.db.execute("SELECT path, %s FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS), (source.id,)).fetchone()
+            self.accounts[source.id] = Account(*row or (source.key,))
+        return self.accounts[source.id]
 
-    def take(self, sources: Sequence[Source]) -> None:
-        """Import what is new in these sources."""
-        for source in sorted(sources, key=lambda source: source.key):
-            self.take_one(source)
+    def take(self, sources: Sequence[Source], ends: Optional[Dict[int, int]] = None) -> None:
+        """Import what is new in these sources; `ends`: how far to read each."""
+        for source in sources:
+            self.take_one(source, ends.get(source.id) if ends is not None else None)
+            if len(self.accounts) > MOST_ACCOUNTS:
+                self.settle_ledger()
+                self.accounts.clear()
+                self.changed.clear()
 
     def take_again(self, sources: Sequence[Source]) -> None:
         """Read those once more that may hold repeats of what was taken out."""
@@ -720,29 +733,33 @@ class Import:
         for source in sources:
             if source.id in ids:
                 self._forget(source)
-                self.accounts[source.id] = Account()
+                self.accounts[source.id] = Account(source.key)
                 self.take_one(source)
 
     def forget_missing(self, sources: Sequence[Source]) -> None:
         """Take out the rows of files that are gone (the text is the truth)."""
-        known = {source.id for source in sources}
-        for id, key, kind, unit in self.db.execute("SELECT id, path, kind, unit_id FROM sources").fetchall():
-            if id not in known:
-                self._forget(Source(key, "", kind, unit, 0, 0.0))
-                self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
+        known = {source.id: source.key for source in sources}
+        ledger = self.db.execute("SELECT id, path, kind, unit_id FROM sources")
+        for id, key, kind, unit in [row for row in ledger if known.get(row[0]) != row[1]]:
+            self._forget(Source(key, "", kind, unit, 0, 0.0))
+            self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
 
     def take_one(self, source: Source, end: Optional[int] = None) -> None:
         """Import what is new in a source, up to byte `end`."""
-        account = self.account(source.id)
+        account = self.account(source)
+        if account.key != source.key:
+            self.summary.unreadable.append((source.path, _SAME_ID % account.key))
+            return
         if (account.size, account.ctime) == (source.size, source.ctime):
             return
         try:
             with open(source.path, "rb", opener=_open_no_link) as file:
                 size = os.fstat(file.fileno()).st_size if end is None else end
-                if source.kind in ("errors", "deployments") or not begins_as_before(file, account, size):
+                if (source.kind in ("errors", "deployments") or size < account.done
+                        or _checksum_of(file, account.done) != account.checksum):       # does not begin as before
                     if account.size:
                         self._forget(source)
-                    account = self.accounts[source.id] = Account()
+                    account = self.accounts[source.id] = Account(source.key)
                 self.changed[source.id] = source
                 account.size, account.ctime = -1, 0.0           # stays so when reading fails half way: to be tried again
                 before = account.imported
@@ -770,24 +787,27 @@ class Import:
 
     def _read_readings(self, source: Source, account: Account, block: bytes) -> None:
         """Plain lines by column; where there is dirt, halves of halves, down to single lines."""
-        columns = None
-        if len(block) > _FEW and not account.inside:
-            columns = parse_plain(block.decode("latin-1"), self.limits, self.now, self.ppm)
         middle = block.find(b"\n", len(block) // 2) + 1
-        if columns:
-            self._insert_columns(source, account, block, columns)
-        elif _FEW < middle < len(block):
-            self._read_readings(source, account, block[:middle])
-            self._read_readings(source, account, block[middle:])
+        try:
+            if len(block) < _FEW or account.inside:
+                raise Rejected("not worth it")
+            columns = self.columns.cut(block)
+        except Rejected:
+            if _FEW < middle < len(block):
+                self._read_readings(source, account, block[:middle])
+                self._read_readings(source, account, block[middle:])
+            else:
+                self._read_lines(source, account, block, parse_reading, 0, 16)
         else:
-            self._read_lines(source, account, block, parse_reading, 0, 16)
+            self._insert_columns(source, account, block, columns)
 
     def _insert_columns(self, source: Source, account: Account, block: bytes, columns: List[Sequence[Any]]) -> None:
-        offsets = accumulate(map(len, block.splitlines(True)), initial=account.done)
-        self.db.executemany(_PLAIN_INSERT[len(columns)], zip(*columns, repeat(source.id), offsets))
-        ts = columns[16]
+        *values, ts, lengths = columns
+        offsets = map(operator.add, accumulate(lengths, initial=account.done), count())     # one more for each newline
+        rows = zip(*values, ts, repeat(source.id), offsets)
+        self.db.executemany(_PLAIN_INSERT[len(values) + 3], rows)
         self._followed(source, account, ts[0])
-        self._touch("readings", columns[0][0], {DAYS[day] // 86400 for day in set(columns[2])})
+        self._touch("readings", values[0][0], {DAYS[day] // 86400 for day in set(values[2])})
         account.lines, account.done, account.last_ts = account.lines + len(ts), account.done + len(block), ts[-1]
         account.imported, account.imported_bytes = account.imported + len(ts), account.imported_bytes + len(block)
 
@@ -814,12 +834,14 @@ class Import:
 
     def _followed(self, source: Source, account: Account, ts: int) -> None:
         """A good line: its time is the one after the rejected lines before it."""
-        if account.rejected and source.id not in self.followed:
-            self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND after_ts IS NULL", (ts, source.id))
-            self.followed.add(source.id)
+        first = self.waiting.get(source.id, 0)
+        if account.rejected and first is not None:
+            self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND line >= ? AND after_ts IS NULL", (ts, source.id, first))
+            self.waiting[source.id] = None
 
     def _reject(self, source: Source, account: Account, line: Line, reason: str, before: Optional[int]) -> None:
-        self.followed.discard(source.id)
+        if self.waiting.get(source.id, 0) is None:
+            self.waiting[source.id] = line.number
         account.rejected += 1
         account.rejected_bytes += len(line.raw)
         self.summary.rejected[reason] = self.summary.rejected.get(reason, 0) + 1
@@ -828,33 +850,30 @@ class Import:
                         (source.id, line.number, line.offset, len(line.raw), reason, text, before))
 
     def _read_errors(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
-        entries: List[Entry] = []
+        entry: Optional[Entry] = None
         try:
             for line in (line for block in blocks for line in lines_of(block, account)):
                 try:
                     text = decode_log(_whole(line))
-                    entry = parse_headline(line, text)
-                    if not entry and not entries:
+                    begun = parse_headline(line, text)
+                    if begun:
+                        begun.follow(entry)
+                        self._insert_entry(source, entry)
+                        entry = begun
+                    elif entry:
+                        entry.add(text)
+                    else:
                         raise Rejected("before the first headline")
+                    account.imported += 1 if begun else 0
+                    account.imported_bytes += len(line.raw)
                 except Rejected as rejected:
                     self._reject(source, account, line, str(rejected), None)
-                    continue
-                account.imported_bytes += len(line.raw)
-                account.imported += 1 if entry else 0
-                entries += [entry] if entry else []
-                if not entry:
-                    entries[-1].text.append(text)
         finally:
-            self._insert_entries(source, entries)
+            self._insert_entry(source, entry)
 
-    def _insert_entries(self, source: Source, entries: Sequence[Entry]) -> None:
-        """Entries dated 1970 take the time of the nearest earlier dated one as inferred time."""
-        day: Optional[str] = None
-        clock: Optional[str] = None
-        for entry in entries:
-            if not entry.day.startswith("1970"):
-                day, clock = entry.day, entry.clock
-            self.db.execute(_INSERT["errors"], (*entry.row(source.unit_id, day, clock), source.id, entry.line.offset))
+    def _insert_entry(self, source: Source, entry: Optional[Entry]) -> None:
+        if entry:
+            self.db.execute(_INSERT["errors"], (*entry.row(source.unit_id), source.id, entry.line.offset))
 
     def _read_deployments(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
         columns: List[str] = []
@@ -880,9 +899,10 @@ class Import:
                 self._touch(source.kind, unit, {day})
             self.again |= {id for id, in self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
                                                          (source.kind, source.id))}
-        self.db.execute("DELETE FROM %s WHERE source = ?" % table, (source.id,))
+        hint, values = ("unit_id = ? AND ", [source.unit_id]) if source.kind == "errors" else ("", [])     # for the index
+        self.db.execute("DELETE FROM %s WHERE %ssource = ?" % (table, hint), (*values, source.id))
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
-        self.followed.discard(source.id)
+        self.waiting.pop(source.id, None)
 
     def release_future(self) -> None:
         """Readings whose time has come since are no longer dated in the future."""
@@ -895,7 +915,8 @@ class Import:
     # -- what depends on neighbours
 
     def settle(self) -> None:
-        """Repeats, rules that look at neighbours, rollup, ledger: for all that was touched."""
+        """The ledger; then, for all that was touched, repeats, rules that look at neighbours and the rollup."""
+        self.settle_ledger()
         for kind in self.touched:
             for run in self._runs(kind):
                 self._drop_repeats(kind, run)
@@ -903,7 +924,6 @@ class Import:
             self._roll_up(unit, first, last)
             for day in self._judge(unit, first - 1, last + 1):
                 self._roll_up(unit, day, day)
-        self.settle_ledger()
 
     def _runs(self, kind: str) -> List[Run]:
         """What was touched, as runs of days that follow each other."""
@@ -916,26 +936,18 @@ class Import:
         again = self.db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts >= ? AND ts < ? GROUP BY ts HAVING count(*) > 1"
                                 % table, (unit, first * 86400, (last + 1) * 86400)).fetchall()
         for ts, in again:
-            seen: Set[Row] = set()
-            for rowid, source, *values in self.db.execute("SELECT rowid, source, %s FROM %s WHERE unit_id = ? AND ts = ? "
-                                                          "ORDER BY source, offset" % (_SAME[kind], table), (unit, ts)).fetchall():
-                if tuple(values) in seen:
-                    self.db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
-                    account = self.account(source)
-                    account.imported, account.repeated = account.imported - 1, account.repeated + 1
-                    self.summary.rows[kind] -= 1
-                    self.summary.repeated += 1
-                    if source not in self.changed:
-                        self.changed[source] = self._known_source(source)
-                seen.add(tuple(values))
-
-    def _known_source(self, id: int) -> Source:
-        path, kind, unit = self.db.execute("SELECT path, kind, unit_id FROM sources WHERE id = ?", (id,)).fetchone()
-        return Source(path, "", kind, unit, 0, 0.0)
+            for rowid, source in self.db.execute(_REPEATS[kind], (unit, ts)).fetchall():
+                self.db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
+                self.db.execute("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?", (source,))
+                self.summary.rows[kind] -= 1
+                self.summary.repeated += 1
 
     def _roll_up(self, unit: str, first: int, last: int) -> None:
         self.db.execute("DELETE FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ?", (unit, first, last))
-        self.db.execute(_ROLL_UP, (unit, first * 86400, (last + 1) * 86400))
+        self.db.execute(_ROLL_UP_PLAIN, (unit, first * 86400, (last + 1) * 86400))
+        for day, in self.db.execute("SELECT day FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? AND co2_off < 0",
+                                    (unit, first, last)).fetchall():
+            self.db.execute(_ROLL_UP, (unit, day * 86400, (day + 1) * 86400))
 
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
         """Apply the rules that look at neighbours; the days in which something changed."""
@@ -962,7 +974,7 @@ class Import:
         """Write the accounts of what changed."""
         names = ("id", "path", "kind", "unit_id", *Account.COLUMNS)
         self.db.executemany("INSERT OR REPLACE INTO sources(%s) VALUES (%s)" % (", ".join(names), ", ".join("?" * len(names))),
-                            [(id, source.key, source.kind, source.unit_id, *self.accounts[id].values())
+                            [(id, source.key, source.kind, source.unit_id, *operator.attrgetter(*Account.COLUMNS)(self.accounts[id]))
                              for id, source in self.changed.items()])
         if self.changed or self.db.total_changes > self.changes:
             self.db.execute("DELETE FROM last_import")
@@ -972,8 +984,13 @@ class Import:
 _USABLE = "co2 IS NOT NULL AND qc & %d = 0" % (QC_CO2_BAD | QC_ROW)
 _SUSPECT = "co2 IS NOT NULL AND qc & %d AND NOT qc & %d" % (QC_CO2_BAD, QC_ROW)
 _WARM = "temp IS NOT NULL AND qc & %d = 0" % (QC_TEMP | QC_ROW)
+_ROLL_UP_PLAIN = """
+    INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*), count(co2), sum(co2), min(co2), max(co2), -max(qc), NULL, NULL,
+        count(temp), sum(temp), min(temp), max(temp)
+    FROM co2_readings INDEXED BY readings_by_unit WHERE unit_id = ? AND ts >= ? AND ts < ?
+    GROUP BY day"""                     # for days without flags, which are the rule; others get a negative co2_off
 _ROLL_UP = """
-    INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
+    INSERT OR REPLACE INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
         count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad),
         count(warm), sum(warm), min(warm), max(warm)
     FROM (SELECT unit_id, ts, CASE WHEN {0} THEN co2 END AS good, CASE WHEN {1} THEN co2 END AS bad,
@@ -1013,14 +1030,13 @@ def _stands_out(before: Row, row: Row, after: Row, limits: Limits) -> bool:
 def _runs(units: Dict[str, Set[int]]) -> Iterator[Run]:
     """Touched days as runs of days that follow each other."""
     for unit in sorted(units):
-        days = sorted(units[unit])
-        first = last = days[0]
-        for day in days[1:]:
-            if day > last + 1:
-                yield unit, first, last
-                first = day
-            last = day
-        yield unit, first, last
+        for _, run in groupby(enumerate(sorted(units[unit])), lambda pair: pair[1] - pair[0]):
+            days = [day for _, day in run]
+            yield unit, days[0], days[-1]
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _whole(line: Line) -> bytes:
@@ -1028,10 +1044,6 @@ def _whole(line: Line) -> bytes:
     if not line.whole:
         raise Rejected("line longer than %d bytes" % LONGEST_LINE)
     return line.raw
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 # -- the database -----------------------------------------------------------------------------------------------------
@@ -1080,17 +1092,12 @@ def only_writer(path: str, patience: float = PATIENCE) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _connected(path: str) -> Iterator[sqlite3.Connection]:
-    db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
-    try:
-        yield db
-    finally:
-        db.close()
+def _connected(path: str) -> contextlib.closing[sqlite3.Connection]:
+    return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
 
 def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Optional[float] = None,
-               progress: Optional[Callable[[int], None]] = None) -> Summary:
+               progress: Progress = None, processes: int = 1) -> Summary:
     """Import what is new: in these files, or in all there are. Busy, OSError or sqlite3.Error when that cannot be."""
     now = time.time() if now is None else now
     with only_writer(archive.db):
@@ -1101,11 +1108,11 @@ def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Opt
                 if type(error) is not sqlite3.DatabaseError:    # that one alone says that the file is damaged
                     raise
                 _set_aside(archive.db)
-        return _rebuild(archive, now, progress)
+        return _rebuild(archive, now, progress, processes)
 
 
-def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Optional[Callable[[int], None]]) -> Summary:
-    unreadable: List[Tuple[str, str]] = []
+def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Progress) -> Summary:
+    unreadable: Troubles = []
     sources = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
     every = sources is None
     if sources is None:
@@ -1128,11 +1135,11 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
     return run.summary
 
 
-def _not_mounted(db: sqlite3.Connection, archive: Archive) -> List[Tuple[str, str]]:
+def _not_mounted(db: sqlite3.Connection, archive: Archive) -> Troubles:
     """Data directories with nothing in them, though files were imported: their rows stay until someone has looked."""
     known = db.execute("SELECT 1 FROM sources WHERE path LIKE 'data/%' LIMIT 1").fetchone()
     return [(directory, "empty or missing; is a disk not mounted? (./importer.py rebuild forgets what was there)")
-            for directory in archive.data_dirs if known and not _scan(directory, [])]
+            for directory in archive.data_dirs if known and not any(True for _ in _scan(directory, []))]
 
 
 def _disputed(sources: Sequence[Source]) -> List[str]:
@@ -1164,10 +1171,9 @@ def _is_ours(path: str) -> bool:
         with _connected(path) as db:
             if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
                 return True
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError:
-        pass
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
     _set_aside(path)
     return False
 
@@ -1182,19 +1188,19 @@ def _set_aside(path: str) -> None:
     print("importer: %s is damaged or of another version; it is now %s" % (path, aside), file=sys.stderr)
 
 
-def rebuild(archive: Archive, now: Optional[float] = None, progress: Optional[Callable[[int], None]] = None) -> Summary:
+def rebuild(archive: Archive, now: Optional[float] = None, progress: Progress = None, processes: int = 1) -> Summary:
     """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
     with only_writer(archive.db):
         _is_ours(archive.db)                                    # else it is set aside, not replaced
-        return _rebuild(archive, time.time() if now is None else now, progress)
+        return _rebuild(archive, time.time() if now is None else now, progress, processes)
 
 
-def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], None]]) -> Summary:
+def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -> Summary:
     new = archive.db + ".new"
-    unreadable: List[Tuple[str, str]] = []
+    unreadable: Troubles = []
     try:
         sources = _current_deployments(find_sources(archive, unreadable))
-        summary = _build(new, sources, now, progress, limits=archive.limits)
+        summary = _build(new, sources, now, progress, limits=archive.limits, processes=processes)
         summary.unreadable[:0] = unreadable
         summary.disputed = _disputed(sources)
         _swap_in(new, archive.db)
@@ -1206,23 +1212,92 @@ def _rebuild(archive: Archive, now: float, progress: Optional[Callable[[int], No
 _FRESH = "PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;"
 
 
-def _build(path: str, sources: Sequence[Source], now: float, progress: Optional[Callable[[int], None]] = None,
-           ends: Optional[Dict[int, int]] = None, limits: Limits = LIMITS) -> Summary:
-    """A database at `path` from nothing; `ends`: how far to read each source."""
+def _build(path: str, sources: Sequence[Source], now: float, progress: Progress = None,
+           ends: Optional[Dict[int, int]] = None, limits: Limits = LIMITS, processes: int = 1) -> Summary:
+    """A database at `path` from nothing; `ends`: how far to read each source. Several processes take a share each."""
     _remove(path)
-    with _connected(path) as db:
-        db.executescript(_FRESH + SCHEMA)
-        run = Import(db, now, limits, progress)
-        run.everything = True
-        for source in sorted(sources, key=lambda source: source.key):
-            run.take_one(source, ends.get(source.id) if ends is not None else None)
-        for statement in INDEXES.split(";"):
-            db.execute(statement)
+    _remove(path, ["-part%d" % n for n in range(MOST_PROCESSES)])
+    own, *others = _shares(sources, processes)
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(_Part(path + "-part%d" % n, functools.partial(_fill, share, now, limits, None, ends)))
+                 for n, share in enumerate(others)]
+        db = stack.enter_context(_connected(path))
+        run = _fill(own, now, limits, progress, ends, db)
+        for part, share in zip(parts, others):
+            run.summary.add(part.summary())
+            run.progress(sum(source.size for source in share))
+            _append(db, part.path)
+        db.executescript("BEGIN;" + INDEXES)
         run.settle()
         db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
         db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
     return run.summary
+
+
+def _fill(sources: Sequence[Source], now: float, limits: Limits, progress: Progress,
+          ends: Optional[Dict[int, int]], db: sqlite3.Connection) -> Import:
+    """The rows and accounts of these sources in an empty database."""
+    db.executescript(_FRESH + SCHEMA)
+    run = Import(db, now, limits, progress)
+    run.everything = True
+    run.take(sources, ends)
+    run.settle_ledger()
+    db.execute("COMMIT")
+    return run
+
+
+def _shares(sources: Sequence[Source], processes: int) -> List[List[Source]]:
+    """Sources cut into shares of about the same number of bytes."""
+    total = sum(source.size for source in sources)
+    number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
+    begins = accumulate((source.size for source in sources), initial=0)
+    shares = groupby(zip(begins, sources), lambda pair: pair[0] * number // (total + 1))
+    return [[source for _, source in share] for _, share in shares] or [[]]
+
+
+def _append(db: sqlite3.Connection, part: str) -> None:
+    """Copy all rows of another database (SQLite does it without looking into them)."""
+    db.execute("ATTACH ? AS part", (part,))
+    for table in (*TABLES.values(), "rejects", "sources"):
+        db.execute("INSERT INTO main.{0} SELECT * FROM part.{0}".format(table))
+    db.execute("DETACH part")
+
+
+class _Part:
+    """A database filled by a process of its own, which a program with threads must not start."""
+
+    def __init__(self, path: str, fill: Callable[[sqlite3.Connection], Import]) -> None:
+        self.path = path
+        self.pipe, theirs = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                with _connected(path) as db:
+                    answer: Any = fill(db).summary
+            except BaseException as error:                      # is raised by `summary` in the other process
+                answer = error
+            with contextlib.suppress(BaseException), open(theirs, "wb") as out:
+                pickle.dump(answer, out)
+            os._exit(0)
+        os.close(theirs)
+
+    def summary(self) -> Summary:
+        """Wait until the part is filled."""
+        with open(self.pipe, "rb", closefd=False) as pipe:
+            answer: Any = pickle.loads(pipe.read() or pickle.dumps(OSError("a process that read text was killed")))
+        if isinstance(answer, Summary):
+            return answer
+        raise answer
+
+    def __enter__(self) -> _Part:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        os.close(self.pipe)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        _remove(self.path)
 
 
 def _swap_in(new: str, path: str) -> None:
@@ -1255,6 +1330,7 @@ Span = Tuple[str, int, int]             # unit, from, to
 FOREVER = 1 << 40                       # s; later than any time
 DAY = 86400                             # s
 HOUR = 3600                             # s
+QUANTILE_DAYS = 400                     # of readings; 20,000 at one every half hour
 RECENT = 40                             # the last so many pings or readings tell a rhythm
 
 WEAK = -100                             # dBm; below that days are lost
@@ -1426,14 +1502,13 @@ def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low:
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{name} IS NOT NULL AND r.qc & {skip} = 0"""
     skip = QC_ROW if what == "co2" else QC_ROW | QC_TEMP
-    below, above = db.execute(query.format(name=what, least=least, most=most, skip=skip),
-                              {"low": low, "high": high}).fetchone()
+    below, above = db.execute(query.format(name=what, least=least, most=most, skip=skip), {"low": low, "high": high}).fetchone()
     return int(below), int(above)
 
 
 def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]) -> List[Optional[float]]:
-    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_ROWS readings, then of an
-    evenly spread sample of days."""
+    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS, then of an evenly
+    spread sample of days."""
     _lay_out(db, spans, ())
     days = db.execute("SELECT count(*) FROM temp.spans s CROSS JOIN daily d WHERE d.unit_id = s.unit "
                       "AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400").fetchone()[0]
@@ -1444,9 +1519,6 @@ def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: 
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{name} IS NOT NULL AND r.qc & {bad} = 0""".format(name=what, every=every, bad=_QUANTITY[what][0] | QC_ROW)))
     return [values[min(len(values) - 1, int(share * len(values)))] if values else None for share in shares]
-
-
-QUANTILE_DAYS = 400                     # of readings; 20,000 at one every half hour
 
 
 def _units(db: sqlite3.Connection) -> List[str]:
@@ -1472,8 +1544,7 @@ def _nickname(db: sqlite3.Connection, unit: str) -> str:
 def deployments(db: sqlite3.Connection) -> List[Deployment]:
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
     rows = db.execute("SELECT unit_id, nickname, site, tier, status, coalesce(since, 0), coalesce(until, ?) FROM "
-                      "deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id",
-                      (FOREVER,)).fetchall()
+                      "deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id", (FOREVER,)).fetchall()
     names = {row[0]: row[1] for row in rows if row[1]}
     units = _units(db)
     names.update((unit, _nickname(db, unit)) for unit in units if unit not in names)
@@ -1484,8 +1555,7 @@ def deployments(db: sqlite3.Connection) -> List[Deployment]:
 
 def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> Tuple[Optional[int], Optional[int]]:
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
-    query = ("SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), "
-             "(SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)")
+    query = "SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)"
     ends = [db.execute(query.format(table), {"u": unit, "now": now}).fetchone() for unit in units]
     return min((a for a, b in ends if b is not None), default=None), max((b for a, b in ends if b is not None), default=None)
 
@@ -1573,11 +1643,8 @@ def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deplo
         current[stay.unit_id] = stay                    # the last one wins: the one of now, else the latest
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
     states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in current.values()]
-    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), -_lateness(state), order[state.unit_id]))
-
-
-def _lateness(state: UnitState) -> float:
-    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
+    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), state.verdict in ("late", "stuck") and
+                                             -max(state.pings_late, state.data_late), order[state.unit_id]))
 
 
 def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool, ping_limit: Optional[float],
@@ -1646,8 +1713,7 @@ def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> Li
 
 def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
     """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
-    lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?",
-                    (a, unit, a)).fetchone()[0]
+    lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?", (a, unit, a)).fetchone()[0]
     if now - lo <= SCAN:
         return [(lo, now)]
     days = db.execute("SELECT day, n FROM daily WHERE unit_id = ? AND day >= ? AND day <= ? ORDER BY day",
@@ -1683,19 +1749,18 @@ def _sequence_number(path: str) -> Optional[int]:
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
-def verify(archive: Archive) -> List[str]:
+def verify(archive: Archive, processes: int = 1) -> List[str]:
     """Read all text again and compare, row by row and byte by byte; what does not agree."""
-    found = find_sources(archive, [])
     new = archive.db + ".verify"
     with only_writer(archive.db), contextlib.closing(open_db(archive.db)) as db:
         ledger = {row[0]: row[1:] for row in db.execute("SELECT id, path, done, imported_bytes, rejected_bytes FROM sources")}
-        sources = [source for source in _current_deployments(found) if source.id in ledger]
+        sources = [source for source in _current_deployments(find_sources(archive, [])) if source.id in ledger]
         problems = ["%s: the ledger knows it, but the file is gone" % ledger[id][0] for id in set(ledger) - {s.id for s in sources}]
         problems += ["%s: %d bytes of lines, but %d imported and %d rejected" % account
                      for account in ledger.values() if account[1] != account[2] + account[3]]
         now = (db.execute("SELECT at FROM last_import").fetchone() or (0,))[0]
         try:
-            _build(new, sources, now, ends={id: account[1] for id, account in ledger.items()}, limits=archive.limits)
+            _build(new, sources, now, None, {id: account[1] for id, account in ledger.items()}, archive.limits, processes)
             problems += _differences(db, new)
         finally:
             _remove(new)
@@ -1835,7 +1900,7 @@ def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     bar = ProgressBar(sum(source.size for source in find_sources(archive, [])) if sys.stderr.isatty() else 0)
     run = rebuild if arguments.command == "rebuild" else import_new
     try:
-        summary = run(archive, progress=bar)
+        summary = run(archive, progress=bar, processes=os.cpu_count() or 1)
     finally:
         bar.clear()
     print(summary)
@@ -1868,7 +1933,7 @@ def command_rejects(archive: Archive, arguments: argparse.Namespace) -> int:
 
 def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
     """Prove that database and text agree."""
-    problems = verify(archive)
+    problems = verify(archive, os.cpu_count() or 1)
     for line in problems:
         print(_printable(line))
     print("%d differences" % len(problems) if problems else "database and text agree")
@@ -1882,7 +1947,10 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
     if arguments.resume and (not arguments.output or arguments.what in ("gaps", "deployments")):
         raise Usage("--resume needs -o FILE, and readings, pings or errors")
     notes = arguments.output + ".resume" if arguments.resume else ""
-    behind: Dict[str, int] = _load_notes(notes) if notes and os.path.exists(arguments.output) else {}
+    behind: Dict[str, int] = {}
+    if notes and os.path.exists(notes) and os.path.exists(arguments.output):
+        with open(notes, encoding="ascii") as file:
+            behind = json.load(file)
     with contextlib.closing(open_db(archive.db)) as db, contextlib.ExitStack() as files:
         db.execute("BEGIN")                                     # one state from the first row to the ledger
         rows = export(db, arguments.what, wanted, behind)
@@ -1894,14 +1962,6 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
         with open(notes, "w", encoding="ascii") as file:
             json.dump(behind, file)
     return 0
-
-
-def _load_notes(file: str) -> Dict[str, int]:
-    try:
-        with open(file, encoding="ascii") as stream:
-            return dict(json.load(stream))
-    except FileNotFoundError:
-        return {}
 
 
 def _printable(text: str) -> str:

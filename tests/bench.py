@@ -374,7 +374,7 @@ def bench_import(directory: str) -> None:
     importer = [sys.executable, os.path.join(PROJECT, "importer.py"), "rebuild", *archive]
     ours, peak = min(run_timed(*importer) for _ in range(2))
     bare = min(filter(None, (dot_import(directory) for _ in range(2))), default=None)
-    say(Figure("import: rebuild of %d readings" % readings, "%.1f s" % ours, "%.0f readings/s, peak %.0f MB" % (readings / ours, peak)))
+    say(Figure("import: rebuild of %d readings" % readings, "%.1f s" % ours, "%.0f readings/s, peak %.0f MB a process" % (readings / ours, peak)))
     if bare:
         say(Figure("  sqlite3 .import of the same lines, bare", "%.1f s" % bare, "ours is %.1f x" % (ours / bare)))
     bench_new_line(os.path.join(directory, "large"))

@@ -262,6 +262,18 @@ def test_a_line_of_1970_keeps_the_times_of_its_neighbours_also_when_they_come_la
     assert place.ask("SELECT before_ts, after_ts FROM rejects") == [(1568246400, 1568248200)]
 
 
+def test_every_rejected_line_among_thousands_keeps_its_neighbours_times_in_pieces_too(place):
+    lines = ["x\n" * (n % 3) + reading(n) for n in range(3000)]
+    place.readings("".join(lines[:1700]) + "x\nx\n")
+    place.run()
+    place.readings("".join(lines[1700:]), mode="ab")
+    place.run()
+    rejects = place.ask("SELECT before_ts, after_ts FROM rejects ORDER BY line")
+    assert len(rejects) == 3002
+    assert {after - before for before, after in rejects} == {60}
+    assert place.dump() == place.rebuilt()
+
+
 def test_a_number_cut_at_the_end_of_a_file_waits_for_its_rest(place):
     place.readings(LINE[:-2])
     place.run()
@@ -299,6 +311,30 @@ def test_lines_read_by_column_and_line_by_line_give_the_same_rows(dirty, monkeyp
 # -- pings, error logs, deployments -----------------------------------------------------------------------------------
 
 PING = "2019-10-07T03:23:39.980794\t%s\tvaranger-03\t8\t-97\n" % UNIT
+
+
+def test_a_rebuild_by_several_processes_gives_the_same_tables_summary_and_proof(dirty, monkeypatch):
+    place, _ = dirty
+    one, three = (place.archive._replace(db=place.archive.db + name) for name in (".one", ".three"))
+    said = str(importer.rebuild(one, NOW))
+    monkeypatch.setattr(importer, "SHARE", 1000)
+    assert str(importer.rebuild(three, NOW, processes=3)) == said
+    assert place.dump(three.db) == place.dump(one.db)
+    assert importer.verify(three, processes=2) == []
+    assert not [name for name in os.listdir(place.var) if "part" in name or name.endswith(".new")]
+
+
+@pytest.mark.parametrize("end, error", [(lambda: os.kill(os.getpid(), signal.SIGKILL), OSError),
+                                        (lambda: sqlite3.connect(":memory:").execute("x"), sqlite3.OperationalError)])
+def test_a_helper_that_fails_ends_a_rebuild_with_the_old_database(dirty, monkeypatch, end, error):
+    place, _ = dirty
+    before, pid, fill = place.dump(), os.getpid(), importer._fill
+    monkeypatch.setattr(importer, "SHARE", 1000)
+    monkeypatch.setattr(importer, "_fill", lambda *args: fill(*args) if os.getpid() == pid else end())
+    with pytest.raises(error):
+        importer.rebuild(place.archive, NOW, processes=3)
+    assert place.dump() == before
+    assert not [name for name in os.listdir(place.var) if "part" in name or name.endswith(".new")]
 
 
 def test_a_ping_becomes_a_row_also_one_of_another_server(place):
@@ -351,6 +387,27 @@ def test_nul_bytes_and_broken_utf8_do_not_hide_an_entry_of_an_error_log(place):
     place.errors(b"----- 2019-09-16 10:55:57 EXC Uncaught \0 exception\nat \xff line\n")
     place.run()
     assert place.ask("SELECT message, text FROM error_logs") == [("Uncaught \\x00 exception", "at \ufffd line")]
+
+
+@pytest.mark.parametrize("when, reason", [
+    ("(2019, 10, 25, 100, 11, 24, 4, 298)", "impossible date or time"), ("(2019, 10, 32, 3, 11, 24, 4, 298)", "impossible date or time"),
+    ("(2019, 10, 25, 3, 1 1, 24, 4, 298)", "malformed headline"), ("(2019 10, 25, 3, 11, 24)", "malformed headline"),
+    ("(2019, 10, 25, 3, , 24)", "malformed headline"), ("(%s, 10, 25, 3, 11, 24)" % ("9" * 5000), "malformed headline"),
+    ("2019-09-31 10:55:57", "impossible date or time"), ("2019-09-16 10:61:57", "impossible date or time")])
+def test_a_headline_with_an_impossible_time_is_rejected_and_the_others_stay(place, when, reason):
+    place.errors("----- 2019-09-16 10:55:57 WARN before\n----- %s WARN x\n----- 2019-09-17 10:55:57 WARN after\n" % when)
+    place.run()
+    assert place.ask("SELECT message FROM error_logs ORDER BY ts") == [("before",), ("after",)]
+    assert [row[2] for row in place.rejects()] == [reason]
+
+
+def test_an_entry_of_an_error_log_without_end_is_cut_and_accounted_for(place):
+    place.errors("----- 2019-09-16 10:55:57 WARN long\n" + ("y" * 99 + "\n") * 10000 + "----- 2019-09-17 10:55:57 WARN after\n")
+    place.run()
+    assert place.ask("SELECT message, length(text) FROM error_logs ORDER BY ts") == [("long", 65499), ("after", 0)]
+    assert place.ask("SELECT done, rejected, imported_bytes + rejected_bytes FROM sources") == [(1000073, 9345, 1000073)]
+    assert {row[2] for row in place.rejects()} == {"entry longer than 65536 characters"}
+    assert importer.verify(place.archive) == []
 
 
 def test_an_entry_that_grows_gets_its_further_lines(place):
@@ -632,6 +689,34 @@ def test_a_file_that_may_not_be_read_is_a_line_of_the_summary_and_exit_status_1(
     assert place.run().unreadable == [] and place.dump() == place.rebuilt()
 
 
+def test_a_directory_that_may_be_listed_but_not_entered_does_not_stop_the_others(place, monkeypatch):
+    place.readings(reading(0, unit="co2unit-closed"), unit="co2unit-closed")
+    place.readings(reading(30), unit="co2unit-open")
+    place.run()
+    real = os.lstat
+
+    def closed(path, *rest, **named):
+        if "closed" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "lstat", closed)
+    monkeypatch.setattr(importer, "_open_no_link", lambda path, flags: os.open(path, flags) if os.lstat(path) else -1)
+    place.readings(reading(60), unit="co2unit-open", mode="ab")
+    assert [why for _, why in place.run().unreadable] == ["Permission denied"]
+    assert place.ask("SELECT count(*), count(DISTINCT unit_id) FROM co2_readings") == [(3, 2)]
+
+
+def test_more_files_than_accounts_are_kept_in_memory_are_imported(place, monkeypatch):
+    monkeypatch.setattr(importer, "MOST_ACCOUNTS", 7)
+    for number in range(60):
+        place.readings(reading(number) + reading(number // 2) + "x\n", number=number)
+    place.run()
+    assert place.ask("SELECT count(*), sum(imported), sum(repeated), sum(rejected) FROM sources") == [(60, 60, 60, 60)]
+    assert place.dump() == place.rebuilt() and importer.verify(place.archive) == []
+    assert place.run().files == 0
+
+
 @pytest.mark.parametrize("kind", ["readings", "errors"])
 def test_a_file_that_fails_half_way_is_accounted_for_up_to_there_and_tried_again(place, monkeypatch, kind):
     real = importer.complete_blocks
@@ -695,6 +780,23 @@ def test_a_hundred_megabytes_in_one_line_need_little_memory(place):
     assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
     assert place.ask("SELECT DISTINCT reason FROM rejects WHERE bytes = 65536") == [("line longer than 65536 bytes",)]
     assert place.ask("SELECT sum(bytes) FROM rejects") == [(100_000_001,)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_two_files_whose_names_give_the_same_id_are_never_mixed_up(place, monkeypatch, together, named):
+    monkeypatch.setattr(importer.Source, "id", property(lambda source: 7))
+    first = place.readings(LINE)
+    if not together:
+        place.run()
+    second = place.readings(reading(1), number=1)
+    told = "its name gives the same id as that of data/%s/data/readings/readings-0000.tsv: rename one of them" % UNIT
+    assert place.run([first, second] if named else None).unreadable == [(second, told)]
+    assert place.ask("SELECT ts FROM co2_readings") == [(T,)]
+    os.unlink(first)
+    place.run()
+    assert place.ask("SELECT path FROM sources") == [("data" + second[len(place.data):],)]
+    assert place.ask("SELECT time FROM co2_readings") == [("00:01:00",)]
 
 
 def test_names_that_are_no_utf8_empty_files_and_links_do_no_harm(place):
