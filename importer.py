@@ -1946,11 +1946,7 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
     wanted = Wanted(since, until, arguments.unit, arguments.site, arguments.flag)
     if arguments.resume and (not arguments.output or arguments.what in ("gaps", "deployments")):
         raise Usage("--resume needs -o FILE, and readings, pings or errors")
-    notes = arguments.output + ".resume" if arguments.resume else ""
-    behind: Dict[str, int] = {}
-    if notes and os.path.exists(notes) and os.path.exists(arguments.output):
-        with open(notes, encoding="ascii") as file:
-            behind = json.load(file)
+    behind = _take_up(arguments.output) if arguments.resume else {}
     with contextlib.closing(open_db(archive.db)) as db, contextlib.ExitStack() as files:
         db.execute("BEGIN")                                     # one state from the first row to the ledger
         rows = export(db, arguments.what, wanted, behind)
@@ -1958,10 +1954,26 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
         if arguments.output:
             out = files.enter_context(open(arguments.output, "a" if behind else "w", encoding="utf-8", newline=""))
         write_rows(rows, arguments.format, out, titled=not behind)
-    if notes:
-        with open(notes, "w", encoding="ascii") as file:
-            json.dump(behind, file)
+    if arguments.resume:
+        notes = arguments.output + ".resume"
+        with open(notes + ".new", "w", encoding="ascii") as file:
+            json.dump({"size": os.path.getsize(arguments.output), "behind": behind}, file)
+        os.rename(notes + ".new", notes)
     return 0
+
+
+def _take_up(output: str) -> Dict[str, int]:
+    """How far the exports into `output` have come, by their notes; what one that was killed has left is cut off."""
+    if not os.path.exists(output + ".resume") or not os.path.exists(output):
+        return {}
+    try:
+        with open(output + ".resume", encoding="ascii") as file:
+            notes = json.load(file)
+        size, behind = int(notes["size"]), dict(notes["behind"])
+    except (ValueError, KeyError, TypeError):
+        raise Usage("%s.resume is not what an export wrote: remove it, and %s, to begin anew" % (output, output))
+    os.truncate(output, min(size, os.path.getsize(output)))
+    return behind
 
 
 def _printable(text: str) -> str:

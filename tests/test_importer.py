@@ -898,6 +898,24 @@ def test_a_resumed_export_appends_what_is_new_whatever_its_time(place):
         assert [line.split(",")[0] for line in stream] == ["time", "2019-09-12T01:00:00Z", "2019-09-12T00:30:00Z"]
 
 
+def test_a_resumed_export_goes_on_where_the_last_whole_one_ended(place):
+    file = os.path.join(place.root, "out.csv")
+    path = place.readings(reading(60))
+    place.run()
+    exported(place, "readings", "--resume", "-o", file)
+    place.readings(reading(30), mode="ab")
+    place.run([path])
+    with open(file, "a") as stream:
+        stream.write("2019-09-12T00:30:00Z,co2un")               # killed half way
+    exported(place, "readings", "--resume", "-o", file)
+    with open(file) as stream:
+        assert [line.split(",")[0] for line in stream] == ["time", "2019-09-12T01:00:00Z", "2019-09-12T00:30:00Z"]
+    with open(file + ".resume", "w") as stream:
+        stream.write("[]")
+    done = place.command("export", "readings", "--resume", "-o", file)
+    assert done.returncode == 2 and "out.csv.resume is not what an export wrote" in done.stderr
+
+
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
