@@ -1279,6 +1279,7 @@ class UnitState(NamedTuple):
     pings_late: float                   # how much later than usual: 1 is the limit
     data_late: float
     verdict: str
+    free_by: Optional[int] = None       # of a stuck one, see `free_by`
 
 
 VERDICTS = ("late", "stuck", "weak", "never", "ok", "off")      # worst first; off: not deployed, raises no alarm
@@ -1562,7 +1563,8 @@ def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool,
                       signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
                       (now - last_ping) / (ping_limit or 1.25 * ping_rhythm + HOUR) if called else 0.0,
                       (now - last_data) / (data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR) if read else 0.0, "")
-    return state._replace(verdict=_verdict(state, sorted(row[0] for row in signal), called, now))
+    verdict = _verdict(state, sorted(row[0] for row in signal), called, now)
+    return state._replace(verdict=verdict, free_by=_free_by(db, unit, due, state) if verdict == "stuck" else None)
 
 
 def _verdict(state: UnitState, signal: Sequence[int], called: Sequence[int], now: int) -> str:
@@ -1579,6 +1581,33 @@ def _verdict(state: UnitState, signal: Sequence[int], called: Sequence[int], now
     fortnight = len({ts // DAY for ts in called if ts > now - 14 * DAY})
     missed = fortnight < min(13, (now - called[-1]) // DAY if called else 0)
     return "weak" if missed and signal and signal[len(signal) // 2] < WEAK else "ok"
+
+
+# A unit keeps the position in its file that the server acknowledged: the size of what we hold. If its own file is
+# suddenly shorter, it calls but sends nothing until the file has outgrown that position. How long this takes is known
+# here but for the size that was left: so it is said when it will be over at the latest.
+
+SLACK = 1.05                            # lines and rhythm vary by so much
+
+
+def free_by(since: int, size: int, line: float, data_rhythm: int, ping_rhythm: int) -> Optional[int]:
+    """UTC seconds at which a unit sends again at the latest, if its file of readings was cut to nothing just before its
+    first call without data, at `since`: when `size` bytes, in lines of `line` bytes, have grown anew, it calls once more.
+    None where that cannot be known: a file that was full may be closed, one short line before it gets there."""
+    if not 0 < size <= seqfile.FILE_SIZE or line <= 0:
+        return None
+    return since + int(SLACK * size / line * data_rhythm) + ping_rhythm
+
+
+def _free_by(db: sqlite3.Connection, unit: str, due: int, state: UnitState) -> Optional[int]:
+    """`free_by` from the ledger: the file of the unit that has its newest readings is where its position is."""
+    folder = "data/%s/data/readings" % unit
+    file = db.execute("SELECT size, done, lines FROM sources WHERE path > ? || '/' AND path < ? || '0' AND path NOT LIKE '%#%' "
+                      "AND lines > 0 ORDER BY last_ts DESC, path DESC LIMIT 1", (folder, folder)).fetchone()
+    since = db.execute("SELECT min(ts) FROM pings WHERE unit_id = ? AND ts > ?", (unit, due)).fetchone()[0]
+    if file is None or since is None or state.last_data is None:
+        return None
+    return free_by(since, file[0], file[1] / file[2], state.data_rhythm, state.ping_rhythm)
 
 
 # -- gaps --------------------------------------------------------------------------------------------------------------

@@ -938,11 +938,13 @@ def view_status(c: Context) -> Page:
     if not stays:
         return nothing("status", "No units yet.")
     states = states_of(c, stays)
-    here = states[:c.room(3)]
+    stuck = [[(0, c.name(state.site or state.nickname)), (1, why_stuck(c, state))] for state in states if state.free_by]
+    stuck = stuck[:3 if c.rows else None]
+    here = states[:c.room(3 + len(stuck))]
     t = Table(c, [Column(("state",), "", 4), *who(c, stays), Column(("ping_age", "data_age"), "last", 8, 1, True),
                   Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True),
                   Column(("celsius",), c.g["degree"], 5, 6, True), Column(("dbm",), "dBm", 4, 5, True),
-                  Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7)])
+                  Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7), Column(("free_by",), "", 0, gap=0)])
     days = t.axes["pings"] = t.axes["rssi"] = make_axis(c.zone, c.now - 13 * DAY, c.now + 1, 14, True, least="1 d")
     found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in here], days.edges)
     rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(here)]
@@ -951,8 +953,18 @@ def view_status(c: Context) -> Page:
     title = [(3, "fleet"), (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
              (1, (count(len(states), "unit") + ": " + said, said))]
     legend = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
-    return t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
+    page = t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
                   [(1, (legend + "  rssi −115 … −70 dBm", legend))], **counts)
+    return page._replace(lines=page.lines + [c.head(parts, "") for parts in stuck])
+
+
+def why_stuck(c: Context, state: importer.UnitState) -> List[str]:
+    """Until when a unit that calls may bring no data, in shorter and shorter forms; none where that is not known."""
+    if state.free_by is None:
+        return []
+    forms = (["stuck: pings, no data; if its file shrank, free by %s", "if its file shrank, free by %s", "free by %s?"]
+             if state.free_by >= c.now else ["stuck: pings, no data; not by a shrunken file: free by %s then", "not free by %s"])
+    return [form % c.zone.local(state.free_by).strftime("%Y-%m-%d") for form in forms]
 
 
 def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[importer.Pings]]) -> List[Cell]:
@@ -970,7 +982,8 @@ def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[
             Cell(rounded(state.ppm), [Span(compact(state.ppm) or none)]),
             Cell(rounded(state.temp), [Span(shown("%.1f", state.temp, none))]),
             cell(shown("%d", state.dbm, none), state.dbm),
-            Cell([rounded(*signal)], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL))]
+            Cell([rounded(*signal)], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL)),
+            Cell([state.free_by and c.zone.iso(state.free_by)], ())]
 
 
 # -- signal -----------------------------------------------------------------------------------------------------------
@@ -1243,9 +1256,10 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     counts = " ".join("%s=%d" % (verdict, sum(state.verdict == verdict for state in states)) for verdict in VERDICTS)
     said = ", ".join(map(" ".join, names)) or count(len(states), "unit")
     lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], said, counts)]
-    lines += ["%-4s %s (%s): last ping %s, last reading %s" % (
+    lines += ["%-4s %s (%s): last ping %s, last reading %s%s" % (
         VERDICTS[state.verdict][0], c.name(state.site or "no site"), c.name(state.nickname),
-        *("never" if ts is None else ago(c.now - ts) + " ago" for ts in (state.last_ping, state.last_data))) for state in bad]
+        *("never" if ts is None else ago(c.now - ts) + " ago" for ts in (state.last_ping, state.last_data)),
+        "".join("; " + why for why in why_stuck(c, state)[:1])) for state in bad]
     if not a.changes or _changed(a.changes, names, c.now, a.repeat * 3600, lines):
         put("".join(line + "\n" for line in lines))
     return worst

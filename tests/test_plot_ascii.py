@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import html.parser
 import json
 import math
@@ -13,10 +15,12 @@ import subprocess
 import sys
 import unicodedata
 from datetime import datetime, timedelta
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import pytest
 
+import co2d
+import fipy
 import importer
 import plot_ascii
 from plot_ascii import Options, Scale, Zone, clean, cut, width
@@ -870,7 +874,8 @@ def test_a_fleet_that_is_well_is_one_line(capfd: Any, watched: str) -> None:
 def test_a_unit_that_calls_without_data_is_critical(capfd: Any, watched: str) -> None:
     status, lines = check(capfd, watched, NOW)
     assert status == 2 and lines == ["CO2 CRITICAL: b call without DATA | late=0 stuck=1 weak=0 never=0 ok=2 off=1",
-                                     "DATA b (unit-02): last ping 8 h ago, last reading 6 d 09 h ago"]
+                                     "DATA b (unit-02): last ping 8 h ago, last reading 6 d 09 h ago; "
+                                     "stuck: pings, no data; if its file shrank, free by 2019-09-30"]
 
 
 def test_lateness_is_judged_by_the_units_own_rhythm(capfd: Any, watched: str) -> None:
@@ -891,6 +896,118 @@ def test_a_report_for_mail_comes_on_change_on_repeat_and_on_recovery(capfd: Any,
     assert reports == [2, 0, 0, 3, 0, 0, 3]
     status, lines = check(capfd, watched, NOW + timedelta(hours=51), *flags, "--data-limit", "9999", "--ping-limit", "9999")
     assert status == 0 and sorted(lines[1:]) == ["well again: a", "well again: b"]
+
+
+# -- status: stuck ----------------------------------------------------------------------------------------------------
+
+
+class Simulated:
+    """A simulated unit and a station in this process, whose clock is the unit's; day by day through the importer."""
+
+    def __init__(self, directory: str, period: timedelta) -> None:
+        self.unit = fipy.Unit("co2unit-1", directory + "/card", nickname="varanger-01", now=START, period=period)
+        self.station = co2d.Station(dataclasses.replace(
+            co2d.Settings(), data_dir=directory + "/data", var_dir=directory + "/var", db=directory + "/db", listen="127.0.0.1",
+            port=0, keep_free=0, quiet=True), self.clock, sync=lambda fd: None)
+        self.server = co2d.Server(self.station)
+        self.server.start()
+        self.unit.urls = ["http://127.0.0.1:%d" % self.server.port]
+        self.archive = importer.Archive((directory + "/data",), directory + "/var", directory + "/db")
+
+    def clock(self) -> float:
+        return seconds(self.unit.now)
+
+    def night(self) -> importer.UnitState:
+        """It talks, what came is imported."""
+        self.unit.sync()
+        importer.import_new(self.archive, now=self.clock() + 60)
+        with contextlib.closing(importer.open_db(self.archive.db)) as db:
+            return importer.fleet_state(db, int(self.clock()) + 60)[0]
+
+    def shrink(self, share: float) -> int:
+        """Its newest file is suddenly shorter; how long it was."""
+        path = os.path.join(self.unit.card, fipy.READINGS, max(self.unit.files()))
+        size = os.path.getsize(path)
+        os.truncate(path, int(size * share))
+        return size
+
+    def text(self, **options: object) -> str:
+        return text_of("status", self.archive.db, self.unit.now + timedelta(minutes=1), **options)
+
+
+@pytest.fixture
+def simulated(tmp_path: object) -> Iterator[Callable[..., Simulated]]:
+    made: List[Simulated] = []
+
+    def make(minutes: int = 30) -> Simulated:
+        made.append(Simulated(str(tmp_path), timedelta(minutes=minutes)))
+        return made[-1]
+    yield make
+    [one.server.stop() for one in made]
+
+
+@pytest.mark.parametrize("minutes, days, share, before", [(30, 12, 0, True), (30, 12, 0, False), (30, 19, 0.4, True), (30, 35, 0, True),
+                                                          (10, 5, 0, True), (120, 30, 0, True), (120, 30, 0.9, False)])
+def test_a_unit_behind_its_shrunken_file_is_free_by_the_day_that_was_said(simulated: Callable[..., Simulated], minutes: int, days: int,
+                                                                          share: float, before: bool) -> None:
+    world, said = simulated(minutes), set()
+    for _ in range(days):
+        world.unit.measure()
+        state = world.night()
+    assert (state.verdict, state.free_by) == ("ok", None) and "free" not in world.text()
+    last = state.last_data
+    if before:                                                  # just before it calls
+        world.unit.measure()
+    world.shrink(share)
+    if before:
+        assert world.night().verdict == "ok"
+    for nights in range(100):
+        world.unit.measure()
+        state = world.night()
+        if state.last_data != last:
+            break
+        if state.verdict == "stuck":
+            assert state.free_by is not None
+            said.add(state.free_by)
+            day = (datetime(1970, 1, 1) + timedelta(seconds=state.free_by)).strftime("%Y-%m-%d")
+            assert world.text().endswith("varanger-01 · stuck: pings, no data; if its file shrank, free by %s\n" % day)
+    assert len(said) in (1, 2), "a second time when what came first was less than a line"
+    assert nights >= 1 and state.verdict == "ok" and "free" not in world.text()
+    assert seconds(world.unit.now) <= min(said), "free at or before the time that was said"
+    assert share or min(said) - seconds(world.unit.now) <= (0.08 * nights + 3) * 86400, "and what was said is no excuse"
+
+
+def test_a_full_file_that_shrank_may_be_closed_too_short_and_nothing_is_said(simulated: Callable[..., Simulated]) -> None:
+    world = simulated()
+    while len(world.unit.files()) < 2:
+        world.unit.measure(1 / 48)
+    os.remove(os.path.join(world.unit.card, fipy.READINGS, max(world.unit.files())))
+    world.night()
+    assert world.shrink(0) > fipy.FILE_SIZE
+    for _ in range(4):
+        world.unit.measure()
+        state = world.night()
+    assert (state.verdict, state.free_by) == ("stuck", None) and "free" not in world.text()
+
+
+def test_a_stuck_unit_says_so_in_every_form_and_when_it_is_not_its_file(watched: str) -> None:
+    form = "b · stuck: pings, no data; if its file shrank, free by 2019-09-30"
+    assert text_of("status", watched).splitlines()[-1] == form
+    assert text_of("status", watched, width=40).splitlines()[-1] == "b · free by 2019-09-30?"
+    assert [row["free_by"] for row in records(page_of("status", watched)) if row["site"] == "b"][0].startswith("2019-09-30T")
+    assert "free by 2019-09-30" in plot_ascii.web_page("index", watched, {}, True, seconds(NOW))
+    with contextlib.closing(sqlite3.connect(watched)) as source, sqlite3.connect(":memory:") as db:
+        source.backup(db)
+        db.execute("INSERT INTO pings(unit_id, ts) SELECT unit_id, ts + 86400 * 5 FROM pings WHERE ts > ?", (seconds(NOW) - 5 * 86400,))
+        c = plot_ascii.Context(db, Options(site="b"), seconds(NOW) + 5 * 86400, None)
+        assert plot_ascii.to_text(plot_ascii.view_status(c).lines).splitlines()[-1] == (
+            "b · stuck: pings, no data; not by a shrunken file: free by 2019-09-30 then")
+
+
+@pytest.mark.parametrize("size, line, expected", [(4800, 100, 1000 + int(1.05 * 86400) + 86400), (0, 100, None), (-1, 100, None),
+                                                  (102401, 100, None), (500, 0, None)])
+def test_where_it_cannot_be_known_no_time_is_said(size: int, line: float, expected: Optional[int]) -> None:
+    assert importer.free_by(1000, size, line, 1800, 86400) == expected
 
 
 def test_check_without_a_database_is_critical(capfd: Any, tmp_path: object) -> None:
