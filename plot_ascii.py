@@ -33,9 +33,12 @@ in place with a few escape sequences, no curses), palettes beyond the terminal's
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
+import struct
 import sys
 import time
+from bisect import bisect_right
 from datetime import datetime, timedelta
 from itertools import groupby
 from math import ceil, floor, log10
@@ -44,6 +47,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 import importer
 
 DAY = 86400                             # s
+ZONE_SIGNS = str.maketrans("", "", "_+-")
 EPOCH = datetime(1970, 1, 1)
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
@@ -161,27 +165,87 @@ def ago(seconds: float) -> str:
 # -- time: zones, calendar steps, axes, ticks -------------------------------------------------------------------------
 
 
+ZONES = ("/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo")
+LAST_YEAR = 2100
+
+
+def read_zone(name: str) -> Tuple[List[int], List[int]]:
+    """When the clocks of a zone change, in UTC seconds, and by how many seconds they are ahead of UTC: before the first
+    change, then after each. From the system's file (RFC 8536): Python's own zoneinfo came with 3.9, and time.tzset is for a
+    whole process, in which other threads draw other pages."""
+    for folder in ZONES if all(part and part.translate(ZONE_SIGNS).isalnum() for part in name.split("/")) else ():
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                raw = file.read()
+            return parse_zone(raw)
+        except (OSError, ValueError, IndexError, struct.error):
+            continue
+    raise ValueError("no time zone %s is known on this machine" % clean(name, True)[:40])
+
+
+def parse_zone(raw: bytes) -> Tuple[List[int], List[int]]:
+    """A file of version 2 or later: a header and data in 32 bits, the same in 64 bits, a rule for the time after."""
+    def counts(at: int) -> Tuple[int, ...]:             # of: UT marks, standard marks, leap seconds, changes, types, letters
+        magic, version, *numbers = struct.unpack_from(">4sc15x6L", raw, at)
+        if magic != b"TZif" or version < b"2":
+            raise ValueError("no such file")
+        return tuple(numbers)
+    ut, standard, leaps, times, types, letters = counts(0)
+    at = 44 + times * 5 + types * 6 + letters + leaps * 8 + standard + ut
+    ut, standard, leaps, times, types, letters = counts(at)
+    changes = list(struct.unpack_from(">%dq" % times, raw, at + 44))
+    at += 44 + times * 8
+    ahead = [struct.unpack_from(">l", raw, at + times + 6 * kind)[0] for kind in (0, *raw[at:at + times])]
+    at += times + types * 6 + letters + leaps * 12 + standard + ut
+    for ts, seconds in zone_rule(raw[at:].decode("ascii").strip()):
+        if not changes or ts > changes[-1]:
+            changes.append(ts)
+            ahead.append(seconds)
+    return changes, ahead
+
+
+def zone_rule(text: str) -> List[Tuple[int, int]]:
+    """The changes by a rule like CET-1CEST,M3.5.0,M10.5.0/3 (POSIX, variable TZ), each with the seconds ahead of UTC."""
+    names, *days = text.split(",")
+    offsets = [-_clock(found) for found in re.findall(r"(?:<[^>]*>|[A-Za-z]+)([-+:0-9]*)", names)]
+    if not days:
+        return []
+    standard, summer = offsets if names[-1].isdigit() else (offsets[0], offsets[0] + 3600)
+    return sorted(change for year in range(EPOCH.year, LAST_YEAR + 1) for change in (
+        (_change(year, days[0]) - standard, summer), (_change(year, days[1]) - summer, standard)))
+
+
+def _change(year: int, rule: str) -> int:
+    """M10.5.0/3: the fifth (or last) Sunday of October at 3, as seconds on the clock. Days without a week are not in use."""
+    day, _, clock = rule.partition("/")
+    month, week, weekday = map(int, day[1:].split("."))
+    first = datetime(year, month, 1)
+    date = first + timedelta(days=(weekday - first.isoweekday()) % 7 + 7 * (week - 1))
+    date -= timedelta(days=7 * (date.month != month))
+    return int((date - EPOCH).total_seconds()) + _clock(clock or "2")
+
+
+def _clock(text: str) -> int:
+    seconds = sum(int(part) * unit for part, unit in zip(text.strip("+-").split(":"), (3600, 60, 1)) if part)
+    return -seconds if text.startswith("-") else seconds
+
+
 class Zone:
     """Local times as naive datetimes, and back. Where clocks are set back, the first of the two is meant."""
 
     def __init__(self, name: str = "UTC") -> None:
-        self.name, self.info = clean(name), None
-        if name.upper() != "UTC":
-            try:
-                import zoneinfo
-                self.info = zoneinfo.ZoneInfo(name)
-            except ImportError:
-                raise ValueError("time zones need Python 3.9 or newer; this is %d.%d" % sys.version_info[:2])
-            except (KeyError, ValueError, OSError):
-                raise ValueError("no time zone %s is known on this machine" % clean(name, True)[:40])
+        self.name = clean(name)
+        self.changes, self.ahead = ([], [0]) if name.upper() == "UTC" else read_zone(name)
+        self.walls = [ts + max(pair) for ts, pair in zip(self.changes, zip(self.ahead, self.ahead[1:]))]
 
     def local(self, ts: float) -> datetime:
         """UTC seconds as local time."""
-        return datetime.fromtimestamp(ts, self.info).replace(tzinfo=None) if self.info else EPOCH + timedelta(seconds=ts)
+        return EPOCH + timedelta(seconds=ts + self.ahead[bisect_right(self.changes, ts)])
 
     def seconds(self, local: datetime) -> int:
         """Local time as UTC seconds."""
-        return int(local.replace(tzinfo=self.info).timestamp() if self.info else (local - EPOCH).total_seconds())
+        clock = (local - EPOCH).total_seconds()
+        return int(clock - self.ahead[bisect_right(self.walls, clock)])
 
     def iso(self, ts: int) -> str:
         """For data: to the minute, with the offset, 2019-09-26T14:00+02:00; Z for UTC."""
@@ -207,9 +271,12 @@ class Zone:
         midnight = other == snap(other, TODAY)
         days = b - a > 99 * DAY or midnight and one == snap(one, TODAY)
         other -= timedelta(seconds=days and midnight)
+        last = "%s %s" % (_date(other, True, False), self.name)
+        if days and one.date() == other.date():
+            return (last,)
         long, short = ("%s %s %s %s" % (_date(one, one.year != other.year, clock), to, _date(other, True, clock), self.name)
                        for clock in (not days, False))
-        return long, short, "%s %s" % (_date(other, True, False), self.name)
+        return long, short, last
 
 
 def _date(local: datetime, year: bool, clock: bool) -> str:

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import sqlite3
+import struct
 import subprocess
 import sys
 import unicodedata
@@ -590,11 +591,27 @@ def test_ticks_never_meet_and_stand_on_calendar_steps() -> None:
         assert not any(one == other for one, other in zip(labels, labels[1:])), axis.heading
 
 
-@pytest.mark.skipif(sys.version_info < (3, 9), reason="zoneinfo came with Python 3.9")
-def test_columns_follow_local_days_when_the_clocks_change(tmp_path: object) -> None:
-    zoneinfo = pytest.importorskip("zoneinfo")
-    if "Europe/Oslo" not in zoneinfo.available_timezones():
-        pytest.skip("no time zones on this machine")
+@pytest.fixture
+def oslo(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A time zone as this machine has it; without any, one with nothing but the rule."""
+    if not any(os.path.exists(folder + "/Europe/Oslo") for folder in plot_ascii.ZONES):
+        os.makedirs("%s/Europe" % tmp_path)
+        with open("%s/Europe/Oslo" % tmp_path, "wb") as file:
+            file.write(tz_file([], [3600], b"CET-1CEST,M3.5.0,M10.5.0/3"))
+        monkeypatch.setattr(plot_ascii, "ZONES", [str(tmp_path)])
+    return "Europe/Oslo"
+
+
+def tz_file(changes: List[int], ahead: List[int], rule: bytes) -> bytes:
+    """A file of version 2 with an empty first part, as zic makes them today."""
+    def header(*counts: int) -> bytes:
+        return struct.pack(">4sc15x6L", b"TZif", b"2", *counts)
+    types = b"".join(struct.pack(">lBB", seconds, 0, 0) for seconds in ahead)
+    return (header(0, 0, 0, 0, 1, 4) + b"\0" * 10 + header(0, 0, 0, len(changes), len(ahead), 4) +
+            struct.pack(">%dq" % len(changes), *changes) + bytes(range(1, len(ahead))) + types + b"LMT\0" + b"\n" + rule + b"\n")
+
+
+def test_columns_follow_local_days_when_the_clocks_change(tmp_path: object, oslo: str) -> None:
     start, end = datetime(2019, 10, 20), datetime(2019, 11, 3)
     db = archive(str(tmp_path), [Unit(1, steady(start, end))], "1 a 1 deployed 2019-10-01", now=end)
     page = page_of("co2", db, end, tz="Europe/Oslo", width=60, recent_days=12)
@@ -605,9 +622,70 @@ def test_columns_follow_local_days_when_the_clocks_change(tmp_path: object) -> N
     assert counts[:6] == [1, 1, 1, 1, 1, 3] and sum(counts) == 50, "a day of 25 hours"
 
 
-def test_without_zones_there_is_a_clear_message() -> None:
-    with pytest.raises(ValueError, match="no time zone|need Python 3.9"):
-        Zone("Europe/Atlantis")
+def test_day_axis_when_the_clocks_change(tmp_path: object, oslo: str) -> None:
+    def rise(start: datetime) -> str:
+        readings = steady(start - timedelta(days=1), start + timedelta(days=2), lambda days: 400 + 50 * days)
+        db = archive("%s/%d" % (tmp_path, start.month), [Unit(1, readings)], "1 a 1 deployed 2019-01-01", now=start + timedelta(days=2))
+        return text_of("co2", db, start + timedelta(days=2), rows=10, width=64, tz=oslo, site="a", xmin=start.strftime("%Y-%m-%d"),
+                       xmax=(start + timedelta(days=1)).strftime("%Y-%m-%d"), glyphs="ascii")
+    assert rise(datetime(2019, 10, 27)) == picture("""
+    a  unit-01  27 Oct 2019 Europe/Oslo  50/50 = 100 %
+    CO2 ppm  col = 30 min  median 473  p5 448  p95 496
+     500+                                      ********** < 498
+     475+               ***********************
+     450+***************
+    temp C  col = 30 min  median 5.0  p5 5.0  p95 5.0
+    5.25+************************************************ < +5.0
+     4.5+
+    stat|================================================ =depl
+         |27 Oct     |06:00|09:00|12:00|15:00|18:00|21:00
+    """)
+    assert rise(datetime(2019, 3, 31)) == picture("""
+    a  unit-01  31 Mar 2019 Europe/Oslo  46/46 = 100 %
+    CO2 ppm  col = 30 min  median 473  p5 450  p95 494
+     500+                                      ******** < 496
+     475+               ***********************
+     450+***************
+    temp C  col = 30 min  median 5.0  p5 5.0  p95 5.0
+    5.25+********************************************** < +5.0
+     4.5+
+    stat|============================================== =depl
+         |31 Mar   |06:00|09:00|12:00|15:00|18:00|21:00
+    """)
+
+
+@pytest.mark.parametrize("rule, when, ahead", [
+    ("CET-1CEST,M3.5.0,M10.5.0/3", "2019-03-31T00:59:59", 1), ("CET-1CEST,M3.5.0,M10.5.0/3", "2019-03-31T01:00:00", 2),
+    ("CET-1CEST,M3.5.0,M10.5.0/3", "2099-10-25T00:59:59", 2), ("CET-1CEST,M3.5.0,M10.5.0/3", "2099-10-25T01:00:00", 1),
+    ("IST-1GMT0,M10.5.0,M3.5.0/1", "2024-01-01T00:00:00", 0), ("<+1030>-10:30<+11>-11,M10.1.0,M4.1.0", "2024-01-01T00:00:00", 11),
+    ("<-02>2<-01>,M3.5.0/-1,M10.5.0/0", "2024-03-31T00:59:59", -2), ("<-02>2<-01>,M3.5.0/-1,M10.5.0/0", "2024-03-31T01:00:00", -1),
+    ("EET-2EEST,M3.4.4/50,M10.4.4/50", "2024-03-30T00:00:00", 3), ("<+0545>-5:45", "2024-01-01T00:00:00", 5.75)])
+def test_the_rule_of_a_zone_is_followed(tmp_path: object, monkeypatch: pytest.MonkeyPatch, rule: str, when: str, ahead: float) -> None:
+    with open("%s/Zone" % tmp_path, "wb") as file:
+        file.write(tz_file([-1000], [0, 20700], rule.encode()))
+    monkeypatch.setattr(plot_ascii, "ZONES", [str(tmp_path)])
+    zone, utc = Zone("Zone"), datetime.fromisoformat(when)
+    assert zone.local(seconds(utc)) == utc + timedelta(hours=ahead)
+    assert zone.local(-1001) == datetime(1970, 1, 1) - timedelta(seconds=1001)
+
+
+def test_zones_agree_with_pythons_own() -> None:
+    zoneinfo = pytest.importorskip("zoneinfo")
+    rng = random.Random(1)
+    for name in sorted(name for name in zoneinfo.available_timezones() if os.path.exists(plot_ascii.ZONES[0] + "/" + name)):
+        zone, info = Zone(name), zoneinfo.ZoneInfo(name)
+        moments = [ts + shift for ts in zone.changes if 0 < ts < 4e9 for shift in (-1, 0, 1800)]
+        for ts in rng.sample(moments, min(20, len(moments))) + [rng.randrange(86400, 4102444800) for _ in range(20)]:
+            local = zone.local(ts)
+            assert local == datetime.fromtimestamp(ts, info).replace(tzinfo=None), (name, ts)
+            for clock in (local, local + timedelta(hours=1)):
+                assert zone.seconds(clock) == clock.replace(tzinfo=info).timestamp(), (name, clock)
+
+
+@pytest.mark.parametrize("name", ["Europe/Atlantis", "Europe", "", "/etc/passwd", "../../../etc/passwd", "Europe/../UTC", "zone.tab", "\0"])
+def test_what_is_no_zone_has_a_clear_message(name: str) -> None:
+    with pytest.raises(ValueError, match="no time zone"):
+        Zone(name)
 
 
 def test_readings_from_the_future_neither_stretch_nor_enter_the_page(tmp_path: object) -> None:
