@@ -1300,24 +1300,26 @@ SCAN = 60 * DAY                         # up to this range all readings are look
 # or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not deployed
 GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
 
-_QUANTITY = {"co2": (QC_CO2_BAD, "d.co2_n, d.co2_sum, d.co2_min, d.co2_max, d.co2_off, d.co2_low, d.co2_peak"),
-             "temp": (QC_TEMP, "d.temp_n, d.temp_sum, d.temp_min, d.temp_max, 0, NULL, NULL")}
+_QUANTITY = {
+    "co2": (QC_CO2_BAD, "sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak)"),
+    "temp": (QC_TEMP, "sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), 0, NULL, NULL")}
 
 _FROM_READINGS = """
-    SELECT i, j, count(*), count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad), min(ts), max(ts)
-    FROM (SELECT s.i, c.j, r.ts, CASE WHEN r.qc & {bad} = 0 THEN r.{name} END AS good,
-                 CASE WHEN r.qc & {bad} AND NOT r.qc & {row} THEN r.{name} END AS bad
+    SELECT i, j, count(*), min(ts), max(ts), {values}
+    FROM (SELECT s.i, c.j, r.ts, {columns}
           FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN co2_readings r
-          WHERE c.b > s.a AND c.a < s.b AND r.unit_id = s.unit AND r.ts >= {a} AND r.ts < {b})
+          WHERE c.b > s.a AND c.a < s.b AND {a} < {b} AND r.unit_id = s.unit AND r.ts >= {a} AND r.ts < {b})
     GROUP BY i, j"""
 
+_COLUMNS = """CASE WHEN r.qc & {bad} = 0 THEN r.{what} END AS {what},
+              CASE WHEN r.qc & {bad} AND NOT r.qc & {row} THEN r.{what} END AS bad_{what}"""
+_VALUES = "count({0}), sum({0}), min({0}), max({0}), count(bad_{0}), min(bad_{0}), max(bad_{0})"
+
 _FROM_DAYS = """
-    SELECT i, j, sum(n), sum(good), sum(total), min(low), max(high), sum(bad), min(bad_low), max(bad_high),
-           min(day) * 86400, max(day) * 86400 + 86399
-    FROM (SELECT s.i, c.j, d.day, d.n, {columns}
-          FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN daily d
-          WHERE c.b > s.a AND c.a < s.b AND d.unit_id = s.unit AND d.day >= {a} / 86400 AND d.day < {b} / 86400)
-    GROUP BY i, j"""
+    SELECT s.i, c.j, sum(d.n), min(d.day) * 86400, max(d.day) * 86400 + 86399, {values}
+    FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN daily d
+    WHERE c.b > s.a AND c.a < s.b AND d.unit_id = s.unit AND d.day >= {a} / 86400 AND d.day < {b} / 86400
+    GROUP BY s.i, c.j"""
 
 _A, _B = "max(c.a, s.a)", "min(c.b, s.b)"                               # where a span meets a column
 _FIRST_DAY, _LAST_DAY = "(%s + 86399) / 86400 * 86400" % _A, "%s / 86400 * 86400" % _B      # its whole days
@@ -1341,35 +1343,61 @@ def buckets(db: sqlite3.Connection, what: str, rows: Sequence[Sequence[Span]],
     The spans of a row are joined (a site with several units). A column that is empty only because the units measure more
     seldom than it is wide, so that the readings around it are at most two of their rhythms apart, has its left neighbour's.
     """
+    return all_buckets(db, {what: edges}, rows)[what]
+
+
+def all_buckets(db: sqlite3.Connection, axes: Dict[str, Sequence[int]],
+                rows: Sequence[Sequence[Span]]) -> Dict[str, List[List[Optional[Bucket]]]]:
+    """The `buckets` of several quantities, each on its own edges, in one pass: SQLite counts in the columns between the
+    edges of all, what lies in the same column of an axis is joined."""
+    edges = sorted(set().union(*axes.values()))
     spans = [(number, span) for number, row in enumerate(rows) for span in row]
-    filled: List[List[Optional[Bucket]]] = [[None] * (len(edges) - 1) for _ in rows]
+    filled: Dict[str, List[List[Optional[Bucket]]]] = {
+        what: [[None] * (len(axis) - 1) for _ in rows] for what, axis in axes.items()}
+    places = [(filled[what], _columns(edges, axis), 5 + 7 * k) for k, (what, axis) in enumerate(axes.items())]
     _lay_out(db, [span for _, span in spans], edges)
-    for query in _bucket_queries(what, edges[-1] - edges[0] >= DAY * (len(edges) - 1)):
-        for i, j, *values in db.execute(query):
-            row, bucket = filled[spans[i][0]], Bucket._make(values)
-            old = row[j]
-            row[j] = bucket if old is None else _joined(old, bucket)
-    shortest = min(other - one for one, other in zip(edges, edges[1:]))
-    for cells, row_spans in zip(filled, rows):
-        rhythm = max((cadence(db, unit, edges[-1]) for unit in {span[0] for span in row_spans}), default=0)
-        if 2 * rhythm > shortest:
-            _hold(cells, 2 * rhythm)
+    by_day = all(axis[-1] - axis[0] >= DAY * (len(axis) - 1) for axis in axes.values())
+    for query in _bucket_queries(list(axes), by_day):
+        for values in db.execute(query):
+            i, j, n, first, last = values[:5]
+            for table, columns, k in places:
+                column = columns[j]
+                if column is not None:
+                    cells = table[spans[i][0]]
+                    bucket, old = Bucket(n, *values[k:k + 7], first, last), cells[column]
+                    cells[column] = bucket if old is None else _joined(old, bucket)
+    for what, axis in axes.items():
+        for cells, row in zip(filled[what], rows):
+            _hold(db, cells, row, axis)
     return filled
 
 
-def _hold(cells: List[Optional[Bucket]], longest: int) -> None:
+def _columns(edges: Sequence[int], axis: Sequence[int]) -> List[Optional[int]]:
+    """Into which column of an axis falls what begins at each of the edges."""
+    starts: Dict[int, Optional[int]] = {**{edge: j for j, edge in enumerate(axis)}, axis[-1]: None}
+    column, columns = None, []
+    for edge in edges:
+        column = starts.get(edge, column)
+        columns.append(column)
+    return columns
+
+
+def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[Span], axis: Sequence[int]) -> None:
     there = [(j, bucket) for j, bucket in enumerate(cells) if bucket]
-    for (one, before), (other, after) in zip(there, there[1:]):
-        if after.first - before.last <= longest:
-            cells[one + 1:other] = [before] * (other - one - 1)
+    if there and there[-1][0] - there[0][0] >= len(there):
+        longest = 2 * max(cadence(db, unit, axis[-1]) for unit in {span[0] for span in row})
+        if longest > min(other - one for one, other in zip(axis, axis[1:])):
+            for (one, before), (other, after) in zip(there, there[1:]):
+                if after.first - before.last <= longest:
+                    cells[one + 1:other] = [before] * (other - one - 1)
 
 
-def _bucket_queries(what: str, by_day: bool) -> List[str]:
-    mask, columns = _QUANTITY[what]
-    names = zip(columns.split(", "), "good total low high bad bad_low bad_high".split())
-    days = _FROM_DAYS.format(columns=", ".join("%s AS %s" % pair for pair in names), a=_FIRST_DAY, b=_B)
+def _bucket_queries(quantities: List[str], by_day: bool) -> List[str]:
+    columns = ", ".join(_COLUMNS.format(what=what, bad=_QUANTITY[what][0] | QC_ROW, row=QC_ROW) for what in quantities)
+    days = _FROM_DAYS.format(values=", ".join(_QUANTITY[what][1] for what in quantities), a=_FIRST_DAY, b=_B)
     ends = [(_A, "min(%s, %s)" % (_B, _FIRST_DAY)), ("max(%s, %s)" % (_LAST_DAY, _FIRST_DAY), _B)] if by_day else [(_A, _B)]
-    return [_FROM_READINGS.format(bad=mask | QC_ROW, row=QC_ROW, name=what, a=a, b=b) for a, b in ends] + [days] * by_day
+    values = ", ".join(map(_VALUES.format, quantities))
+    return [_FROM_READINGS.format(columns=columns, values=values, a=a, b=b) for a, b in ends] + [days] * by_day
 
 
 def _joined(one: Bucket, other: Bucket) -> Bucket:

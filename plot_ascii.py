@@ -753,8 +753,9 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
               a, b, exact, per_cell=c.per_cell)
     axis, short = t.axes["co2"], t.axes["temp"]
     here, a = rows[:c.room(3)], axis.edges[0]
-    co2 = importer.buckets(c.db, "co2", [row.within(a, b) for row in here], axis.edges)
-    temp = importer.buckets(c.db, "temp", [row.within(short.edges[0], b) for row in here], short.edges)
+    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": short.edges},
+                                 [row.within(min(a, short.edges[0]), b) for row in here])
+    co2, temp = found["co2"], found["temp"]
     scale = make_scale([bucket for row in co2 for bucket in row], 50, c.o.co2_max, c.o.log)
     warmth = make_scale([bucket for row in temp for bucket in row], 5)
     states = importer.fleet_state(c.db, b, [stay for row in here for stay in row.stays])
@@ -799,8 +800,8 @@ def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[:c.rows and max(1, (c.rows - 1) // height)]
     axis, hidden = make_axis(c.zone, a, b, c.width - 12, exact), len(rows) - len(here)
-    co2, temp = ([bucket for row in importer.buckets(c.db, what, [row.within(axis.edges[0], b) for row in here], axis.edges)
-                  for bucket in row] for what in ("co2", "temp"))
+    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [row.within(axis.edges[0], b) for row in here])
+    co2, temp = ([bucket for row in found[what] for bucket in row] for what in ("co2", "temp"))
     scales = make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5)
     pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in here]
     return Page("co2", pages[0].facts, ["site", "unit", *pages[0].fields],
@@ -813,7 +814,8 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     """One site or unit."""
     axis = make_axis(c.zone, a, b, c.width - 12, exact)
     spans = row.within(axis.edges[0], b)
-    co2, temp = (importer.buckets(c.db, what, [spans], axis.edges)[0] for what in ("co2", "temp"))
+    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [spans])
+    co2, temp = found["co2"][0], found["temp"][0]
     scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
     ribbons = _ribbons(c, row, axis, b)
     room = max((lines or c.rows or c.o.height - 1) - 2 - len(ribbons), 3)
