@@ -1272,8 +1272,6 @@ class UnitState(NamedTuple):
     last_data: Optional[int]            # newest reading, usable or not
     ping_rhythm: int                    # s; median distance of pings
     data_rhythm: int                    # s; median distance of readings
-    ppm: Optional[float]
-    temp: Optional[float]
     dbm: Optional[int]
     calls: int                          # pings since data should have come
     pings_late: float                   # how much later than usual: 1 is the limit
@@ -1311,7 +1309,7 @@ _FROM_READINGS = """
           WHERE c.b > s.a AND c.a < s.b AND {a} < {b} AND r.unit_id = s.unit AND r.ts >= {a} AND r.ts < {b})
     GROUP BY i, j"""
 
-_COLUMNS = """CASE WHEN r.qc & {bad} = 0 THEN r.{what} END AS {what},
+_CASES = """CASE WHEN r.qc & {bad} = 0 THEN r.{what} END AS {what},
               CASE WHEN r.qc & {bad} AND NOT r.qc & {row} THEN r.{what} END AS bad_{what}"""
 _VALUES = "count({0}), sum({0}), min({0}), max({0}), count(bad_{0}), min(bad_{0}), max(bad_{0})"
 
@@ -1364,7 +1362,7 @@ def all_buckets(db: sqlite3.Connection, axes: Dict[str, Sequence[int]],
                 column = columns[j]
                 if column is not None:
                     cells = table[spans[i][0]]
-                    bucket, old = Bucket(n, *values[k:k + 7], first, last), cells[column]
+                    bucket, old = Bucket._make((n, *values[k:k + 7], first, last)), cells[column]
                     cells[column] = bucket if old is None else _joined(old, bucket)
     for what, axis in axes.items():
         for cells, row in zip(filled[what], rows):
@@ -1393,7 +1391,7 @@ def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[S
 
 
 def _bucket_queries(quantities: List[str], by_day: bool) -> List[str]:
-    columns = ", ".join(_COLUMNS.format(what=what, bad=_QUANTITY[what][0] | QC_ROW, row=QC_ROW) for what in quantities)
+    columns = ", ".join(_CASES.format(what=what, bad=_QUANTITY[what][0] | QC_ROW, row=QC_ROW) for what in quantities)
     days = _FROM_DAYS.format(values=", ".join(_QUANTITY[what][1] for what in quantities), a=_FIRST_DAY, b=_B)
     ends = [(_A, "min(%s, %s)" % (_B, _FIRST_DAY)), ("max(%s, %s)" % (_LAST_DAY, _FIRST_DAY), _B)] if by_day else [(_A, _B)]
     values = ", ".join(map(_VALUES.format, quantities))
@@ -1428,7 +1426,7 @@ def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low:
 
 
 def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]) -> List[Optional[float]]:
-    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_ROWS readings, then of an
+    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS days, then of an
     evenly spread sample of days."""
     _lay_out(db, spans, ())
     days = db.execute("SELECT count(*) FROM temp.spans s CROSS JOIN daily d WHERE d.unit_id = s.unit "
@@ -1442,7 +1440,7 @@ def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: 
     return [values[min(len(values) - 1, int(share * len(values)))] if values else None for share in shares]
 
 
-QUANTILE_DAYS = 400                     # of readings; 20,000 at one every half hour
+QUANTILE_DAYS = 200                     # of readings; 10,000 at one every half hour
 
 
 def _units(db: sqlite3.Connection) -> List[str]:
@@ -1493,11 +1491,15 @@ def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Opti
     return max((row for span in spans for row in db.execute(query, span)), default=(0, None))[1]
 
 
+# Dated ahead when they came, but past now. Asked of two indexes, so that the readings themselves are left alone.
+_NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= ?)"
+
+
 def _recent(db: sqlite3.Connection, table: str, unit: str, now: int) -> List[int]:
     """Times of the last pings or readings up to now, newest first."""
-    valid = "AND qc & %d = 0" % QC_ROW if table == "co2_readings" else ""
+    valid, values = ("AND " + _NOT_FUTURE, (unit, now, now)) if table == "co2_readings" else ("", (unit, now))
     return [ts for ts, in db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts <= ? %s ORDER BY ts DESC LIMIT %d"
-                                     % (table, valid, RECENT), (unit, now))]
+                                     % (table, valid, RECENT), values)]
 
 
 def _rhythm(times: Sequence[int], least: int, default: int) -> int:
@@ -1511,14 +1513,15 @@ def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
     return _rhythm(_recent(db, "co2_readings", unit, now), 1, 1800)
 
 
-def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Pings]:
-    """Pings by number of span and number of column."""
+def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int],
+          signal: bool = True) -> Dict[Tuple[int, int], Pings]:
+    """Pings by number of span and number of column. Without signal strength the index alone is read."""
     _lay_out(db, spans, edges)
     return {(i, j): Pings(n, days, dbm) for i, j, n, days, dbm in db.execute("""
-        SELECT s.i, c.j, count(*), count(DISTINCT p.ts / 86400), avg(p.rssi_dbm)
+        SELECT s.i, c.j, count(*), count(DISTINCT p.ts / 86400), %s
         FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN pings p
         WHERE c.b > s.a AND c.a < s.b AND p.unit_id = s.unit AND p.ts >= max(c.a, s.a) AND p.ts < min(c.b, s.b)
-        GROUP BY s.i, c.j""")}
+        GROUP BY s.i, c.j""" % ("avg(p.rssi_dbm)" if signal else "NULL"))}
 
 
 def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[int]:
@@ -1587,8 +1590,7 @@ def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool,
     signal = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
                         "ORDER BY ts DESC LIMIT 14", (unit, now)).fetchall()
     state = UnitState(unit, stay.nickname, stay.site, stay.tier, stay.status, alarms, last_ping, last_data, ping_rhythm,
-                      data_rhythm, last_value(db, "co2", [(unit, 0, now + 1)]), last_value(db, "temp", [(unit, 0, now + 1)]),
-                      signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
+                      data_rhythm, signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
                       (now - last_ping) / (ping_limit or 1.25 * ping_rhythm + HOUR) if called else 0.0,
                       (now - last_data) / (data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR) if read else 0.0, "")
     verdict = _verdict(state, sorted(row[0] for row in signal), called, now)
@@ -1662,7 +1664,7 @@ def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> Li
     before = 0
     for lo, hi in _short_days(db, unit, a, now, step):
         times = [ts for ts, in db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts <= ? "
-                                          "AND qc & ? = 0 ORDER BY ts", (unit, lo, hi, QC_ROW))]
+                                          "AND %s ORDER BY ts" % _NOT_FUTURE, (unit, lo, hi, hi))]
         holes += [(one, other) for one, other in zip(times, times[1:]) if other - one > 2 * step]
         before = times[-1] if times else before
     return holes + [(before, now)] * (before > 0 and now - before > max(2 * step, DAY + HOUR))

@@ -40,6 +40,7 @@ import sys
 import time
 from bisect import bisect_right
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
 from math import ceil, floor, log10
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -94,9 +95,13 @@ def width(text: str) -> int:
     """Cells that clean text takes on a terminal."""
     if text.isascii():
         return len(text)
+    return sum(map(_cells, text))
+
+
+@lru_cache(maxsize=4096)
+def _cells(c: str) -> int:
     import unicodedata as u
-    return sum(0 if u.category(c) in ("Mn", "Me") or "\u1160" <= c <= "\u11ff" else 1 + (u.east_asian_width(c) in "WF")
-               for c in text)
+    return 0 if u.category(c) in ("Mn", "Me") or "\u1160" <= c <= "\u11ff" else 1 + (u.east_asian_width(c) in "WF")
 
 
 def cut(text: str, cells: int) -> str:
@@ -648,17 +653,19 @@ def who_cells(c: Context, stay: Union[importer.Deployment, importer.UnitState]) 
 
 def bars(c: Context, values: Sequence[Optional[float]], scale: Scale, style: str = "", marks: Sequence[str] = ()) -> Line:
     """Values as bars, in braille two to a cell; a mark (up, down, suspect) takes the place of a bar."""
-    chars = []
-    for at in range(0, len(values), c.per_cell):
-        part = values[at:at + c.per_cell]
-        mark = max(marks[at:at + c.per_cell], default="", key=("", "suspect", "down", "up").index)
-        if c.per_cell == 1:
-            char = " " if part[0] is None else c.g["ramp"][scale.level(part[0], 8)]
-        else:
-            dots = [half[1 + scale.level(value, 4)] for half, value in zip(BARS, part) if value is not None]
-            char = chr(0x2800 + sum(dots)) if dots else " "
-        chars.append((c.g[mark], "bad") if mark else (char, style))
-    return runs(chars)
+    if c.per_cell == 1:
+        chars = [" " if value is None else c.g["ramp"][scale.level(value, 8)] for value in values]
+    else:
+        pairs = zip(values[::2], [*values[1::2], None])
+        chars = [chr(0x2800 + sum(half[1 + scale.level(value, 4)] for half, value in zip(BARS, pair) if value is not None))
+                 if pair != (None, None) else " " for pair in pairs]
+    if not any(marks):
+        return [Span("".join(chars), style)]
+    worst = [max(marks[at:at + c.per_cell], key=RANKS.index) for at in range(0, len(values), c.per_cell)]
+    return runs((c.g[mark], "bad") if mark else (char, style) for char, mark in zip(chars, worst))
+
+
+RANKS = ("", "suspect", "down", "up")
 
 
 def rounded(*values: Optional[float]) -> List[Optional[float]]:
@@ -728,10 +735,15 @@ def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
 
 def mark(bucket: Optional[importer.Bucket], scale: Scale) -> str:
     """What stands in a column instead of its mean: up or down when values are off the scale, suspect when none is usable."""
-    low, high = ends([bucket])
-    if low is None or high is None or bucket is None:
+    if bucket is None:
         return ""
-    return "up" if high > scale.high else "down" if low < scale.low else "suspect" if not bucket.n else ""
+    for high in (bucket.high, bucket.suspect_high):
+        if high is not None and high > scale.high:
+            return "up"
+    for low in (bucket.low, bucket.suspect_low):
+        if low is not None and low < scale.low:
+            return "down"
+    return "" if bucket.n or bucket.suspect_low is None else "suspect"
 
 
 def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -> Tuple[int, int]:
@@ -949,7 +961,7 @@ def view_pings(c: Context) -> Page:
                   Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d")
     axis, here = t.axes["pings"], stays[:c.room(3)]
     a = axis.edges[0]
-    found = importer.pings(c.db, [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here], axis.edges)
+    found = importer.pings(c.db, [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here], axis.edges, False)
     late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, here)
             if state.last_ping is not None and state.pings_late > 1 and state.alarms}
     rows = []
@@ -1044,12 +1056,12 @@ def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[
     every = 1 if c.width > 85 else 2
     parts = [[dbm for dbm in signal[i:i + every] if dbm is not None] for i in range(0, len(signal), every)]
     chart = "".join(c.g["pings"][min(pings.n, 2) if pings else 0] for pings in cells)
-    none = c.g["none"]
+    none, span = c.g["none"], [(state.unit_id, 0, c.now + 1)]
+    ppm, celsius = (importer.last_value(c.db, what, span) for what in ("co2", "temp"))
     return [cell(word, state.verdict, style), *who_cells(c, state),
             Cell(ages, [Span("never" if age is None else ago(age), style if style == "bad" else "")]),
             Cell([[pings.n if pings else 0 for pings in cells]], [Span(chart)]),
-            Cell(rounded(state.ppm), [Span(compact(state.ppm) or none)]),
-            Cell(rounded(state.temp), [Span(shown("%.1f", state.temp, none))]),
+            Cell(rounded(ppm), [Span(compact(ppm) or none)]), Cell(rounded(celsius), [Span(shown("%.1f", celsius, none))]),
             cell(shown("%d", state.dbm, none), state.dbm),
             Cell([rounded(*signal)], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL)),
             Cell([state.free_by and c.zone.iso(state.free_by)], ())]
