@@ -58,12 +58,19 @@ backup:         ## copy the truth (text, updates, configuration) to BACKUP; cons
 	@if [ -e co2d.conf ]; then cp -au co2d.conf $(BACKUP)/; fi
 	@sync; echo "backup: $$(find $(BACKUP) -type f | wc -l) files in $(BACKUP)"
 
+# The commands import the scripts as modules: Python keeps the bytecode of a module, and compiles a script at every start.
 LIB = $(DESTDIR)$(PREFIX)/lib/co2d
+BIN = $(DESTDIR)$(PREFIX)/bin
+COMMANDS = co2d importer plot_ascii
+FIND = sys.path.insert(0, os.path.realpath(__file__ + "/../../lib/co2d"))
+LAUNCHER = \#!%s\nimport os, sys\n$(FIND)\nfrom %s import main\nsys.exit(main())\n
 install:        ## put scripts, configuration and systemd units in place (DESTDIR, PREFIX, SYSCONF, STATE)
-	install -d $(LIB) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONF) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(STATE)
+	install -d $(LIB) $(BIN) $(DESTDIR)$(SYSCONF) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(STATE)
 	install -m 755 co2d.py importer.py plot_ascii.py $(LIB)
 	install -m 644 seqfile.py $(LIB)
-	for name in co2d importer plot_ascii; do ln -sf ../lib/co2d/$$name.py $(DESTDIR)$(PREFIX)/bin/$$name; done
+	$(PYTHON) -m compileall -q -d $(PREFIX)/lib/co2d $(LIB)
+	python=$$($(PYTHON) -c 'import sys; print(sys.executable)') && for name in $(COMMANDS); do rm -f $(BIN)/$$name; \
+	    printf '$(LAUNCHER)' $$python $$name > $(BIN)/$$name && chmod 755 $(BIN)/$$name || exit 1; done
 	test -e $(DESTDIR)$(SYSCONF)/co2d.conf || sed -e 's|^#data_dir = .*|data_dir = $(STATE)/remote_data|' \
 	    -e 's|^#var_dir = .*|var_dir = $(STATE)/var|' co2d.conf.example > $(DESTDIR)$(SYSCONF)/co2d.conf
 	ln -sf $(SYSCONF)/co2d.conf $(LIB)/co2d.conf
@@ -74,7 +81,7 @@ install:        ## put scripts, configuration and systemd units in place (DESTDI
 uninstall:      ## take them away again; data and configuration stay
 	rm -rf $(LIB)
 	rm -f $(DESTDIR)$(UNITDIR)/co2d.service $(DESTDIR)$(UNITDIR)/co2d.socket
-	for name in co2d importer plot_ascii; do rm -f $(DESTDIR)$(PREFIX)/bin/$$name; done
+	for name in $(COMMANDS); do rm -f $(BIN)/$$name; done
 
 clean:          ## remove what make and Python have left here; never data
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache __pycache__ tests/__pycache__

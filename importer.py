@@ -1330,7 +1330,7 @@ Span = Tuple[str, int, int]             # unit, from, to
 FOREVER = 1 << 40                       # s; later than any time
 DAY = 86400                             # s
 HOUR = 3600                             # s
-QUANTILE_DAYS = 400                     # of readings; 20,000 at one every half hour
+QUANTILE_DAYS = 200                     # of readings; 10,000 at one every half hour
 RECENT = 40                             # the last so many pings or readings tell a rhythm
 
 WEAK = -100                             # dBm; below that days are lost
@@ -1381,13 +1381,12 @@ class UnitState(NamedTuple):
     last_data: Optional[int]            # newest reading, usable or not
     ping_rhythm: int                    # s; median distance of pings
     data_rhythm: int                    # s; median distance of readings
-    ppm: Optional[float]
-    temp: Optional[float]
     dbm: Optional[int]
     calls: int                          # pings since data should have come
     pings_late: float                   # how much later than usual: 1 is the limit
     data_late: float
     verdict: str
+    free_by: Optional[int] = None       # of a stuck one, see `free_by`
 
 
 VERDICTS = ("late", "stuck", "weak", "never", "ok", "off")      # worst first; off: not deployed, raises no alarm
@@ -1404,28 +1403,31 @@ class Gap(NamedTuple):
 
 
 SCAN = 60 * DAY                         # up to this range all readings are looked at, beyond it only days that are not full
+MANY = 4000 * DAY                       # of many units the range is shorter: 40 days of 100, 4 days of 1,000
 # waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is missing
 # or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not deployed
 GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
 
-_QUANTITY = {"co2": (QC_CO2_BAD, "d.co2_n, d.co2_sum, d.co2_min, d.co2_max, d.co2_off, d.co2_low, d.co2_peak"),
-             "temp": (QC_TEMP, "d.temp_n, d.temp_sum, d.temp_min, d.temp_max, 0, NULL, NULL")}
+_QUANTITY = {
+    "co2": (QC_CO2_BAD, "sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak)"),
+    "temp": (QC_TEMP, "sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), 0, NULL, NULL")}
 
 _FROM_READINGS = """
-    SELECT i, j, count(*), count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad), min(ts), max(ts)
-    FROM (SELECT s.i, c.j, r.ts, CASE WHEN r.qc & {bad} = 0 THEN r.{name} END AS good,
-                 CASE WHEN r.qc & {bad} AND NOT r.qc & {row} THEN r.{name} END AS bad
+    SELECT i, j, count(*), min(ts), max(ts), {values}
+    FROM (SELECT s.i, c.j, r.ts, {columns}
           FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN co2_readings r
-          WHERE c.b > s.a AND c.a < s.b AND r.unit_id = s.unit AND r.ts >= {a} AND r.ts < {b})
+          WHERE c.b > s.a AND c.a < s.b AND {a} < {b} AND r.unit_id = s.unit AND r.ts >= {a} AND r.ts < {b})
     GROUP BY i, j"""
 
+_CASES = """CASE WHEN r.qc & {bad} = 0 THEN r.{what} END AS {what},
+              CASE WHEN r.qc & {bad} AND NOT r.qc & {row} THEN r.{what} END AS bad_{what}"""
+_VALUES = "count({0}), sum({0}), min({0}), max({0}), count(bad_{0}), min(bad_{0}), max(bad_{0})"
+
 _FROM_DAYS = """
-    SELECT i, j, sum(n), sum(good), sum(total), min(low), max(high), sum(bad), min(bad_low), max(bad_high),
-           min(day) * 86400, max(day) * 86400 + 86399
-    FROM (SELECT s.i, c.j, d.day, d.n, {columns}
-          FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN daily d
-          WHERE c.b > s.a AND c.a < s.b AND d.unit_id = s.unit AND d.day >= {a} / 86400 AND d.day < {b} / 86400)
-    GROUP BY i, j"""
+    SELECT s.i, c.j, sum(d.n), min(d.day) * 86400, max(d.day) * 86400 + 86399, {values}
+    FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN daily d
+    WHERE c.b > s.a AND c.a < s.b AND d.unit_id = s.unit AND d.day >= {a} / 86400 AND d.day < {b} / 86400
+    GROUP BY s.i, c.j"""
 
 _A, _B = "max(c.a, s.a)", "min(c.b, s.b)"                               # where a span meets a column
 _FIRST_DAY, _LAST_DAY = "(%s + 86399) / 86400 * 86400" % _A, "%s / 86400 * 86400" % _B      # its whole days
@@ -1449,35 +1451,60 @@ def buckets(db: sqlite3.Connection, what: str, rows: Sequence[Sequence[Span]],
     The spans of a row are joined (a site with several units). A column that is empty only because the units measure more
     seldom than it is wide, so that the readings around it are at most two of their rhythms apart, has its left neighbour's.
     """
+    return all_buckets(db, {what: edges}, rows)[what]
+
+
+def all_buckets(db: sqlite3.Connection, axes: Dict[str, Sequence[int]],
+                rows: Sequence[Sequence[Span]]) -> Dict[str, List[List[Optional[Bucket]]]]:
+    """The `buckets` of several quantities, each on its own edges, in one pass: SQLite counts in the columns between the
+    edges of all, what lies in the same column of an axis is joined."""
+    edges = sorted(set().union(*axes.values()))
     spans = [(number, span) for number, row in enumerate(rows) for span in row]
-    filled: List[List[Optional[Bucket]]] = [[None] * (len(edges) - 1) for _ in rows]
+    filled: Dict[str, List[List[Optional[Bucket]]]] = {
+        what: [[None] * (len(axis) - 1) for _ in rows] for what, axis in axes.items()}
+    places = [(filled[what], _columns(edges, axis), 5 + 7 * k) for k, (what, axis) in enumerate(axes.items())]
     _lay_out(db, [span for _, span in spans], edges)
-    for query in _bucket_queries(what, edges[-1] - edges[0] >= DAY * (len(edges) - 1)):
-        for i, j, *values in db.execute(query):
-            row, bucket = filled[spans[i][0]], Bucket._make(values)
-            old = row[j]
-            row[j] = bucket if old is None else _joined(old, bucket)
-    shortest = min(other - one for one, other in zip(edges, edges[1:]))
-    for cells, row_spans in zip(filled, rows):
-        rhythm = max((cadence(db, unit, edges[-1]) for unit in {span[0] for span in row_spans}), default=0)
-        if 2 * rhythm > shortest:
-            _hold(cells, 2 * rhythm)
+    for query in _bucket_queries(list(axes), all(axis[-1] - axis[0] >= DAY * (len(axis) - 1) for axis in axes.values())):
+        for values in db.execute(query):
+            i, j, n, first, last = values[:5]
+            for table, columns, k in places:
+                column = columns[j]
+                if column is not None:
+                    cells = table[spans[i][0]]
+                    bucket, old = Bucket._make((n, *values[k:k + 7], first, last)), cells[column]
+                    cells[column] = bucket if old is None else _joined(old, bucket)
+    for what, axis in axes.items():
+        for cells, row in zip(filled[what], rows):
+            _hold(db, cells, row, axis)
     return filled
 
 
-def _hold(cells: List[Optional[Bucket]], longest: int) -> None:
+def _columns(edges: Sequence[int], axis: Sequence[int]) -> List[Optional[int]]:
+    """Into which column of an axis falls what begins at each of the edges."""
+    starts: Dict[int, Optional[int]] = {**{edge: j for j, edge in enumerate(axis)}, axis[-1]: None}
+    column, columns = None, []
+    for edge in edges:
+        column = starts.get(edge, column)
+        columns.append(column)
+    return columns
+
+
+def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[Span], axis: Sequence[int]) -> None:
     there = [(j, bucket) for j, bucket in enumerate(cells) if bucket]
-    for (one, before), (other, after) in zip(there, there[1:]):
-        if after.first - before.last <= longest:
-            cells[one + 1:other] = [before] * (other - one - 1)
+    if there and there[-1][0] - there[0][0] >= len(there):
+        longest = 2 * max(cadence(db, unit, axis[-1]) for unit in {span[0] for span in row})
+        if longest > min(other - one for one, other in zip(axis, axis[1:])):
+            for (one, before), (other, after) in zip(there, there[1:]):
+                if after.first - before.last <= longest:
+                    cells[one + 1:other] = [before] * (other - one - 1)
 
 
-def _bucket_queries(what: str, by_day: bool) -> List[str]:
-    mask, columns = _QUANTITY[what]
-    names = zip(columns.split(", "), "good total low high bad bad_low bad_high".split())
-    days = _FROM_DAYS.format(columns=", ".join("%s AS %s" % pair for pair in names), a=_FIRST_DAY, b=_B)
+def _bucket_queries(quantities: List[str], by_day: bool) -> List[str]:
+    columns = ", ".join(_CASES.format(what=what, bad=_QUANTITY[what][0] | QC_ROW, row=QC_ROW) for what in quantities)
+    days = _FROM_DAYS.format(values=", ".join(_QUANTITY[what][1] for what in quantities), a=_FIRST_DAY, b=_B)
     ends = [(_A, "min(%s, %s)" % (_B, _FIRST_DAY)), ("max(%s, %s)" % (_LAST_DAY, _FIRST_DAY), _B)] if by_day else [(_A, _B)]
-    return [_FROM_READINGS.format(bad=mask | QC_ROW, row=QC_ROW, name=what, a=a, b=b) for a, b in ends] + [days] * by_day
+    values = ", ".join(map(_VALUES.format, quantities))
+    return [_FROM_READINGS.format(columns=columns, values=values, a=a, b=b) for a, b in ends] + [days] * by_day
 
 
 def _joined(one: Bucket, other: Bucket) -> Bucket:
@@ -1507,8 +1534,8 @@ def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low:
 
 
 def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]) -> List[Optional[float]]:
-    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS, then of an evenly
-    spread sample of days."""
+    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS days, then of an
+    evenly spread sample of days."""
     _lay_out(db, spans, ())
     days = db.execute("SELECT count(*) FROM temp.spans s CROSS JOIN daily d WHERE d.unit_id = s.unit "
                       "AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400").fetchone()[0]
@@ -1567,11 +1594,15 @@ def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Opti
     return max((row for span in spans for row in db.execute(query, span)), default=(0, None))[1]
 
 
+# Dated ahead when they came, but past now. Asked of two indexes, so that the readings themselves are left alone.
+_NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= ?)"
+
+
 def _recent(db: sqlite3.Connection, table: str, unit: str, now: int) -> List[int]:
     """Times of the last pings or readings up to now, newest first."""
-    valid = "AND qc & %d = 0" % QC_ROW if table == "co2_readings" else ""
+    valid, values = ("AND " + _NOT_FUTURE, (unit, now, now)) if table == "co2_readings" else ("", (unit, now))
     return [ts for ts, in db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts <= ? %s ORDER BY ts DESC LIMIT %d"
-                                     % (table, valid, RECENT), (unit, now))]
+                                     % (table, valid, RECENT), values)]
 
 
 def _rhythm(times: Sequence[int], least: int, default: int) -> int:
@@ -1585,14 +1616,14 @@ def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
     return _rhythm(_recent(db, "co2_readings", unit, now), 1, 1800)
 
 
-def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Pings]:
-    """Pings by number of span and number of column."""
+def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int], signal: bool = True) -> Dict[Tuple[int, int], Pings]:
+    """Pings by number of span and number of column. Without signal strength the index alone is read."""
     _lay_out(db, spans, edges)
     return {(i, j): Pings(n, days, dbm) for i, j, n, days, dbm in db.execute("""
-        SELECT s.i, c.j, count(*), count(DISTINCT p.ts / 86400), avg(p.rssi_dbm)
+        SELECT s.i, c.j, count(*), count(DISTINCT p.ts / 86400), %s
         FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN pings p
         WHERE c.b > s.a AND c.a < s.b AND p.unit_id = s.unit AND p.ts >= max(c.a, s.a) AND p.ts < min(c.b, s.b)
-        GROUP BY s.i, c.j""")}
+        GROUP BY s.i, c.j""" % ("avg(p.rssi_dbm)" if signal else "NULL"))}
 
 
 def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[int]:
@@ -1638,13 +1669,18 @@ def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deplo
     """Every unit's state, worst first, then by tier and site. The limits, in seconds, replace the units' own rhythms."""
     stays = deployments(db) if stays is None else stays
     known = db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone() is not None
-    current: Dict[str, Deployment] = {}
-    for stay in sorted(stays, key=lambda stay: (stay.since <= now < stay.until, stay.since)):
-        current[stay.unit_id] = stay                    # the last one wins: the one of now, else the latest
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
-    states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in current.values()]
-    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), state.verdict in ("late", "stuck") and
-                                             -max(state.pings_late, state.data_late), order[state.unit_id]))
+    states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in whereabouts(stays, now).values()]
+    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), -_lateness(state), order[state.unit_id]))
+
+
+def whereabouts(stays: Iterable[Deployment], at: int) -> Dict[str, Deployment]:
+    """Each unit's stay at a time, else its latest."""
+    return {stay.unit_id: stay for stay in sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))}
+
+
+def _lateness(state: UnitState) -> float:
+    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
 
 
 def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool, ping_limit: Optional[float],
@@ -1658,11 +1694,11 @@ def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool,
     signal = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
                         "ORDER BY ts DESC LIMIT 14", (unit, now)).fetchall()
     state = UnitState(unit, stay.nickname, stay.site, stay.tier, stay.status, alarms, last_ping, last_data, ping_rhythm,
-                      data_rhythm, last_value(db, "co2", [(unit, 0, now + 1)]), last_value(db, "temp", [(unit, 0, now + 1)]),
-                      signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
+                      data_rhythm, signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
                       (now - last_ping) / (ping_limit or 1.25 * ping_rhythm + HOUR) if called else 0.0,
                       (now - last_data) / (data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR) if read else 0.0, "")
-    return state._replace(verdict=_verdict(state, sorted(row[0] for row in signal), called, now))
+    verdict = _verdict(state, sorted(row[0] for row in signal), called, now)
+    return state._replace(verdict=verdict, free_by=_free_by(db, unit, due, state) if verdict == "stuck" else None)
 
 
 def _verdict(state: UnitState, signal: Sequence[int], called: Sequence[int], now: int) -> str:
@@ -1681,16 +1717,44 @@ def _verdict(state: UnitState, signal: Sequence[int], called: Sequence[int], now
     return "weak" if missed and signal and signal[len(signal) // 2] < WEAK else "ok"
 
 
+# A unit keeps the position in its file that the server acknowledged: the size of what we hold. If its own file is
+# suddenly shorter, it calls but sends nothing until the file has outgrown that position. How long this takes is known
+# here but for the size that was left: so it is said when it will be over at the latest.
+
+SLACK = 1.05                            # lines and rhythm vary by so much
+
+
+def free_by(since: int, size: int, line: float, data_rhythm: int, ping_rhythm: int) -> Optional[int]:
+    """UTC seconds at which a unit sends again at the latest, if its file of readings was cut to nothing just before its
+    first call without data, at `since`: when `size` bytes, in lines of `line` bytes, have grown anew, it calls once more.
+    None where that cannot be known: a file that was full may be closed, one short line before it gets there."""
+    if not 0 < size <= seqfile.FILE_SIZE or line <= 0:
+        return None
+    return since + int(SLACK * size / line * data_rhythm) + ping_rhythm
+
+
+def _free_by(db: sqlite3.Connection, unit: str, due: int, state: UnitState) -> Optional[int]:
+    """`free_by` from the ledger: the file of the unit that has its newest readings is where its position is."""
+    folder = "data/%s/data/readings" % unit
+    file = db.execute("SELECT size, done, lines FROM sources WHERE path > ? || '/' AND path < ? || '0' AND path NOT LIKE '%#%' "
+                      "AND lines > 0 ORDER BY last_ts DESC, path DESC LIMIT 1", (folder, folder)).fetchone()
+    since = db.execute("SELECT min(ts) FROM pings WHERE unit_id = ? AND ts > ?", (unit, due)).fetchone()[0]
+    if file is None or since is None or state.last_data is None:
+        return None
+    return free_by(since, file[0], file[1] / file[2], state.data_rhythm, state.ping_rhythm)
+
+
 # -- gaps --------------------------------------------------------------------------------------------------------------
 
 
 def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> List[Gap]:
     """Stretches longer than twice the unit's rhythm without readings between a and now, and what became of them."""
     found: List[Gap] = []
-    for unit in sorted({stay.unit_id for stay in stays}):
+    units = sorted({stay.unit_id for stay in stays})
+    for unit in units:
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
         step = cadence(db, unit, now)
-        for start, end in _holes(db, unit, a, now, step):
+        for start, end in _holes(db, unit, a, now, step, min(SCAN, MANY // len(units))):
             called = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
                                 (unit, start + step, end)).fetchone()[0]
             away = own and not any(s.status == "deployed" and s.since < end and start + step < s.until for s in own)
@@ -1699,22 +1763,22 @@ def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) 
     return found
 
 
-def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
+def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan: int) -> List[Tuple[int, int]]:
     """Times of the reading before and the one after; the last hole may end now."""
     holes: List[Tuple[int, int]] = []
     before = 0
-    for lo, hi in _short_days(db, unit, a, now, step):
+    for lo, hi in _short_days(db, unit, a, now, step, scan):
         times = [ts for ts, in db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts <= ? "
-                                          "AND qc & ? = 0 ORDER BY ts", (unit, lo, hi, QC_ROW))]
+                                          "AND %s ORDER BY ts" % _NOT_FUTURE, (unit, lo, hi, hi))]
         holes += [(one, other) for one, other in zip(times, times[1:]) if other - one > 2 * step]
         before = times[-1] if times else before
     return holes + [(before, now)] * (before > 0 and now - before > max(2 * step, DAY + HOUR))
 
 
-def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
+def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan: int) -> List[Tuple[int, int]]:
     """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
     lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?", (a, unit, a)).fetchone()[0]
-    if now - lo <= SCAN:
+    if now - lo <= scan:
         return [(lo, now)]
     days = db.execute("SELECT day, n FROM daily WHERE unit_id = ? AND day >= ? AND day <= ? ORDER BY day",
                       (unit, lo // DAY, now // DAY)).fetchall()

@@ -33,10 +33,14 @@ in place with a few escape sequences, no curses), palettes beyond the terminal's
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
+import struct
 import sys
 import time
+from bisect import bisect_right
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
 from math import ceil, floor, log10
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -44,6 +48,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 import importer
 
 DAY = 86400                             # s
+ZONE_SIGNS = str.maketrans("", "", "_+-")
 EPOCH = datetime(1970, 1, 1)
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
@@ -90,9 +95,13 @@ def width(text: str) -> int:
     """Cells that clean text takes on a terminal."""
     if text.isascii():
         return len(text)
+    return sum(map(_cells, text))
+
+
+@lru_cache(maxsize=4096)
+def _cells(c: str) -> int:
     import unicodedata as u
-    return sum(0 if u.category(c) in ("Mn", "Me") or "\u1160" <= c <= "\u11ff" else 1 + (u.east_asian_width(c) in "WF")
-               for c in text)
+    return 0 if u.category(c) in ("Mn", "Me") or "\u1160" <= c <= "\u11ff" else 1 + (u.east_asian_width(c) in "WF")
 
 
 def cut(text: str, cells: int) -> str:
@@ -151,37 +160,97 @@ def compact(value: Optional[float]) -> str:
 
 
 def ago(seconds: float) -> str:
-    """A time in at most eight characters: 12 min, 11 h, 9 d 02 h, 175 d."""
+    """A time in at most eight characters: 12 min, 11 h, 9 d 02 h, 13 d."""
     hours = int(seconds // 3600)
     if hours < 24:
         return "%d h" % hours if hours else "%d min" % (seconds // 60)
-    return "%d d %02d h" % divmod(hours, 24) if hours < 2400 else "%d d" % (hours // 24)
+    return "%d d %02d h" % divmod(hours, 24) if hours < 240 else "%d d" % (hours // 24)
 
 
 # -- time: zones, calendar steps, axes, ticks -------------------------------------------------------------------------
+
+
+ZONES = ("/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo")
+LAST_YEAR = 2100
+
+
+def read_zone(name: str) -> Tuple[List[int], List[int]]:
+    """When the clocks of a zone change, in UTC seconds, and by how many seconds they are ahead of UTC: before the first
+    change, then after each. From the system's file (RFC 8536): Python's own zoneinfo came with 3.9, and time.tzset is for a
+    whole process, in which other threads draw other pages."""
+    for folder in ZONES if all(part and part.translate(ZONE_SIGNS).isalnum() for part in name.split("/")) else ():
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                raw = file.read()
+            return parse_zone(raw)
+        except (OSError, ValueError, IndexError, struct.error):
+            continue
+    raise ValueError("no time zone %s is known on this machine" % clean(name, True)[:40])
+
+
+def parse_zone(raw: bytes) -> Tuple[List[int], List[int]]:
+    """A file of version 2 or later: a header and data in 32 bits, the same in 64 bits, a rule for the time after."""
+    def counts(at: int) -> Tuple[int, ...]:             # of: UT marks, standard marks, leap seconds, changes, types, letters
+        magic, version, *numbers = struct.unpack_from(">4sc15x6L", raw, at)
+        if magic != b"TZif" or version < b"2":
+            raise ValueError("no such file")
+        return tuple(numbers)
+    ut, standard, leaps, times, types, letters = counts(0)
+    at = 44 + times * 5 + types * 6 + letters + leaps * 8 + standard + ut
+    ut, standard, leaps, times, types, letters = counts(at)
+    changes = list(struct.unpack_from(">%dq" % times, raw, at + 44))
+    at += 44 + times * 8
+    ahead = [struct.unpack_from(">l", raw, at + times + 6 * kind)[0] for kind in (0, *raw[at:at + times])]
+    at += times + types * 6 + letters + leaps * 12 + standard + ut
+    for ts, seconds in zone_rule(raw[at:].decode("ascii").strip()):
+        if not changes or ts > changes[-1]:
+            changes.append(ts)
+            ahead.append(seconds)
+    return changes, ahead
+
+
+def zone_rule(text: str) -> List[Tuple[int, int]]:
+    """The changes by a rule like CET-1CEST,M3.5.0,M10.5.0/3 (POSIX, variable TZ), each with the seconds ahead of UTC."""
+    names, *days = text.split(",")
+    offsets = [-_clock(found) for found in re.findall(r"(?:<[^>]*>|[A-Za-z]+)([-+:0-9]*)", names)]
+    if not days:
+        return []
+    standard, summer = offsets if names[-1].isdigit() else (offsets[0], offsets[0] + 3600)
+    return sorted(change for year in range(EPOCH.year, LAST_YEAR + 1) for change in (
+        (_change(year, days[0]) - standard, summer), (_change(year, days[1]) - summer, standard)))
+
+
+def _change(year: int, rule: str) -> int:
+    """M10.5.0/3: the fifth (or last) Sunday of October at 3, as seconds on the clock. Days without a week are not in use."""
+    day, _, clock = rule.partition("/")
+    month, week, weekday = map(int, day[1:].split("."))
+    first = datetime(year, month, 1)
+    date = first + timedelta(days=(weekday - first.isoweekday()) % 7 + 7 * (week - 1))
+    date -= timedelta(days=7 * (date.month != month))
+    return int((date - EPOCH).total_seconds()) + _clock(clock or "2")
+
+
+def _clock(text: str) -> int:
+    seconds = sum(int(part) * unit for part, unit in zip(text.strip("+-").split(":"), (3600, 60, 1)) if part)
+    return -seconds if text.startswith("-") else seconds
 
 
 class Zone:
     """Local times as naive datetimes, and back. Where clocks are set back, the first of the two is meant."""
 
     def __init__(self, name: str = "UTC") -> None:
-        self.name, self.info = clean(name), None
-        if name.upper() != "UTC":
-            try:
-                import zoneinfo
-                self.info = zoneinfo.ZoneInfo(name)
-            except ImportError:
-                raise ValueError("time zones need Python 3.9 or newer; this is %d.%d" % sys.version_info[:2])
-            except (KeyError, ValueError, OSError):
-                raise ValueError("no time zone %s is known on this machine" % clean(name, True)[:40])
+        self.name = clean(name)
+        self.changes, self.ahead = ([], [0]) if name.upper() == "UTC" else read_zone(name)
+        self.walls = [ts + max(pair) for ts, pair in zip(self.changes, zip(self.ahead, self.ahead[1:]))]
 
     def local(self, ts: float) -> datetime:
         """UTC seconds as local time."""
-        return datetime.fromtimestamp(ts, self.info).replace(tzinfo=None) if self.info else EPOCH + timedelta(seconds=ts)
+        return EPOCH + timedelta(seconds=ts + self.ahead[bisect_right(self.changes, ts)])
 
     def seconds(self, local: datetime) -> int:
         """Local time as UTC seconds."""
-        return int(local.replace(tzinfo=self.info).timestamp() if self.info else (local - EPOCH).total_seconds())
+        clock = (local - EPOCH).total_seconds()
+        return int(clock - self.ahead[bisect_right(self.walls, clock)])
 
     def iso(self, ts: int) -> str:
         """For data: to the minute, with the offset, 2019-09-26T14:00+02:00; Z for UTC."""
@@ -207,9 +276,12 @@ class Zone:
         midnight = other == snap(other, TODAY)
         days = b - a > 99 * DAY or midnight and one == snap(one, TODAY)
         other -= timedelta(seconds=days and midnight)
+        last = "%s %s" % (_date(other, True, False), self.name)
+        if days and one.date() == other.date():
+            return (last,)
         long, short = ("%s %s %s %s" % (_date(one, one.year != other.year, clock), to, _date(other, True, clock), self.name)
                        for clock in (not days, False))
-        return long, short, "%s %s" % (_date(other, True, False), self.name)
+        return long, short, last
 
 
 def _date(local: datetime, year: bool, clock: bool) -> str:
@@ -565,7 +637,7 @@ class Table:
                     {field: [iso(edge) for edge in axis.edges[:-1]] for field, axis in self.axes.items()})
 
 
-def who(c: Context, stays: Iterable[importer.Deployment], rank: int = 3) -> List[Column]:
+def who(c: Context, stays: Iterable[Union[importer.Deployment, importer.UnitState]], rank: int = 3) -> List[Column]:
     """Columns for site and unit."""
     stays = list(stays)
     names = (("site", [stay.site or "[no site]" for stay in stays]), ("unit", [stay.nickname for stay in stays]))
@@ -581,17 +653,19 @@ def who_cells(c: Context, stay: Union[importer.Deployment, importer.UnitState]) 
 
 def bars(c: Context, values: Sequence[Optional[float]], scale: Scale, style: str = "", marks: Sequence[str] = ()) -> Line:
     """Values as bars, in braille two to a cell; a mark (up, down, suspect) takes the place of a bar."""
-    chars = []
-    for at in range(0, len(values), c.per_cell):
-        part = values[at:at + c.per_cell]
-        mark = max(marks[at:at + c.per_cell], default="", key=("", "suspect", "down", "up").index)
-        if c.per_cell == 1:
-            char = " " if part[0] is None else c.g["ramp"][scale.level(part[0], 8)]
-        else:
-            dots = [half[1 + scale.level(value, 4)] for half, value in zip(BARS, part) if value is not None]
-            char = chr(0x2800 + sum(dots)) if dots else " "
-        chars.append((c.g[mark], "bad") if mark else (char, style))
-    return runs(chars)
+    if c.per_cell == 1:
+        chars = [" " if value is None else c.g["ramp"][scale.level(value, 8)] for value in values]
+    else:
+        pairs = zip(values[::2], [*values[1::2], None])
+        chars = [chr(0x2800 + sum(half[1 + scale.level(value, 4)] for half, value in zip(BARS, pair) if value is not None))
+                 if pair != (None, None) else " " for pair in pairs]
+    if not any(marks):
+        return [Span("".join(chars), style)]
+    worst = [max(marks[at:at + c.per_cell], key=RANKS.index) for at in range(0, len(values), c.per_cell)]
+    return runs((c.g[mark], "bad") if mark else (char, style) for char, mark in zip(chars, worst))
+
+
+RANKS = ("", "suspect", "down", "up")
 
 
 def rounded(*values: Optional[float]) -> List[Optional[float]]:
@@ -661,10 +735,15 @@ def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
 
 def mark(bucket: Optional[importer.Bucket], scale: Scale) -> str:
     """What stands in a column instead of its mean: up or down when values are off the scale, suspect when none is usable."""
-    low, high = ends([bucket])
-    if low is None or high is None or bucket is None:
+    if bucket is None:
         return ""
-    return "up" if high > scale.high else "down" if low < scale.low else "suspect" if not bucket.n else ""
+    for high in (bucket.high, bucket.suspect_high):
+        if high is not None and high > scale.high:
+            return "up"
+    for low in (bucket.low, bucket.suspect_low):
+        if low is not None and low < scale.low:
+            return "down"
+    return "" if bucket.n or bucket.suspect_low is None else "suspect"
 
 
 def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -> Tuple[int, int]:
@@ -677,17 +756,19 @@ def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -
 
 
 def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
-    """A row per site: all on one time axis, and on one scale."""
+    """A row per site: all on one time axis, and on one scale. Of very many rows the columns are days, which are summed up."""
+    many = len(rows[:c.room(3)]) > 250 and b - a > 3 * DAY
     names = min(max([4, *(width(c.name(row.name)) for row in rows)]), max(11, c.width // 8))
     t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, chart=True),
                   Column(("ppm",), "ppm", 4, 1, True), Column(("min", "max"), "range", 7, 3, True, 2),
                   Column(("temp",), "", 7, 4, gap=2, chart=True),
                   Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 3)],
-              a, b, exact, per_cell=c.per_cell)
+              a, b, exact, "1 d" if many else "30 min", c.per_cell)
     axis, short = t.axes["co2"], t.axes["temp"]
     here, a = rows[:c.room(3)], axis.edges[0]
-    co2 = importer.buckets(c.db, "co2", [row.within(a, b) for row in here], axis.edges)
-    temp = importer.buckets(c.db, "temp", [row.within(short.edges[0], b) for row in here], short.edges)
+    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": short.edges},
+                                 [row.within(min(a, short.edges[0]), b) for row in here])
+    co2, temp = found["co2"], found["temp"]
     scale = make_scale([bucket for row in co2 for bucket in row], 50, c.o.co2_max, c.o.log)
     warmth = make_scale([bucket for row in temp for bucket in row], 5)
     states = importer.fleet_state(c.db, b, [stay for row in here for stay in row.stays])
@@ -732,8 +813,8 @@ def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[:c.rows and max(1, (c.rows - 1) // height)]
     axis, hidden = make_axis(c.zone, a, b, c.width - 12, exact), len(rows) - len(here)
-    co2, temp = ([bucket for row in importer.buckets(c.db, what, [row.within(axis.edges[0], b) for row in here], axis.edges)
-                  for bucket in row] for what in ("co2", "temp"))
+    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [row.within(axis.edges[0], b) for row in here])
+    co2, temp = ([bucket for row in found[what] for bucket in row] for what in ("co2", "temp"))
     scales = make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5)
     pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in here]
     return Page("co2", pages[0].facts, ["site", "unit", *pages[0].fields],
@@ -746,9 +827,10 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     """One site or unit."""
     axis = make_axis(c.zone, a, b, c.width - 12, exact)
     spans = row.within(axis.edges[0], b)
-    co2, temp = (importer.buckets(c.db, what, [spans], axis.edges)[0] for what in ("co2", "temp"))
+    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [spans])
+    co2, temp = found["co2"][0], found["temp"][0]
     scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
-    ribbons = _ribbons(c, row, axis, b)
+    ribbons = _ribbons(c, row, axis, co2, b)
     room = max((lines or c.rows or c.o.height - 1) - 2 - len(ribbons), 3)
     high = room - room * 9 // 20 if room > 6 else room
     drawn = [_site_title(c, row, spans, co2, axis, b), *panel(c, row, spans, "co2", axis, co2, scale, high)]
@@ -845,13 +927,14 @@ def _dots(g: Glyphs, low: int, left: range, right: range, reach: range, style: s
     return (g["mean"] if g["sub"] == 1 else "█" if all(line) else "▀" if line[1] else "▄"), style
 
 
-def _ribbons(c: Context, row: Row, axis: Axis, b: int) -> List[Line]:
+def _ribbons(c: Context, row: Row, axis: Axis, co2: Buckets, b: int) -> List[Line]:
     kinds, lines = ("deployed", "en_route", "lab_check"), []
     units = list(dict.fromkeys(stay.unit_id for stay in row.stays))[:3]
     for unit in units:
         stays, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], "", set()
         spans, rhythm = [span for span in row.within(axis.edges[0], b) if span[0] == unit], importer.cadence(c.db, unit, b)
-        for bucket, one, other in zip(importer.buckets(c.db, "co2", [spans], axis.edges)[0], axis.edges, axis.edges[1:]):
+        own = co2 if len(units) == 1 else importer.buckets(c.db, "co2", [spans], axis.edges)[0]
+        for bucket, one, other in zip(own, axis.edges, axis.edges[1:]):
             status = next((stay.status for stay in stays if stay.since < other and stay.until > one), None)
             kind = kinds.index(status) if status in kinds else 0
             thin = bucket is not None and bucket.rows * rhythm < (min(other, b) - one) / 2
@@ -880,7 +963,7 @@ def view_pings(c: Context) -> Page:
                   Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d")
     axis, here = t.axes["pings"], stays[:c.room(3)]
     a = axis.edges[0]
-    found = importer.pings(c.db, [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here], axis.edges)
+    found = importer.pings(c.db, [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here], axis.edges, False)
     late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, here)
             if state.last_ping is not None and state.pings_late > 1 and state.alarms}
     rows = []
@@ -938,11 +1021,13 @@ def view_status(c: Context) -> Page:
     if not stays:
         return nothing("status", "No units yet.")
     states = states_of(c, stays)
-    here = states[:c.room(3)]
-    t = Table(c, [Column(("state",), "", 4), *who(c, stays), Column(("ping_age", "data_age"), "last", 8, 1, True),
+    stuck = [[(0, c.name(state.site or state.nickname)), (1, why_stuck(c, state))] for state in states if state.free_by]
+    stuck = stuck[:3 if c.rows else None]
+    here = states[:c.room(3 + len(stuck))]
+    t = Table(c, [Column(("state",), "", 4), *who(c, states), Column(("ping_age", "data_age"), "last", 8, 1, True),
                   Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True),
                   Column(("celsius",), c.g["degree"], 5, 6, True), Column(("dbm",), "dBm", 4, 5, True),
-                  Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7)])
+                  Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7), Column(("free_by",), "", 0, gap=0)])
     days = t.axes["pings"] = t.axes["rssi"] = make_axis(c.zone, c.now - 13 * DAY, c.now + 1, 14, True, least="1 d")
     found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in here], days.edges)
     rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(here)]
@@ -951,8 +1036,18 @@ def view_status(c: Context) -> Page:
     title = [(3, "fleet"), (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
              (1, (count(len(states), "unit") + ": " + said, said))]
     legend = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
-    return t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
+    page = t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
                   [(1, (legend + "  rssi −115 … −70 dBm", legend))], **counts)
+    return page._replace(lines=page.lines + [c.head(parts, "") for parts in stuck])
+
+
+def why_stuck(c: Context, state: importer.UnitState) -> List[str]:
+    """Until when a unit that calls may bring no data, in shorter and shorter forms; none where that is not known."""
+    if state.free_by is None:
+        return []
+    forms = (["stuck: pings, no data; if its file shrank, free by %s", "if its file shrank, free by %s", "free by %s?"]
+             if state.free_by >= c.now else ["stuck: pings, no data; not by a shrunken file: free by %s then", "not free by %s"])
+    return [form % c.zone.local(state.free_by).strftime("%Y-%m-%d") for form in forms]
 
 
 def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[importer.Pings]]) -> List[Cell]:
@@ -963,14 +1058,15 @@ def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[
     every = 1 if c.width > 85 else 2
     parts = [[dbm for dbm in signal[i:i + every] if dbm is not None] for i in range(0, len(signal), every)]
     chart = "".join(c.g["pings"][min(pings.n, 2) if pings else 0] for pings in cells)
-    none = c.g["none"]
+    none, span = c.g["none"], [(state.unit_id, 0, c.now + 1)]
+    ppm, celsius = (importer.last_value(c.db, what, span) for what in ("co2", "temp"))
     return [cell(word, state.verdict, style), *who_cells(c, state),
             Cell(ages, [Span("never" if age is None else ago(age), style if style == "bad" else "")]),
             Cell([[pings.n if pings else 0 for pings in cells]], [Span(chart)]),
-            Cell(rounded(state.ppm), [Span(compact(state.ppm) or none)]),
-            Cell(rounded(state.temp), [Span(shown("%.1f", state.temp, none))]),
+            Cell(rounded(ppm), [Span(compact(ppm) or none)]), Cell(rounded(celsius), [Span(shown("%.1f", celsius, none))]),
             cell(shown("%d", state.dbm, none), state.dbm),
-            Cell([rounded(*signal)], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL))]
+            Cell([rounded(*signal)], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL)),
+            Cell([state.free_by and c.zone.iso(state.free_by)], ())]
 
 
 # -- signal -----------------------------------------------------------------------------------------------------------
@@ -978,13 +1074,14 @@ def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[
 
 def view_signal(c: Context) -> Page:
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
-    stays = {stay.unit_id: stay for stay in c.stays()}
+    stays = importer.whereabouts(c.stays(), c.now)
     a, b, _ = c.range("pings", stays.values(), 30)
     levels = {unit: found for unit in stays for found in [importer.signals(c.db, unit, a, b + 1)] if found}
     order = sorted(levels, key=lambda unit: sorted(levels[unit])[len(levels[unit]) // 2])
     if not order:
         return nothing("signal", "No pings with a signal strength in this time.")
-    t = Table(c, [*who(c, [stays[unit] for unit in order], 4),
+    shared = len({stays[unit].site for unit in order}) < len(order)             # then the site alone does not tell
+    t = Table(c, [*who(c, [stays[unit] for unit in order], 1 if shared else 4),
                   Column(("min", "p25", "median", "p75", "max"), "", 46 if c.width > 75 else 15),
                   Column(("last",), "last", 4, 1, True), Column(("n",), "n", 4, 2, True),
                   Column(("trend",), "trend", 10, 3)])
@@ -1024,7 +1121,7 @@ ERRORS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
 
 def view_errors(c: Context) -> Page:
     """Entries of the units' error logs by column and type; below, the newest."""
-    stays = {stay.unit_id: stay for stay in c.stays()}
+    stays = importer.whereabouts(c.stays(), c.now)
     a, b, exact = c.range("error_logs", stays.values(), 84)
     kinds = [Column((kind or "other",), kind or "other", max(len(kind), 5), 2, True) for kind in ERRORS]
     t = Table(c, [*who(c, stays.values(), 4), Column(("entries",), "", 14, chart=True), *kinds,
@@ -1068,14 +1165,15 @@ def view_gaps(c: Context) -> Page:
     """Stretches without readings, newest first, and what became of them."""
     stays = c.stays()
     a, b, _ = c.range("co2_readings", stays, 30)
-    places = {stay.unit_id: stay for stay in stays}
     found = sorted(importer.gaps(c.db, stays, a, b), key=lambda gap: (-gap.end, gap.start))
     if not found:
         return nothing("gaps", "No gaps in this time." if stays else "No units yet.")
     t = Table(c, [*who(c, stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1),
                   Column(("missing",), "missing", 7, 2, True), Column(("state", "calls"), "state", 14)])
     here = found[:c.room(3)]
-    rows = [[*who_cells(c, places[gap.unit_id]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
+    own = {gap.unit_id: [stay for stay in stays if stay.unit_id == gap.unit_id] for gap in here}
+    place = {gap: importer.whereabouts(own[gap.unit_id], gap.start if gap.end < b else b)[gap.unit_id] for gap in here}
+    rows = [[*who_cells(c, place[gap]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
              cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)),
              cell("%d" % gap.missing, gap.missing), Cell([gap.state, gap.calls], [Span(*GAPS[gap.state])])] for gap in here]
     title = [(0, "gaps"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
@@ -1243,9 +1341,10 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     counts = " ".join("%s=%d" % (verdict, sum(state.verdict == verdict for state in states)) for verdict in VERDICTS)
     said = ", ".join(map(" ".join, names)) or count(len(states), "unit")
     lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], said, counts)]
-    lines += ["%-4s %s (%s): last ping %s, last reading %s" % (
+    lines += ["%-4s %s (%s): last ping %s, last reading %s%s" % (
         VERDICTS[state.verdict][0], c.name(state.site or "no site"), c.name(state.nickname),
-        *("never" if ts is None else ago(c.now - ts) + " ago" for ts in (state.last_ping, state.last_data))) for state in bad]
+        *("never" if ts is None else ago(c.now - ts) + " ago" for ts in (state.last_ping, state.last_data)),
+        "".join("; " + why for why in why_stuck(c, state)[:1])) for state in bad]
     if not a.changes or _changed(a.changes, names, c.now, a.repeat * 3600, lines):
         put("".join(line + "\n" for line in lines))
     return worst

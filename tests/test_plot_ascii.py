@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import html.parser
 import json
 import math
@@ -9,14 +11,17 @@ import os
 import random
 import re
 import sqlite3
+import struct
 import subprocess
 import sys
 import unicodedata
 from datetime import datetime, timedelta
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import pytest
 
+import co2d
+import fipy
 import importer
 import plot_ascii
 from plot_ascii import Options, Scale, Zone, clean, cut, width
@@ -272,6 +277,12 @@ def test_status(four: str) -> None:
     """)
 
 
+@pytest.mark.parametrize("seconds, text", [(59, "0 min"), (3599, "59 min"), (3600, "1 h"), (86399, "23 h"), (86400, "1 d 00 h"),
+                                           (863999, "9 d 23 h"), (864000, "10 d"), (1e8, "1157 d")])
+def test_a_time_that_has_passed_has_at_most_eight_characters(seconds: float, text: str) -> None:
+    assert plot_ascii.ago(seconds) == text
+
+
 def test_status_in_forty_cells_of_ascii(four: str) -> None:
     assert text_of("status", four, width=40, rows=6, glyphs="ascii") == picture("""
     2019-09-26 12:00 UTC
@@ -481,6 +492,27 @@ def moves(tmp_path_factory: pytest.TempPathFactory) -> str:
         6 c 10 deployed 2019-09-17""")
 
 
+def test_a_unit_is_where_it_is_now_and_a_gap_where_the_unit_was_then(tmp_path: object) -> None:
+    """Unit 1 goes from b to a, unit 2 from a to b: the site that comes last in the table is not always the one of today."""
+    hole = [row for row in steady() if not datetime(2019, 9, 14) < row[0] < datetime(2019, 9, 15)]
+    error = "----- 2019-09-25 10:55:57 EXC Uncaught exception\n"
+    db = archive(str(tmp_path), [Unit(1, hole, daily(), error), Unit(2, steady(), daily())], """
+        1 b 30 deployed 2019-09-01 2019-09-19
+        1 a 30 deployed 2019-09-19
+        2 a 30 deployed 2019-09-01 2019-09-19
+        2 b 30 deployed 2019-09-19""")
+    for view in ("signal", "errors", "status"):
+        assert dict((row["unit"], row["site"]) for row in records(page_of(view, db)))["unit-01"] == "a", view
+    assert [(row["unit"], row["site"]) for row in records(page_of("gaps", db))] == [("unit-01", "b")]
+    assert "Sep 10:55 a " in text_of("errors", db)
+
+
+def test_units_that_share_a_site_are_told_apart(tmp_path: object) -> None:
+    units = [Unit(n, (), daily()) for n in (1, 2)]
+    shared = archive("%s/1" % tmp_path, units, "1 lab_desk 0 lab_check\n2 lab_desk 0 lab_check")
+    assert "unit-02" in text_of("signal", shared, width=80)
+
+
 def test_sites_swaps_overlaps_and_units_that_were_never_deployed(moves: str) -> None:
     assert text_of("co2", moves, width=64, glyphs="ascii", xmin="2019-09-12") == picture("""
     4 sites  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC  CO2 420..530 ppm
@@ -586,11 +618,27 @@ def test_ticks_never_meet_and_stand_on_calendar_steps() -> None:
         assert not any(one == other for one, other in zip(labels, labels[1:])), axis.heading
 
 
-@pytest.mark.skipif(sys.version_info < (3, 9), reason="zoneinfo came with Python 3.9")
-def test_columns_follow_local_days_when_the_clocks_change(tmp_path: object) -> None:
-    zoneinfo = pytest.importorskip("zoneinfo")
-    if "Europe/Oslo" not in zoneinfo.available_timezones():
-        pytest.skip("no time zones on this machine")
+@pytest.fixture
+def oslo(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A time zone as this machine has it; without any, one with nothing but the rule."""
+    if not any(os.path.exists(folder + "/Europe/Oslo") for folder in plot_ascii.ZONES):
+        os.makedirs("%s/Europe" % tmp_path)
+        with open("%s/Europe/Oslo" % tmp_path, "wb") as file:
+            file.write(tz_file([], [3600], b"CET-1CEST,M3.5.0,M10.5.0/3"))
+        monkeypatch.setattr(plot_ascii, "ZONES", [str(tmp_path)])
+    return "Europe/Oslo"
+
+
+def tz_file(changes: List[int], ahead: List[int], rule: bytes) -> bytes:
+    """A file of version 2 with an empty first part, as zic makes them today."""
+    def header(*counts: int) -> bytes:
+        return struct.pack(">4sc15x6L", b"TZif", b"2", *counts)
+    types = b"".join(struct.pack(">lBB", seconds, 0, 0) for seconds in ahead)
+    return (header(0, 0, 0, 0, 1, 4) + b"\0" * 10 + header(0, 0, 0, len(changes), len(ahead), 4) +
+            struct.pack(">%dq" % len(changes), *changes) + bytes(range(1, len(ahead))) + types + b"LMT\0" + b"\n" + rule + b"\n")
+
+
+def test_columns_follow_local_days_when_the_clocks_change(tmp_path: object, oslo: str) -> None:
     start, end = datetime(2019, 10, 20), datetime(2019, 11, 3)
     db = archive(str(tmp_path), [Unit(1, steady(start, end))], "1 a 1 deployed 2019-10-01", now=end)
     page = page_of("co2", db, end, tz="Europe/Oslo", width=60, recent_days=12)
@@ -601,9 +649,86 @@ def test_columns_follow_local_days_when_the_clocks_change(tmp_path: object) -> N
     assert counts[:6] == [1, 1, 1, 1, 1, 3] and sum(counts) == 50, "a day of 25 hours"
 
 
-def test_without_zones_there_is_a_clear_message() -> None:
-    with pytest.raises(ValueError, match="no time zone|need Python 3.9"):
-        Zone("Europe/Atlantis")
+def test_day_axis_when_the_clocks_change(tmp_path: object, oslo: str) -> None:
+    def rise(start: datetime) -> str:
+        readings = steady(start - timedelta(days=1), start + timedelta(days=2), lambda days: 400 + 50 * days)
+        db = archive("%s/%d" % (tmp_path, start.month), [Unit(1, readings)], "1 a 1 deployed 2019-01-01", now=start + timedelta(days=2))
+        return text_of("co2", db, start + timedelta(days=2), rows=10, width=64, tz=oslo, site="a", xmin=start.strftime("%Y-%m-%d"),
+                       xmax=(start + timedelta(days=1)).strftime("%Y-%m-%d"), glyphs="ascii")
+    assert rise(datetime(2019, 10, 27)) == picture("""
+    a  unit-01  27 Oct 2019 Europe/Oslo  50/50 = 100 %
+    CO2 ppm  col = 30 min  median 473  p5 448  p95 496
+     500+                                      ********** < 498
+     475+               ***********************
+     450+***************
+    temp C  col = 30 min  median 5.0  p5 5.0  p95 5.0
+    5.25+************************************************ < +5.0
+     4.5+
+    stat|================================================ =depl
+         |27 Oct     |06:00|09:00|12:00|15:00|18:00|21:00
+    """)
+    assert rise(datetime(2019, 3, 31)) == picture("""
+    a  unit-01  31 Mar 2019 Europe/Oslo  46/46 = 100 %
+    CO2 ppm  col = 30 min  median 473  p5 450  p95 494
+     500+                                      ******** < 496
+     475+               ***********************
+     450+***************
+    temp C  col = 30 min  median 5.0  p5 5.0  p95 5.0
+    5.25+********************************************** < +5.0
+     4.5+
+    stat|============================================== =depl
+         |31 Mar   |06:00|09:00|12:00|15:00|18:00|21:00
+    """)
+
+
+@pytest.mark.parametrize("rule, when, ahead", [
+    ("CET-1CEST,M3.5.0,M10.5.0/3", "2019-03-31T00:59:59", 1), ("CET-1CEST,M3.5.0,M10.5.0/3", "2019-03-31T01:00:00", 2),
+    ("CET-1CEST,M3.5.0,M10.5.0/3", "2099-10-25T00:59:59", 2), ("CET-1CEST,M3.5.0,M10.5.0/3", "2099-10-25T01:00:00", 1),
+    ("IST-1GMT0,M10.5.0,M3.5.0/1", "2024-01-01T00:00:00", 0), ("<+1030>-10:30<+11>-11,M10.1.0,M4.1.0", "2024-01-01T00:00:00", 11),
+    ("<-02>2<-01>,M3.5.0/-1,M10.5.0/0", "2024-03-31T00:59:59", -2), ("<-02>2<-01>,M3.5.0/-1,M10.5.0/0", "2024-03-31T01:00:00", -1),
+    ("EET-2EEST,M3.4.4/50,M10.4.4/50", "2024-03-30T00:00:00", 3), ("<+0545>-5:45", "2024-01-01T00:00:00", 5.75)])
+def test_the_rule_of_a_zone_is_followed(tmp_path: object, monkeypatch: pytest.MonkeyPatch, rule: str, when: str, ahead: float) -> None:
+    with open("%s/Zone" % tmp_path, "wb") as file:
+        file.write(tz_file([-1000], [0, 20700], rule.encode()))
+    monkeypatch.setattr(plot_ascii, "ZONES", [str(tmp_path)])
+    zone, utc = Zone("Zone"), datetime.fromisoformat(when)
+    assert zone.local(seconds(utc)) == utc + timedelta(hours=ahead)
+    assert zone.local(-1001) == datetime(1970, 1, 1) - timedelta(seconds=1001)
+
+
+def test_zones_agree_with_pythons_own() -> None:
+    zoneinfo = pytest.importorskip("zoneinfo")
+    rng = random.Random(1)
+    for name in sorted(name for name in zoneinfo.available_timezones() if os.path.exists(plot_ascii.ZONES[0] + "/" + name)):
+        zone, info = Zone(name), zoneinfo.ZoneInfo(name)
+        moments = [ts + shift for ts in zone.changes if 0 < ts < 4e9 for shift in (-1, 0, 1800)]
+        for ts in rng.sample(moments, min(20, len(moments))) + [rng.randrange(86400, 4102444800) for _ in range(20)]:
+            local = zone.local(ts)
+            assert local == datetime.fromtimestamp(ts, info).replace(tzinfo=None), (name, ts)
+            for clock in (local, local + timedelta(hours=1)):
+                assert zone.seconds(clock) == clock.replace(tzinfo=info).timestamp(), (name, clock)
+
+
+@pytest.mark.parametrize("name", ["Europe/Atlantis", "Europe", "", "/etc/passwd", "../../../etc/passwd", "Europe/../UTC", "zone.tab", "\0"])
+def test_what_is_no_zone_has_a_clear_message(name: str) -> None:
+    with pytest.raises(ValueError, match="no time zone"):
+        Zone(name)
+
+
+def test_a_page_of_very_many_rows_is_made_of_days(tmp_path: object) -> None:
+    start = NOW - timedelta(days=5)
+    db = archive(str(tmp_path), [Unit(n, steady(start, minutes=240)) for n in range(260)])
+    some, every_one = page_of("co2", db, rows=23), page_of("co2", db)
+    assert some.axes["co2"][1].endswith("T18:00Z") and [at[-6:] for at in every_one.axes["co2"]] == ["00:00Z"] * 6
+    assert len(every_one.records) == 260 and records(every_one)[7]["co2"][1:5] == [420.5] * 4
+
+
+def test_gaps_of_very_many_units_are_found_in_the_days_that_are_not_full(tmp_path: object) -> None:
+    start, hole = NOW - timedelta(days=14), [datetime(2019, 9, 15), datetime(2019, 9, 16, 7)]
+    units = [Unit(n, [row for row in steady(start, minutes=240) if n != 3 or not hole[0] < row[0] < hole[1]]) for n in range(1000)]
+    db = archive(str(tmp_path), units)
+    assert [row["missing"] for row in records(page_of("gaps", db))] == [7]
+    assert records(page_of("gaps", db)) == records(page_of("gaps", db, unit="unit-03"))
 
 
 def test_readings_from_the_future_neither_stretch_nor_enter_the_page(tmp_path: object) -> None:
@@ -870,7 +995,8 @@ def test_a_fleet_that_is_well_is_one_line(capfd: Any, watched: str) -> None:
 def test_a_unit_that_calls_without_data_is_critical(capfd: Any, watched: str) -> None:
     status, lines = check(capfd, watched, NOW)
     assert status == 2 and lines == ["CO2 CRITICAL: b call without DATA | late=0 stuck=1 weak=0 never=0 ok=2 off=1",
-                                     "DATA b (unit-02): last ping 8 h ago, last reading 6 d 09 h ago"]
+                                     "DATA b (unit-02): last ping 8 h ago, last reading 6 d 09 h ago; "
+                                     "stuck: pings, no data; if its file shrank, free by 2019-09-30"]
 
 
 def test_lateness_is_judged_by_the_units_own_rhythm(capfd: Any, watched: str) -> None:
@@ -891,6 +1017,118 @@ def test_a_report_for_mail_comes_on_change_on_repeat_and_on_recovery(capfd: Any,
     assert reports == [2, 0, 0, 3, 0, 0, 3]
     status, lines = check(capfd, watched, NOW + timedelta(hours=51), *flags, "--data-limit", "9999", "--ping-limit", "9999")
     assert status == 0 and sorted(lines[1:]) == ["well again: a", "well again: b"]
+
+
+# -- status: stuck ----------------------------------------------------------------------------------------------------
+
+
+class Simulated:
+    """A simulated unit and a station in this process, whose clock is the unit's; day by day through the importer."""
+
+    def __init__(self, directory: str, period: timedelta) -> None:
+        self.unit = fipy.Unit("co2unit-1", directory + "/card", nickname="varanger-01", now=START, period=period)
+        self.station = co2d.Station(dataclasses.replace(
+            co2d.Settings(), data_dir=directory + "/data", var_dir=directory + "/var", db=directory + "/db", listen="127.0.0.1",
+            port=0, keep_free=0, quiet=True), self.clock, sync=lambda fd: None)
+        self.server = co2d.Server(self.station)
+        self.server.start()
+        self.unit.urls = ["http://127.0.0.1:%d" % self.server.port]
+        self.archive = importer.Archive((directory + "/data",), directory + "/var", directory + "/db")
+
+    def clock(self) -> float:
+        return seconds(self.unit.now)
+
+    def night(self) -> importer.UnitState:
+        """It talks, what came is imported."""
+        self.unit.sync()
+        importer.import_new(self.archive, now=self.clock() + 60)
+        with contextlib.closing(importer.open_db(self.archive.db)) as db:
+            return importer.fleet_state(db, int(self.clock()) + 60)[0]
+
+    def shrink(self, share: float) -> int:
+        """Its newest file is suddenly shorter; how long it was."""
+        path = os.path.join(self.unit.card, fipy.READINGS, max(self.unit.files()))
+        size = os.path.getsize(path)
+        os.truncate(path, int(size * share))
+        return size
+
+    def text(self, **options: object) -> str:
+        return text_of("status", self.archive.db, self.unit.now + timedelta(minutes=1), **options)
+
+
+@pytest.fixture
+def simulated(tmp_path: object) -> Iterator[Callable[..., Simulated]]:
+    made: List[Simulated] = []
+
+    def make(minutes: int = 30) -> Simulated:
+        made.append(Simulated(str(tmp_path), timedelta(minutes=minutes)))
+        return made[-1]
+    yield make
+    [one.server.stop() for one in made]
+
+
+@pytest.mark.parametrize("minutes, days, share, before", [(30, 12, 0, True), (30, 12, 0, False), (30, 19, 0.4, True), (30, 35, 0, True),
+                                                          (10, 5, 0, True), (120, 30, 0, True), (120, 30, 0.9, False)])
+def test_a_unit_behind_its_shrunken_file_is_free_by_the_day_that_was_said(simulated: Callable[..., Simulated], minutes: int, days: int,
+                                                                          share: float, before: bool) -> None:
+    world, said = simulated(minutes), set()
+    for _ in range(days):
+        world.unit.measure()
+        state = world.night()
+    assert (state.verdict, state.free_by) == ("ok", None) and "free" not in world.text()
+    last = state.last_data
+    if before:                                                  # just before it calls
+        world.unit.measure()
+    world.shrink(share)
+    if before:
+        assert world.night().verdict == "ok"
+    for nights in range(100):
+        world.unit.measure()
+        state = world.night()
+        if state.last_data != last:
+            break
+        if state.verdict == "stuck":
+            assert state.free_by is not None
+            said.add(state.free_by)
+            day = (datetime(1970, 1, 1) + timedelta(seconds=state.free_by)).strftime("%Y-%m-%d")
+            assert world.text().endswith("varanger-01 · stuck: pings, no data; if its file shrank, free by %s\n" % day)
+    assert len(said) in (1, 2), "a second time when what came first was less than a line"
+    assert nights >= 1 and state.verdict == "ok" and "free" not in world.text()
+    assert seconds(world.unit.now) <= min(said), "free at or before the time that was said"
+    assert share or min(said) - seconds(world.unit.now) <= (0.08 * nights + 3) * 86400, "and what was said is no excuse"
+
+
+def test_a_full_file_that_shrank_may_be_closed_too_short_and_nothing_is_said(simulated: Callable[..., Simulated]) -> None:
+    world = simulated()
+    while len(world.unit.files()) < 2:
+        world.unit.measure(1 / 48)
+    os.remove(os.path.join(world.unit.card, fipy.READINGS, max(world.unit.files())))
+    world.night()
+    assert world.shrink(0) > fipy.FILE_SIZE
+    for _ in range(4):
+        world.unit.measure()
+        state = world.night()
+    assert (state.verdict, state.free_by) == ("stuck", None) and "free" not in world.text()
+
+
+def test_a_stuck_unit_says_so_in_every_form_and_when_it_is_not_its_file(watched: str) -> None:
+    form = "b · stuck: pings, no data; if its file shrank, free by 2019-09-30"
+    assert text_of("status", watched).splitlines()[-1] == form
+    assert text_of("status", watched, width=40).splitlines()[-1] == "b · free by 2019-09-30?"
+    assert [row["free_by"] for row in records(page_of("status", watched)) if row["site"] == "b"][0].startswith("2019-09-30T")
+    assert "free by 2019-09-30" in plot_ascii.web_page("index", watched, {}, True, seconds(NOW))
+    with contextlib.closing(sqlite3.connect(watched)) as source, sqlite3.connect(":memory:") as db:
+        source.backup(db)
+        db.execute("INSERT INTO pings(unit_id, ts) SELECT unit_id, ts + 86400 * 5 FROM pings WHERE ts > ?", (seconds(NOW) - 5 * 86400,))
+        c = plot_ascii.Context(db, Options(site="b"), seconds(NOW) + 5 * 86400, None)
+        assert plot_ascii.to_text(plot_ascii.view_status(c).lines).splitlines()[-1] == (
+            "b · stuck: pings, no data; not by a shrunken file: free by 2019-09-30 then")
+
+
+@pytest.mark.parametrize("size, line, expected", [(4800, 100, 1000 + int(1.05 * 86400) + 86400), (0, 100, None), (-1, 100, None),
+                                                  (102401, 100, None), (500, 0, None)])
+def test_where_it_cannot_be_known_no_time_is_said(size: int, line: float, expected: Optional[int]) -> None:
+    assert importer.free_by(1000, size, line, 1800, 86400) == expected
 
 
 def test_check_without_a_database_is_critical(capfd: Any, tmp_path: object) -> None:

@@ -287,14 +287,33 @@ def test_install_puts_a_working_tree_in_place_and_uninstall_takes_it_away(tmp_pa
     root = str(tmp_path / "root")
     done = make("install", "DESTDIR=" + root)
     assert done.returncode == 0, done.stdout
-    script = root + "/usr/local/lib/co2d/co2d.py"
-    version = subprocess.run([root + "/usr/local/bin/co2d", "--version"], stdout=subprocess.PIPE, universal_newlines=True)
+    script, command = root + "/usr/local/lib/co2d/co2d.py", root + "/usr/local/bin/"
+    version = subprocess.run([command + "co2d", "--version"], stdout=subprocess.PIPE, universal_newlines=True)
     assert version.stdout.startswith("co2d ")
+    os.symlink(command + "plot_ascii", str(tmp_path / "link"))
+    for arguments in ([command + "plot_ascii", "status"], [str(tmp_path / "link"), "status"], [command + "importer", "--help"]):
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, cwd=str(tmp_path),
+                              env={**os.environ, "CO2D_CONF": os.devnull, "PYTHONVERBOSE": "1"})
+        assert done.returncode == 0, done.stdout
+        module = os.path.basename(arguments[0]).replace("link", "plot_ascii")
+        for name in {module, "importer", "seqfile"}:
+            assert re.search(r"code object from '.*/lib/co2d/__pycache__/%s\.|# .*/lib/co2d/__pycache__/%s\S* matches" % (name, name), done.stdout), name
     with open(root + "/usr/local/lib/systemd/system/co2d.service") as file:
         unit = file.read()
     assert "/usr/local/lib/co2d/co2d.py --config /etc/co2d.conf" in unit and root not in unit and "/var/lib/co2d/var" in unit
     assert make("uninstall", "DESTDIR=" + root).returncode == 0
-    assert not os.path.exists(script) and os.path.exists(root + "/etc/co2d.conf")
+    assert not os.path.exists(os.path.dirname(script)) and not os.listdir(command)
+    assert os.path.exists(root + "/etc/co2d.conf")
+
+
+def test_install_replaces_the_links_of_older_versions(tmp_path):
+    root = str(tmp_path / "root")
+    for name in ("lib/co2d", "bin"):
+        os.makedirs("%s/usr/local/%s" % (root, name))
+    os.symlink("../lib/co2d/importer.py", root + "/usr/local/bin/importer")
+    assert make("install", "DESTDIR=" + root).returncode == 0
+    with open(root + "/usr/local/lib/co2d/importer.py") as file, open(os.path.join(PROJECT, "importer.py")) as ours:
+        assert file.read() == ours.read() and not os.path.islink(root + "/usr/local/bin/importer")
 
 
 def test_a_backup_of_a_running_station_is_restored_and_the_units_go_on(start, tmp_path):
