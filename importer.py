@@ -1294,6 +1294,7 @@ class Gap(NamedTuple):
 
 
 SCAN = 60 * DAY                         # up to this range all readings are looked at, beyond it only days that are not full
+MANY = 100 * 30 * DAY                   # of so many units the range is shorter: 100 units, 30 days; 1,000 units, 3 days
 # waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is missing
 # or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not deployed
 GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
@@ -1646,10 +1647,11 @@ def _free_by(db: sqlite3.Connection, unit: str, due: int, state: UnitState) -> O
 def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> List[Gap]:
     """Stretches longer than twice the unit's rhythm without readings between a and now, and what became of them."""
     found: List[Gap] = []
-    for unit in sorted({stay.unit_id for stay in stays}):
+    units = sorted({stay.unit_id for stay in stays})
+    for unit in units:
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
         step = cadence(db, unit, now)
-        for start, end in _holes(db, unit, a, now, step):
+        for start, end in _holes(db, unit, a, now, step, min(SCAN, MANY // len(units))):
             called = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
                                 (unit, start + step, end)).fetchone()[0]
             away = own and not any(s.status == "deployed" and s.since < end and start + step < s.until for s in own)
@@ -1658,11 +1660,11 @@ def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) 
     return found
 
 
-def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
+def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan: int) -> List[Tuple[int, int]]:
     """Times of the reading before and the one after; the last hole may end now."""
     holes: List[Tuple[int, int]] = []
     before = 0
-    for lo, hi in _short_days(db, unit, a, now, step):
+    for lo, hi in _short_days(db, unit, a, now, step, scan):
         times = [ts for ts, in db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts <= ? "
                                           "AND %s ORDER BY ts" % _NOT_FUTURE, (unit, lo, hi, hi))]
         holes += [(one, other) for one, other in zip(times, times[1:]) if other - one > 2 * step]
@@ -1670,11 +1672,11 @@ def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> Li
     return holes + [(before, now)] * (before > 0 and now - before > max(2 * step, DAY + HOUR))
 
 
-def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> List[Tuple[int, int]]:
+def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan: int) -> List[Tuple[int, int]]:
     """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
     lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?",
                     (a, unit, a)).fetchone()[0]
-    if now - lo <= SCAN:
+    if now - lo <= scan:
         return [(lo, now)]
     days = db.execute("SELECT day, n FROM daily WHERE unit_id = ? AND day >= ? AND day <= ? ORDER BY day",
                       (unit, lo // DAY, now // DAY)).fetchall()

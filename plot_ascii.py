@@ -756,13 +756,14 @@ def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -
 
 
 def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
-    """A row per site: all on one time axis, and on one scale."""
+    """A row per site: all on one time axis, and on one scale. Of very many rows the columns are days, which are summed up."""
+    many = len(rows[:c.room(3)]) > 250 and b - a > 3 * DAY
     names = min(max([4, *(width(c.name(row.name)) for row in rows)]), max(11, c.width // 8))
     t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, chart=True),
                   Column(("ppm",), "ppm", 4, 1, True), Column(("min", "max"), "range", 7, 3, True, 2),
                   Column(("temp",), "", 7, 4, gap=2, chart=True),
                   Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 3)],
-              a, b, exact, per_cell=c.per_cell)
+              a, b, exact, "1 d" if many else "30 min", c.per_cell)
     axis, short = t.axes["co2"], t.axes["temp"]
     here, a = rows[:c.room(3)], axis.edges[0]
     found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": short.edges},

@@ -380,47 +380,66 @@ def bench_new_line(directory: str) -> None:
 
 
 def fill(db: sqlite3.Connection, units: int, days: int, raw_days: int, last_day: int) -> None:
-    """Rollups for all days, readings for the last `raw_days`, a ping a day, a deployment a unit."""
+    """Rollups for all days, a ping a day, a deployment a unit; readings of the last `raw_days`, one a month ago, one at the begin."""
     per_day = 48
     value = "400 + 60 * abs((ts / 1800 + u * 7) % 96 - 48) / 48"
     db.executescript("""
-        CREATE TEMP TABLE n AS WITH RECURSIVE c(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM c WHERE i < %d) SELECT i FROM c;
+        CREATE TEMP TABLE n(i INTEGER PRIMARY KEY);
+        INSERT INTO n WITH RECURSIVE c(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM c WHERE i < %d) SELECT i FROM c;
         CREATE TEMP TABLE us AS SELECT i AS u, printf('co2unit-%%012x', i) AS unit FROM n WHERE i < %d;
         INSERT INTO co2_readings(unit_id, nickname, temp, flash_count, ts, co2, flag, qc, source, offset)
             SELECT unit, 'n' || u, -5 + u %% 20, 0, ts, %s, 1, 0, 0, 0 FROM (SELECT u, unit, (%d - d.i) * 86400 + h.i * 1800 AS ts
-            FROM us CROSS JOIN n d CROSS JOIN n h WHERE d.i < %d AND h.i < %d);
+            FROM us CROSS JOIN n d CROSS JOIN n h WHERE h.i < %d AND (d.i < %d OR h.i = 0 AND d.i IN (31, %d)));
         INSERT INTO daily SELECT unit, %d - d.i, %d, %d, %d * 430.0, 400, 460, 0, NULL, NULL, %d, %d * 2.0, -9, 9
             FROM us CROSS JOIN n d WHERE d.i < %d ORDER BY 1, 2;
         INSERT INTO pings SELECT '', '', '', unit, 'n' || u, 8, -97, (%d - d.i) * 86400 + 11000, 0, 0
             FROM us CROSS JOIN n d WHERE d.i < %d;
         INSERT INTO deploy_durations_tiered SELECT unit, 'n' || u, printf('site_%%03d', u), 10, 'deployed', NULL, NULL, NULL,
             NULL, NULL, 0, 0 FROM us;
-        """ % (max(units, days), units, value, last_day, raw_days, per_day, last_day, per_day, per_day, per_day, per_day,
+        """ % (max(units, days), units, value, last_day, per_day, raw_days, days - 1, last_day, per_day, per_day, per_day, per_day,
                per_day, days, last_day, days))
 
 
-def time_views(path: str, note: str) -> None:
-    """Every view as a command, beside the interpreter's start with the same imports."""
-    start = "import sys; sys.path[:0] = [%r]; import plot_ascii" % PROJECT
-    bare = min(run_timed(sys.executable, "-c", start)[0] for _ in range(7))
-    say(Figure("views on %s: start with imports" % note, "%.0f ms" % (bare * 1000)))
-    for view in ("co2", "pings", "status", "signal", "errors", "gaps"):
-        runs = [run_timed(sys.executable, os.path.join(PROJECT, "plot_ascii.py"), view, "--db", path) for _ in range(7)]
-        seconds, peak = min(seconds for seconds, _ in runs), max(peak for _, peak in runs)
-        say(Figure("  " + view, "%.0f ms" % (seconds * 1000), "%.1f x the start, peak %.0f MB" % (seconds / bare, peak)))
+def installed(directory: str) -> str:
+    """The directory with the commands of an installation."""
+    subprocess.run(["make", "-s", "-C", PROJECT, "install", "DESTDIR=" + directory, "PREFIX=/usr", "PYTHON=" + sys.executable],
+                   check=True, stdout=subprocess.DEVNULL)
+    return directory + "/usr/bin"
+
+
+def time_views(commands: str, path: str, note: str, views: Sequence[str]) -> None:
+    """Every view as the installed command, beside the interpreter's start with the same imports, in turns."""
+    start = "import sys; sys.path[:0] = [%r]; import plot_ascii" % os.path.join(os.path.dirname(commands), "lib", "co2d")
+    times: Dict[str, List[Tuple[float, float]]] = {view: [] for view in ("", *views)}
+    for _ in range(3 if QUICK else 9):
+        times[""].append(run_timed(sys.executable, "-c", start))
+        for view in views:
+            times[view].append(run_timed(sys.executable, os.path.join(commands, "plot_ascii"), *view.split(), "--db", path))
+    middle = {view: sorted(runs)[len(runs) // 2][0] for view, runs in times.items()}
+    say(Figure("views on %s: start with imports" % note, "%.0f ms" % (middle[""] * 1000), "medians of %d" % len(times[""])))
+    for view in views:
+        say(Figure("  " + view, "%.0f ms" % (middle[view] * 1000), "%.1f x the start, peak %.0f MB" % (
+            middle[view] / middle[""], max(peak for _, peak in times[view]))))
+
+
+VIEWS = ["co2", "co2 --site site_001", "pings", "status", "signal", "errors", "gaps"]
 
 
 def bench_views(directory: str) -> None:
     """1 million readings of 20 sites over three years; 100 million of 1,000 units over five, as rollups and a sample."""
     import importer
-    today = int(time.time()) // 86400
-    for units, days, raw_days, note in ((20, 1095, 1095, "1 M readings"), (1000, 1826, 3, "100 M readings")):
+    today, commands = int(time.time()) // 86400, installed(os.path.join(directory, "root"))
+    for units, days, raw_days, note in ((20, 1095, 1095, "1 M readings"), (1000, 1826, 15, "100 M readings")):
         path = os.path.join(directory, "%d.sqlite3" % units)
         with contextlib.closing(sqlite3.connect(path)) as db:
             db.executescript(importer.SCHEMA + importer.INDEXES + "PRAGMA user_version = %d; BEGIN;" % importer.SCHEMA_VERSION)
             fill(db, units, days, raw_days, today - 1)
             db.commit()
-        time_views(path, note)
+        time_views(commands, path, note, VIEWS if units == 20 else [*VIEWS, *(view + " --all" for view in VIEWS if view != "co2 --site site_001"),
+                                                                    "co2 --all --recent-days 0"])
+        script = min(run_timed(sys.executable, os.path.join(PROJECT, "plot_ascii.py"), "errors", "--db", path)[0] for _ in range(9))
+        ours = min(run_timed(sys.executable, os.path.join(commands, "plot_ascii"), "errors", "--db", path)[0] for _ in range(9))
+        say(Figure("  not installed: Python compiles the script", "+ %.0f ms" % ((script - ours) * 1000), "at every start"))
 
 
 SECTIONS = {"http": bench_http, "import": bench_import, "views": bench_views}

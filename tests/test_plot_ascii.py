@@ -688,6 +688,22 @@ def test_what_is_no_zone_has_a_clear_message(name: str) -> None:
         Zone(name)
 
 
+def test_a_page_of_very_many_rows_is_made_of_days(tmp_path: object) -> None:
+    start = NOW - timedelta(days=5)
+    db = archive(str(tmp_path), [Unit(n, steady(start, minutes=240)) for n in range(260)])
+    some, every_one = page_of("co2", db, rows=23), page_of("co2", db)
+    assert some.axes["co2"][1].endswith("T18:00Z") and [at[-6:] for at in every_one.axes["co2"]] == ["00:00Z"] * 6
+    assert len(every_one.records) == 260 and records(every_one)[7]["co2"][1:5] == [420.5] * 4
+
+
+def test_gaps_of_very_many_units_are_found_in_the_days_that_are_not_full(tmp_path: object) -> None:
+    start, hole = NOW - timedelta(days=14), [datetime(2019, 9, 15), datetime(2019, 9, 16, 7)]
+    units = [Unit(n, [row for row in steady(start, minutes=240) if n != 3 or not hole[0] < row[0] < hole[1]]) for n in range(1000)]
+    db = archive(str(tmp_path), units)
+    assert [row["missing"] for row in records(page_of("gaps", db))] == [7]
+    assert records(page_of("gaps", db)) == records(page_of("gaps", db, unit="unit-03"))
+
+
 def test_readings_from_the_future_neither_stretch_nor_enter_the_page(tmp_path: object) -> None:
     ahead = [(when, 39000, 60.0) for when in every(30, datetime(2036, 1, 1), datetime(2036, 1, 2))]
     ahead.append((NOW + timedelta(hours=5), 2000, 5.0))
