@@ -1355,8 +1355,7 @@ def all_buckets(db: sqlite3.Connection, axes: Dict[str, Sequence[int]],
         what: [[None] * (len(axis) - 1) for _ in rows] for what, axis in axes.items()}
     places = [(filled[what], _columns(edges, axis), 5 + 7 * k) for k, (what, axis) in enumerate(axes.items())]
     _lay_out(db, [span for _, span in spans], edges)
-    by_day = all(axis[-1] - axis[0] >= DAY * (len(axis) - 1) for axis in axes.values())
-    for query in _bucket_queries(list(axes), by_day):
+    for query in _bucket_queries(list(axes), all(axis[-1] - axis[0] >= DAY * (len(axis) - 1) for axis in axes.values())):
         for values in db.execute(query):
             i, j, n, first, last = values[:5]
             for table, columns, k in places:
@@ -1514,8 +1513,7 @@ def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
     return _rhythm(_recent(db, "co2_readings", unit, now), 1, 1800)
 
 
-def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int],
-          signal: bool = True) -> Dict[Tuple[int, int], Pings]:
+def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int], signal: bool = True) -> Dict[Tuple[int, int], Pings]:
     """Pings by number of span and number of column. Without signal strength the index alone is read."""
     _lay_out(db, spans, edges)
     return {(i, j): Pings(n, days, dbm) for i, j, n, days, dbm in db.execute("""
@@ -1568,12 +1566,14 @@ def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deplo
     """Every unit's state, worst first, then by tier and site. The limits, in seconds, replace the units' own rhythms."""
     stays = deployments(db) if stays is None else stays
     known = db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone() is not None
-    current: Dict[str, Deployment] = {}
-    for stay in sorted(stays, key=lambda stay: (stay.since <= now < stay.until, stay.since)):
-        current[stay.unit_id] = stay                    # the last one wins: the one of now, else the latest
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
-    states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in current.values()]
+    states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in whereabouts(stays, now).values()]
     return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), -_lateness(state), order[state.unit_id]))
+
+
+def whereabouts(stays: Iterable[Deployment], at: int) -> Dict[str, Deployment]:
+    """Each unit's stay at a time, else its latest."""
+    return {stay.unit_id: stay for stay in sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))}
 
 
 def _lateness(state: UnitState) -> float:

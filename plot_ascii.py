@@ -160,11 +160,11 @@ def compact(value: Optional[float]) -> str:
 
 
 def ago(seconds: float) -> str:
-    """A time in at most eight characters: 12 min, 11 h, 9 d 02 h, 175 d."""
+    """A time in at most eight characters: 12 min, 11 h, 9 d 02 h, 13 d."""
     hours = int(seconds // 3600)
     if hours < 24:
         return "%d h" % hours if hours else "%d min" % (seconds // 60)
-    return "%d d %02d h" % divmod(hours, 24) if hours < 2400 else "%d d" % (hours // 24)
+    return "%d d %02d h" % divmod(hours, 24) if hours < 240 else "%d d" % (hours // 24)
 
 
 # -- time: zones, calendar steps, axes, ticks -------------------------------------------------------------------------
@@ -637,7 +637,7 @@ class Table:
                     {field: [iso(edge) for edge in axis.edges[:-1]] for field, axis in self.axes.items()})
 
 
-def who(c: Context, stays: Iterable[importer.Deployment], rank: int = 3) -> List[Column]:
+def who(c: Context, stays: Iterable[Union[importer.Deployment, importer.UnitState]], rank: int = 3) -> List[Column]:
     """Columns for site and unit."""
     stays = list(stays)
     names = (("site", [stay.site or "[no site]" for stay in stays]), ("unit", [stay.nickname for stay in stays]))
@@ -1023,7 +1023,7 @@ def view_status(c: Context) -> Page:
     stuck = [[(0, c.name(state.site or state.nickname)), (1, why_stuck(c, state))] for state in states if state.free_by]
     stuck = stuck[:3 if c.rows else None]
     here = states[:c.room(3 + len(stuck))]
-    t = Table(c, [Column(("state",), "", 4), *who(c, stays), Column(("ping_age", "data_age"), "last", 8, 1, True),
+    t = Table(c, [Column(("state",), "", 4), *who(c, states), Column(("ping_age", "data_age"), "last", 8, 1, True),
                   Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True),
                   Column(("celsius",), c.g["degree"], 5, 6, True), Column(("dbm",), "dBm", 4, 5, True),
                   Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7), Column(("free_by",), "", 0, gap=0)])
@@ -1073,13 +1073,14 @@ def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[
 
 def view_signal(c: Context) -> Page:
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
-    stays = {stay.unit_id: stay for stay in c.stays()}
+    stays = importer.whereabouts(c.stays(), c.now)
     a, b, _ = c.range("pings", stays.values(), 30)
     levels = {unit: found for unit in stays for found in [importer.signals(c.db, unit, a, b + 1)] if found}
     order = sorted(levels, key=lambda unit: sorted(levels[unit])[len(levels[unit]) // 2])
     if not order:
         return nothing("signal", "No pings with a signal strength in this time.")
-    t = Table(c, [*who(c, [stays[unit] for unit in order], 4),
+    shared = len({stays[unit].site for unit in order}) < len(order)             # then the site alone does not tell
+    t = Table(c, [*who(c, [stays[unit] for unit in order], 1 if shared else 4),
                   Column(("min", "p25", "median", "p75", "max"), "", 46 if c.width > 75 else 15),
                   Column(("last",), "last", 4, 1, True), Column(("n",), "n", 4, 2, True),
                   Column(("trend",), "trend", 10, 3)])
@@ -1119,7 +1120,7 @@ ERRORS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
 
 def view_errors(c: Context) -> Page:
     """Entries of the units' error logs by column and type; below, the newest."""
-    stays = {stay.unit_id: stay for stay in c.stays()}
+    stays = importer.whereabouts(c.stays(), c.now)
     a, b, exact = c.range("error_logs", stays.values(), 84)
     kinds = [Column((kind or "other",), kind or "other", max(len(kind), 5), 2, True) for kind in ERRORS]
     t = Table(c, [*who(c, stays.values(), 4), Column(("entries",), "", 14, chart=True), *kinds,
@@ -1163,14 +1164,15 @@ def view_gaps(c: Context) -> Page:
     """Stretches without readings, newest first, and what became of them."""
     stays = c.stays()
     a, b, _ = c.range("co2_readings", stays, 30)
-    places = {stay.unit_id: stay for stay in stays}
     found = sorted(importer.gaps(c.db, stays, a, b), key=lambda gap: (-gap.end, gap.start))
     if not found:
         return nothing("gaps", "No gaps in this time." if stays else "No units yet.")
     t = Table(c, [*who(c, stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1),
                   Column(("missing",), "missing", 7, 2, True), Column(("state", "calls"), "state", 14)])
     here = found[:c.room(3)]
-    rows = [[*who_cells(c, places[gap.unit_id]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
+    own = {gap.unit_id: [stay for stay in stays if stay.unit_id == gap.unit_id] for gap in here}
+    place = {gap: importer.whereabouts(own[gap.unit_id], gap.start if gap.end < b else b)[gap.unit_id] for gap in here}
+    rows = [[*who_cells(c, place[gap]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
              cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)),
              cell("%d" % gap.missing, gap.missing), Cell([gap.state, gap.calls], [Span(*GAPS[gap.state])])] for gap in here]
     title = [(0, "gaps"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]

@@ -277,6 +277,12 @@ def test_status(four: str) -> None:
     """)
 
 
+@pytest.mark.parametrize("seconds, text", [(59, "0 min"), (3599, "59 min"), (3600, "1 h"), (86399, "23 h"), (86400, "1 d 00 h"),
+                                           (863999, "9 d 23 h"), (864000, "10 d"), (1e8, "1157 d")])
+def test_a_time_that_has_passed_has_at_most_eight_characters(seconds: float, text: str) -> None:
+    assert plot_ascii.ago(seconds) == text
+
+
 def test_status_in_forty_cells_of_ascii(four: str) -> None:
     assert text_of("status", four, width=40, rows=6, glyphs="ascii") == picture("""
     2019-09-26 12:00 UTC
@@ -484,6 +490,27 @@ def moves(tmp_path_factory: pytest.TempPathFactory) -> str:
         6 c 10 lab_check 2019-09-01 2019-09-15
         6 c 10 en_route 2019-09-15 2019-09-17
         6 c 10 deployed 2019-09-17""")
+
+
+def test_a_unit_is_where_it_is_now_and_a_gap_where_the_unit_was_then(tmp_path: object) -> None:
+    """Unit 1 goes from b to a, unit 2 from a to b: the site that comes last in the table is not always the one of today."""
+    hole = [row for row in steady() if not datetime(2019, 9, 14) < row[0] < datetime(2019, 9, 15)]
+    error = "----- 2019-09-25 10:55:57 EXC Uncaught exception\n"
+    db = archive(str(tmp_path), [Unit(1, hole, daily(), error), Unit(2, steady(), daily())], """
+        1 b 30 deployed 2019-09-01 2019-09-19
+        1 a 30 deployed 2019-09-19
+        2 a 30 deployed 2019-09-01 2019-09-19
+        2 b 30 deployed 2019-09-19""")
+    for view in ("signal", "errors", "status"):
+        assert dict((row["unit"], row["site"]) for row in records(page_of(view, db)))["unit-01"] == "a", view
+    assert [(row["unit"], row["site"]) for row in records(page_of("gaps", db))] == [("unit-01", "b")]
+    assert "Sep 10:55 a " in text_of("errors", db)
+
+
+def test_units_that_share_a_site_are_told_apart(tmp_path: object) -> None:
+    units = [Unit(n, (), daily()) for n in (1, 2)]
+    shared = archive("%s/1" % tmp_path, units, "1 lab_desk 0 lab_check\n2 lab_desk 0 lab_check")
+    assert "unit-02" in text_of("signal", shared, width=80)
 
 
 def test_sites_swaps_overlaps_and_units_that_were_never_deployed(moves: str) -> None:
