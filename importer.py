@@ -1294,7 +1294,7 @@ class Gap(NamedTuple):
 
 
 SCAN = 60 * DAY                         # up to this range all readings are looked at, beyond it only days that are not full
-MANY = 100 * 30 * DAY                   # of so many units the range is shorter: 100 units, 30 days; 1,000 units, 3 days
+MANY = 4000 * DAY                       # of many units the range is shorter: 40 days of 100, 4 days of 1,000
 # waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is missing
 # or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not deployed
 GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")

@@ -830,7 +830,7 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [spans])
     co2, temp = found["co2"][0], found["temp"][0]
     scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
-    ribbons = _ribbons(c, row, axis, b)
+    ribbons = _ribbons(c, row, axis, co2, b)
     room = max((lines or c.rows or c.o.height - 1) - 2 - len(ribbons), 3)
     high = room - room * 9 // 20 if room > 6 else room
     drawn = [_site_title(c, row, spans, co2, axis, b), *panel(c, row, spans, "co2", axis, co2, scale, high)]
@@ -927,13 +927,14 @@ def _dots(g: Glyphs, low: int, left: range, right: range, reach: range, style: s
     return (g["mean"] if g["sub"] == 1 else "█" if all(line) else "▀" if line[1] else "▄"), style
 
 
-def _ribbons(c: Context, row: Row, axis: Axis, b: int) -> List[Line]:
+def _ribbons(c: Context, row: Row, axis: Axis, co2: Buckets, b: int) -> List[Line]:
     kinds, lines = ("deployed", "en_route", "lab_check"), []
     units = list(dict.fromkeys(stay.unit_id for stay in row.stays))[:3]
     for unit in units:
         stays, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], "", set()
         spans, rhythm = [span for span in row.within(axis.edges[0], b) if span[0] == unit], importer.cadence(c.db, unit, b)
-        for bucket, one, other in zip(importer.buckets(c.db, "co2", [spans], axis.edges)[0], axis.edges, axis.edges[1:]):
+        own = co2 if len(units) == 1 else importer.buckets(c.db, "co2", [spans], axis.edges)[0]
+        for bucket, one, other in zip(own, axis.edges, axis.edges[1:]):
             status = next((stay.status for stay in stays if stay.since < other and stay.until > one), None)
             kind = kinds.index(status) if status in kinds else 0
             thin = bucket is not None and bucket.rows * rhythm < (min(other, b) - one) / 2
