@@ -1523,10 +1523,10 @@ def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int], s
         GROUP BY s.i, c.j""" % ("avg(p.rssi_dbm)" if signal else "NULL"))}
 
 
-def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[int]:
-    """dBm of the pings of a unit, in order of time."""
-    return [dbm for dbm, in db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? "
-                                       "AND rssi_dbm IS NOT NULL ORDER BY ts", (unit, a, b))]
+def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[Tuple[int, int, int]]:
+    """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
+    return db.execute("SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? "
+                      "AND rssi_dbm IS NOT NULL GROUP BY rssi_dbm ORDER BY rssi_dbm", (unit, a, b)).fetchall()
 
 
 def errors(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
@@ -1595,7 +1595,7 @@ def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool,
                       (now - last_ping) / (ping_limit or 1.25 * ping_rhythm + HOUR) if called else 0.0,
                       (now - last_data) / (data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR) if read else 0.0, "")
     verdict = _verdict(state, sorted(row[0] for row in signal), called, now)
-    return state._replace(verdict=verdict, free_by=_free_by(db, unit, due, state) if verdict == "stuck" else None)
+    return state._replace(verdict=verdict, free_by=_free_by(db, unit, due, state) if verdict == "stuck" and len(read) > 3 else None)
 
 
 def _verdict(state: UnitState, signal: Sequence[int], called: Sequence[int], now: int) -> str:

@@ -1077,7 +1077,7 @@ def view_signal(c: Context) -> Page:
     stays = importer.whereabouts(c.stays(), c.now)
     a, b, _ = c.range("pings", stays.values(), 30)
     levels = {unit: found for unit in stays for found in [importer.signals(c.db, unit, a, b + 1)] if found}
-    order = sorted(levels, key=lambda unit: sorted(levels[unit])[len(levels[unit]) // 2])
+    order = sorted(levels, key=lambda unit: quarters(levels[unit])[2])
     if not order:
         return nothing("signal", "No pings with a signal strength in this time.")
     shared = len({stays[unit].site for unit in order}) < len(order)             # then the site alone does not tell
@@ -1085,7 +1085,8 @@ def view_signal(c: Context) -> Page:
                   Column(("min", "p25", "median", "p75", "max"), "", 46 if c.width > 75 else 15),
                   Column(("last",), "last", 4, 1, True), Column(("n",), "n", 4, 2, True),
                   Column(("trend",), "trend", 10, 3)])
-    low, high = min([-113, *map(min, levels.values())]), max([-68, *map(max, levels.values())])
+    low = min([-113, *(found[0][0] for found in levels.values())])
+    high = max([-68, *(found[-1][0] for found in levels.values())])
     step = ceil((high - low + 1) / (t.columns[2].width + t.spare()))
     cells = (high - low) // step + 1
     ticks = spaced([((dbm - low) // step, str(dbm)) for dbm in range(ceil(low / 10) * 10, high, 10)], cells)
@@ -1102,16 +1103,22 @@ def view_signal(c: Context) -> Page:
     return t.page("signal", title, (a, b), rows, len(order) - len(here), notes)
 
 
-def _signal_row(c: Context, stay: importer.Deployment, levels: Sequence[int], low: int, step: int, cells: int,
+def quarters(levels: Sequence[Tuple[int, int, int]]) -> List[int]:
+    """Least, quartiles and greatest of the dBm of `importer.signals`."""
+    values = [dbm for dbm, n, _ in levels for _ in range(n)]
+    return [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
+
+
+def _signal_row(c: Context, stay: importer.Deployment, levels: Sequence[Tuple[int, int, int]], low: int, step: int, cells: int,
                 pings: Sequence[Optional[importer.Pings]]) -> List[Cell]:
-    values, trend = sorted(levels), [None if one is None else one.dbm for one in pings]
-    points = [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
-    at = [(dbm - low) // step for dbm in (*points, levels[-1], importer.WEAK, importer.UNUSABLE)]
+    points, trend = quarters(levels), [None if one is None else one.dbm for one in pings]
+    last, n = max(levels, key=lambda level: level[2])[0], sum(level[1] for level in levels)
+    at = [(dbm - low) // step for dbm in (*points, last, importer.WEAK, importer.UNUSABLE)]
     line = [c.g["limit"] if i in at[6:] else " " for i in range(cells)]
     for name, one, other in (("whisker", 0, 4), ("box", 1, 3), ("median", 2, 2), ("dot", 5, 5)):
         line[at[one]:at[other] + 1] = c.g[name] * (at[other] - at[one] + 1)
-    return [*who_cells(c, stay), Cell(points, [Span("".join(line))]), cell("%d" % levels[-1], levels[-1]),
-            cell("%d" % len(values), len(values)), Cell([rounded(*trend)], bars(c, trend, SIGNAL))]
+    return [*who_cells(c, stay), Cell(points, [Span("".join(line))]), cell("%d" % last, last), cell("%d" % n, n),
+            Cell([rounded(*trend)], bars(c, trend, SIGNAL))]
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

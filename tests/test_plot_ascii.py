@@ -1111,6 +1111,13 @@ def test_a_full_file_that_shrank_may_be_closed_too_short_and_nothing_is_said(sim
     assert (state.verdict, state.free_by) == ("stuck", None) and "free" not in world.text()
 
 
+def test_of_a_unit_without_a_rhythm_no_time_is_said(tmp_path: object) -> None:
+    for n, known in ((3, False), (4, True)):
+        db = archive("%s/%d" % (tmp_path, n), [Unit(1, steady(minutes=120)[:n], daily())], "1 a 1 deployed 2019-09-01")
+        row, = records(page_of("status", db))
+        assert row["state"] == "stuck" and (row["free_by"] is not None) == known
+
+
 def test_a_stuck_unit_says_so_in_every_form_and_when_it_is_not_its_file(watched: str) -> None:
     form = "b · stuck: pings, no data; if its file shrank, free by 2019-09-30"
     assert text_of("status", watched).splitlines()[-1] == form
