@@ -476,6 +476,11 @@ def test_a_chunk_in_small_segments_is_answered_and_the_connection_closed(server)
     assert reply.endswith(b'\r\n\r\n{"ack_file":["readings-0000.tsv",5,5]}\n')
 
 
+def test_a_client_that_pauses_for_longer_than_a_tick_is_waited_for(server):
+    pieces = (PUT_HELLO[0][:20], PUT_HELLO[0][20:] + b"".join(PUT_HELLO[1:-1]), PUT_HELLO[-1])
+    assert talk(server(), *pieces, pause=co2d.TICK + 0.1).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_a_body_shorter_than_announced_stores_nothing_and_gets_no_reply(server):
     one = server()
     with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:

@@ -258,6 +258,19 @@ def test_a_reply_over_tls_ends_with_a_farewell(start, certificate, request_line,
             assert read_all(link).split()[1] == status          # SSLEOFError where the farewell is missing
 
 
+@pytest.mark.parametrize("tls_only", ["yes", "no"])
+def test_a_client_that_pauses_is_waited_for_on_the_tls_port_too(start, certificate, tls_only):
+    one = start(*certificate, "--tls-only", tls_only)
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+        time.sleep(co2d.TICK + 0.1)
+        link = ssl._create_unverified_context().wrap_socket(sock) if tls_only == "yes" else sock
+        for piece in (PING[:9], PING[9:]):
+            time.sleep(co2d.TICK + 0.1)
+            link.sendall(piece)
+        assert read_all(link).startswith(b"HTTP/1.1 200 ")
+        link.close()
+
+
 def test_plain_http_on_the_tls_port_can_be_allowed(start, certificate):
     assert ask(start(*certificate, "--tls-only", "no").port, PING).startswith(b"HTTP/1.1 200 ")
 
