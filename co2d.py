@@ -1348,11 +1348,10 @@ class Connection:
         self.enter("reply")
         end = max(self.accepted + self.settings.request_seconds, self.since + LAST_WORDS)
         while data:
-            try:
+            if time.monotonic() > end:
+                raise Gone("it took too long")
+            with contextlib.suppress(BlockingIOError, socket.timeout):      # it takes nothing for a TICK
                 data = data[self.sock.send(data):]
-            except (BlockingIOError, socket.timeout):           # it has not taken anything within TICK
-                if time.monotonic() > end:
-                    raise
 
     def linger(self) -> None:
         """Read away what is still coming: closing before would take the reply back from the client."""

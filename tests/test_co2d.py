@@ -516,6 +516,21 @@ def test_who_is_too_slow_is_told_so_even_when_all_the_time_is_over(server):
     assert os.listdir(one.station.settings.data_dir) == []
 
 
+def test_who_reads_a_reply_by_drips_is_cut_off_when_the_time_is_over(server):
+    one = server(request_seconds=0.3)
+    make_update(one.station, "update-1", {"flash/big.bin": bytes(9_000_000)})
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", one.port))
+        sock.sendall(b"GET /ou/co2unit-1/updates/update-1/flash/big.bin HTTP/1.0\r\n\r\n")
+        end = time.monotonic() + 4 * co2d.LAST_WORDS
+        assert sock.recv(15) == b"HTTP/1.1 200 OK"
+        while one._open and time.monotonic() < end:
+            sock.recv(60000)                                    # always a little, so that no send ever takes a whole TICK
+            time.sleep(0.05)
+    assert time.monotonic() < end
+
+
 def test_who_waits_in_the_queue_when_the_daemon_stops_is_still_served(server):
     one = server()
     pings, append = one.station.pings, one.station.pings.append

@@ -885,20 +885,8 @@ def test_all_tables_are_exported_in_all_formats_with_the_same_rows(dirty, what):
             value or "\\N" for value in third]
 
 
-def test_a_resumed_export_appends_what_is_new_whatever_its_time(place):
-    file = os.path.join(place.root, "out.csv")
-    path = place.readings(reading(60))
-    place.run()
-    exported(place, "readings", "--resume", "-o", file)
-    place.readings(reading(30), mode="ab")
-    place.run([path])
-    exported(place, "readings", "--resume", "-o", file)
-    exported(place, "readings", "--resume", "-o", file)
-    with open(file) as stream:
-        assert [line.split(",")[0] for line in stream] == ["time", "2019-09-12T01:00:00Z", "2019-09-12T00:30:00Z"]
-
-
-def test_a_resumed_export_goes_on_where_the_last_whole_one_ended(place):
+@pytest.mark.parametrize("left", ["", "2019-09-12T00:30:00Z,co2un"])            # by an export that was killed half way
+def test_a_resumed_export_appends_what_is_new_behind_the_last_whole_one(place, left):
     file = os.path.join(place.root, "out.csv")
     path = place.readings(reading(60))
     place.run()
@@ -906,10 +894,18 @@ def test_a_resumed_export_goes_on_where_the_last_whole_one_ended(place):
     place.readings(reading(30), mode="ab")
     place.run([path])
     with open(file, "a") as stream:
-        stream.write("2019-09-12T00:30:00Z,co2un")               # killed half way
+        stream.write(left)
+    for _ in range(2):
+        exported(place, "readings", "--resume", "-o", file)
+        with open(file) as stream:
+            assert [line.split(",")[0] for line in stream] == ["time", "2019-09-12T01:00:00Z", "2019-09-12T00:30:00Z"]
+
+
+def test_notes_that_no_export_wrote_are_refused(place):
+    file = os.path.join(place.root, "out.csv")
+    place.readings(reading(60))
+    place.run()
     exported(place, "readings", "--resume", "-o", file)
-    with open(file) as stream:
-        assert [line.split(",")[0] for line in stream] == ["time", "2019-09-12T01:00:00Z", "2019-09-12T00:30:00Z"]
     with open(file + ".resume", "w") as stream:
         stream.write("[]")
     done = place.command("export", "readings", "--resume", "-o", file)

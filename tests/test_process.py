@@ -142,20 +142,25 @@ def test_a_reload_takes_new_limits_and_keeps_the_old_ones_when_the_file_is_bad(s
 # -- systemd ----------------------------------------------------------------------------------------------------------
 
 
-def test_systemd_hears_of_start_reload_watchdog_and_stop(start, tmp_path):
-    path = str(tmp_path / "notify")
+@pytest.fixture
+def systemd(tmp_path):
+    """What listens at NOTIFY_SOCKET."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(path)
+        listener.bind(str(tmp_path / "notify"))
         listener.settimeout(20)
-        one = start(NOTIFY_SOCKET=path, WATCHDOG_USEC="400000")
-        assert listener.recv(1000).startswith(b"READY=1\nSTATUS=listens on port ")
-        assert listener.recv(1000) == b"WATCHDOG=1"
-        one.process.send_signal(signal.SIGHUP)
-        heard = [listener.recv(1000) for _ in range(6)]
-        assert any(message.startswith(b"RELOADING=1\nMONOTONIC_USEC=") for message in heard) and b"READY=1" in heard
-        one.process.send_signal(signal.SIGTERM)
-        while heard[-1] != b"STOPPING=1":
-            heard.append(listener.recv(1000))
+        yield listener
+
+
+def test_systemd_hears_of_start_reload_watchdog_and_stop(start, systemd):
+    one = start(NOTIFY_SOCKET=systemd.getsockname(), WATCHDOG_USEC="400000")
+    assert systemd.recv(1000).startswith(b"READY=1\nSTATUS=listens on port ")
+    assert systemd.recv(1000) == b"WATCHDOG=1"
+    one.process.send_signal(signal.SIGHUP)
+    heard = [systemd.recv(1000) for _ in range(6)]
+    assert any(message.startswith(b"RELOADING=1\nMONOTONIC_USEC=") for message in heard) and b"READY=1" in heard
+    one.process.send_signal(signal.SIGTERM)
+    while heard[-1] != b"STOPPING=1":
+        heard.append(systemd.recv(1000))
 
 
 def test_a_daemon_that_nobody_listens_to_serves_all_the_same(start, tmp_path):
@@ -164,18 +169,15 @@ def test_a_daemon_that_nobody_listens_to_serves_all_the_same(start, tmp_path):
     assert one.stop() == 0
 
 
-def test_the_watchdog_is_not_fed_when_nothing_can_be_written(start, tmp_path):
-    path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(path)
-        listener.settimeout(1)
-        one = start(NOTIFY_SOCKET=path, WATCHDOG_USEC="200000")
-        os.rename(one.data, one.data + ".gone")
-        open(one.data, "w").close()
-        one.waits_for("watchdog: data_dir: ")
-        with pytest.raises(socket.timeout):
-            while True:
-                listener.recv(1000)
+def test_the_watchdog_is_not_fed_when_nothing_can_be_written(start, systemd):
+    systemd.settimeout(1)
+    one = start(NOTIFY_SOCKET=systemd.getsockname(), WATCHDOG_USEC="200000")
+    os.rename(one.data, one.data + ".gone")
+    open(one.data, "w").close()
+    one.waits_for("watchdog: data_dir: ")
+    with pytest.raises(socket.timeout):
+        while True:
+            systemd.recv(1000)
 
 
 def test_with_socket_activation_a_restart_under_load_refuses_nobody(start):
