@@ -82,11 +82,11 @@ log = logging.getLogger("co2d")
 
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A parser for whole numbers from `low` to `high`."""
-    def parse(text: str) -> int:
+    def number(text: str) -> int:
         if not re.match(r"[0-9]{1,18}$", text) or not low <= int(text) <= high:
             raise ValueError("%r is not a whole number from %d to %d" % (text, low, high))
         return int(text)
-    return parse
+    return number
 
 
 def size(text: str) -> int:
