@@ -230,6 +230,7 @@ class Source(NamedTuple):
     unit_id: str                        # "" where there is none
     size: int
     ctime: float                        # of its last change; unlike the mtime, a copying program cannot set it
+    until: Optional[int] = None         # byte up to which to read; None: to its end
 
     @property
     def id(self) -> int:
@@ -260,17 +261,14 @@ def kind_of(relative: str) -> Optional[Tuple[str, str]]:
     return None
 
 
-def find_sources(archive: Archive, unreadable: Troubles) -> List[Source]:
-    """All text files of an archive in order of their keys. What cannot be used is appended to `unreadable` with the reason."""
-    found: List[Source] = []
+def find_sources(archive: Archive, unreadable: Troubles) -> Iterator[Source]:
+    """All text files of an archive, in no order. What cannot be used is appended to `unreadable` with the reason."""
     for data_dir in archive.data_dirs:
         for entry in _scan(data_dir, unreadable):
             for folder in _FOLDERS if entry.is_dir(follow_symlinks=False) else ():
-                found += _collect(data_dir, "data/", os.path.join(entry.path, folder), unreadable)
-        found += _collect(data_dir, "data/", os.path.join(data_dir, "manual"), unreadable)
-    found += _collect(archive.var_dir, "var/", os.path.join(archive.var_dir, "pings"), unreadable)
-    found.sort(key=operator.attrgetter("key"))
-    return list(_unambiguous(found, unreadable))
+                yield from _collect(data_dir, "data/", os.path.join(entry.path, folder), unreadable)
+        yield from _collect(data_dir, "data/", os.path.join(data_dir, "manual"), unreadable)
+    yield from _collect(archive.var_dir, "var/", os.path.join(archive.var_dir, "pings"), unreadable)
 
 
 def _scan(directory: str, unreadable: Troubles) -> Iterator[os.DirEntry[str]]:
@@ -308,17 +306,6 @@ def _storable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _unambiguous(found: Sequence[Source], unreadable: Troubles) -> Iterator[Source]:
-    """Each key once, and no two keys with the same id."""
-    owners: Dict[int, str] = {}
-    for _, same in groupby(found, operator.attrgetter("key")):
-        for source in _distinct(list(same)):
-            if owners.setdefault(source.id, source.key) == source.key:
-                yield source
-            else:
-                unreadable.append((source.path, _SAME_ID % owners[source.id]))
-
-
 def _distinct(same: List[Source]) -> Iterator[Source]:
     """Of the same file in several data directories the longest; others only where they are not its beginning."""
     if len(same) > 1:
@@ -329,6 +316,84 @@ def _distinct(same: List[Source]) -> Iterator[Source]:
         checksum = _checksum(other.path, other.size)
         if checksum != _checksum(longest.path, other.size):
             yield other._replace(key="%s#%08x" % (other.key, checksum))
+
+
+_LISTING = """
+PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;
+CREATE TABLE found(key TEXT, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL);
+CREATE TABLE files(key TEXT PRIMARY KEY, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL, until INTEGER, id INTEGER)
+    WITHOUT ROWID;
+"""
+_LISTED = "f.key, f.path, f.kind, f.unit_id, f.size, f.ctime, f.until"
+_ONLY_TIERED = """
+    DELETE FROM files WHERE kind = 'deployments' AND key LIKE '%/deploy_durations.tsv'
+    AND EXISTS (SELECT 1 FROM files WHERE kind = 'deployments' AND key LIKE '%\\_tiered.tsv' ESCAPE '\\')"""
+_SAME_IDS = """
+    SELECT f.key, f.path, first.key FROM files f JOIN
+        (SELECT id, min(key) AS key FROM files GROUP BY id HAVING count(*) > 1) first ON first.id = f.id AND first.key < f.key"""
+_SHARES = """
+    SELECT min(key), max(key), sum(size) FROM
+        (SELECT key, size, CAST((sum(size) OVER (ORDER BY key) - size) * ? AS INTEGER) AS share FROM files)
+    GROUP BY share ORDER BY share"""
+Share = Tuple[str, str, int]            # first key, last key, bytes
+
+
+class Listing:
+    """The sources of an archive in order of their keys, in a file beside the database: millions of them take no memory."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.file = archive.db + ".files"
+        self.unreadable: Troubles = []
+        self.disputed: List[str] = []                           # keys of files of which two servers have different versions
+        _remove(self.file)
+        with _connected(self.file) as db:
+            db.executescript(_LISTING)
+            db.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", (
+                (source.key, os.fsencode(source.path), *source[2:6]) for source in find_sources(archive, self.unreadable)))
+            db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, NULL, ?)", (
+                (source.key, os.fsencode(source.path), *source[2:6], source.id) for source in self._each_once(db)))
+            for key, path, owner in db.execute(_SAME_IDS).fetchall():
+                self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
+                db.execute("DELETE FROM files WHERE key = ?", (key,))
+            db.execute(_ONLY_TIERED)                            # the older, simpler table is read only where that is absent
+            db.execute("COMMIT")
+
+    def _each_once(self, db: sqlite3.Connection) -> Iterator[Source]:
+        rows = db.execute("SELECT *, NULL FROM found ORDER BY key")
+        for key, same in groupby(map(_listed, rows), operator.attrgetter("key")):
+            versions = list(_distinct(list(same)))
+            self.disputed += [key] * (len(versions) > 1)
+            yield from versions
+
+    def between(self, first: str = "", last: str = chr(sys.maxunicode)) -> Iterator[Source]:
+        """The sources with these keys. The file is opened by whoever asks for the first: another process may."""
+        with _connected(self.file) as db:
+            yield from map(_listed, db.execute("SELECT %s FROM files f WHERE f.key BETWEEN ? AND ? ORDER BY f.key" % _LISTED, (first, last)))
+
+    def shares(self, processes: int) -> List[Share]:
+        """The keys cut into ranges of about the same number of bytes."""
+        with _connected(self.file) as db:
+            total = db.execute("SELECT total(size) FROM files").fetchone()[0]
+            number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
+            return db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
+
+    def limit(self, ledger: str) -> List[str]:
+        """Only what the ledger of a database knows, as far as it was read; the keys of what it knows, but is not here."""
+        with _connected(self.file) as db:
+            db.execute("ATTACH ? AS known", (ledger,))
+            db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known.sources)")
+            db.execute("UPDATE files SET until = (SELECT done FROM known.sources WHERE path = key)")
+            return [path for path, in db.execute("SELECT path FROM known.sources WHERE path NOT IN (SELECT key FROM files)")]
+
+    def __enter__(self) -> Listing:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _remove(self.file)
+
+
+def _listed(row: Row) -> Source:
+    return Source(row[0], os.fsdecode(row[1]), *row[2:])
 
 
 def _checksum(path: str, size: int) -> int:
@@ -453,12 +518,14 @@ class Columns:
 
     def cut(self, block: bytes) -> List[Sequence[Any]]:
         """The 16 original columns, raw values if any, ts, lengths of the lines; Rejected where there is any doubt."""
-        lines = block.decode("latin-1").split("\n")
+        text = block.decode("latin-1")
+        lines = text.split("\n")
         widths = set(map(str.count, lines[:-1], repeat("\t")))
         if lines.pop() or widths not in ({15}, {20}):
             raise Rejected("not plain")
         width = widths.pop() + 1
-        fields = "\t".join(lines).split("\t")
+        fields = text.replace("\n", "\t").split("\t")
+        fields.pop()
         units, nicks, days, clocks, *texts = [fields[n::width] for n in range(width)]
         values = [list(map(known.__getitem__, column)) for known, column in zip(self.values, texts)]
         ts = list(map(operator.add, map(DAYS.__getitem__, days), map(TIMES.__getitem__, clocks)))
@@ -663,7 +730,7 @@ class Summary:
 
     def add(self, other: Summary) -> None:
         """What another part of the same import did."""
-        self.files += other.files
+        self.files, self.repeated = self.files + other.files, self.repeated + other.repeated
         self.unreadable += other.unreadable
         for mine, theirs in ((self.rows, other.rows), (self.rejected, other.rejected)):
             mine.update({key: mine.get(key, 0) + n for key, n in theirs.items()})
@@ -707,7 +774,7 @@ class Import:
         self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
         self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days
         self.waiting: Dict[int, Optional[int]] = {}             # source: rejected lines from this one on wait for a good one
-        self.everything = False                                 # all days are touched (a new database)
+        self.whole: Optional[Dict[str, Set[str]]] = None        # kind: units of which all days are (a new database)
         self.changes = db.total_changes
         self.summary = Summary()
 
@@ -718,16 +785,14 @@ class Import:
             self.accounts[source.id] = Account(*row or (source.key,))
         return self.accounts[source.id]
 
-    def take(self, sources: Sequence[Source], ends: Optional[Dict[int, int]] = None) -> None:
-        """Import what is new in these sources; `ends`: how far to read each."""
+    def take(self, sources: Iterable[Source]) -> None:
+        """Import what is new in these sources."""
         for source in sources:
-            self.take_one(source, ends.get(source.id) if ends is not None else None)
+            self.take_one(source)
             if len(self.accounts) > MOST_ACCOUNTS:
                 self.settle_ledger()
-                self.accounts.clear()
-                self.changed.clear()
 
-    def take_again(self, sources: Sequence[Source]) -> None:
+    def take_again(self, sources: Iterable[Source]) -> None:
         """Read those once more that may hold repeats of what was taken out."""
         ids = set(self.again)
         for source in sources:
@@ -736,16 +801,14 @@ class Import:
                 self.accounts[source.id] = Account(source.key)
                 self.take_one(source)
 
-    def forget_missing(self, sources: Sequence[Source]) -> None:
-        """Take out the rows of files that are gone (the text is the truth)."""
-        known = {source.id: source.key for source in sources}
-        ledger = self.db.execute("SELECT id, path, kind, unit_id FROM sources")
-        for id, key, kind, unit in [row for row in ledger if known.get(row[0]) != row[1]]:
+    def forget(self, gone: Iterable[Row]) -> None:
+        """Take out the rows of files that are gone (the text is the truth): id, path, kind, unit of each."""
+        for id, key, kind, unit in gone:
             self._forget(Source(key, "", kind, unit, 0, 0.0))
             self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
 
-    def take_one(self, source: Source, end: Optional[int] = None) -> None:
-        """Import what is new in a source, up to byte `end`."""
+    def take_one(self, source: Source) -> None:
+        """Import what is new in a source."""
         account = self.account(source)
         if account.key != source.key:
             self.summary.unreadable.append((source.path, _SAME_ID % account.key))
@@ -754,7 +817,7 @@ class Import:
             return
         try:
             with open(source.path, "rb", opener=_open_no_link) as file:
-                size = os.fstat(file.fileno()).st_size if end is None else end
+                size = os.fstat(file.fileno()).st_size if source.until is None else source.until
                 if (source.kind in ("errors", "deployments") or size < account.done
                         or _checksum_of(file, account.done) != account.checksum):       # does not begin as before
                     if account.size:
@@ -829,7 +892,7 @@ class Import:
         self.db.executemany(_INSERT[source.kind], rows)
 
     def _touch(self, kind: str, unit: str, days: Set[int]) -> None:
-        if not self.everything:
+        if self.whole is None:
             self.touched[kind].setdefault(unit, set()).update(days)
 
     def _followed(self, source: Source, account: Account, ts: int) -> None:
@@ -927,9 +990,10 @@ class Import:
 
     def _runs(self, kind: str) -> List[Run]:
         """What was touched, as runs of days that follow each other."""
-        if self.everything:
-            return self.db.execute("SELECT unit_id, min(ts) / 86400, max(ts) / 86400 FROM %s GROUP BY unit_id" % TABLES[kind]).fetchall()
-        return list(_runs(self.touched[kind]))
+        if self.whole is None:
+            return list(_runs(self.touched[kind]))
+        query = "SELECT ?1, (SELECT min(ts) / 86400 FROM {0} WHERE unit_id = ?1), (SELECT max(ts) / 86400 FROM {0} WHERE unit_id = ?1)"
+        return [self.db.execute(query.format(TABLES[kind]), (unit,)).fetchone() for unit in sorted(self.whole[kind])]
 
     def _drop_repeats(self, kind: str, run: Run) -> None:
         table, (unit, first, last) = TABLES[kind], run
@@ -971,7 +1035,7 @@ class Import:
                     or number >= self.limits.flat_count and low == high)
 
     def settle_ledger(self) -> None:
-        """Write the accounts of what changed."""
+        """Write the accounts of what changed, and forget them: there may be many."""
         names = ("id", "path", "kind", "unit_id", *Account.COLUMNS)
         self.db.executemany("INSERT OR REPLACE INTO sources(%s) VALUES (%s)" % (", ".join(names), ", ".join("?" * len(names))),
                             [(id, source.key, source.kind, source.unit_id, *operator.attrgetter(*Account.COLUMNS)(self.accounts[id]))
@@ -979,6 +1043,7 @@ class Import:
         if self.changed or self.db.total_changes > self.changes:
             self.db.execute("DELETE FROM last_import")
             self.db.execute("INSERT INTO last_import VALUES (?)", (self.now,))
+        self.accounts, self.changed, self.waiting = {}, {}, {}
 
 
 _USABLE = "co2 IS NOT NULL AND qc & %d = 0" % (QC_CO2_BAD | QC_ROW)
@@ -1112,27 +1177,36 @@ def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Opt
 
 
 def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Progress) -> Summary:
-    unreadable: Troubles = []
-    sources = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
-    every = sources is None
-    if sources is None:
-        sources = _current_deployments(find_sources(archive, unreadable))
-    with _connected(archive.db) as db:
-        db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE")
+    named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
+    with contextlib.ExitStack() as stack:
+        db = stack.enter_context(_connected(archive.db))
+        db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+        listing = stack.enter_context(Listing(archive)) if named is None else None
+        if listing:
+            db.execute("ATTACH ? AS listing", (listing.file,))
+        db.execute("BEGIN IMMEDIATE")
         run = Import(db, now, archive.limits, progress)
-        run.summary.unreadable = unreadable
-        run.summary.disputed = _disputed(sources)
         run.release_future()
-        if every:
-            unreadable += _not_mounted(db, archive)
-        if every and not unreadable:
-            run.forget_missing(sources)
-        run.take(sources)
+        if listing:
+            _take_all(run, archive, listing)
+        else:
+            run.take(named or [])
         if run.again:
-            run.take_again(sources if every else find_sources(archive, []))
+            run.take_again((listing or stack.enter_context(Listing(archive))).between())
         run.settle()
         db.execute("COMMIT")
     return run.summary
+
+
+def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
+    """All that is new, and out with what is gone, unless that cannot be known."""
+    run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
+    listing.unreadable += _not_mounted(run.db, archive)
+    if not listing.unreadable:
+        run.forget(run.db.execute("SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM listing.files)").fetchall())
+    changed = ("SELECT %s FROM listing.files f LEFT JOIN sources s ON s.path = f.key "
+               "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key" % _LISTED)
+    run.take(map(_listed, run.db.execute(changed)))
 
 
 def _not_mounted(db: sqlite3.Connection, archive: Archive) -> Troubles:
@@ -1140,17 +1214,6 @@ def _not_mounted(db: sqlite3.Connection, archive: Archive) -> Troubles:
     known = db.execute("SELECT 1 FROM sources WHERE path LIKE 'data/%' LIMIT 1").fetchone()
     return [(directory, "empty or missing; is a disk not mounted? (./importer.py rebuild forgets what was there)")
             for directory in archive.data_dirs if known and not any(True for _ in _scan(directory, []))]
-
-
-def _disputed(sources: Sequence[Source]) -> List[str]:
-    """Keys of files of which `_distinct` has found several versions."""
-    return sorted({source.key[:-9] for source in sources if re.search(r"#[0-9a-f]{8}\Z", source.key)})
-
-
-def _current_deployments(sources: Sequence[Source]) -> List[Source]:
-    """The older, simpler table is read only where the tiered one is absent."""
-    tiered = any(source.key.endswith("_tiered.tsv") for source in sources)
-    return [source for source in sources if not (tiered and source.key.endswith("/deploy_durations.tsv"))]
 
 
 def _named(archive: Archive, paths: Iterable[str]) -> Optional[List[Source]]:
@@ -1197,80 +1260,83 @@ def rebuild(archive: Archive, now: Optional[float] = None, progress: Progress = 
 
 def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -> Summary:
     new = archive.db + ".new"
-    unreadable: Troubles = []
-    try:
-        sources = _current_deployments(find_sources(archive, unreadable))
-        summary = _build(new, sources, now, progress, limits=archive.limits, processes=processes)
-        summary.unreadable[:0] = unreadable
-        summary.disputed = _disputed(sources)
-        _swap_in(new, archive.db)
-    finally:
-        _remove(new)
+    with Listing(archive) as listing:
+        try:
+            summary = _build(new, listing, now, progress, archive.limits, processes)
+            summary.unreadable[:0] = listing.unreadable
+            summary.disputed = sorted(listing.disputed)
+            _swap_in(new, archive.db)
+        finally:
+            _remove(new)
     return summary
 
 
 _FRESH = "PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;"
 
 
-def _build(path: str, sources: Sequence[Source], now: float, progress: Progress = None,
-           ends: Optional[Dict[int, int]] = None, limits: Limits = LIMITS, processes: int = 1) -> Summary:
-    """A database at `path` from nothing; `ends`: how far to read each source. Several processes take a share each."""
+def _build(path: str, listing: Listing, now: float, progress: Progress, limits: Limits, processes: int) -> Summary:
+    """A database at `path` from nothing; several processes take a share of the text each."""
     _remove(path)
     _remove(path, ["-part%d" % n for n in range(MOST_PROCESSES)])
-    own, *others = _shares(sources, processes)
+    own, *others = listing.shares(processes)
     with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(_Part(path + "-part%d" % n, functools.partial(_fill, share, now, limits, None, ends)))
+        parts = [stack.enter_context(_Part("%s-part%d" % (path, n), functools.partial(_fill, listing, share, now, limits, None)))
                  for n, share in enumerate(others)]
         db = stack.enter_context(_connected(path))
-        run = _fill(own, now, limits, progress, ends, db)
-        for part, share in zip(parts, others):
-            run.summary.add(part.summary())
-            run.progress(sum(source.size for source in share))
-            _append(db, part.path)
-        db.executescript("BEGIN;" + INDEXES)
-        run.settle()
+        run = _fill(listing, own, now, limits, progress, db)
+        if parts:
+            db.execute("PRAGMA threads = %d" % processes)       # they sort the index
+            _unite(run, [(part.summary(), part.path) for part in parts])
+            run.progress(sum(size for _, _, size in others))
         db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
-        db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
     return run.summary
 
 
-def _fill(sources: Sequence[Source], now: float, limits: Limits, progress: Progress,
-          ends: Optional[Dict[int, int]], db: sqlite3.Connection) -> Import:
-    """The rows and accounts of these sources in an empty database."""
+def _fill(listing: Listing, share: Share, now: float, limits: Limits, progress: Progress, db: sqlite3.Connection) -> Import:
+    """A share of the text in an empty database."""
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, now, limits, progress)
-    run.everything = True
-    run.take(sources, ends)
-    run.settle_ledger()
+    run.whole = {}
+    run.take(listing.between(*share[:2]))
+    db.executescript("BEGIN;" + INDEXES)
+    run.whole = {kind: _units_in(db, TABLES[kind]) for kind in run.touched}
+    run.settle()
     db.execute("COMMIT")
     return run
 
 
-def _shares(sources: Sequence[Source], processes: int) -> List[List[Source]]:
-    """Sources cut into shares of about the same number of bytes."""
-    total = sum(source.size for source in sources)
-    number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
-    begins = accumulate((source.size for source in sources), initial=0)
-    shares = groupby(zip(begins, sources), lambda pair: pair[0] * number // (total + 1))
-    return [[source for _, source in share] for _, share in shares] or [[]]
-
-
-def _append(db: sqlite3.Connection, part: str) -> None:
-    """Copy all rows of another database (SQLite does it without looking into them)."""
-    db.execute("ATTACH ? AS part", (part,))
-    for table in (*TABLES.values(), "rejects", "sources"):
-        db.execute("INSERT INTO main.{0} SELECT * FROM part.{0}".format(table))
-    db.execute("DETACH part")
+def _unite(run: Import, parts: Iterable[Tuple[Summary, str]]) -> None:
+    """Add other databases that were filled with shares. Units that occur in several are settled again as a whole."""
+    known = {kind: _units_in(run.db, TABLES[kind]) for kind in run.touched}
+    run.whole = {kind: set() for kind in run.touched}
+    run.db.executescript("".join("DROP INDEX %s;" % name for name in re.findall(r"CREATE INDEX (\w+)", INDEXES)))
+    for summary, path in parts:
+        run.summary.add(summary)
+        run.db.execute("ATTACH ? AS part", (path,))
+        for kind in run.touched:
+            units = _units_in(run.db, "part." + TABLES[kind])
+            run.whole[kind] |= known[kind] & units
+            known[kind] |= units
+        for table in (*TABLES.values(), "rejects", "sources", "daily"):     # SQLite copies pages where it can
+            run.db.execute("INSERT %s INTO main.%s SELECT * FROM part.%s" % ("OR REPLACE" * (table == "daily"), table, table))
+        run.db.execute("DETACH part")
+    run.db.executescript("BEGIN;" + INDEXES)
+    run.settle()
+    run.db.execute("COMMIT")
 
 
 class _Part:
-    """A database filled by a process of its own, which a program with threads must not start."""
+    """A database filled by a process of its own, which a program with threads must not start. Where the system has no
+    process left, it is filled by this one, when asked for."""
 
     def __init__(self, path: str, fill: Callable[[sqlite3.Connection], Import]) -> None:
-        self.path = path
+        self.path, self.fill = path, fill
         self.pipe, theirs = os.pipe()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            self.pid = -1
         if not self.pid:
             try:
                 with _connected(path) as db:
@@ -1284,6 +1350,9 @@ class _Part:
 
     def summary(self) -> Summary:
         """Wait until the part is filled."""
+        if self.pid < 0:
+            with _connected(self.path) as db:
+                return self.fill(db).summary
         with open(self.pipe, "rb", closefd=False) as pipe:
             answer: Any = pickle.loads(pipe.read() or pickle.dumps(OSError("a process that read text was killed")))
         if isinstance(answer, Summary):
@@ -1295,8 +1364,9 @@ class _Part:
 
     def __exit__(self, *_: Any) -> None:
         os.close(self.pipe)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        if self.pid > 0:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
         _remove(self.path)
 
 
@@ -1548,13 +1618,18 @@ def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: 
     return [values[min(len(values) - 1, int(share * len(values)))] if values else None for share in shares]
 
 
+def _units_in(db: sqlite3.Connection, table: str) -> Set[str]:
+    """The units of a table that has an index by unit: a skip through that, not a scan."""
+    return {unit for unit, in db.execute("""
+        WITH RECURSIVE known(unit) AS (
+            SELECT min(unit_id) FROM {0}
+            UNION ALL SELECT (SELECT min(unit_id) FROM {0} WHERE unit_id > known.unit) FROM known WHERE known.unit IS NOT NULL)
+        SELECT unit FROM known WHERE unit IS NOT NULL""".format(table))}
+
+
 def _units(db: sqlite3.Connection) -> List[str]:
-    """All units of which anything is known: a skip through the indexes, not a scan."""
-    skip = """WITH RECURSIVE known(unit) AS (
-        SELECT min(unit_id) FROM {0}
-        UNION ALL SELECT (SELECT min(unit_id) FROM {0} WHERE unit_id > known.unit) FROM known WHERE known.unit IS NOT NULL)
-        SELECT unit FROM known WHERE unit IS NOT NULL"""
-    found = {unit for table in ("daily", "pings", "error_logs") for unit, in db.execute(skip.format(table))}
+    """All units of which anything is known."""
+    found = set().union(*(_units_in(db, table) for table in ("daily", "pings", "error_logs")))
     return sorted(found | {unit for unit, in db.execute("SELECT DISTINCT unit_id FROM deploy_durations_tiered")})
 
 
@@ -1816,15 +1891,13 @@ def _sequence_number(path: str) -> Optional[int]:
 def verify(archive: Archive, processes: int = 1) -> List[str]:
     """Read all text again and compare, row by row and byte by byte; what does not agree."""
     new = archive.db + ".verify"
-    with only_writer(archive.db), contextlib.closing(open_db(archive.db)) as db:
-        ledger = {row[0]: row[1:] for row in db.execute("SELECT id, path, done, imported_bytes, rejected_bytes FROM sources")}
-        sources = [source for source in _current_deployments(find_sources(archive, [])) if source.id in ledger]
-        problems = ["%s: the ledger knows it, but the file is gone" % ledger[id][0] for id in set(ledger) - {s.id for s in sources}]
-        problems += ["%s: %d bytes of lines, but %d imported and %d rejected" % account
-                     for account in ledger.values() if account[1] != account[2] + account[3]]
+    with only_writer(archive.db), contextlib.closing(open_db(archive.db)) as db, Listing(archive) as listing:
+        problems = ["%s: the ledger knows it, but the file is gone" % path for path in listing.limit(archive.db)]
+        problems += ["%s: %d bytes of lines, but %d imported and %d rejected" % account for account in db.execute(
+            "SELECT path, done, imported_bytes, rejected_bytes FROM sources WHERE done <> imported_bytes + rejected_bytes")]
         now = (db.execute("SELECT at FROM last_import").fetchone() or (0,))[0]
         try:
-            _build(new, sources, now, None, {id: account[1] for id, account in ledger.items()}, archive.limits, processes)
+            _build(new, listing, now, None, archive.limits, processes)
             problems += _differences(db, new)
         finally:
             _remove(new)

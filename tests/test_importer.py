@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -335,6 +336,45 @@ def test_a_helper_that_fails_ends_a_rebuild_with_the_old_database(dirty, monkeyp
         importer.rebuild(place.archive, NOW, processes=3)
     assert place.dump() == before
     assert not [name for name in os.listdir(place.var) if "part" in name or name.endswith(".new")]
+
+
+def test_a_rebuild_goes_on_alone_where_no_further_process_can_be_had(dirty, monkeypatch):
+    place, _ = dirty
+    one, three = (place.archive._replace(db=place.archive.db + name) for name in (".one", ".three"))
+    said = str(importer.rebuild(one, NOW))
+    monkeypatch.setattr(importer, "SHARE", 1000)
+    monkeypatch.setattr(os, "fork", lambda: open("/none/such"))         # an OSError, as of a system that is out of processes
+    assert str(importer.rebuild(three, NOW, processes=3)) == said
+    assert place.dump(three.db) == place.dump(one.db)
+
+
+def test_a_unit_whose_files_were_read_by_several_processes_is_settled_as_one(place, monkeypatch):
+    """A lone spike at the begin of a file, whose neighbour is in the file before, and a repeat of a line of that file."""
+    lines = [reading(30 * n, 400 + n) for n in range(40)]
+    spike = reading(30 * 20, 900)
+    for number, text in enumerate(("".join(lines[:20]), spike + "".join(lines[21:]) + lines[3])):
+        place.readings(text, number=number)
+    monkeypatch.setattr(importer, "SHARE", 1000)
+    importer.rebuild(place.archive, NOW, processes=2)
+    assert place.ask("SELECT count(*), total(qc & %d > 0) FROM co2_readings" % importer.QC_SPIKE) == [(40, 1)]
+    assert place.ask("SELECT sum(n), sum(co2_off) FROM daily") == [(40, 1)]
+    assert place.ask("SELECT sum(imported), sum(repeated) FROM sources") == [(40, 1)]
+    assert importer.verify(place.archive) == []
+
+
+def test_a_list_of_many_files_takes_no_memory(place):
+    folder = os.path.join(place.data, UNIT, "data", "readings")
+    os.makedirs(folder)
+    for number in range(5000):
+        open(os.path.join(folder, "readings-%04d.tsv" % number), "w").close()
+    tracemalloc.start()
+    try:
+        with importer.Listing(place.archive) as listing:
+            assert sum(1 for _ in listing.between()) == 5000
+        assert tracemalloc.get_traced_memory()[1] < 5000 * 100
+    finally:
+        tracemalloc.stop()
+    assert os.listdir(place.var) == []
 
 
 def test_a_ping_becomes_a_row_also_one_of_another_server(place):
