@@ -806,6 +806,7 @@ class Import:
         for id, key, kind, unit in gone:
             self._forget(Source(key, "", kind, unit, 0, 0.0))
             self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
+            del self.accounts[id]
 
     def take_one(self, source: Source) -> None:
         """Import what is new in a source."""
@@ -956,16 +957,21 @@ class Import:
 
     def _forget(self, source: Source) -> None:
         """Take out the rows of a source, and have the files read again that may hold repeats of them."""
-        table = TABLES[source.kind]
+        left = self.account(source).imported - self._delete(source, "source = ? AND unit_id = ?", source.unit_id)
+        if left:                                                # of other units: no index leads there
+            self._delete(source, "source = ?")
         if source.kind in self.touched:
-            for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 FROM %s WHERE source = ?" % table, (source.id,)):
-                self._touch(source.kind, unit, {day})
             self.again |= {id for id, in self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
                                                          (source.kind, source.id))}
-        hint, values = ("unit_id = ? AND ", [source.unit_id]) if source.kind == "errors" else ("", [])     # for the index
-        self.db.execute("DELETE FROM %s WHERE %ssource = ?" % (table, hint), (*values, source.id))
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
         self.waiting.pop(source.id, None)
+
+    def _delete(self, source: Source, which: str, *values: str) -> int:
+        rows, bound = "FROM %s WHERE %s" % (TABLES[source.kind], which), (source.id, *values)
+        if source.kind in self.touched:
+            for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 " + rows, bound):
+                self._touch(source.kind, unit, {day})
+        return self.db.execute("DELETE " + rows, bound).rowcount
 
     def release_future(self) -> None:
         """Readings whose time has come since are no longer dated in the future."""

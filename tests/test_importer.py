@@ -565,6 +565,24 @@ def test_a_file_that_vanished_takes_its_rows_along(place):
     assert place.dump() == place.rebuilt()
 
 
+def test_a_replaced_file_costs_no_look_at_all_readings_unless_it_had_those_of_other_units(place, monkeypatch):
+    path, statements, connect = place.readings(LINE), [], sqlite3.connect
+
+    def traced(*arguments, **options):
+        db = connect(*arguments, **options)
+        db.set_trace_callback(statements.append)
+        return db
+    place.run()
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    for text, scans in ((reading(0) + reading(30, unit="co2unit-other"), 0), (reading(60), 1)):
+        place.readings(text)
+        statements.clear()
+        place.run([path])
+        by_unit = ["unit_id" in said for said in statements if said.startswith("DELETE FROM co2_readings WHERE source")]
+        assert by_unit == [True, False][:1 + scans]
+        assert place.ask("SELECT count(*) FROM co2_readings") == [(text.count("\n"),)]
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_repeat_comes_back_when_the_other_copy_is_replaced(place, first):
     for number in (first, 1 - first):
