@@ -772,9 +772,10 @@ class Import:
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
         self.changed: Dict[int, Source] = {}
         self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
-        self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days
+        self.new: Dict[str, Dict[str, Tuple[int, int]]] = {"readings": {}, "pings": {}}     # kind, unit: time of first and last
+        self.touched: Dict[str, Set[int]] = {}                  # unit: days in which readings came or went
         self.waiting: Dict[int, Optional[int]] = {}             # source: rejected lines from this one on wait for a good one
-        self.whole: Optional[Dict[str, Set[str]]] = None        # kind: units of which all days are (a new database)
+        self.whole: Optional[Dict[str, Set[str]]] = None        # instead of both, kind: units of which all is new
         self.changes = db.total_changes
         self.summary = Summary()
 
@@ -871,7 +872,7 @@ class Import:
         rows = zip(*values, ts, repeat(source.id), offsets)
         self.db.executemany(_PLAIN_INSERT[len(values) + 3], rows)
         self._followed(source, account, ts[0])
-        self._touch("readings", values[0][0], {DAYS[day] // 86400 for day in set(values[2])})
+        self._came("readings", values[0][0], ts, {DAYS[day] // 86400 for day in set(values[2])})
         account.lines, account.done, account.last_ts = account.lines + len(ts), account.done + len(block), ts[-1]
         account.imported, account.imported_bytes = account.imported + len(ts), account.imported_bytes + len(block)
 
@@ -888,13 +889,16 @@ class Import:
             account.imported += 1
             account.imported_bytes += len(line.raw)
             account.last_ts = row[ts_at]
-            self._touch(source.kind, row[unit_at], {row[ts_at] // 86400})
+            self._came(source.kind, row[unit_at], row[ts_at:ts_at + 1], {row[ts_at] // 86400})
             rows.append(row + (source.id, line.offset))
         self.db.executemany(_INSERT[source.kind], rows)
 
-    def _touch(self, kind: str, unit: str, days: Set[int]) -> None:
+    def _came(self, kind: str, unit: str, times: Sequence[int], days: Set[int]) -> None:
         if self.whole is None:
-            self.touched[kind].setdefault(unit, set()).update(days)
+            first, last = self.new[kind].get(unit, (times[0], times[0]))
+            self.new[kind][unit] = min(first, *times), max(last, *times)
+            if kind == "readings":
+                self.touched.setdefault(unit, set()).update(days)
 
     def _followed(self, source: Source, account: Account, ts: int) -> None:
         """A good line: its time is the one after the rejected lines before it."""
@@ -960,7 +964,7 @@ class Import:
         left = self.account(source).imported - self._delete(source, "source = ? AND unit_id = ?", source.unit_id)
         if left:                                                # of other units: no index leads there
             self._delete(source, "source = ?")
-        if source.kind in self.touched:
+        if source.kind in self.new:
             self.again |= {id for id, in self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
                                                          (source.kind, source.id))}
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
@@ -968,9 +972,9 @@ class Import:
 
     def _delete(self, source: Source, which: str, *values: str) -> int:
         rows, bound = "FROM %s WHERE %s" % (TABLES[source.kind], which), (source.id, *values)
-        if source.kind in self.touched:
+        if source.kind == "readings":
             for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 " + rows, bound):
-                self._touch(source.kind, unit, {day})
+                self.touched.setdefault(unit, set()).add(day)
         return self.db.execute("DELETE " + rows, bound).rowcount
 
     def release_future(self) -> None:
@@ -979,32 +983,37 @@ class Import:
                                (self.now + self.limits.future,)).fetchall()
         for rowid, unit, day, qc in rows:
             self.db.execute("UPDATE co2_readings SET qc = ?, flag = ? WHERE rowid = ?", (qc, flag_of(qc), rowid))
-            self._touch("readings", unit, {day})
+            self.touched.setdefault(unit, set()).add(day)
 
     # -- what depends on neighbours
 
     def settle(self) -> None:
-        """The ledger; then, for all that was touched, repeats, rules that look at neighbours and the rollup."""
+        """The ledger; then repeats of what is new; for the days that were touched, rules that look at neighbours and the rollup."""
         self.settle_ledger()
-        for kind in self.touched:
-            for run in self._runs(kind):
-                self._drop_repeats(kind, run)
-        for unit, first, last in self._runs("readings"):
+        for kind, units in self.new.items():
+            ranges = [(unit, *ends) for unit, ends in sorted(units.items())] if self.whole is None else self._ends(kind)
+            for unit, first, last in ranges:
+                self._drop_repeats(kind, unit, first, last)
+        for unit, first, last in self._runs():
             self._roll_up(unit, first, last)
             for day in self._judge(unit, first - 1, last + 1):
                 self._roll_up(unit, day, day)
 
-    def _runs(self, kind: str) -> List[Run]:
+    def _ends(self, kind: str) -> List[Tuple[str, int, int]]:
+        """Of each unit that is new as a whole, the times of its first and last row."""
+        query = "SELECT ?1, (SELECT min(ts) FROM {0} WHERE unit_id = ?1), (SELECT max(ts) FROM {0} WHERE unit_id = ?1)"
+        return [self.db.execute(query.format(TABLES[kind]), (unit,)).fetchone() for unit in sorted((self.whole or {})[kind])]
+
+    def _runs(self) -> List[Run]:
         """What was touched, as runs of days that follow each other."""
         if self.whole is None:
-            return list(_runs(self.touched[kind]))
-        query = "SELECT ?1, (SELECT min(ts) / 86400 FROM {0} WHERE unit_id = ?1), (SELECT max(ts) / 86400 FROM {0} WHERE unit_id = ?1)"
-        return [self.db.execute(query.format(TABLES[kind]), (unit,)).fetchone() for unit in sorted(self.whole[kind])]
+            return list(_runs(self.touched))
+        return [(unit, first // 86400, last // 86400) for unit, first, last in self._ends("readings")]
 
-    def _drop_repeats(self, kind: str, run: Run) -> None:
-        table, (unit, first, last) = TABLES[kind], run
-        again = self.db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts >= ? AND ts < ? GROUP BY ts HAVING count(*) > 1"
-                                % table, (unit, first * 86400, (last + 1) * 86400)).fetchall()
+    def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> None:
+        table = TABLES[kind]
+        again = self.db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts BETWEEN ? AND ? GROUP BY ts HAVING count(*) > 1"
+                                % table, (unit, first, last)).fetchall()
         for ts, in again:
             for rowid, source in self.db.execute(_REPEATS[kind], (unit, ts)).fetchall():
                 self.db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
@@ -1306,7 +1315,7 @@ def _fill(listing: Listing, share: Share, now: float, limits: Limits, progress: 
     run.whole = {}
     run.take(listing.between(*share[:2]))
     db.executescript("BEGIN;" + INDEXES)
-    run.whole = {kind: _units_in(db, TABLES[kind]) for kind in run.touched}
+    run.whole = {kind: _units_in(db, TABLES[kind]) for kind in run.new}
     run.settle()
     db.execute("COMMIT")
     return run
@@ -1314,13 +1323,13 @@ def _fill(listing: Listing, share: Share, now: float, limits: Limits, progress: 
 
 def _unite(run: Import, parts: Iterable[Tuple[Summary, str]]) -> None:
     """Add other databases that were filled with shares. Units that occur in several are settled again as a whole."""
-    known = {kind: _units_in(run.db, TABLES[kind]) for kind in run.touched}
-    run.whole = {kind: set() for kind in run.touched}
+    known = {kind: _units_in(run.db, TABLES[kind]) for kind in run.new}
+    run.whole = {kind: set() for kind in run.new}
     run.db.executescript("".join("DROP INDEX %s;" % name for name in re.findall(r"CREATE INDEX (\w+)", INDEXES)))
     for summary, path in parts:
         run.summary.add(summary)
         run.db.execute("ATTACH ? AS part", (path,))
-        for kind in run.touched:
+        for kind in run.new:
             units = _units_in(run.db, "part." + TABLES[kind])
             run.whole[kind] |= known[kind] & units
             known[kind] |= units

@@ -565,15 +565,30 @@ def test_a_file_that_vanished_takes_its_rows_along(place):
     assert place.dump() == place.rebuilt()
 
 
-def test_a_replaced_file_costs_no_look_at_all_readings_unless_it_had_those_of_other_units(place, monkeypatch):
-    path, statements, connect = place.readings(LINE), [], sqlite3.connect
+def on_each_connection(monkeypatch, prepare):
+    connect = sqlite3.connect
 
-    def traced(*arguments, **options):
+    def connected(*arguments, **options):
         db = connect(*arguments, **options)
-        db.set_trace_callback(statements.append)
+        prepare(db)
         return db
+    monkeypatch.setattr(sqlite3, "connect", connected)
+
+
+def test_one_more_ping_costs_no_look_at_all_others_of_its_day(place, monkeypatch):
+    line = "2019-10-07T%02d:%02d:%02d\t" + UNIT + "\tn\t8\t-97\n"
+    path, steps = place.put("var/pings/pings-0000.tsv", "".join(line % (n // 3600, n // 60 % 60, n % 60) for n in range(5000))), []
     place.run()
-    monkeypatch.setattr(sqlite3, "connect", traced)
+    on_each_connection(monkeypatch, lambda db: db.set_progress_handler(lambda: steps.append(1), 100))
+    place.put("var/pings/pings-0000.tsv", line % (20, 0, 0), "ab")
+    place.run([path])
+    assert place.ask("SELECT count(*) FROM pings") == [(5001,)] and len(steps) < 50
+
+
+def test_a_replaced_file_costs_no_look_at_all_readings_unless_it_had_those_of_other_units(place, monkeypatch):
+    path, statements = place.readings(LINE), []
+    place.run()
+    on_each_connection(monkeypatch, lambda db: db.set_trace_callback(statements.append))
     for text, scans in ((reading(0) + reading(30, unit="co2unit-other"), 0), (reading(60), 1)):
         place.readings(text)
         statements.clear()
