@@ -1210,6 +1210,7 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
             run.take_again((listing or stack.enter_context(Listing(archive))).between())
         run.settle()
         db.execute("COMMIT")
+    TIMES.clear()                                               # a daemon would come to know every second of the day
     return run.summary
 
 
