@@ -766,9 +766,8 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
               a, b, exact, "1 d" if many else "30 min", c.per_cell)
     axis, short = t.axes["co2"], t.axes["temp"]
     here, a = rows[:c.room(3)], axis.edges[0]
-    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": short.edges},
-                                 [row.within(min(a, short.edges[0]), b) for row in here])
-    co2, temp = found["co2"], found["temp"]
+    spans = [row.within(min(a, short.edges[0]), b) for row in here]
+    co2, temp = (importer.buckets(c.db, [what], spans, each.edges)[what] for what, each in (("co2", axis), ("temp", short)))
     scale = make_scale([bucket for row in co2 for bucket in row], 50, c.o.co2_max, c.o.log)
     warmth = make_scale([bucket for row in temp for bucket in row], 5)
     states = importer.fleet_state(c.db, b, [stay for row in here for stay in row.stays])
@@ -813,7 +812,7 @@ def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[:c.rows and max(1, (c.rows - 1) // height)]
     axis, hidden = make_axis(c.zone, a, b, c.width - 12, exact), len(rows) - len(here)
-    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [row.within(axis.edges[0], b) for row in here])
+    found = importer.buckets(c.db, ("co2", "temp"), [row.within(axis.edges[0], b) for row in here], axis.edges)
     co2, temp = ([bucket for row in found[what] for bucket in row] for what in ("co2", "temp"))
     scales = make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5)
     pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in here]
@@ -827,7 +826,7 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     """One site or unit."""
     axis = make_axis(c.zone, a, b, c.width - 12, exact)
     spans = row.within(axis.edges[0], b)
-    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [spans])
+    found = importer.buckets(c.db, ("co2", "temp"), [spans], axis.edges)
     co2, temp = found["co2"][0], found["temp"][0]
     scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
     ribbons = _ribbons(c, row, axis, co2, b)
@@ -933,7 +932,7 @@ def _ribbons(c: Context, row: Row, axis: Axis, co2: Buckets, b: int) -> List[Lin
     for unit in units:
         stays, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], "", set()
         spans, rhythm = [span for span in row.within(axis.edges[0], b) if span[0] == unit], importer.cadence(c.db, unit, b)
-        own = co2 if len(units) == 1 else importer.buckets(c.db, "co2", [spans], axis.edges)[0]
+        own = co2 if len(units) == 1 else importer.buckets(c.db, ["co2"], [spans], axis.edges)["co2"][0]
         for bucket, one, other in zip(own, axis.edges, axis.edges[1:]):
             status = next((stay.status for stay in stays if stay.since < other and stay.until > one), None)
             kind = kinds.index(status) if status in kinds else 0

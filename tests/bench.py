@@ -30,6 +30,7 @@ PROJECT = os.path.dirname(HERE)
 sys.path[:0] = [PROJECT, HERE]
 
 import fleet
+import importer
 
 QUICK = bool(os.environ.get("QUICK"))   # a small run, to try the benchmark itself
 CLIENTS = 16                            # concurrent connections of a load
@@ -382,7 +383,7 @@ def bench_import(directory: str) -> None:
 
 def bench_new_line(directory: str) -> None:
     """1,000 units with 10 files each."""
-    import importer
+
     data, line = os.path.join(directory, "remote_data"), "co2unit-%012x\tn\t2019-09-%02d\t00:00:%02d\t1.0\t0" + "\t400" * 10 + "\n"
     for unit in range(1000):
         folder = os.path.join(data, "co2unit-%012x" % unit, "data", "readings")
@@ -422,12 +423,16 @@ def fill(db: sqlite3.Connection, units: int, days: int, raw_days: int, last_day:
             FROM us CROSS JOIN n d CROSS JOIN n h WHERE h.i < %d AND (d.i < %d OR h.i = 0 AND d.i IN (31, %d)));
         INSERT INTO daily SELECT unit, %d - d.i, %d, %d, %d * 430.0, 400, 460, 0, NULL, NULL, %d, %d * 2.0, -9, 9
             FROM us CROSS JOIN n d WHERE d.i < %d ORDER BY 1, 2;
-        INSERT INTO pings SELECT '', '', '', unit, 'n' || u, 8, -97, (%d - d.i) * 86400 + 11000, 0, 0
+        INSERT INTO pings SELECT '', '', '', unit, 'n' || u, 8, -85 - u %% 20 - d.i * 7919 %% 16, (%d - d.i) * 86400 + 11000, 0, 0
             FROM us CROSS JOIN n d WHERE d.i < %d;
         INSERT INTO deploy_durations_tiered SELECT unit, 'n' || u, printf('site_%%03d', u), 10, 'deployed', NULL, NULL, NULL,
             NULL, NULL, 0, 0 FROM us;
         """ % (max(units, days), units, value, last_day, per_day, raw_days, days - 1, last_day, per_day, per_day, per_day, per_day,
                per_day, days, last_day, days))
+    run = importer.Import(db, last_day * 86400)                 # what sums up months: as a real import does
+    for unit, in db.execute("SELECT unit FROM us").fetchall():
+        for table in importer.MONTHLY:
+            run.sum_up(table, unit, last_day - days + 1, last_day)
 
 
 def installed(directory: str) -> str:
@@ -457,7 +462,7 @@ VIEWS = ["co2", "co2 --site site_001", "pings", "status", "signal", "errors", "g
 
 def bench_views(directory: str) -> None:
     """1 million readings of 20 sites over three years; 100 million of 1,000 units over five, as rollups and a sample."""
-    import importer
+
     today, commands = int(time.time()) // 86400, installed(os.path.join(directory, "root"))
     for units, days, raw_days, note in ((20, 1095, 1095, "1 M readings"), (1000, 1826, 15, "100 M readings")):
         path = os.path.join(directory, "%d.sqlite3" % units)

@@ -961,17 +961,22 @@ def test_no_query_of_the_views_scans_a_table_of_readings_pings_or_errors(dirty):
         edges, end = list(range(1568246400, 1569456000, 86400)), 1569499200
         ask_everything(db, stays, spans, units, edges, end)
         db.set_trace_callback(None)
-        plans = {row[3] for query in queries if query.lstrip().upper().startswith(("SELECT", "WITH"))
-                 for row in db.execute("EXPLAIN QUERY PLAN " + query)}
+        asked = {query: [row[3] for row in db.execute("EXPLAIN QUERY PLAN " + query)]
+                 for query in queries if query.lstrip().upper().startswith(("SELECT", "WITH"))}
+    plans = {step for steps in asked.values() for step in steps}
     assert any("USING INDEX readings_by_unit" in plan for plan in plans)
     assert [plan for plan in plans if plan.startswith("SCAN") and any(
-        name in plan.split() for name in ("co2_readings", "r", "pings", "p", "error_logs", "e", "daily"))
+        name in plan.split() for name in ("co2_readings", "r", "pings", "p", "error_logs", "e", "daily", "d", "monthly", "m",
+                                          "monthly_pings", "signal"))
         and "temp" not in plan] == []
+    tables = {query.split(" r\n")[0].split()[-1]: steps for query, steps in asked.items() if "temp.ends" in query}
+    assert sorted(tables) == ["co2_readings", "daily", "monthly", "monthly_pings", "pings"]
+    assert [steps for steps in tables.values() if any("GROUP BY" in step for step in steps)] == []         # no sort
 
 
 def ask_everything(db, stays, spans, units, edges, end):
     for what in ("co2", "temp"):
-        importer.buckets(db, what, [spans[:3], spans[3:]], edges)
+        importer.buckets(db, [what], [spans[:3], spans[3:]], edges)
         importer.count_outside(db, what, spans, 390, 410)
         importer.quantiles(db, what, spans, [0.05, 0.95])
         importer.last_value(db, what, spans)
