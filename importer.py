@@ -47,7 +47,7 @@ import stat
 import sys
 import time
 import zlib
-from datetime import date, timedelta
+from datetime import date
 from itertools import accumulate, count, groupby, repeat
 from typing import Any, Callable, Dict, IO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -120,14 +120,12 @@ CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, tem
     ts INTEGER, co2 REAL, flag INTEGER, qc INTEGER, source INTEGER, offset INTEGER,
     co2_filtered NUMERIC, led_normalised NUMERIC, led_signal NUMERIC, zero_point NUMERIC, sensor_temp NUMERIC);
 CREATE TABLE daily(unit_id TEXT, day INTEGER, n INTEGER,
-    co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
-    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
+    {sums}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
 CREATE TABLE monthly(unit_id TEXT, begin INTEGER, first INTEGER, last INTEGER, days INTEGER, least INTEGER, n INTEGER,
-    co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
-    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
+    {sums}, PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
 CREATE TABLE monthly_pings(unit_id TEXT, begin INTEGER, n INTEGER, days INTEGER, dbm_n INTEGER, dbm_sum INTEGER,
     PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
-CREATE TABLE signal(unit_id TEXT, begin INTEGER, dbm INTEGER, n INTEGER, last INTEGER, PRIMARY KEY(unit_id, begin, dbm)) WITHOUT ROWID;
+CREATE TABLE half_yearly(unit_id TEXT, begin INTEGER, dbm INTEGER, n INTEGER, last INTEGER, PRIMARY KEY(unit_id, begin, dbm)) WITHOUT ROWID;
 CREATE TABLE pings(ping_ts TEXT, ping_date TEXT, ping_time TEXT, unit_id TEXT, nickname TEXT, rssi_raw INTEGER,
     rssi_dbm INTEGER, ts INTEGER, source INTEGER, offset INTEGER);
 CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT, message TEXT,
@@ -141,7 +139,8 @@ CREATE TABLE rejects(source INTEGER, line INTEGER, offset INTEGER, bytes INTEGER
     before_ts INTEGER, after_ts INTEGER);
 CREATE INDEX rejects_by_source ON rejects(source, line);
 CREATE TABLE last_import(at REAL);
-"""
+""".format(sums="""co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
+    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL""")
 INDEXES = """
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts);
@@ -167,10 +166,10 @@ Ini = Dict[str, Dict[str, Tuple[str, str]]]
 def read_ini(file: str) -> Ini:
     """section -> name -> (text, "file:line") of a configuration file, nothing of one that is not there; Unusable says
     file, line and reason."""
-    parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any other
     try:
         with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
             text = stream.read()
+        parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any other
         parser.read_string(text, file)
     except FileNotFoundError:
         return {}
@@ -200,10 +199,11 @@ def _ini_line(text: str, start: str) -> int:
     return numbers[0] if numbers else 1
 
 
-def read_limits(file: str) -> Limits:
+def read_limits(file: str, ini: Optional[Ini] = None) -> Limits:
     """The limits that section [quality] of a configuration file sets; Unusable names what is wrong. A change counts for
     what is imported from then on; `rebuild` applies it to all."""
-    return LIMITS._replace(**{name: _parse_limit(name, *said) for name, said in read_ini(file).get("quality", {}).items()})
+    said = (read_ini(file) if ini is None else ini).get("quality", {})
+    return LIMITS._replace(**{name: _parse_limit(name, *value) for name, value in said.items()})
 
 
 def _parse_limit(name: str, text: str, where: str) -> Any:
@@ -220,12 +220,13 @@ def locate(data_dirs: Optional[Sequence[str]] = None, var_dir: Optional[str] = N
            environ: Any = os.environ) -> Archive:
     """The archive: as given, else as co2d.conf says (CO2D_CONF, or beside this script), else beside this script."""
     file = environ.get("CO2D_CONF") or os.path.join(HERE, "co2d.conf")
-    said = {name: text for name, (text, _) in read_ini(file).get("co2d", {}).items()}
+    ini = read_ini(file)
+    said = {name: text for name, (text, _) in ini.get("co2d", {}).items()}
     base = os.path.dirname(os.path.abspath(file)) if said else HERE
     var = var_dir or os.path.join(base, said.get("var_dir", "var"))
     return Archive(tuple(data_dirs or [os.path.join(base, said.get("data_dir", "remote_data"))]), var,
                    db or (os.path.join(base, said["db"]) if said.get("db") else os.path.join(var, "db.sqlite3")),
-                   read_limits(file))
+                   read_limits(file, ini))
 
 
 class Source(NamedTuple):
@@ -934,7 +935,7 @@ class Import:
             self.sum_up("monthly", unit, first - 1, last + 1)
         for run in self._runs("pings"):
             self.sum_up("monthly_pings", *run)
-            self.sum_up("signal", *run)
+            self.sum_up("half_yearly", *run)
 
     def _runs(self, kind: str) -> List[Run]:
         """What was touched, as runs of days that follow each other."""
@@ -962,10 +963,11 @@ class Import:
 
     def sum_up(self, table: str, unit: str, first: int, last: int) -> None:
         """Make the rollup of months, or half years, anew where these days are."""
+        months, query = MONTHLY[table]
         while first <= last:
-            begin, first = (half_of if table == "signal" else month_of)(first)
+            begin, first = month_of(first, months)
             self.db.execute("DELETE FROM %s WHERE unit_id = ? AND begin = ?" % table, (unit, begin))
-            self.db.execute(MONTHLY[table], {"unit": unit, "begin": begin, "end": first})
+            self.db.execute("INSERT INTO %s SELECT :unit, :begin, %s" % (table, query), {"unit": unit, "begin": begin, "end": first})
 
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
         """Apply the rules that look at neighbours; the days in which something changed."""
@@ -1024,29 +1026,21 @@ _NEIGHBOURS = """
     AND qc & %d = 0 ORDER BY ts, source, offset""" % (QC_ROW | QC_NO_CO2)
 
 
-MONTHLY = {                             # of the unit's days from begin to end; `begin` is the number of the first
-    "monthly": """
-    INSERT INTO monthly SELECT unit_id, :begin, min(day), max(day), count(*), min(n), sum(n), sum(co2_n), sum(co2_sum), min(co2_min),
-        max(co2_max), sum(co2_off), min(co2_low), max(co2_peak), sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max)
-    FROM daily WHERE unit_id = :unit AND day >= :begin AND day < :end GROUP BY unit_id""",
-    "monthly_pings": """
-    INSERT INTO monthly_pings SELECT unit_id, :begin, count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm)
-    FROM pings WHERE unit_id = :unit AND ts >= :begin * 86400 AND ts < :end * 86400 GROUP BY unit_id""",
-    "signal": """
-    INSERT INTO signal SELECT unit_id, :begin, rssi_dbm, count(*), max(ts) FROM pings
-    WHERE unit_id = :unit AND ts >= :begin * 86400 AND ts < :end * 86400 AND rssi_dbm IS NOT NULL GROUP BY rssi_dbm"""}
+_PINGS = "FROM pings WHERE unit_id = :unit AND ts >= :begin * 86400 AND ts < :end * 86400"
+MONTHLY = {                             # table: months in a row, and what they are, by the numbers of days
+    "monthly": (1, """min(day), max(day), count(*), min(n), sum(n), sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off),
+        min(co2_low), max(co2_peak), sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max)
+        FROM daily WHERE unit_id = :unit AND day >= :begin AND day < :end GROUP BY unit_id"""),
+    "monthly_pings": (1, "count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm) %s GROUP BY unit_id" % _PINGS),
+    "half_yearly": (6, "rssi_dbm, count(*), max(ts) %s AND rssi_dbm IS NOT NULL GROUP BY rssi_dbm" % _PINGS)}
 
 
 @functools.lru_cache(maxsize=1000)
-def month_of(day: int) -> Tuple[int, int]:
-    """The first day of a day's month, and of the next one (days since 1970)."""
-    first = date.fromordinal(min(day, 1 << 16) + EPOCH).replace(day=1)
-    return first.toordinal() - EPOCH, (first + timedelta(31)).replace(day=1).toordinal() - EPOCH
-
-
-def half_of(day: int) -> Tuple[int, int]:
-    """Likewise of its half year: 26 weeks."""
-    return day // 182 * 182, day // 182 * 182 + 182
+def month_of(day: int, months: int = 1) -> Tuple[int, int]:
+    """Where the month (or so many) of a day begins, and the next, in days since 1970."""
+    found = date.fromordinal(min(day, 1 << 16) + EPOCH)
+    begin = (found.year * 12 + found.month - 1) // months * months
+    return tuple(date(n // 12, n % 12 + 1, 1).toordinal() - EPOCH for n in (begin, begin + months))     # type: ignore
 
 
 def judge_day(rows: Sequence[Tuple[int, int, float, int]], day: int, limits: Limits) -> List[Tuple[int, int]]:
@@ -1499,10 +1493,10 @@ def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
                    [(j, *_bounds(a, b)) for j, (a, b) in enumerate(zip(edges, edges[1:]))])
 
 
-def _bounds(a: int, b: int) -> Tuple[int, ...]:
-    """Begin and end of a range, of the whole days and of the whole months in it."""
+def _bounds(a: int, b: int, months: int = 1) -> Tuple[int, ...]:
+    """Begin and end of a range, of the whole days and of the whole months (or so many) in it."""
     first, last = (a + DAY - 1) // DAY, b // DAY
-    return a, b, first * DAY, last * DAY, month_of(first - 1)[1] * DAY, month_of(last)[0] * DAY
+    return a, b, first * DAY, last * DAY, month_of(first - 1, months)[1] * DAY, month_of(last, months)[0] * DAY
 
 
 def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Sequence[Span]],
@@ -1666,16 +1660,14 @@ def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int], s
 
 def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[Tuple[int, int, int]]:
     """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
-    first, last = db.execute("SELECT (SELECT min(ts) FROM pings WHERE unit_id = ?1), (SELECT max(ts) FROM pings WHERE unit_id = ?1)",
-                             (unit,)).fetchone()
-    a, b = 0 if first is None or a <= first else a, FOREVER if last is None or b > last else b        # then its half years are whole
-    lo, hi = half_of((a + DAY - 1) // DAY - 1)[1] * DAY, half_of(b // DAY)[0] * DAY
+    first, last = extent(db, "pings", [unit], FOREVER)
+    a, b = 0 if a <= (first or 0) else a, FOREVER if b > (last or 0) else b        # then all its half years are whole
     return db.execute("""
         SELECT dbm, sum(n), max(last) FROM (
-            SELECT dbm, n, last FROM signal WHERE unit_id = :unit AND begin >= :lo / 86400 AND begin < :hi / 86400
-            UNION ALL SELECT rssi_dbm, 1, ts FROM pings WHERE unit_id = :unit AND ts >= :a AND ts < min(:b, :lo)
-            UNION ALL SELECT rssi_dbm, 1, ts FROM pings WHERE unit_id = :unit AND ts >= max(:lo, :hi) AND ts < :b)
-        WHERE dbm IS NOT NULL GROUP BY dbm ORDER BY dbm""", {"unit": unit, "a": a, "b": b, "lo": lo, "hi": hi}).fetchall()
+            SELECT dbm, n, last FROM half_yearly WHERE unit_id = ?1 AND begin >= ?4 / 86400 AND begin < ?5 / 86400
+            UNION ALL SELECT rssi_dbm, 1, ts FROM pings WHERE unit_id = ?1 AND ts >= ?2 AND ts < min(?3, ?4)
+            UNION ALL SELECT rssi_dbm, 1, ts FROM pings WHERE unit_id = ?1 AND ts >= max(?4, ?5) AND ts < ?3)
+        WHERE dbm IS NOT NULL GROUP BY dbm ORDER BY dbm""", (unit, a, b, *_bounds(a, b, 6)[4:])).fetchall()
 
 
 def errors(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
