@@ -13,7 +13,7 @@ The tables depend on nothing but the text: not on the order or the pieces in whi
                         single lines (`parse_reading`, the rule; both give the same rows).
     readings, pings     only new complete lines are read. A repeat (same unit, time and values) is imported once: the one
                         with the smallest (source, offset) stays, whichever came first. Rules that look at neighbours
-                        (`judge_day`) and the rollup `daily` are made anew for the days that were touched.
+                        (`judge_day`) and the rollups (`daily` and what sums up months) are made anew where days were touched.
     errors, deployments small: the whole file is read again when it changes.
 
 A file whose first bytes are not those that were read (checksum), or that has become shorter, was replaced: its rows go,
@@ -57,12 +57,13 @@ Row = Tuple[Any, ...]                   # of a table or a query
 Progress = Optional[Callable[[int], None]]      # is told of bytes that were dealt with
 Troubles = List[Tuple[str, str]]        # path, what is wrong with it
 HERE = os.path.dirname(os.path.realpath(__file__))
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BLOCK = 1 << 18                         # bytes read at once
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
 SHARE = 1 << 24                         # bytes that are worth a process of their own when all is read
 MOST_PROCESSES = 4                      # of 45 MB each
 MOST_ACCOUNTS = 1000                    # that are kept in memory
+EPOCH = 719163                          # date.toordinal() of 1 January 1970
 PATIENCE = 10.0                         # seconds to wait for another importer
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
@@ -119,8 +120,12 @@ CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, tem
     ts INTEGER, co2 REAL, flag INTEGER, qc INTEGER, source INTEGER, offset INTEGER,
     co2_filtered NUMERIC, led_normalised NUMERIC, led_signal NUMERIC, zero_point NUMERIC, sensor_temp NUMERIC);
 CREATE TABLE daily(unit_id TEXT, day INTEGER, n INTEGER,
-    co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
-    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
+    {sums}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
+CREATE TABLE monthly(unit_id TEXT, begin INTEGER, first INTEGER, last INTEGER, days INTEGER, least INTEGER, n INTEGER,
+    {sums}, PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
+CREATE TABLE monthly_pings(unit_id TEXT, begin INTEGER, n INTEGER, days INTEGER, dbm_n INTEGER, dbm_sum INTEGER,
+    PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
+CREATE TABLE half_yearly(unit_id TEXT, begin INTEGER, dbm INTEGER, n INTEGER, last INTEGER, PRIMARY KEY(unit_id, begin, dbm)) WITHOUT ROWID;
 CREATE TABLE pings(ping_ts TEXT, ping_date TEXT, ping_time TEXT, unit_id TEXT, nickname TEXT, rssi_raw INTEGER,
     rssi_dbm INTEGER, ts INTEGER, source INTEGER, offset INTEGER);
 CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT, message TEXT,
@@ -134,7 +139,8 @@ CREATE TABLE rejects(source INTEGER, line INTEGER, offset INTEGER, bytes INTEGER
     before_ts INTEGER, after_ts INTEGER);
 CREATE INDEX rejects_by_source ON rejects(source, line);
 CREATE TABLE last_import(at REAL);
-"""
+""".format(sums="""co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
+    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL""")
 INDEXES = """
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts);
@@ -160,10 +166,10 @@ Ini = Dict[str, Dict[str, Tuple[str, str]]]
 def read_ini(file: str) -> Ini:
     """section -> name -> (text, "file:line") of a configuration file, nothing of one that is not there; Unusable says
     file, line and reason."""
-    parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any other
     try:
         with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
             text = stream.read()
+        parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any other
         parser.read_string(text, file)
     except FileNotFoundError:
         return {}
@@ -193,10 +199,11 @@ def _ini_line(text: str, start: str) -> int:
     return numbers[0] if numbers else 1
 
 
-def read_limits(file: str) -> Limits:
+def read_limits(file: str, ini: Optional[Ini] = None) -> Limits:
     """The limits that section [quality] of a configuration file sets; Unusable names what is wrong. A change counts for
     what is imported from then on; `rebuild` applies it to all."""
-    return LIMITS._replace(**{name: _parse_limit(name, *said) for name, said in read_ini(file).get("quality", {}).items()})
+    said = (read_ini(file) if ini is None else ini).get("quality", {})
+    return LIMITS._replace(**{name: _parse_limit(name, *value) for name, value in said.items()})
 
 
 def _parse_limit(name: str, text: str, where: str) -> Any:
@@ -213,12 +220,13 @@ def locate(data_dirs: Optional[Sequence[str]] = None, var_dir: Optional[str] = N
            environ: Any = os.environ) -> Archive:
     """The archive: as given, else as co2d.conf says (CO2D_CONF, or beside this script), else beside this script."""
     file = environ.get("CO2D_CONF") or os.path.join(HERE, "co2d.conf")
-    said = {name: text for name, (text, _) in read_ini(file).get("co2d", {}).items()}
+    ini = read_ini(file)
+    said = {name: text for name, (text, _) in ini.get("co2d", {}).items()}
     base = os.path.dirname(os.path.abspath(file)) if said else HERE
     var = var_dir or os.path.join(base, said.get("var_dir", "var"))
     return Archive(tuple(data_dirs or [os.path.join(base, said.get("data_dir", "remote_data"))]), var,
                    db or (os.path.join(base, said["db"]) if said.get("db") else os.path.join(var, "db.sqlite3")),
-                   read_limits(file))
+                   read_limits(file, ini))
 
 
 class Source(NamedTuple):
@@ -449,7 +457,7 @@ class Known(Dict[str, Any]):
 
 
 YEAR_1971 = 31536000                                            # UTC seconds
-DAYS = Known("[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda text: (date.fromisoformat(text).toordinal() - 719163) * 86400,
+DAYS = Known("[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda text: (date.fromisoformat(text).toordinal() - EPOCH) * 86400,
              0, 1 << 40, "impossible date or time")             # -> UTC seconds
 TIMES = Known("[0-9]{2}:[0-5][0-9]:[0-5][0-9]", lambda text: int(text[:2]) * 3600 + int(text[3:5]) * 60 + int(text[6:]),
               0, 86399, "impossible date or time")
@@ -773,7 +781,7 @@ class Import:
         self.changed: Dict[int, Source] = {}
         self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
         self.new: Dict[str, Dict[str, Tuple[int, int]]] = {"readings": {}, "pings": {}}     # kind, unit: time of first and last
-        self.touched: Dict[str, Set[int]] = {}                  # unit: days in which readings came or went
+        self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days of what came or went
         self.waiting: Dict[int, Optional[int]] = {}             # source: rejected lines from this one on wait for a good one
         self.whole: Optional[Dict[str, Set[str]]] = None        # instead of both, kind: units of which all is new
         self.changes = db.total_changes
@@ -897,8 +905,7 @@ class Import:
         if self.whole is None:
             first, last = self.new[kind].get(unit, (times[0], times[0]))
             self.new[kind][unit] = min(first, *times), max(last, *times)
-            if kind == "readings":
-                self.touched.setdefault(unit, set()).update(days)
+            self.touched[kind].setdefault(unit, set()).update(days)
 
     def _followed(self, source: Source, account: Account, ts: int) -> None:
         """A good line: its time is the one after the rejected lines before it."""
@@ -972,9 +979,9 @@ class Import:
 
     def _delete(self, source: Source, which: str, *values: str) -> int:
         rows, bound = "FROM %s WHERE %s" % (TABLES[source.kind], which), (source.id, *values)
-        if source.kind == "readings":
+        if source.kind in self.touched:
             for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 " + rows, bound):
-                self.touched.setdefault(unit, set()).add(day)
+                self.touched[source.kind].setdefault(unit, set()).add(day)
         return self.db.execute("DELETE " + rows, bound).rowcount
 
     def release_future(self) -> None:
@@ -983,7 +990,7 @@ class Import:
                                (self.now + self.limits.future,)).fetchall()
         for rowid, unit, day, qc in rows:
             self.db.execute("UPDATE co2_readings SET qc = ?, flag = ? WHERE rowid = ?", (qc, flag_of(qc), rowid))
-            self.touched.setdefault(unit, set()).add(day)
+            self.touched["readings"].setdefault(unit, set()).add(day)
 
     # -- what depends on neighbours
 
@@ -994,21 +1001,25 @@ class Import:
             ranges = [(unit, *ends) for unit, ends in sorted(units.items())] if self.whole is None else self._ends(kind)
             for unit, first, last in ranges:
                 self._drop_repeats(kind, unit, first, last)
-        for unit, first, last in self._runs():
+        for unit, first, last in self._runs("readings"):
             self._roll_up(unit, first, last)
             for day in self._judge(unit, first - 1, last + 1):
                 self._roll_up(unit, day, day)
+            self.sum_up("monthly", unit, first - 1, last + 1)
+        for run in self._runs("pings"):
+            self.sum_up("monthly_pings", *run)
+            self.sum_up("half_yearly", *run)
 
     def _ends(self, kind: str) -> List[Tuple[str, int, int]]:
         """Of each unit that is new as a whole, the times of its first and last row."""
         query = "SELECT ?1, (SELECT min(ts) FROM {0} WHERE unit_id = ?1), (SELECT max(ts) FROM {0} WHERE unit_id = ?1)"
         return [self.db.execute(query.format(TABLES[kind]), (unit,)).fetchone() for unit in sorted((self.whole or {})[kind])]
 
-    def _runs(self) -> List[Run]:
+    def _runs(self, kind: str) -> List[Run]:
         """What was touched, as runs of days that follow each other."""
         if self.whole is None:
-            return list(_runs(self.touched))
-        return [(unit, first // 86400, last // 86400) for unit, first, last in self._ends("readings")]
+            return list(_runs(self.touched[kind]))
+        return [(unit, first // 86400, last // 86400) for unit, first, last in self._ends(kind)]
 
     def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> None:
         table = TABLES[kind]
@@ -1027,6 +1038,16 @@ class Import:
         for day, in self.db.execute("SELECT day FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? AND co2_off < 0",
                                     (unit, first, last)).fetchall():
             self.db.execute(_ROLL_UP, (unit, day * 86400, (day + 1) * 86400))
+
+    def sum_up(self, table: str, unit: str, first: int, last: int) -> None:
+        """Make the rollup of months, or half years, anew where these days are."""
+        months, day, rows, columns = MONTHLY[table]
+        bound = {"unit": unit, "begin": month_of(first, months)[0], "end": month_of(last, months)[1]}
+        self.db.execute("DELETE FROM %s WHERE unit_id = :unit AND begin >= :begin AND begin < :end" % table, bound)
+        days = self.db.execute("SELECT DISTINCT %s FROM %s" % (day, rows), bound).fetchall()
+        self.db.executemany("INSERT INTO %s SELECT :unit, :begin, %s FROM %s GROUP BY %s" % (
+            table, columns, rows, "rssi_dbm" if table == "half_yearly" else "unit_id"),
+            [{"unit": unit, "begin": begin, "end": end} for begin, end in sorted({month_of(day, months) for day, in days})])
 
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
         """Apply the rules that look at neighbours; the days in which something changed."""
@@ -1084,6 +1105,25 @@ _RANGES = """
 _NEIGHBOURS = """
     SELECT rowid, ts, co2, qc FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND co2 IS NOT NULL
     AND qc & %d = 0 ORDER BY ts, source, offset""" % (QC_ROW | QC_NO_CO2)
+
+
+_PINGS = "pings WHERE unit_id = :unit AND ts >= :begin * 86400 AND ts < :end * 86400"
+MONTHLY = {                             # table: months in a row, the day of what it sums up, where that is, the sums
+    "monthly": (1, "day", "daily WHERE unit_id = :unit AND day >= :begin AND day < :end",
+                """min(day), max(day), count(*), min(n), sum(n), sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off),
+                min(co2_low), max(co2_peak), sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max)"""),
+    "monthly_pings": (1, "ts / 86400", _PINGS, "count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm)"),
+    "half_yearly": (6, "ts / 86400", _PINGS + " AND rssi_dbm IS NOT NULL", "rssi_dbm, count(*), max(ts)")}
+
+
+@functools.lru_cache(maxsize=1000)
+def month_of(day: int, months: int = 1) -> Tuple[int, int]:
+    """Where the month (or so many) of a day begins, and the next, in days since 1970; after the last one comes no other."""
+    found = date.fromordinal(min(day + EPOCH, date.max.toordinal()))
+    month = (found.year * 12 + found.month - 1) // months * months
+    begin, end = (date(n // 12, n % 12 + 1, 1).toordinal() - EPOCH if n // 12 <= date.max.year else FOREVER // DAY
+                  for n in (month, month + months))
+    return begin, end
 
 
 def judge_day(rows: Sequence[Tuple[int, int, float, int]], day: int, limits: Limits) -> List[Tuple[int, int]]:
@@ -1334,8 +1374,10 @@ def _unite(run: Import, parts: Iterable[Tuple[Summary, str]]) -> None:
             units = _units_in(run.db, "part." + TABLES[kind])
             run.whole[kind] |= known[kind] & units
             known[kind] |= units
-        for table in (*TABLES.values(), "rejects", "sources", "daily"):     # SQLite copies pages where it can
-            run.db.execute("INSERT %s INTO main.%s SELECT * FROM part.%s" % ("OR REPLACE" * (table == "daily"), table, table))
+        for table in (*TABLES.values(), "rejects", "sources"):   # SQLite copies pages
+            run.db.execute("INSERT INTO main.%s SELECT * FROM part.%s" % (table, table))
+        for table in ("daily", *MONTHLY):
+            run.db.execute("INSERT OR REPLACE INTO main.%s SELECT * FROM part.%s" % (table, table))
         run.db.execute("DETACH part")
     run.db.executescript("BEGIN;" + INDEXES)
     run.settle()
@@ -1408,9 +1450,9 @@ def _remove(path: str, suffixes: Sequence[str] = ("", "-journal", "-wal", "-shm"
 #
 # Everything is counted by SQLite in the columns of a page: `spans` (whose readings, from when to when) meet `edges`
 # (where the columns of the page begin and end) in two temporary tables, joined in that order on the index, so that no
-# sort is needed and what comes out is columns x rows, however many readings went in. Whole days inside a column come
-# from the rollup, what is left at its two ends from the readings: bounds of deployments and of local days stay exact
-# to the second. All times are UTC seconds, all ranges half open.
+# sort is needed and what comes out is columns x rows, however many readings went in. Whole months inside a column come
+# from one rollup, the whole days left at its two ends from the other, what is then left from the readings: bounds of
+# deployments and of local days stay exact to the second. All times are UTC seconds, all ranges half open.
 
 Span = Tuple[str, int, int]             # unit, from, to
 FOREVER = 1 << 40                       # s; later than any time
@@ -1437,6 +1479,8 @@ class Deployment(NamedTuple):
 class Bucket(NamedTuple):
     """One quantity in one column of a page. Suspect values are counted apart and never enter the mean."""
     rows: int                           # readings, usable or not
+    first: int                          # UTC seconds; the day's begin and end where they come from the rollup
+    last: int
     n: int                              # usable values
     total: float
     low: Optional[float]
@@ -1444,15 +1488,19 @@ class Bucket(NamedTuple):
     suspects: int
     suspect_low: Optional[float]
     suspect_high: Optional[float]
-    first: int                          # UTC seconds; the day's begin and end where they come from the rollup
-    last: int
 
 
 class Pings(NamedTuple):
     """Pings of one unit in one column of a page."""
     n: int
     days: int                           # on so many days
-    dbm: Optional[float]                # mean
+    heard: int                          # of so many the strength is known
+    total: float                        # their dBm summed up
+
+    @property
+    def dbm(self) -> Optional[float]:
+        """The mean."""
+        return self.total / self.heard if self.heard else None
 
 
 class UnitState(NamedTuple):
@@ -1494,89 +1542,82 @@ MANY = 4000 * DAY                       # of many units the range is shorter: 40
 # or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not deployed
 GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
 
-_QUANTITY = {
+_QUANTITY = {                           # the flags that make a value unusable; the columns of the rollups
     "co2": (QC_CO2_BAD, "sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak)"),
     "temp": (QC_TEMP, "sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), 0, NULL, NULL")}
+_VALUES = "count({good}), sum({good}), min({good}), max({good}), count({bad}), min({bad}), max({bad})"
+_USED = {what: _VALUES.format(good="CASE WHEN r.qc & %d = 0 THEN r.%s END" % (bad | QC_ROW, what),
+                              bad="CASE WHEN r.qc & %d AND NOT r.qc & %d THEN r.%s END" % (bad | QC_ROW, QC_ROW, what))
+         for what, (bad, _) in _QUANTITY.items()}
 
-_FROM_READINGS = """
-    SELECT i, j, count(*), min(ts), max(ts), {values}
-    FROM (SELECT s.i, c.j, r.ts, {columns}
-          FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN co2_readings r
-          WHERE c.b > s.a AND c.a < s.b AND {a} < {b} AND r.unit_id = s.unit AND r.ts >= {a} AND r.ts < {b})
-    GROUP BY i, j"""
-
-_CASES = """CASE WHEN r.qc & {bad} = 0 THEN r.{what} END AS {what},
-              CASE WHEN r.qc & {bad} AND NOT r.qc & {row} THEN r.{what} END AS bad_{what}"""
-_VALUES = "count({0}), sum({0}), min({0}), max({0}), count(bad_{0}), min(bad_{0}), max(bad_{0})"
-
-_FROM_DAYS = """
-    SELECT s.i, c.j, sum(d.n), min(d.day) * 86400, max(d.day) * 86400 + 86399, {values}
-    FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN daily d
-    WHERE c.b > s.a AND c.a < s.b AND d.unit_id = s.unit AND d.day >= {a} / 86400 AND d.day < {b} / 86400
+# What lies where a span meets a column, from a to b, without what a coarser table has, from lo to hi: two ends, x.k.
+_ENDS = """
+    SELECT s.i, c.j, {values}
+    FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN temp.ends x CROSS JOIN {table} r
+    WHERE c.b > s.a AND c.a < s.b AND {begin} < {end}
+      AND r.unit_id = s.unit AND r.{at} >= {begin} / {unit} AND r.{at} < {end} / {unit}
     GROUP BY s.i, c.j"""
+_A, _B = "max(c.{0}a, s.{0}a)", "min(c.{0}b, s.{0}b)"
 
-_A, _B = "max(c.a, s.a)", "min(c.b, s.b)"                               # where a span meets a column
-_FIRST_DAY, _LAST_DAY = "(%s + 86399) / 86400 * 86400" % _A, "%s / 86400 * 86400" % _B      # its whole days
+
+def _ends(table: str, values: str, at: str, outer: str, inner: str) -> str:
+    """Of all `outer` (seconds, whole days or months) that are where a span meets a column, those that are in no whole `inner`."""
+    a, b, lo, hi = _A.format(outer), _B.format(outer), (_A if inner else _B).format(inner or outer), _B.format(inner or outer)
+    return _ENDS.format(table=table, values=values, at=at, unit=DAY if outer else 1,
+                        begin="CASE x.k WHEN 0 THEN %s ELSE max(%s, %s) END" % (a, lo, hi),
+                        end="CASE x.k WHEN 0 THEN min(%s, %s) ELSE %s END" % (b, lo, b))
 
 
 def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> None:
     """Put spans and columns where SQL can join them (temporary tables: the database itself is not written to)."""
+    bounds = "a INTEGER, b INTEGER, day_a INTEGER, day_b INTEGER, month_a INTEGER, month_b INTEGER"
     db.executescript("""
         PRAGMA temp_store = MEMORY;
-        CREATE TEMP TABLE IF NOT EXISTS spans(i INTEGER PRIMARY KEY, unit TEXT, a INTEGER, b INTEGER);
-        CREATE TEMP TABLE IF NOT EXISTS edges(j INTEGER PRIMARY KEY, a INTEGER, b INTEGER);
-        DELETE FROM temp.spans; DELETE FROM temp.edges;""")
-    db.executemany("INSERT INTO temp.spans VALUES (?, ?, ?, ?)", [(i, *span) for i, span in enumerate(spans)])
-    db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", [(j, *ab) for j, ab in enumerate(zip(edges, edges[1:]))])
+        CREATE TEMP TABLE IF NOT EXISTS spans(i INTEGER PRIMARY KEY, unit TEXT, {0});
+        CREATE TEMP TABLE IF NOT EXISTS edges(j INTEGER PRIMARY KEY, {0});
+        CREATE TEMP TABLE IF NOT EXISTS ends(k INTEGER PRIMARY KEY);
+        INSERT OR IGNORE INTO temp.ends VALUES (0), (1);
+        DELETE FROM temp.spans; DELETE FROM temp.edges;""".format(bounds))
+    db.executemany("INSERT INTO temp.spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                   [(i, unit, *_bounds(a, b)) for i, (unit, a, b) in enumerate(spans)])
+    db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?, ?, ?, ?, ?)",
+                   [(j, *_bounds(a, b)) for j, (a, b) in enumerate(zip(edges, edges[1:]))])
 
 
-def buckets(db: sqlite3.Connection, what: str, rows: Sequence[Sequence[Span]],
-            edges: Sequence[int]) -> List[List[Optional[Bucket]]]:
-    """`what` (co2 or temp) for each row of a page and each of its columns, None where nothing was read.
+def _bounds(a: int, b: int, months: int = 1) -> Tuple[int, ...]:
+    """Begin and end of a range, of the whole days and of the whole months (or so many) in it."""
+    first, last = (a + DAY - 1) // DAY, b // DAY
+    return a, b, first * DAY, last * DAY, month_of(first - 1, months)[1] * DAY, month_of(last, months)[0] * DAY
+
+
+def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Sequence[Span]],
+            edges: Sequence[int]) -> Dict[str, List[List[Optional[Bucket]]]]:
+    """Each of the quantities (co2, temp) for each row of a page and each of its columns, None where nothing was read.
 
     The spans of a row are joined (a site with several units). A column that is empty only because the units measure more
     seldom than it is wide, so that the readings around it are at most two of their rhythms apart, has its left neighbour's.
     """
-    return all_buckets(db, {what: edges}, rows)[what]
-
-
-def all_buckets(db: sqlite3.Connection, axes: Dict[str, Sequence[int]],
-                rows: Sequence[Sequence[Span]]) -> Dict[str, List[List[Optional[Bucket]]]]:
-    """The `buckets` of several quantities, each on its own edges, in one pass: SQLite counts in the columns between the
-    edges of all, what lies in the same column of an axis is joined."""
-    edges = sorted(set().union(*axes.values()))
-    spans = [(number, span) for number, row in enumerate(rows) for span in row]
-    filled: Dict[str, List[List[Optional[Bucket]]]] = {
-        what: [[None] * (len(axis) - 1) for _ in rows] for what, axis in axes.items()}
-    places = [(filled[what], _columns(edges, axis), 5 + 7 * k) for k, (what, axis) in enumerate(axes.items())]
-    _lay_out(db, [span for _, span in spans], edges)
-    for query in _bucket_queries(list(axes), all(axis[-1] - axis[0] >= DAY * (len(axis) - 1) for axis in axes.values())):
+    owners = [number for number, row in enumerate(rows) for _ in row]
+    filled: Dict[str, List[List[Optional[Bucket]]]] = {what: [[None] * (len(edges) - 1) for _ in rows] for what in quantities}
+    tables = [(filled[what], 5 + 7 * k) for k, what in enumerate(quantities)]
+    _lay_out(db, [span for row in rows for span in row], edges)
+    summed = ", ".join(["sum(n), min({0}) * 86400, max({1}) * 86400 + 86399", *(_QUANTITY[what][1] for what in quantities)])
+    for query in (_ends("co2_readings", ", ".join(["count(*), min(ts), max(ts)", *(_USED[what] for what in quantities)]), "ts", "", "day_"),
+                  _ends("daily", summed.format("day", "day"), "day", "day_", "month_"),
+                  _ends("monthly", summed.format("first", "last"), "begin", "month_", "")):
         for values in db.execute(query):
-            i, j, n, first, last = values[:5]
-            for table, columns, k in places:
-                column = columns[j]
-                if column is not None:
-                    cells = table[spans[i][0]]
-                    bucket, old = Bucket._make((n, *values[k:k + 7], first, last)), cells[column]
-                    cells[column] = bucket if old is None else _joined(old, bucket)
-    for what, axis in axes.items():
-        for cells, row in zip(filled[what], rows):
-            _hold(db, cells, row, axis)
+            for table, k in tables:
+                cells, j = table[owners[values[0]]], values[1]
+                bucket, old = tuple.__new__(Bucket, values[2:5] + values[k:k + 7]), cells[j]     # _make takes twice as long
+                cells[j] = bucket if old is None else _joined(old, bucket)
+    for table, _ in tables:
+        for cells, row in zip(table, rows):
+            _hold(db, cells, row, edges)
     return filled
 
 
-def _columns(edges: Sequence[int], axis: Sequence[int]) -> List[Optional[int]]:
-    """Into which column of an axis falls what begins at each of the edges."""
-    starts: Dict[int, Optional[int]] = {**{edge: j for j, edge in enumerate(axis)}, axis[-1]: None}
-    column, columns = None, []
-    for edge in edges:
-        column = starts.get(edge, column)
-        columns.append(column)
-    return columns
-
-
 def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[Span], axis: Sequence[int]) -> None:
-    there = [(j, bucket) for j, bucket in enumerate(cells) if bucket]
+    there = [(j, bucket) for j, bucket in enumerate(cells) if bucket] if None in cells else []
     if there and there[-1][0] - there[0][0] >= len(there):
         longest = 2 * max(cadence(db, unit, axis[-1]) for unit in {span[0] for span in row})
         if longest > min(other - one for one, other in zip(axis, axis[1:])):
@@ -1585,37 +1626,30 @@ def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[S
                     cells[one + 1:other] = [before] * (other - one - 1)
 
 
-def _bucket_queries(quantities: List[str], by_day: bool) -> List[str]:
-    columns = ", ".join(_CASES.format(what=what, bad=_QUANTITY[what][0] | QC_ROW, row=QC_ROW) for what in quantities)
-    days = _FROM_DAYS.format(values=", ".join(_QUANTITY[what][1] for what in quantities), a=_FIRST_DAY, b=_B)
-    ends = [(_A, "min(%s, %s)" % (_B, _FIRST_DAY)), ("max(%s, %s)" % (_LAST_DAY, _FIRST_DAY), _B)] if by_day else [(_A, _B)]
-    values = ", ".join(map(_VALUES.format, quantities))
-    return [_FROM_READINGS.format(columns=columns, values=values, a=a, b=b) for a, b in ends] + [days] * by_day
-
-
 def _joined(one: Bucket, other: Bucket) -> Bucket:
     def ends(a: Optional[float], b: Optional[float], choose: Any) -> Optional[float]:
         return choose(a, b) if a is not None and b is not None else b if a is None else a
-    return Bucket(one.rows + other.rows, one.n + other.n, (one.total or 0) + (other.total or 0),
-                  ends(one.low, other.low, min), ends(one.high, other.high, max), one.suspects + other.suspects,
-                  ends(one.suspect_low, other.suspect_low, min), ends(one.suspect_high, other.suspect_high, max),
-                  min(one.first, other.first), max(one.last, other.last))
+    return Bucket(one.rows + other.rows, min(one.first, other.first), max(one.last, other.last), one.n + other.n,
+                  (one.total or 0) + (other.total or 0), ends(one.low, other.low, min), ends(one.high, other.high, max),
+                  one.suspects + other.suspects, ends(one.suspect_low, other.suspect_low, min),
+                  ends(one.suspect_high, other.suspect_high, max))
 
 
 def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> Tuple[int, int]:
-    """How many values, suspect ones included, are below and above the limits; looks only into days that have some."""
+    """How many values, suspect ones included, are below and above the limits; looks only into months and days that have some."""
     _lay_out(db, spans, ())
-    least, most = (("d.co2_min, 1e9), coalesce(d.co2_low", "d.co2_max, -1e9), coalesce(d.co2_peak") if what == "co2" else
-                   ("d.temp_min, 1e9), coalesce(NULL", "d.temp_max, -1e9), coalesce(NULL"))
+    some = " OR ".join(("{0}.co2_min < :low", "{0}.co2_max > :high", "{0}.co2_low < :low", "{0}.co2_peak > :high") if what == "co2" else
+                       ("{0}.temp_min < :low", "{0}.temp_max > :high"))
     query = """
         SELECT total(r.{name} < :low), total(r.{name} > :high)
-        FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
-        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day <= s.b / 86400
-          AND (min(coalesce({least}, 1e9)) < :low OR max(coalesce({most}, -1e9)) > :high)
+        FROM temp.spans s CROSS JOIN monthly m CROSS JOIN daily d CROSS JOIN co2_readings r
+        WHERE m.unit_id = s.unit AND m.begin > s.a / 86400 - 31 AND m.begin <= s.b / 86400 AND ({months})
+          AND d.unit_id = s.unit AND d.day >= max(m.first, s.a / 86400) AND d.day <= min(m.last, s.b / 86400) AND ({days})
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{name} IS NOT NULL AND r.qc & {skip} = 0"""
     skip = QC_ROW if what == "co2" else QC_ROW | QC_TEMP
-    below, above = db.execute(query.format(name=what, least=least, most=most, skip=skip), {"low": low, "high": high}).fetchone()
+    query = query.format(name=what, months=some.format("m"), days=some.format("d"), skip=skip)
+    below, above = db.execute(query, {"low": low, "high": high}).fetchone()
     return int(below), int(above)
 
 
@@ -1710,17 +1744,26 @@ def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
 def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int], signal: bool = True) -> Dict[Tuple[int, int], Pings]:
     """Pings by number of span and number of column. Without signal strength the index alone is read."""
     _lay_out(db, spans, edges)
-    return {(i, j): Pings(n, days, dbm) for i, j, n, days, dbm in db.execute("""
-        SELECT s.i, c.j, count(*), count(DISTINCT p.ts / 86400), %s
-        FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN pings p
-        WHERE c.b > s.a AND c.a < s.b AND p.unit_id = s.unit AND p.ts >= max(c.a, s.a) AND p.ts < min(c.b, s.b)
-        GROUP BY s.i, c.j""" % ("avg(p.rssi_dbm)" if signal else "NULL"))}
+    found: Dict[Tuple[int, int], Pings] = {}
+    strength = "count(rssi_dbm), total(rssi_dbm)" if signal else "0, 0"
+    for query in (_ends("pings", "count(*), count(DISTINCT ts / 86400), " + strength, "ts", "", "month_"),
+                  _ends("monthly_pings", "sum(n), sum(days), sum(dbm_n), total(dbm_sum)", "begin", "month_", "")):
+        for row in db.execute(query):
+            at, one = row[:2], Pings._make(row[2:])
+            found[at] = one if at not in found else Pings._make(map(operator.add, found[at], one))
+    return found
 
 
 def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[Tuple[int, int, int]]:
     """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
-    return db.execute("SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? "
-                      "AND rssi_dbm IS NOT NULL GROUP BY rssi_dbm ORDER BY rssi_dbm", (unit, a, b)).fetchall()
+    first, last = extent(db, "pings", [unit], FOREVER)
+    a, b = 0 if a <= (first or 0) else a, FOREVER if b > (last or 0) else b        # then all its half years are whole
+    return db.execute("""
+        SELECT dbm, sum(n), max(last) FROM (
+            SELECT dbm, n, last FROM half_yearly WHERE unit_id = ?1 AND begin >= ?4 / 86400 AND begin < ?5 / 86400
+            UNION ALL SELECT rssi_dbm, 1, ts FROM pings WHERE unit_id = ?1 AND ts >= ?2 AND ts < min(?3, ?4)
+            UNION ALL SELECT rssi_dbm, 1, ts FROM pings WHERE unit_id = ?1 AND ts >= max(?4, ?5) AND ts < ?3)
+        WHERE dbm IS NOT NULL GROUP BY dbm ORDER BY dbm""", (unit, a, b, *_bounds(a, b, 6)[4:])).fetchall()
 
 
 def errors(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
@@ -1866,15 +1909,22 @@ def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan:
     return holes + [(before, now)] * (before > 0 and now - before > max(2 * step, DAY + HOUR))
 
 
+_FULL = """
+    SELECT begin, last, least FROM monthly WHERE unit_id = :unit AND begin >= :a AND last <= :b AND {0}
+    UNION ALL SELECT d.day, d.day, d.n FROM monthly m CROSS JOIN daily d
+        WHERE m.unit_id = :unit AND m.begin > :a - 31 AND m.begin <= :b AND NOT (m.begin >= :a AND m.last <= :b AND {0})
+          AND d.unit_id = m.unit_id AND d.day >= max(m.first, :a) AND d.day <= min(m.last, :b)
+    ORDER BY 1""".format("first = begin AND days = last + 1 - first AND least >= :full")
+
+
 def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan: int) -> List[Tuple[int, int]]:
     """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
     lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?", (a, unit, a)).fetchone()[0]
     if now - lo <= scan:
         return [(lo, now)]
-    days = db.execute("SELECT day, n FROM daily WHERE unit_id = ? AND day >= ? AND day <= ? ORDER BY day",
-                      (unit, lo // DAY, now // DAY)).fetchall()
+    days = db.execute(_FULL, {"unit": unit, "a": lo // DAY, "b": now // DAY, "full": DAY // step}).fetchall()
     ranges: List[Tuple[int, int]] = []
-    for (day, n), (following, _) in zip(days, days[1:] + [(now // DAY, 0)]):
+    for (_, day, n), (following, _, _) in zip(days, days[1:] + [(now // DAY + 2, 0, 0)]):
         if n < DAY // step or following > day + 1:
             begin, end = max(lo, (day - 1) * DAY), min(now, (following + 1) * DAY)
             if ranges and begin <= ranges[-1][1]:
@@ -1933,9 +1983,9 @@ def _differences(db: sqlite3.Connection, other: str) -> Iterator[str]:
         ours, theirs = (db.execute("SELECT count(*) FROM %s.%s" % (name, table)).fetchone()[0] for name in ("main", "fresh"))
         if ours != theirs:
             yield "%s: %d rows, but %d in the text" % (table, ours, theirs)
-    for names, table, words in (("unit_id, day", "daily", "the rollup is not that of the readings"),
-                                ("path, id", "sources", "the account is not that of the text")):
-        compared = "*" if table == "daily" else "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts"
+    for names, table in (("unit_id, day", "daily"), *(("unit_id, begin", name) for name in MONTHLY), ("path, id", "sources")):
+        compared, words = ("*", "the rollup is not that of the text") if table != "sources" else (
+            "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts", "the account is not that of the text")
         for row in db.execute("SELECT DISTINCT {0} FROM (SELECT * FROM (SELECT {2} FROM main.{1} EXCEPT SELECT {2} FROM fresh.{1}) "
                               "UNION ALL SELECT * FROM (SELECT {2} FROM fresh.{1} EXCEPT SELECT {2} FROM main.{1}))"
                               .format(names, table, compared)):

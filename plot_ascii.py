@@ -8,8 +8,8 @@ A page is made in one direction only:
 Words used here:
 
     axis      the columns of a chart in time. A column is a calendar step long (5 min ... 1 h ... 1 d ... 1 week ... 5 years)
-              and begins where such a step begins in the page's time zone; the shortest step that fits the width is taken, so
-              a chart may be narrower than its room. Ticks stand on calendar steps too, no closer than their labels allow;
+              and begins where such a step begins in the page's time zone; the shortest step that fits the width is taken (of
+              hundreds of rows a longer one), so a chart may be narrower than its room. Ticks stand on calendar steps too, no closer than their labels allow;
               where a year begins the label is the year.
     scale     from the least to the greatest value inside the *fence*, rounded outward. The fence is Tukey's for values far
               out: three interquartile distances beyond the quartiles of what all columns of the page hold. A value outside
@@ -32,6 +32,7 @@ in place with a few escape sequences, no curses), palettes beyond the terminal's
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sqlite3
@@ -43,7 +44,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import groupby
 from math import ceil, floor, log10
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import importer
 
@@ -91,11 +92,12 @@ def clean(text: object, ascii: bool = False) -> str:
     return found.encode("ascii", "replace").decode() if ascii else found
 
 
+_NARROW = re.compile("[ -~¡-ſ–…₂−─-▿⠀-⣿]*").fullmatch        # our own characters: a cell each
+
+
 def width(text: str) -> int:
     """Cells that clean text takes on a terminal."""
-    if text.isascii():
-        return len(text)
-    return sum(map(_cells, text))
+    return len(text) if _NARROW(text) else sum(map(_cells, text))
 
 
 @lru_cache(maxsize=4096)
@@ -127,8 +129,11 @@ STYLES = {"head": "1", "bad": "1;31", "warn": "33", "good": "32", "dim": "2", "c
 
 def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
     """Spans made so many cells wide; a single one is cut."""
-    spans = [spans[0]._replace(text=cut(spans[0].text, cells))] if len(spans) == 1 else list(spans)
-    fill = Span(" " * (cells - sum(width(span.text) for span in spans)))
+    free = cells - sum(width(span.text) for span in spans)
+    if free < 0 and len(spans) == 1:
+        spans = [spans[0]._replace(text=cut(spans[0].text, cells))]
+        free = cells - width(spans[0].text)
+    fill = Span(" " * free)
     return [fill, *spans] if right else [*spans, fill]
 
 
@@ -315,6 +320,11 @@ def snap(local: datetime, step: Step, on: int = 0) -> datetime:
     return day + timedelta(days=n * on - (day.toordinal() - 1) % n)
 
 
+def length(step: Step) -> int:
+    """Seconds of a step at the most, but for days that clocks make longer."""
+    return step[1] * {"min": 60, "month": 31 * DAY}.get(step[0], DAY)
+
+
 class Axis(NamedTuple):
     """Columns of a chart."""
     edges: List[int]                    # UTC seconds, one more than columns
@@ -325,7 +335,9 @@ class Axis(NamedTuple):
 
 def make_axis(zone: Zone, a: int, b: int, cells: int, exact: bool, per_cell: int = 1, least: str = "30 min") -> Axis:
     """Columns from a to b. Unless `exact`, a first one that would begin before a is left out."""
-    for name in list(STEPS)[list(STEPS).index(least):]:
+    names = list(STEPS)[list(STEPS).index(least):]
+    fitting = [name for name in names if b - a < (cells * per_cell + 1) * length(STEPS[name]) + DAY]
+    for name in fitting or names[-1:]:
         step, start = STEPS[name], snap(zone.local(a), STEPS[name])
         if not exact and zone.seconds(start) < a and zone.seconds(snap(start, step, 1)) < b:
             start = snap(start, step, 1)
@@ -350,7 +362,8 @@ def heading(ticks: Iterable[Tuple[int, str]], cells: int) -> str:
 
 def make_ticks(times: Sequence[datetime], per_cell: int, cells: int) -> List[Tuple[int, str]]:
     """Ticks on the smallest calendar steps whose labels do not meet."""
-    for step in TICKS:
+    least = (times[-1] - times[0]).total_seconds() / (0.7 * cells + 2)          # closer ticks have no room for their labels
+    for step in [step for step in TICKS if length(step) >= least] or TICKS[-1:]:
         ticks = [(j // per_cell, _label(tick, step)) for j, (one, other) in enumerate(zip(times, times[1:]))
                  for tick in [snap(other - timedelta(seconds=1), step)] if tick >= one]
         chosen = spaced(ticks, cells)
@@ -390,7 +403,8 @@ class Scale(NamedTuple):
     def level(self, value: float, levels: int) -> int:
         """0 ... levels - 1, the outermost for what is outside."""
         low, high, value = map(_log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        return min(levels - 1, max(0, floor((value - low) / (high - low) * levels)))
+        at = int((value - low) / (high - low) * levels)
+        return 0 if at < 0 else at if at < levels else levels - 1
 
 
 def _log(value: float) -> float:
@@ -407,9 +421,9 @@ def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top:
                log: bool = False) -> Scale:
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance that the fence believes."""
     there = [bucket for bucket in buckets if bucket]
-    usable = [end for bucket in there for end in (bucket.low, bucket.high) if end is not None]
-    suspect = [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high) if end is not None]
-    ends = sorted(usable or suspect or [0, 4 * narrow])
+    usable: List[Any] = [bucket.low for bucket in there if bucket.n] + [bucket.high for bucket in there if bucket.n]
+    ends = sorted(usable or [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high) if end is not None]
+                  or [0, 4 * narrow])
     lower, upper = ends[len(ends) // 4], ends[len(ends) * 3 // 4]
     reach = 3 * max(upper - lower, narrow)
     inside = [end for end in ends if lower - reach <= end <= upper + reach]
@@ -533,11 +547,13 @@ class Context:
 
     def stays(self) -> List[importer.Deployment]:
         """The deployments that are asked for, highest tier first; units that never had one come last."""
-        from fnmatch import fnmatchcase
         o = self.o
 
         def among(asked: Optional[str], *names: str) -> bool:
-            return not asked or any(name == asked or fnmatchcase(name, one) for one in asked.split(",") for name in names)
+            if not asked:
+                return True
+            from fnmatch import fnmatchcase
+            return any(name == asked or fnmatchcase(name, one) for one in asked.split(",") for name in names)
         return [stay for stay in importer.deployments(self.db) if among(o.site, stay.site or stay.nickname)
                 and among(o.unit, stay.nickname, stay.unit_id, stay.unit_id.replace("co2unit-", "", 1))
                 and (o.min_tier is None or stay.tier is not None and stay.tier >= o.min_tier)
@@ -597,11 +613,14 @@ def nothing(view: str, why: str) -> Page:
     return Page(view, {}, [], [], [[Span(why)]], {}, why)
 
 
+MOST_CELLS = 60000                      # of the charts of a page, for a third of a second: of very many rows the columns are wider
+
+
 class Table:
     """Rows under headings; where the page is narrow, columns go by rank; charts take what is left."""
 
     def __init__(self, c: Context, columns: Iterable[Column], a: int = 0, b: int = 1, exact: bool = True,
-                 least: str = "30 min", per_cell: int = 1) -> None:
+                 least: str = "30 min", per_cell: int = 1, rows: int = 1) -> None:
         self.c, self.columns = c, list(columns)
         self.kept, self.axes = list(range(len(self.columns))), {}       # type: List[int], Dict[str, Axis]
         while self.spare() < 0 and any(self.columns[i].rank for i in self.kept):
@@ -609,7 +628,8 @@ class Table:
         for i, column in enumerate(self.columns):
             if column.chart:
                 cells = column.width - 2 * column.margin + (self.spare() if i in self.kept else 0)
-                axis = make_axis(c.zone, a, b, max(cells, 4), exact, per_cell, least)
+                most = MOST_CELLS // rows // per_cell // sum(one.chart for one in self.columns)
+                axis = make_axis(c.zone, a, b, max(min(cells, most), 4), exact, per_cell, least)
                 self.axes[column.fields[0]] = axis
                 self.columns[i] = column._replace(head=" " * column.margin + c.say(axis.heading),
                                                   width=axis.cells + 2 * column.margin)
@@ -668,11 +688,6 @@ def bars(c: Context, values: Sequence[Optional[float]], scale: Scale, style: str
 RANKS = ("", "suspect", "down", "up")
 
 
-def rounded(*values: Optional[float]) -> List[Optional[float]]:
-    """For programs: the tenth is the last digit that means something."""
-    return [None if value is None else round(value, 1) for value in values]
-
-
 def shown(form: str, value: Optional[float], none: str = "") -> str:
     """A number, or what stands for none."""
     return none if value is None else form % value
@@ -728,27 +743,29 @@ def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
 
 def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
     """Least and greatest value, suspect ones included."""
-    found = [end for bucket in buckets if bucket
-             for end in (bucket.low, bucket.high, bucket.suspect_low, bucket.suspect_high) if end is not None]
-    return min(found, default=None), max(found, default=None)
+    there = [bucket for bucket in buckets if bucket]
+    low: List[Any] = [bucket.low for bucket in there if bucket.n] + [bucket.suspect_low for bucket in there if bucket.suspects]
+    high: List[Any] = [bucket.high for bucket in there if bucket.n] + [bucket.suspect_high for bucket in there if bucket.suspects]
+    return min(low, default=None), max(high, default=None)
 
 
-def mark(bucket: Optional[importer.Bucket], scale: Scale) -> str:
-    """What stands in a column instead of its mean: up or down when values are off the scale, suspect when none is usable."""
-    if bucket is None:
-        return ""
-    for high in (bucket.high, bucket.suspect_high):
-        if high is not None and high > scale.high:
+def marks_of(buckets: Buckets, scale: Scale) -> List[str]:
+    """What stands in columns instead of their means: up or down where values are off the scale, suspect where none is usable."""
+    def mark(bucket: Any) -> str:
+        if bucket is None:
+            return ""
+        _, _, _, n, _, low, high, suspects, suspect_low, suspect_high = bucket
+        if n and high > scale.high or suspects and suspect_high > scale.high:
             return "up"
-    for low in (bucket.low, bucket.suspect_low):
-        if low is not None and low < scale.low:
+        if n and low < scale.low or suspects and suspect_low < scale.low:
             return "down"
-    return "" if bucket.n or bucket.suspect_low is None else "suspect"
+        return "suspect" if suspects and not n else ""
+    return list(map(mark, buckets))
 
 
-def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -> Tuple[int, int]:
+def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale, marks: Sequence[str]) -> Tuple[int, int]:
     """How many values are below and above the scale."""
-    marked = [bucket for bucket in buckets if bucket and mark(bucket, scale) in ("up", "down")]
+    marked = [bucket for bucket, mark in zip(buckets, marks) if bucket and mark in ("up", "down")]
     if not marked:
         return 0, 0
     spans = row.within(min(bucket.first for bucket in marked), max(bucket.last for bucket in marked) + 1)
@@ -757,17 +774,19 @@ def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale) -
 
 def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     """A row per site: all on one time axis, and on one scale. Of very many rows the columns are days, which are summed up."""
-    many = len(rows[:c.room(3)]) > 250 and b - a > 3 * DAY
+    here = rows[:c.room(3)]
+    many = len(here) > 250 and b - a > 3 * DAY
     names = min(max([4, *(width(c.name(row.name)) for row in rows)]), max(11, c.width // 8))
     t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, chart=True),
                   Column(("ppm",), "ppm", 4, 1, True), Column(("min", "max"), "range", 7, 3, True, 2),
                   Column(("temp",), "", 7, 4, gap=2, chart=True),
                   Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 3)],
-              a, b, exact, "1 d" if many else "30 min", c.per_cell)
+              a, b, exact, "1 d" if many else "30 min", c.per_cell, len(here))
     axis, short = t.axes["co2"], t.axes["temp"]
-    here, a = rows[:c.room(3)], axis.edges[0]
-    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": short.edges},
-                                 [row.within(min(a, short.edges[0]), b) for row in here])
+    a = axis.edges[0]
+    spans = [row.within(min(a, short.edges[0]), b) for row in here]
+    together = [(("co2", "temp"), axis)] if axis.edges == short.edges else [(("co2",), axis), (("temp",), short)]
+    found = {what: rows for whats, each in together for what, rows in importer.buckets(c.db, whats, spans, each.edges).items()}
     co2, temp = found["co2"], found["temp"]
     scale = make_scale([bucket for row in co2 for bucket in row], 50, c.o.co2_max, c.o.log)
     warmth = make_scale([bucket for row in temp for bucket in row], 5)
@@ -788,15 +807,16 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
 def _fleet_row(c: Context, row: Row, spans: Sequence[importer.Span], co2: Buckets, temp: Buckets, scale: Scale,
                warmth: Scale, late: bool) -> List[Cell]:
     ppm, celsius = (importer.last_value(c.db, what, spans) for what in ("co2", "temp"))
-    (low, high), (below, above) = ends(co2), off_scale(c, "co2", row, co2, scale)
+    marks = marks_of(co2, scale)
+    (low, high), (below, above) = ends(co2), off_scale(c, "co2", row, co2, scale, marks)
     flags = "".join(c.g[name] + (compact(n) if n > 1 else "") for name, n in (("up", above), ("down", below)) if n)
     means, warm = [mean(bucket) for bucket in co2], [mean(bucket) for bucket in temp]
     reach = "" if low is None else c.say("%s–%s" % (compact(low), compact(high)))
     return [cell(c.name(row.name), row.name, "", row.name),
-            Cell([rounded(*means)], bars(c, means, scale, "co2", [mark(bucket, scale) for bucket in co2])),
-            Cell(rounded(ppm), [Span(compact(ppm))]), Cell(rounded(low, high), [Span(reach)]),
-            Cell([rounded(*warm)], bars(c, warm, warmth, "temp", [mark(bucket, warmth) for bucket in temp])),
-            Cell(rounded(celsius), [Span(shown("%.1f", celsius))]),
+            Cell([means], bars(c, means, scale, "co2", marks)),
+            Cell([ppm], [Span(compact(ppm))]), Cell([low, high], [Span(reach)]),
+            Cell([warm], bars(c, warm, warmth, "temp", marks_of(temp, warmth))),
+            Cell([celsius], [Span(shown("%.1f", celsius))]),
             Cell([late, above, below], [Span("L" * late + flags, "bad")])]
 
 
@@ -813,7 +833,7 @@ def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[:c.rows and max(1, (c.rows - 1) // height)]
     axis, hidden = make_axis(c.zone, a, b, c.width - 12, exact), len(rows) - len(here)
-    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [row.within(axis.edges[0], b) for row in here])
+    found = importer.buckets(c.db, ("co2", "temp"), [row.within(axis.edges[0], b) for row in here], axis.edges)
     co2, temp = ([bucket for row in found[what] for bucket in row] for what in ("co2", "temp"))
     scales = make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5)
     pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in here]
@@ -827,7 +847,7 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     """One site or unit."""
     axis = make_axis(c.zone, a, b, c.width - 12, exact)
     spans = row.within(axis.edges[0], b)
-    found = importer.all_buckets(c.db, {"co2": axis.edges, "temp": axis.edges}, [spans])
+    found = importer.buckets(c.db, ("co2", "temp"), [spans], axis.edges)
     co2, temp = found["co2"][0], found["temp"][0]
     scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
     ribbons = _ribbons(c, row, axis, co2, b)
@@ -837,17 +857,12 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     drawn += panel(c, row, spans, "temp", axis, temp, warmth, room - high) if room > high else []
     drawn += [*ribbons, [Span("     " + c.say(axis.heading.replace("╷", c.plot["foot"])))]]
     fields = [what + "_" + name for what in ("co2", "temp") for name in ("n", "mean", "min", "max", "suspect")]
-    records = [[c.zone.iso(one), c.zone.iso(other)] + [value for bucket in pair for value in _values(bucket)]
+    records = [[c.zone.iso(one), c.zone.iso(other)] + [value for bucket in pair for value in (
+                   (bucket.n, mean(bucket), bucket.low, bucket.high, bucket.suspects) if bucket else (0, None, None, None, 0))]
                for one, other, pair in zip(axis.edges, axis.edges[1:], zip(co2, temp))]
     facts = {"site": row.name, "units": sorted({stay.nickname for stay in row.stays}), "co2_scale": scale[:2],
              "temp_scale": warmth[:2]}
     return Page("co2", facts, ["from", "to", *fields], records, drawn)
-
-
-def _values(bucket: Optional[importer.Bucket]) -> List[Any]:
-    if bucket is None:
-        return [0, None, None, None, 0]
-    return [bucket.n, *rounded(mean(bucket), bucket.low, bucket.high), bucket.suspects]
 
 
 def _site_title(c: Context, row: Row, spans: Sequence[importer.Span], buckets: Buckets, axis: Axis, b: int) -> Line:
@@ -867,10 +882,10 @@ def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis:
           lines: int) -> List[Line]:
     """A heading with the numbers; marks, if anything is off the scale; the plot, labelled left, the newest value right."""
     g, form = c.plot, "%.0f" if what == "co2" else "%.1f"
-    (low, high), (below, above) = ends(buckets), off_scale(c, what, row, buckets, scale)
+    marks = marks_of(buckets, scale)
+    (low, high), (below, above) = ends(buckets), off_scale(c, what, row, buckets, scale, marks)
     beyond = "  ".join("%s%.0f ×%d" % (g[name], end, n) for name, end, n in (("up", high, above), ("down", low, below))
                        if n and end is not None)
-    marks = [mark(bucket, scale) for bucket in buckets]
     aside = width(beyond) < c.width - 5 - axis.cells
     p5, median, p95 = (shown(form, value) for value in importer.quantiles(c.db, what, spans, (0.05, 0.5, 0.95)))
     legend = "%s mean  %s min–max per column (%s)" % (g["mean"], g["range"], axis.step), "col = " + axis.step
@@ -933,7 +948,7 @@ def _ribbons(c: Context, row: Row, axis: Axis, co2: Buckets, b: int) -> List[Lin
     for unit in units:
         stays, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], "", set()
         spans, rhythm = [span for span in row.within(axis.edges[0], b) if span[0] == unit], importer.cadence(c.db, unit, b)
-        own = co2 if len(units) == 1 else importer.buckets(c.db, "co2", [spans], axis.edges)[0]
+        own = co2 if len(units) == 1 else importer.buckets(c.db, ["co2"], [spans], axis.edges)["co2"][0]
         for bucket, one, other in zip(own, axis.edges, axis.edges[1:]):
             status = next((stay.status for stay in stays if stay.since < other and stay.until > one), None)
             kind = kinds.index(status) if status in kinds else 0
@@ -957,11 +972,11 @@ def view_pings(c: Context) -> Page:
     stays = [stay for stay in stays if stay.since < b and stay.until > a]
     if not stays:
         return nothing("pings", "No units yet.")
-    name, unit = who(c, stays, 2)
+    (name, unit), here = who(c, stays, 2), stays[:c.room(3)]
     t = Table(c, [name._replace(width=min(name.width, max(10, c.width // 8))),
                   Column(("pings",), "", 14, gap=0, chart=True, margin=1), unit._replace(gap=0),
-                  Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d")
-    axis, here = t.axes["pings"], stays[:c.room(3)]
+                  Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d", rows=len(here))
+    axis = t.axes["pings"]
     a = axis.edges[0]
     found = importer.pings(c.db, [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here], axis.edges, False)
     late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, here)
@@ -1063,9 +1078,9 @@ def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[
     return [cell(word, state.verdict, style), *who_cells(c, state),
             Cell(ages, [Span("never" if age is None else ago(age), style if style == "bad" else "")]),
             Cell([[pings.n if pings else 0 for pings in cells]], [Span(chart)]),
-            Cell(rounded(ppm), [Span(compact(ppm) or none)]), Cell(rounded(celsius), [Span(shown("%.1f", celsius, none))]),
+            Cell([ppm], [Span(compact(ppm) or none)]), Cell([celsius], [Span(shown("%.1f", celsius, none))]),
             cell(shown("%d", state.dbm, none), state.dbm),
-            Cell([rounded(*signal)], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL)),
+            Cell([signal], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL)),
             Cell([state.free_by and c.zone.iso(state.free_by)], ())]
 
 
@@ -1118,7 +1133,7 @@ def _signal_row(c: Context, stay: importer.Deployment, levels: Sequence[Tuple[in
     for name, one, other in (("whisker", 0, 4), ("box", 1, 3), ("median", 2, 2), ("dot", 5, 5)):
         line[at[one]:at[other] + 1] = c.g[name] * (at[other] - at[one] + 1)
     return [*who_cells(c, stay), Cell(points, [Span("".join(line))]), cell("%d" % last, last), cell("%d" % n, n),
-            Cell([rounded(*trend)], bars(c, trend, SIGNAL))]
+            Cell([trend], bars(c, trend, SIGNAL))]
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -1202,6 +1217,11 @@ def to_text(lines: Iterable[Line], colour: bool = False) -> str:
     return "".join("".join(map(paint, line)).rstrip() + "\n" for line in lines)
 
 
+def rounded(record: Sequence[Any]) -> List[Any]:
+    """For programs: of numbers the tenth is the last digit that means something."""
+    return [rounded(value) if isinstance(value, list) else round(value, 1) if isinstance(value, float) else value for value in record]
+
+
 def to_tsv(page: Page, ascii: bool = False) -> str:
     """Tab-separated values under a line with their names; a chart has one field a column, name@begin."""
     def text(value: Any) -> str:
@@ -1209,7 +1229,7 @@ def to_tsv(page: Page, ascii: bool = False) -> str:
     fields = [name for field in page.fields
               for name in ([field + "@" + at for at in page.axes[field]] if field in page.axes else [field])]
     lines = [fields] + [[text(one) for value in record for one in (value if isinstance(value, list) else [value])]
-                        for record in page.records]
+                        for record in map(rounded, page.records)]
     return "".join("\t".join(line) + "\n" for line in lines if line)
 
 
@@ -1218,7 +1238,7 @@ def to_json(page: Page) -> str:
     import json
     message = {"message": page.empty} if page.empty else {}
     return json.dumps({"view": page.view, **page.facts, **message, "columns": page.axes, "rows": [
-        dict(zip(page.fields, record)) for record in page.records]}, indent=1) + "\n"
+        dict(zip(page.fields, rounded(record))) for record in page.records]}, indent=1) + "\n"
 
 
 def to_html(lines: Iterable[Line], link: Callable[[str], str]) -> str:
@@ -1380,7 +1400,9 @@ SWITCHES = (("--plain", "tab-separated values"), ("--json", "JSON"),
 def arguments(argv: Optional[Sequence[str]]) -> Any:
     """The command line; a wrong one ends the program with status 2."""
     import argparse
-    parser = argparse.ArgumentParser(prog="plot_ascii.py", description="Pages of a fleet of CO2 units, for a terminal.")
+    cells = screen(os.environ)[0]       # else argparse asks for it, which takes as long as all the rest of it
+    parser = argparse.ArgumentParser(prog="plot_ascii.py", description="Pages of a fleet of CO2 units, for a terminal.",
+                                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=cells - 2))
     parser.add_argument("view", nargs="?", default="co2", choices=list(VIEWS))
     parser.add_argument("--db", metavar="FILE", help="the database (where co2d.conf says, or var/db.sqlite3)")
     for name, (_, kind, metavar, text) in OPTIONS.items():
@@ -1396,17 +1418,21 @@ def arguments(argv: Optional[Sequence[str]]) -> Any:
     return parser.parse_args(argv)
 
 
-def environment(a: Any, environ: Dict[str, str]) -> Options:
-    """Options from the command line, completed by what the environment says of the screen and the locale. Size: flags, then
-    COLUMNS and LINES, then the terminal, then 80x24."""
-    given = {name: getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
+def screen(environ: Mapping[str, str]) -> List[int]:
+    """Cells and lines: COLUMNS and LINES, then the terminal, then 80x24."""
     try:
         size: Sequence[int] = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):
         size = (80, 24)
-    for name, variable, found in (("width", "COLUMNS", size[0] or 80), ("height", "LINES", size[1] or 24)):
-        text = environ.get(variable, "")
-        given.setdefault(name, max({"width": 20, "height": 5}[name], min(int(text) if text.isdigit() else 0, 1000) or found))
+    given = [environ.get(name, "") for name in ("COLUMNS", "LINES")]
+    return [max(least, min(int(text) if text.isdigit() else 0, 1000) or found or usual)
+            for text, least, found, usual in zip(given, (20, 5), size, (80, 24))]
+
+
+def environment(a: Any, environ: Dict[str, str]) -> Options:
+    """Options from the command line, completed by what the environment says of the screen and the locale."""
+    given = {name: getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
+    given = {**dict(zip(("width", "height"), screen(environ))), **given}
     if not speaks_unicode(environ):
         given.setdefault("glyphs", "ascii")
     return Options(**given)
@@ -1546,6 +1572,7 @@ def run(a: Any, environ: Dict[str, str], clock: Callable[[], float]) -> int:
 
 def main(argv: Optional[Sequence[str]] = None, now: Optional[float] = None) -> int:
     """The command line; the exit status."""
+    gc.set_threshold(1000000)           # a page is many small tuples and no cycles
     try:
         return run(arguments(argv), dict(os.environ), lambda: time.time() if now is None else now)
     except KeyboardInterrupt:

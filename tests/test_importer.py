@@ -30,7 +30,7 @@ VALUES = "\t".join("%d" % n for n in range(401, 411))
 LINE = UNIT + "\tvaranger-03\t2019-09-12\t08:30:00\t4.5\t2\t" + VALUES + "\n"
 RAW = LINE[:-1] + "\t405\t-0.25\t1234\tNone\t21.5\n"
 T = 1_568_277_000                                               # of LINE
-TABLES = ("co2_readings", "pings", "error_logs", "deploy_durations_tiered", "daily", "rejects")
+TABLES = ("co2_readings", "pings", "error_logs", "deploy_durations_tiered", "daily", *importer.MONTHLY, "rejects")
 
 
 class Place:
@@ -575,14 +575,25 @@ def on_each_connection(monkeypatch, prepare):
     monkeypatch.setattr(sqlite3, "connect", connected)
 
 
-def test_one_more_ping_costs_no_look_at_all_others_of_its_day(place, monkeypatch):
-    line = "2019-10-07T%02d:%02d:%02d\t" + UNIT + "\tn\t8\t-97\n"
-    path, steps = place.put("var/pings/pings-0000.tsv", "".join(line % (n // 3600, n // 60 % 60, n % 60) for n in range(5000))), []
+def test_one_more_ping_costs_no_second_look_at_others_that_came_within_a_second(place, monkeypatch):
+    line, statements = "2019-10-07T%02d:00:00.%03d\t" + UNIT + "\tn\t8\t-97\n", []
+    path = place.put("var/pings/pings-0000.tsv", "".join(line % (hour, n) for hour in range(20) for n in range(10)))
     place.run()
-    on_each_connection(monkeypatch, lambda db: db.set_progress_handler(lambda: steps.append(1), 100))
-    place.put("var/pings/pings-0000.tsv", line % (20, 0, 0), "ab")
+    on_each_connection(monkeypatch, lambda db: db.set_trace_callback(statements.append))
+    place.put("var/pings/pings-0000.tsv", line % (20, 0), "ab")
     place.run([path])
-    assert place.ask("SELECT count(*) FROM pings") == [(5001,)] and len(steps) < 50
+    assert place.ask("SELECT count(*) FROM pings") == [(201,)]
+    assert statements and not [said for said in statements if "row_number" in said]
+
+
+def test_a_reading_of_the_year_9999_ends_no_import(place):
+    lines = LINE + LINE.replace("2019-09", "9999-12")
+    place.readings(lines)
+    place.run()
+    place.readings(lines + reading(1440), mode="wb")
+    place.run()
+    assert place.ask("SELECT count(*), sum(n) FROM co2_readings, (SELECT sum(n) AS n FROM monthly)") == [(3, 9)]
+    assert importer.verify(place.archive) == []
 
 
 def test_a_replaced_file_costs_no_look_at_all_readings_unless_it_had_those_of_other_units(place, monkeypatch):
@@ -895,12 +906,17 @@ def test_names_that_are_no_utf8_empty_files_and_links_do_no_harm(place):
     ("DELETE FROM co2_readings WHERE rowid = 3", "row of co2_readings is not in the database"),
     ("INSERT INTO co2_readings SELECT * FROM co2_readings WHERE rowid = 3", "co2_readings: 6 rows, but 5 in the text"),
     ("UPDATE daily SET co2_sum = 1 WHERE rowid_is_not_needed", "daily: "),
+    ("UPDATE monthly SET co2_max = co2_max + 1", "monthly: %s, 18140: the rollup is not that of the text" % UNIT),
+    ("DELETE FROM monthly", "monthly: "),
+    ("UPDATE monthly_pings SET days = 2", "monthly_pings: %s, 18140: " % UNIT),
+    ("UPDATE half_yearly SET dbm = -90", "half_yearly: %s, 18078: " % UNIT),
     ("UPDATE rejects SET reason = ''", "row of rejects is not in the text"),
     ("UPDATE sources SET imported_bytes = imported_bytes + 1", "bytes of lines, but"),
     ("UPDATE sources SET imported = imported + 1", "the account is not that of the text"),
 ])
 def test_verify_finds_what_does_not_agree(place, damage, found):
     place.readings("".join(reading(30 * n, 400 + n) for n in range(5)) + "x\n")
+    place.put("var/pings/pings-0000.tsv", "2019-09-12T03:00:00.000000\t%s\tn\t8\t-97\n" % UNIT)
     place.run()
     assert importer.verify(place.archive) == []
     with contextlib.closing(sqlite3.connect(place.archive.db)) as db:
@@ -1034,17 +1050,22 @@ def test_no_query_of_the_views_scans_a_table_of_readings_pings_or_errors(dirty):
         edges, end = list(range(1568246400, 1569456000, 86400)), 1569499200
         ask_everything(db, stays, spans, units, edges, end)
         db.set_trace_callback(None)
-        plans = {row[3] for query in queries if query.lstrip().upper().startswith(("SELECT", "WITH"))
-                 for row in db.execute("EXPLAIN QUERY PLAN " + query)}
+        asked = {query: [row[3] for row in db.execute("EXPLAIN QUERY PLAN " + query)]
+                 for query in queries if query.lstrip().upper().startswith(("SELECT", "WITH"))}
+    plans = {step for steps in asked.values() for step in steps}
     assert any("USING INDEX readings_by_unit" in plan for plan in plans)
     assert [plan for plan in plans if plan.startswith("SCAN") and any(
-        name in plan.split() for name in ("co2_readings", "r", "pings", "p", "error_logs", "e", "daily"))
+        name in plan.split() for name in ("co2_readings", "r", "pings", "p", "error_logs", "e", "daily", "d", "monthly", "m",
+                                          "monthly_pings", "half_yearly"))
         and "temp" not in plan] == []
+    tables = {query.split(" r\n")[0].split()[-1]: steps for query, steps in asked.items() if "temp.ends" in query}
+    assert sorted(tables) == ["co2_readings", "daily", "monthly", "monthly_pings", "pings"]
+    assert [steps for steps in tables.values() if any("GROUP BY" in step for step in steps)] == []         # no sort
 
 
 def ask_everything(db, stays, spans, units, edges, end):
     for what in ("co2", "temp"):
-        importer.buckets(db, what, [spans[:3], spans[3:]], edges)
+        importer.buckets(db, [what], [spans[:3], spans[3:]], edges)
         importer.count_outside(db, what, spans, 390, 410)
         importer.quantiles(db, what, spans, [0.05, 0.95])
         importer.last_value(db, what, spans)
@@ -1057,6 +1078,117 @@ def ask_everything(db, stays, spans, units, edges, end):
     importer.cadence(db, units[0], end)
     importer.fleet_state(db, end)
     importer.gaps(db, stays, edges[0], end)
+
+
+def field(place, chance, unit, days=430):
+    """Text of a unit over some days at odd times, with flags, holes and days of nothing: a file of readings and one of pings
+    for each fortnight. -> files in a random order, as (path, content)."""
+    files = []
+    for number in range(days // 14):
+        lines, pings = [], []
+        for day in range(14 * number, 14 * number + 14):
+            away, hours = chance.random() < 0.1, chance.choice([(0, 23), range(0, 24, 3), range(24)])
+            for second in [] if away else sorted(hour * 3600 + chance.choice([0, 0, chance.randrange(3600)]) for hour in hours):
+                at, ppm = time.gmtime(1_525_000_000 // 86400 * 86400 + day * 86400 + second), chance.choice([400, 400, 405, 431, 2000, 0])
+                lines.append("%s\tn\t%s\t%s\t0\t%s\n" % (unit, time.strftime("%Y-%m-%d\t%H:%M:%S", at), chance.choice(["-3.5", "4.0", "85.0"]),
+                                                       "\t".join(["%d" % ppm] * 10)))
+                if chance.random() < 0.2:
+                    pings.append("%s.000000\t%s\tn\t8\t%s\n" % (time.strftime("%Y-%m-%dT%H:%M:%S", at), unit, chance.choice([-97, -88, None])))
+        files += [("remote_data/%s/data/readings/readings-%04d.tsv" % (unit, number), "".join(lines)),
+                  ("remote_data/server-%s/var/pings/pings-%04d.tsv" % (unit[-1], number), "".join(pings))]
+    return chance.sample(files, len(files))
+
+
+def cuts(chance, begin, end):
+    """Bounds of columns: seconds, hours, days, months, half years; on whole days and months, and beside them."""
+    edges = [begin]
+    while edges[-1] < end:
+        edge = edges[-1] + chance.choice([1, 3600, 43200, 86400, 7 * 86400, 45 * 86400, 95 * 86400, 200 * 86400])
+        day = edge // 86400
+        edges.append(max(edges[-1] + 1, chance.choice([edge, day * 86400, importer.month_of(day)[1] * 86400,
+                                                       importer.month_of(day)[1] * 86400 - 7200, edge + chance.randrange(86400)])))
+    return edges
+
+
+def plainly(place, what, unit, a, b):
+    """A bucket by a query that knows no rollup (which knows no suspect temperatures)."""
+    bad = (importer.QC_CO2_BAD if what == "co2" else importer.QC_TEMP) | importer.QC_ROW
+    rows = place.ask("SELECT %s, qc FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ?" % what, unit, a, b)
+    good = [value for value, qc in rows if value is not None and not qc & bad]
+    odd = [value for value, qc in rows if value is not None and qc & bad and not qc & importer.QC_ROW]
+    return [len(rows), len(good), pytest.approx(sum(good)), min(good, default=None), max(good, default=None), len(odd),
+            min(odd, default=None), max(odd, default=None)][:8 if what == "co2" else 5]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_rollups_give_is_what_a_plain_query_over_the_rows_gives(place, seed):
+    chance = random.Random(seed)
+    units = ("co2unit-00000000000a", "co2unit-00000000000b")
+    files = [file for unit in units for file in field(place, chance, unit)]
+    for n, (path, content) in enumerate(chance.sample(files, len(files))):
+        place.put(path, content)
+        if n % 5 == 0:
+            place.run()
+    path, content = chance.choice(files)
+    place.put(path, content[len(content) // 2:])                # replaced by another one
+    place.run()
+    assert importer.verify(place.archive) == []
+    begin, end = place.ask("SELECT min(ts) - 50 * 86400, max(ts) + 50 * 86400 FROM co2_readings")[0]
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        for _ in range(8):
+            edges, bounds = cuts(chance, begin, end), cuts(chance, begin, end)
+            spans = [(chance.choice(units), *ab) for ab in zip(bounds, bounds[1:])] + [(units[0], 0, importer.FOREVER)]
+            compare_columns(place, db, spans, edges)
+            for unit, a, b in spans:
+                assert importer.signals(db, unit, a, b) == place.ask(
+                    "SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL "
+                    "GROUP BY rssi_dbm ORDER BY rssi_dbm", unit, a, b)
+                outside = place.ask("SELECT total(co2 < 300), total(co2 > 420) FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ?",
+                                    unit, a, b)[0]
+                assert importer.count_outside(db, "co2", [(unit, a, b)], 300, 420) == outside
+
+
+def compare_columns(place, db, spans, edges):
+    found = importer.buckets(db, ("co2", "temp"), [[span] for span in spans], edges)
+    pings = importer.pings(db, spans, edges)
+    for i, (unit, since, until) in enumerate(spans):
+        for j, (a, b) in enumerate((max(since, a), min(until, b)) for a, b in zip(edges, edges[1:])):
+            for what in ("co2", "temp"):
+                bucket, expected = found[what][i][j], plainly(place, what, unit, a, b)
+                if bucket is None or bucket.last < a or bucket.first >= b:                  # or held
+                    assert expected[0] == 0
+                else:
+                    assert [bucket.rows, bucket.n, bucket.total or 0, *bucket[5:]][:len(expected)] == expected, (what, unit, a, b)
+            n, days, dbm = place.ask("SELECT count(*), count(DISTINCT ts / 86400), avg(rssi_dbm) FROM pings "
+                                     "WHERE unit_id = ? AND ts >= ? AND ts < ?", unit, a, b)[0]
+            mine = pings.get((i, j))
+            assert (mine and (mine.n, mine.days, mine.dbm)) == ((n, days, dbm and pytest.approx(dbm)) if n else None)
+
+
+def test_months_end_where_the_calendar_says(place):
+    for day in range(-40, 40000, 17):
+        begin, end = importer.month_of(day)
+        first = time.gmtime(begin * 86400)
+        assert begin <= day < end and first.tm_mday == time.gmtime(end * 86400).tm_mday == 1 and 28 <= end - begin <= 31
+        begin, end = importer.month_of(day, 6)
+        assert begin <= day < end and time.gmtime(begin * 86400).tm_mon in (1, 7) and 181 <= end - begin <= 184
+
+
+def test_gaps_of_a_long_range_are_those_of_the_readings(place):
+    """Full months are passed over, days that are not full are looked into; a last day that is full is no gap up to now."""
+    chance, begin, lines, missing = random.Random(1), 1_525_132_800, [], {4000, 4001, 4002, 4500, 4501, 8050, 8051, 8052, 8053}
+    missing |= set(range(6000, 6000 + 48 * 40))                 # a hole of more than a month
+    for n in set(range(48 * 200)) - missing:
+        lines.append("%s\tn\t%s\t4.5\t0\t%s\n" % (UNIT, time.strftime("%Y-%m-%d\t%H:%M:%S", time.gmtime(begin + 1800 * n)),
+                                                 "\t".join(["%d" % chance.choice([400, 410])] * 10)))
+    place.readings("".join(lines))
+    now = begin + 200 * 86400 + 900
+    place.run(now=now)
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        stays = importer.deployments(db)
+        for a in (begin - 5, begin + 86400 * 61 + 77, begin + 86400 * 100):
+            found = [((gap.start - begin) // 1800 + 1, gap.missing) for gap in importer.gaps(db, stays, a, now)]
+            assert found == [one for one in ((4000, 3), (4500, 2), (6000, 1920), (8050, 4)) if begin + one[0] * 1800 >= a]
 
 
 def test_limits_of_the_quality_rules_come_from_the_configuration(place, tmp_path):

@@ -464,7 +464,7 @@ def test_rollup_and_readings_give_the_same_numbers(four: str) -> None:
     edges = [seconds(START) + 43200 * i for i in range(29)]
     spans = [[("co2unit-%012d" % unit, edges[0] + 5000, edges[-1] - 7000)] for unit in (1, 2, 3, 4)]
     for what in ("co2", "temp"):
-        fine, coarse = importer.buckets(db, what, spans, edges), importer.buckets(db, what, spans, edges[::2])
+        fine, coarse = (importer.buckets(db, [what], spans, edges[::every])[what] for every in (1, 2))
         for row, rough in zip(fine, coarse):
             for j, bucket in enumerate(rough):
                 parts = [part for part in row[2 * j:2 * j + 2] if part]
