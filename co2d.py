@@ -13,13 +13,14 @@ alone imports what is new into the database, moments later (`importer`); the sta
 Threads, and where they meet:
 
     main            signals, configuration, systemd
-    workers         each accepts a connection, serves it, closes it; idle ones wait in accept
+    workers         each accepts a connection, serves it, closes it; idle ones wait in accept. What a reply waits for
+                    (`Response.after`) does not hold up its worker: the one that writes, for many at once, sends it
     tend            starts workers, and thins out slow clients when there may be no more
     import          takes `Station.changed`, the files that requests have written to, and imports them
 
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
-    (seqfile)       one lock per upload directory; the row logs' two each
+    (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
 Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupted twice.
@@ -33,6 +34,7 @@ import dataclasses
 import errno
 import fcntl
 import fnmatch
+import functools
 import ipaddress
 import json
 import logging
@@ -288,6 +290,7 @@ class Response(NamedTuple):
     content_type: str = "application/json"
     headers: Headers = ()
     note: str = ""
+    after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what must be on disk before; then calls back
 
 
 class Refused(Exception):
@@ -581,14 +584,19 @@ def ping_row(now: float, unit: str, request: Request) -> bytes:
 def alive(station: Station, request: Request, unit: str) -> Response:
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.admit(unit)
-    try:
-        station.touch(station.pings.append(ping_row(request.now, unit, request)))
-    except OSError as error:
-        station.count("co2d_pings_lost_total")
-        log.error("ping of %s NOT STORED: %s", unit, error)
-        return json_response({}, note="not stored")
-    station.count("co2d_pings_total")
-    return json_response({})
+    return json_response({})._replace(after=functools.partial(_store_ping, station, unit, ping_row(request.now, unit, request)))
+
+
+def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None]) -> None:
+    def told(file: str, problem: Optional[Exception]) -> None:
+        station.count("co2d_pings_lost_total" if problem else "co2d_pings_total")
+        if problem:
+            log.error("ping of %s NOT STORED: %s", unit, problem)
+        else:
+            station.touch(file)
+        send()
+
+    station.pings.append(row, told)
 
 
 def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
@@ -703,9 +711,8 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
             return json_response(list(update_files(directory)) if recursive else sorted(os.listdir(directory)))
     except OSError:
         raise Refused(404, "no such file")
-    with contextlib.suppress(OSError):                          # the record is for people; the unit needs the file
-        row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])])
-        station.fetches.append(row.encode() + b"\n")
+    row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])])
+    station.fetches.append(row.encode() + b"\n", lambda *_: None)    # the record is for people; the unit needs the file
     return Response(200, body, "application/octet-stream")
 
 
@@ -1287,6 +1294,7 @@ class Connection:
         self.accepted = self.since = time.monotonic()
         self.phase = "head"
         self.buffer = b""
+        self.request: Optional[Request] = None
 
     def enter(self, phase: str) -> None:
         """From here on the time counts for another phase."""
@@ -1392,32 +1400,31 @@ def encode(response: Response, now: float, with_body: bool = True) -> bytes:
     return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + (response.body if with_body else b"")
 
 
-def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext]) -> None:
-    """One connection: read, answer, log. Raises what the network raises."""
-    request: Optional[Request] = None
+def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext]) -> Response:
+    """Read a request and find its answer. Raises what the network raises."""
     try:
         if tls:
             connection.start_tls(tls)
-        request = connection.read_request()
-        request = connection.read_body(request)._replace(now=station.now())
-        response = respond(station, request)
+        connection.request = connection.read_request()
+        connection.request = connection.read_body(connection.request)._replace(now=station.now())
+        return respond(station, connection.request)
     except Refused as refused:
-        response = refused.response()
-        station.count("co2d_requests_total", route="malformed", status=response.status)
+        station.count("co2d_requests_total", route="malformed", status=refused.status)
+        return refused.response()
+
+
+def reply(station: Station, connection: Connection, response: Response) -> None:
+    """Send the answer and log it. Raises what the network raises."""
+    request, received = connection.request, len(connection.request.body) if connection.request else 0
     connection.send(encode(response, station.clock(), request is None or request.method != "HEAD"))
-    _log_request(station, connection, request, response)
-    if response.status >= 400:
-        connection.linger()
-
-
-def _log_request(station: Station, connection: Connection, request: Optional[Request], response: Response) -> None:
     level = logging.INFO if response.status < 500 else logging.ERROR
     if level > logging.INFO or not station.settings.quiet:
         line = "%s %s" % (request.method, masked_target(station.settings.secret, request)) if request else "-"
         took = (time.monotonic() - connection.accepted) * 1000
-        log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status,
-                len(request.body) if request else 0, took, response.note)
-    station.count("co2d_received_bytes_total", len(request.body) if request else 0)
+        log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status, received, took, response.note)
+    station.count("co2d_received_bytes_total", received)
+    if response.status >= 400:
+        connection.linger()
 
 
 def masked_target(secret: str, request: Request) -> str:
@@ -1552,15 +1559,26 @@ class Server(socketserver.TCPServer):
             sock.setsockopt(socket.SOL_SOCKET, option, _TICK)
         return Connection(sock, address[0], self.station.settings)
 
-    def _attend(self, connection: Connection) -> None:
+    def _attend(self, connection: Connection, response: Optional[Response] = None) -> None:
+        """Serve a connection to its end, or until its response must wait: whoever stores what it waits for goes on here.
+
+        No client can hold that one up: such a response is so short that the socket's buffer takes it.
+        """
+        wait = None
         try:
-            serve(self.station, connection, self.tls)
+            response = response or serve(self.station, connection, self.tls)
+            wait = response.after
+            if not wait:
+                reply(self.station, connection, response)
         except (OSError, Gone) as error:
             if str(error) and not self.station.settings.quiet:
                 log.info("%s went away in its %s: %s", connection.peer, connection.phase, error)
         except Exception as error:
             log.error("%s: %r at %s", connection.peer, error, _place(error))
-        finally:
+        if response and wait:
+            connection.since = float("inf")                     # it holds up no thread, and is not to be dropped
+            wait(functools.partial(self._attend, connection, response._replace(after=None)))
+        else:
             with self._lock:
                 self._open.pop(connection, None)
             connection.close()
