@@ -13,13 +13,14 @@ alone imports what is new into the database, moments later (`importer`); the sta
 Threads, and where they meet:
 
     main            signals, configuration, systemd
-    workers         each accepts a connection, serves it, closes it; idle ones wait in accept
+    workers         each accepts a connection, serves it, closes it; idle ones wait in accept. What a reply waits for
+                    (`Response.after`) does not hold up its worker: the one that writes, for many at once, sends it
     tend            starts workers, and thins out slow clients when there may be no more
     import          takes `Station.changed`, the files that requests have written to, and imports them
 
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
-    (seqfile)       one lock per upload directory; the row logs' two each
+    (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
 Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupted twice.
@@ -33,6 +34,7 @@ import dataclasses
 import errno
 import fcntl
 import fnmatch
+import functools
 import ipaddress
 import json
 import logging
@@ -288,6 +290,7 @@ class Response(NamedTuple):
     content_type: str = "application/json"
     headers: Headers = ()
     note: str = ""
+    after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what must be on disk before; then calls back
 
 
 class Refused(Exception):
@@ -334,7 +337,7 @@ def head_length(buffer: bytes) -> int:
     line, complete, _ = head.partition(b"\r\n")
     if len(head) > MAX_HEAD:
         raise Refused(431 if complete else 414, "head longer than %d bytes" % MAX_HEAD)
-    if complete:
+    if complete and end < 0:                                    # what is complete is left to parse_head
         _parse_request_line(line)
     return end + 4 if end >= 0 else 0
 
@@ -492,8 +495,8 @@ class Station:
         with self._lock:
             if not self.changed:
                 self._changed_since = self.clock()
+                self.something_changed.set()
             self.changed.add(file)
-        self.something_changed.set()
 
     def take_changed(self) -> Set[str]:
         """The files that have changed since the last call."""
@@ -581,14 +584,19 @@ def ping_row(now: float, unit: str, request: Request) -> bytes:
 def alive(station: Station, request: Request, unit: str) -> Response:
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.admit(unit)
-    try:
-        station.touch(station.pings.append(ping_row(request.now, unit, request)))
-    except OSError as error:
-        station.count("co2d_pings_lost_total")
-        log.error("ping of %s NOT STORED: %s", unit, error)
-        return json_response({}, note="not stored")
-    station.count("co2d_pings_total")
-    return json_response({})
+    return json_response({})._replace(after=functools.partial(_store_ping, station, unit, ping_row(request.now, unit, request)))
+
+
+def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None]) -> None:
+    def told(file: str, problem: Optional[Exception]) -> None:
+        station.count("co2d_pings_lost_total" if problem else "co2d_pings_total")
+        if problem:
+            log.error("ping of %s NOT STORED: %s", unit, problem)
+        else:
+            station.touch(file)
+        send()
+
+    station.pings.append(row, told)
 
 
 def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
@@ -660,8 +668,11 @@ def update_files(directory: int, prefix: str = "") -> Iterator[str]:
 
 def servable_updates(station: Station, unit: str) -> List[str]:
     """Names of the updates a unit can fetch: complete, not empty, nothing strange in them."""
-    with seqfile.open_directory(station.settings.data_dir, [unit, "updates"]) as directory:
-        return [name for name in sorted(os.listdir(directory)) if _servable(directory, name, unit)]
+    try:
+        with seqfile.open_directory(station.settings.data_dir, [unit, "updates"]) as directory:
+            return [name for name in sorted(os.listdir(directory)) if _servable(directory, name, unit)]
+    except OSError:                                             # it has none
+        return []
 
 
 def _servable(directory: int, name: str, unit: str) -> bool:
@@ -680,10 +691,7 @@ def _servable(directory: int, name: str, unit: str) -> bool:
 def list_updates(station: Station, request: Request, unit: str) -> Response:
     """The updates there are for a unit, or 404."""
     station.admit(unit, reports=False)
-    try:
-        names = servable_updates(station, unit)
-    except OSError:
-        names = []
+    names = servable_updates(station, unit)
     if not names:
         raise Refused(404, "no updates")
     return json_response(names)
@@ -693,7 +701,7 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
     """A file of an update, or the list of what is in a directory of it."""
     station.admit(unit, reports=False)
     parts = [unit, "updates", *path]
-    if path[0] not in _listed(station, unit):
+    if path[0] not in servable_updates(station, unit):
         raise Refused(404, "no such update")
     try:
         body = _read_file(station.settings.data_dir, parts)[0]
@@ -703,17 +711,9 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
             return json_response(list(update_files(directory)) if recursive else sorted(os.listdir(directory)))
     except OSError:
         raise Refused(404, "no such file")
-    with contextlib.suppress(OSError):                          # the record is for people; the unit needs the file
-        row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])])
-        station.fetches.append(row.encode() + b"\n")
+    row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])])
+    station.fetches.append(row.encode() + b"\n", lambda *_: None)    # the record is for people; the unit needs the file
     return Response(200, body, "application/octet-stream")
-
-
-def _listed(station: Station, unit: str) -> List[str]:
-    try:
-        return servable_updates(station, unit)
-    except OSError:
-        return []
 
 
 def _read_file(root: str, parts: Sequence[str]) -> Tuple[bytes, float]:
@@ -1105,7 +1105,7 @@ def update_report(station: Station, units: Sequence[str]) -> Iterator[str]:
     fetched = _fetched(station)
     pinged = {row[1]: row[0] for row in _rows(station.var("pings"), PING_MATCH, 5)}
     for unit in units:
-        for name in _listed(station, unit):
+        for name in servable_updates(station, unit):
             with seqfile.open_directory(station.settings.data_dir, [unit, "updates", name]) as directory:
                 expected, published = set(update_files(directory)), os.fstat(directory).st_mtime
             yield _report_line(unit, name, published, expected, fetched.get((unit, name), {}), pinged.get(unit, ""))
@@ -1179,7 +1179,7 @@ def _publish(station: Station, arguments: argparse.Namespace) -> None:
     fetched = _fetched(station)
     used = {unit: set(_visible(data_dir, unit)) | {name for taker, name in fetched if taker == unit} for unit in units}
     plan = [(unit, arguments.name or next_update_name(used[unit], station.clock())) for unit in units]
-    waiting = {unit: max(_listed(station, unit), default="") for unit in units}
+    waiting = {unit: max(servable_updates(station, unit), default="") for unit in units}
     for unit, name in plan:                                     # all or nothing, as far as that can be known
         check_update_name(name, unit, used[unit])
     for unit, name in plan:
@@ -1207,7 +1207,7 @@ def _withdraw(station: Station, units: Sequence[str], name: str, dry_run: bool) 
         print("%s: %s %s" % (unit, name, "would be withdrawn" if dry_run else "withdrawn"))
         if (unit, name) in fetched:
             _warn("%s has fetched %s before" % (unit, name))
-        before = max((other for other in _listed(station, unit) if other != name), default="")
+        before = max((other for other in servable_updates(station, unit) if other != name), default="")
         if before and (unit, before) not in fetched:
             _warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted" % (unit, before))
 
@@ -1287,6 +1287,7 @@ class Connection:
         self.accepted = self.since = time.monotonic()
         self.phase = "head"
         self.buffer = b""
+        self.request: Optional[Request] = None
 
     def enter(self, phase: str) -> None:
         """From here on the time counts for another phase."""
@@ -1321,17 +1322,16 @@ class Connection:
             raise Refused(400, "this port speaks TLS")
 
     def read_request(self) -> Request:
-        """Head and body; Refused when malformed, too big or too slow."""
+        """The head; Refused when malformed, too big or too slow."""
         length = 0
         while not length:
             self.buffer += self._receive(self.settings.head_seconds)
             length = head_length(self.buffer)
-        request = parse_head(self.buffer[:length])
-        self.buffer = self.buffer[length:]
-        return request._replace(peer=self.peer)
+        request, self.buffer = parse_head(self.buffer[:length]), self.buffer[length:]
+        return request
 
-    def read_body(self, request: Request) -> Request:
-        """The request with its body."""
+    def read_body(self, request: Request) -> bytes:
+        """What follows the head; Refused when too big or too slow."""
         self.enter("body")
         length = int(request.headers.get("content-length", "0"))
         if length > self.settings.max_body:
@@ -1341,7 +1341,7 @@ class Connection:
         while len(self.buffer) < length:
             self.buffer += self._receive(self.settings.request_seconds)
         body, self.buffer = self.buffer[:length], self.buffer[length:]
-        return request._replace(body=body)
+        return body
 
     def send(self, data: bytes) -> None:
         """Send all of a reply within the deadline; one that says the deadline is over has a moment of its own."""
@@ -1392,32 +1392,32 @@ def encode(response: Response, now: float, with_body: bool = True) -> bytes:
     return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + (response.body if with_body else b"")
 
 
-def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext]) -> None:
-    """One connection: read, answer, log. Raises what the network raises."""
-    request: Optional[Request] = None
+def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext]) -> Response:
+    """Read a request and find its answer. Raises what the network raises."""
     try:
         if tls:
             connection.start_tls(tls)
-        request = connection.read_request()
-        request = connection.read_body(request)._replace(now=station.now())
-        response = respond(station, request)
+        request = connection.request = connection.read_request()
+        body = connection.read_body(request)
+        connection.request = request._replace(body=body, peer=connection.peer, now=station.now())
+        return respond(station, connection.request)
     except Refused as refused:
-        response = refused.response()
-        station.count("co2d_requests_total", route="malformed", status=response.status)
+        station.count("co2d_requests_total", route="malformed", status=refused.status)
+        return refused.response()
+
+
+def reply(station: Station, connection: Connection, response: Response) -> None:
+    """Send the answer and log it. Raises what the network raises."""
+    request, received = connection.request, len(connection.request.body) if connection.request else 0
     connection.send(encode(response, station.clock(), request is None or request.method != "HEAD"))
-    _log_request(station, connection, request, response)
-    if response.status >= 400:
-        connection.linger()
-
-
-def _log_request(station: Station, connection: Connection, request: Optional[Request], response: Response) -> None:
     level = logging.INFO if response.status < 500 else logging.ERROR
     if level > logging.INFO or not station.settings.quiet:
         line = "%s %s" % (request.method, masked_target(station.settings.secret, request)) if request else "-"
         took = (time.monotonic() - connection.accepted) * 1000
-        log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status,
-                len(request.body) if request else 0, took, response.note)
-    station.count("co2d_received_bytes_total", len(request.body) if request else 0)
+        log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status, received, took, response.note)
+    station.count("co2d_received_bytes_total", received)
+    if response.status >= 400:
+        connection.linger()
 
 
 def masked_target(secret: str, request: Request) -> str:
@@ -1433,16 +1433,16 @@ def masked_target(secret: str, request: Request) -> str:
 class Server(socketserver.TCPServer):
     """A pool of threads that each accept, serve, close.
 
-    Idle threads wait in accept; the rest of a crowd waits in the kernel's queue. A few threads serve fast clients best:
-    more would only pass Python's lock around. So another is started only for those that a slow client or disk holds up
-    (`_tend`), up to `threads`; when all are at work and clients wait, the slowest are dropped (`PATIENCE`).
-    `_lock` guards `_threads`, `_idle` and `_open`.
+    Idle threads wait in accept; the rest of a crowd waits in the kernel's queue. Two threads serve fast clients best, one
+    that syncs and one that reads: more would only pass Python's lock around. So another is started only for those that a
+    slow client or disk holds up (`_tend`), up to `threads`; when all are at work and clients wait, the slowest are dropped
+    (`PATIENCE`). `_lock` guards `_threads`, `_idle` and `_open`.
     """
 
     request_queue_size = 1024
     allow_reuse_address = True
-    ready = 4                           # threads that no client holds up; as many stay when there is nothing to do
-    held_up = 0.02                      # seconds in one phase from which a thread counts as held up
+    ready = 2                           # threads that no client holds up; as many stay when there is nothing to do
+    held_up = 0.002                     # seconds in one phase from which a thread counts as held up: a sync on a slow disk is one
     idle_rounds = 60                    # of TICK; then threads beyond `ready` go
 
     def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
@@ -1552,15 +1552,26 @@ class Server(socketserver.TCPServer):
             sock.setsockopt(socket.SOL_SOCKET, option, _TICK)
         return Connection(sock, address[0], self.station.settings)
 
-    def _attend(self, connection: Connection) -> None:
+    def _attend(self, connection: Connection, response: Optional[Response] = None) -> None:
+        """Serve a connection to its end, or until its response must wait: whoever stores what it waits for goes on here.
+
+        No client can hold that one up: such a response is so short that the socket's buffer takes it.
+        """
+        wait = None
         try:
-            serve(self.station, connection, self.tls)
+            response = response or serve(self.station, connection, self.tls)
+            wait = response.after
+            if not wait:
+                reply(self.station, connection, response)
         except (OSError, Gone) as error:
             if str(error) and not self.station.settings.quiet:
                 log.info("%s went away in its %s: %s", connection.peer, connection.phase, error)
         except Exception as error:
             log.error("%s: %r at %s", connection.peer, error, _place(error))
-        finally:
+        if response and wait:
+            connection.since = float("inf")                     # it holds up no thread, and is not to be dropped
+            wait(functools.partial(self._attend, connection, response._replace(after=None)))
+        else:
             with self._lock:
                 self._open.pop(connection, None)
             connection.close()

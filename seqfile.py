@@ -26,9 +26,8 @@ that what is compared later comes from the disk: the kernel reports a lost page 
 nothing.
 
 Concurrency: all methods may be called from any thread. Each sequence directory has one lock, held while a chunk is
-compared, written and synced; a `RowLog` has one for those who join a batch of rows and one for who writes and syncs it,
-so that one sync serves all who came during the one before. Symbolic links below the root are never followed: every step
-goes through an open directory.
+compared, written and synced. Who brings a row to a `RowLog` does not wait for it: one thread at a time writes and syncs
+for all, and tells them. Symbolic links below the root are never followed: every step goes through an open directory.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 
 Match = Tuple[str, str]                 # what comes before and behind the number: ("readings-", ".tsv")
 Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
+Told = Callable[[str, Optional[Exception]], None]               # of a row: the path of its file, or why it is in none
 Sizes = Callable[[], Dict[str, int]]    # name -> bytes of all files of a directory
 
 FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file
@@ -584,7 +584,7 @@ def _save_memory(directory: int, memory: Memory) -> None:
 
 
 class _RowFile:
-    """The file of a `RowLog` that takes rows at present; used with the lock of the log held."""
+    """The file of a `RowLog` that takes rows at present; used by the one thread that writes."""
 
     def __init__(self, path: str, sync: Sync) -> None:
         self.path, self._sync = path, sync
@@ -626,60 +626,60 @@ class _RowFile:
             return False
 
 
-class _Batch:
-    """Rows that go to disk together, and what became of them: the path of their file, or an error."""
-
-    def __init__(self) -> None:
-        self.rows: List[bytes] = []
-        self.path = ""
-        self.error: Optional[OSError] = None
-
-
 class RowLog:
     """Appends rows (bytes that end in a newline) to a sequence of files in `directory`, durably and in order.
 
-    A row joins the batch that waits. Who gets the lock for writing first writes and syncs the whole batch, so that one
-    write and one sync serve all who came while the batch before was on its way. After a failed sync the file is left as
-    it is and the next row starts a new one: a page that the kernel has lost would leave a hole in the middle.
+    A row joins those that wait. Who comes while nobody writes becomes the writer: writes and syncs all that wait, at once,
+    tells each what became of its row, and goes on until none waits. So one sync serves all who came during the one before,
+    and nobody else is held up. After a failed sync the file is left as it is and the next row starts a new one: a page that
+    the kernel has lost would leave a hole in the middle.
     """
 
     def __init__(self, directory: str, match: Match, size_limit: int = FILE_SIZE, sync: Sync = fdatasync) -> None:
         self.directory, self.match, self.size_limit, self._sync = directory, match, size_limit, sync
-        self._joining = threading.Lock()                        # guards _waiting; never held during a system call
-        self._waiting = _Batch()
-        self._writing = threading.Lock()                        # guards _file
-        self._file: Optional[_RowFile] = None
+        self._lock = threading.Lock()                           # guards the next two
+        self._waiting: List[Tuple[bytes, Told]] = []
+        self._has_writer = False
+        self._file: Optional[_RowFile] = None                   # the writer's
 
-    def append(self, row: bytes) -> str:
-        """Write one row and return the path of its file when the row is on disk; OSError when that failed."""
-        with self._joining:
-            batch = self._waiting
-            batch.rows.append(row)
-        with self._writing:
-            if not (batch.path or batch.error):
-                with self._joining:
-                    self._waiting = _Batch()
-                self._commit_locked(batch)
-        if batch.error:
-            raise OSError(batch.error.errno, batch.error.strerror) from batch.error
-        return batch.path
+    def append(self, row: bytes, told: Told) -> None:
+        """Have a row written. `told` is called when it is on disk or has failed, by whoever wrote: it must not wait."""
+        with self._lock:
+            self._waiting.append((row, told))
+            if self._has_writer:
+                return
+            self._has_writer = True
+        for batch in iter(self._take, []):
+            self._write(batch)
+
+    def _take(self) -> List[Tuple[bytes, Told]]:
+        """All that wait; when none does, the writer's part is over."""
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+            self._has_writer = bool(batch)
+        return batch
+
+    def _write(self, batch: List[Tuple[bytes, Told]]) -> None:
+        path, problem = "", None
+        try:
+            file = self._current()
+            file.append(b"".join(row for row, _ in batch))
+            path = file.path
+        except Exception as error:                              # whatever it is, nobody is left waiting
+            problem = error
+        for _, told in batch:
+            with contextlib.suppress(Exception):                # one who cannot bear the news keeps it from nobody else
+                told(path, problem)
 
     def close(self) -> None:
-        """Close the file; a later `append` opens it anew."""
-        with self._writing:
-            self._drop_locked()
+        """Close the file, unless somebody writes; a later `append` opens it anew."""
+        with self._lock:
+            if not self._has_writer:
+                self._drop()
 
-    def _commit_locked(self, batch: _Batch) -> None:
-        try:
-            file = self._current_locked()
-            file.append(b"".join(batch.rows))
-            batch.path = file.path
-        except OSError as error:
-            batch.error = error
-
-    def _current_locked(self) -> _RowFile:
+    def _current(self) -> _RowFile:
         if self._file is None or not self._file.is_current(self.size_limit):
-            failed = self._drop_locked()
+            failed = self._drop()
             make_directory(self.directory)
             path = choose_append_file(self.directory, self.match, self.size_limit)
             if failed and os.path.exists(path) and os.path.getsize(path):
@@ -687,7 +687,7 @@ class RowLog:
             self._file = _RowFile(path, self._sync)
         return self._file
 
-    def _drop_locked(self) -> bool:
+    def _drop(self) -> bool:
         file, self._file = self._file, None
         if file is not None:
             os.close(file.fd)

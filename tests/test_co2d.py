@@ -6,7 +6,9 @@ import dataclasses
 import errno
 import json
 import os
+import select
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -36,7 +38,10 @@ def station(tmp_path):
 def ask(station, method, target, body=b"", headers=b"", peer="127.0.0.1", now=NOW):
     """The answer to a request, given as a unit would send it."""
     head = b"%s %s HTTP/1.0\r\nHost: x\r\n%s\r\n" % (method.encode(), target.encode("utf-8"), headers)
-    return co2d.respond(station, co2d.parse_head(head)._replace(body=body, peer=peer, now=now))
+    response = co2d.respond(station, co2d.parse_head(head)._replace(body=body, peer=peer, now=now))
+    if response.after:
+        response.after(lambda: None)
+    return response
 
 
 def pings(station):
@@ -291,7 +296,7 @@ def test_a_published_file_is_served_with_its_date_and_not_twice(station):
 
 
 def test_an_endpoint_that_breaks_is_one_log_line_and_a_500(station, caplog):
-    station.pings.append = None
+    station.admit = None
     assert ask(station, "POST", "/ou/co2unit-1/alive").status == 500
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert "\n" not in caplog.records[0].getMessage()
@@ -320,7 +325,7 @@ def test_a_secret_is_not_in_the_log_wherever_it_stands(tmp_path, caplog, target,
 
 def test_a_secret_is_not_in_the_line_of_an_endpoint_that_breaks(tmp_path, caplog):
     station = co2d.Station(make_settings(tmp_path, secret="opensesame"))
-    station.pings.append = None
+    station.admit = None
     assert ask(station, "POST", "/opensesame/ou/co2unit-1/alive?site_code=x").status == 500
     assert caplog.records[0].getMessage().startswith("POST /*/ou/co2unit-1/alive?site_code=x failed: ")
 
@@ -534,7 +539,7 @@ def test_who_reads_a_reply_by_drips_is_cut_off_when_the_time_is_over(server):
 def test_who_waits_in_the_queue_when_the_daemon_stops_is_still_served(server):
     one = server()
     pings, append = one.station.pings, one.station.pings.append
-    pings.append = lambda row: (time.sleep(0.2), append(row))[1]
+    pings.append = lambda row, told: (time.sleep(0.2), append(row, told))
     socks = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(40)]
     for sock in socks:
         sock.sendall(b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n")
@@ -542,6 +547,92 @@ def test_who_waits_in_the_queue_when_the_daemon_stops_is_still_served(server):
     assert [read_all(sock)[:15] for sock in socks] == [b"HTTP/1.1 200 OK"] * 40
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", one.port), timeout=20)
+    [sock.close() for sock in socks]
+
+
+class SlowDisk:
+    """A sync that takes until `go_on` is set, and then fails if there is an `error`."""
+
+    def __init__(self, error=None):
+        self.entered, self.go_on, self.error = threading.Event(), threading.Event(), error
+
+    def __call__(self, fd):
+        self.entered.set()
+        assert self.go_on.wait(20)
+        if self.error:
+            raise self.error
+
+
+def ping_many(one, disk, number):
+    """Connections whose pings wait for a sync: the first in it, the others for the next one."""
+    one.station.pings._sync = disk
+    socks = []
+    for n in range(number):
+        socks.append(socket.create_connection(("127.0.0.1", one.port), timeout=20))
+        socks[-1].sendall(b"POST /ou/co2unit-%d/alive HTTP/1.0\r\n\r\n" % n)
+        assert disk.entered.wait(20)
+    while len(one.station.pings._waiting) < number - 1:
+        time.sleep(0.001)
+    return socks
+
+
+def test_pings_that_wait_for_the_disk_take_no_threads_and_hold_up_nobody(server):
+    one, disk = server(threads=8), SlowDisk()
+    socks = ping_many(one, disk, 40)
+    assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")
+    assert one._threads <= 8 and len(one._open) == 40
+    assert all(not select.select([sock], [], [], 0)[0] for sock in socks)    # none is answered before it is on disk
+    disk.go_on.set()
+    assert [read_all(sock)[:15] for sock in socks] == [b"HTTP/1.1 200 OK"] * 40
+    assert pings(one.station).count("\n") == 40
+    assert one.station.samples()["co2d_pings_total", ()] == 40
+    [sock.close() for sock in socks]
+    while one._open:
+        time.sleep(0.001)
+
+
+def test_a_failing_sync_is_logged_for_each_ping_that_waits_and_all_are_answered(server, caplog):
+    one, disk = server(), SlowDisk(OSError(errno.EIO, "lost"))
+    socks = ping_many(one, disk, 12)
+    disk.go_on.set()
+    assert [read_all(sock)[:15] for sock in socks] == [b"HTTP/1.1 200 OK"] * 12
+    assert sum("NOT STORED" in record.getMessage() for record in caplog.records) == 12
+    assert one.station.samples()["co2d_pings_lost_total", ()] == 12
+    disk.error = None
+    assert talk(one, b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
+    assert one.station.samples()["co2d_pings_total", ()] == 1
+    [sock.close() for sock in socks]
+
+
+@pytest.mark.parametrize("linger", [struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)])      # RST, FIN
+def test_who_is_gone_or_does_not_read_keeps_nobody_from_the_answer_to_a_ping(server, linger):
+    one, disk = server(), SlowDisk()
+    socks = ping_many(one, disk, 30)
+    for sock in socks[::3]:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        sock.close()
+    disk.go_on.set()                                            # and of the others, half are read only at the end
+    for sock in socks[1::3] + socks[2::3]:
+        assert read_all(sock).startswith(b"HTTP/1.1 200 OK")
+        sock.close()
+    assert pings(one.station).count("\n") == 30
+    end = time.monotonic() + 5
+    while one._open and time.monotonic() < end:
+        time.sleep(0.001)
+    assert not one._open
+
+
+def test_a_stop_answers_the_pings_that_wait_for_the_disk(server):
+    one, disk = server(), SlowDisk()
+    socks = ping_many(one, disk, 20)
+    stopping = threading.Thread(target=one.stop)
+    stopping.start()
+    time.sleep(2 * co2d.TICK)                                   # the workers that nothing holds have gone
+    assert stopping.is_alive()
+    disk.go_on.set()
+    assert [read_all(sock)[:15] for sock in socks] == [b"HTTP/1.1 200 OK"] * 20
+    stopping.join(20)
+    assert not stopping.is_alive() and not one._open and pings(one.station).count("\n") == 20
     [sock.close() for sock in socks]
 
 

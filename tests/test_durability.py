@@ -87,15 +87,21 @@ def parse_trace(text):
 
 
 def replies(calls):
-    """(request, calls of its thread since accept, the sendto of its reply) for each reply."""
-    threads = {}
+    """(request, calls of the thread that received it since accept, the sendto of its reply) for each reply.
+
+    Another thread may have sent the reply to a ping.
+    """
+    threads, receivers = {}, {}
     for call in calls:
-        mine = threads.setdefault(call.thread, [])
         if call.name.startswith("accept"):
-            del mine[:]
+            threads[call.thread] = []
+        mine = threads.setdefault(call.thread, [])
+        if call.name == "recvfrom":
+            receivers.setdefault(call.file, mine)
         elif call.name == "sendto" and "HTTP/1.1" in call.arguments:
-            received = "".join(re.findall(r', *"((?:[^"\\]|\\.)*)"', "\n".join(c.arguments for c in mine if c.name == "recvfrom")))
-            yield received, list(mine), call
+            theirs = receivers.pop(call.file)
+            received = "\n".join(c.arguments for c in theirs if c.name == "recvfrom" and c.file == call.file)
+            yield "".join(re.findall(r', *"((?:[^"\\]|\\.)*)"', received)), list(theirs), call
         mine.append(call)
 
 

@@ -489,81 +489,111 @@ def test_a_damaged_memory_is_taken_as_none(inbox, tmp_path, damage):
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
+def append(rows, row):
+    """The path of the file where a row was stored; OSError when it was not."""
+    told = []
+    rows.append(row, lambda *outcome: told.append(outcome))
+    [(path, problem)] = told                                    # nobody else writes, so it was us
+    if problem:
+        raise problem
+    return path
+
+
 def test_rows_go_to_the_last_file_and_roll_over(tmp_path):
     rows = seqfile.RowLog(str(tmp_path), MATCH, size_limit=8)
-    assert [os.path.basename(rows.append(b"row\n")) for _ in range(5)] == [
+    assert [os.path.basename(append(rows, b"row\n")) for _ in range(5)] == [
         "readings-0000.tsv", "readings-0000.tsv", "readings-0001.tsv", "readings-0001.tsv", "readings-0002.tsv"]
 
 
 def test_a_row_after_half_a_row_begins_a_line(tmp_path):
     (tmp_path / "readings-0000.tsv").write_bytes(b"one\nhal")
-    seqfile.RowLog(str(tmp_path), MATCH).append(b"two\n")
+    append(seqfile.RowLog(str(tmp_path), MATCH), b"two\n")
     assert (tmp_path / "readings-0000.tsv").read_bytes() == b"one\nhal\ntwo\n"
 
 
 def held_up_log(tmp_path, error=None):
-    """A log whose first sync takes until `leave` is set, 20 threads that append to it, and what became of their rows."""
-    entered, leave, calls, outcomes = threading.Event(), threading.Event(), [], []
+    """A log whose first sync takes until all of 20 rows have come, and what became of them."""
+    calls, outcomes = [], []
 
     def sync(fd):
         calls.append(fd)
         if len(calls) == 1:
-            entered.set()
-            leave.wait(10)
+            for n in range(1, 20):
+                rows.append(b"%02d\n" % n, told)                # by another thread, in life: here it is all the same
         elif error:
             raise error
 
-    def append(row):
-        try:
-            outcomes.append(os.path.basename(rows.append(row)))
-        except OSError as refused:
-            outcomes.append(refused.errno)
+    def told(path, problem):
+        outcomes.append(problem.errno if problem else os.path.basename(path))
 
     rows = seqfile.RowLog(str(tmp_path), MATCH, sync=sync)
-    threads = [threading.Thread(target=append, args=(b"%02d\n" % n,)) for n in range(20)]
-    threads[0].start()
-    entered.wait(10)
-    [thread.start() for thread in threads[1:]]
-    while len(rows._waiting.rows) < 19:
-        time.sleep(0.001)                                       # all have joined, and wait
-    leave.set()
-    [thread.join() for thread in threads]
+    rows.append(b"00\n", told)
     return calls, outcomes
 
 
 def test_one_sync_serves_all_who_came_during_the_one_before(tmp_path):
     calls, outcomes = held_up_log(tmp_path)
     assert len(calls) == 2 and outcomes == ["readings-0000.tsv"] * 20
-    assert sorted((tmp_path / "readings-0000.tsv").read_bytes().split()) == [b"%02d" % n for n in range(20)]
+    assert (tmp_path / "readings-0000.tsv").read_bytes().split() == [b"%02d" % n for n in range(20)]
 
 
 def test_a_failed_sync_is_the_failure_of_all_whom_it_was_to_serve(tmp_path):
     calls, outcomes = held_up_log(tmp_path, error=OSError(errno.EIO, "lost"))
-    assert len(calls) == 2 and sorted(outcomes, key=str) == [errno.EIO] * 19 + ["readings-0000.tsv"]
+    assert len(calls) == 2 and outcomes == ["readings-0000.tsv"] + [errno.EIO] * 19
 
 
 def test_after_a_failed_sync_the_next_row_starts_a_new_file(tmp_path):
     disk = FailingDisk()
     rows = seqfile.RowLog(str(tmp_path), MATCH, sync=disk)
-    rows.append(b"one\n")
+    append(rows, b"one\n")
     disk.broken = True
     with pytest.raises(OSError):
-        rows.append(b"two\n")
+        append(rows, b"two\n")
     disk.broken = False
-    assert os.path.basename(rows.append(b"six\n")) == "readings-0001.tsv"
+    assert os.path.basename(append(rows, b"six\n")) == "readings-0001.tsv"
+
+
+def test_whatever_goes_wrong_with_a_row_the_others_hear_of_theirs_and_the_log_goes_on(tmp_path):
+    def told(path, problem):
+        outcomes.append(problem or path)
+        raise ValueError("this one cannot bear it")
+
+    rows, outcomes = seqfile.RowLog(str(tmp_path), MATCH), []
+    with mock.patch.object(seqfile.os, "pwrite", side_effect=MemoryError):
+        rows.append(b"one\n", told)
+    assert isinstance(outcomes.pop(), MemoryError)
+    rows.append(b"two\n", told)
+    append(rows, b"six\n")
+    assert outcomes == [str(tmp_path / "readings-0000.tsv")]
+    assert (tmp_path / "readings-0000.tsv").read_bytes() == b"two\nsix\n"
+
+
+def test_rows_of_many_threads_are_all_stored_and_told_once(tmp_path):
+    def work(number):
+        for n in range(200):
+            rows.append(b"%d-%d\n" % (number, n), lambda path, problem: outcomes.append((path, problem)))
+
+    rows, outcomes = seqfile.RowLog(str(tmp_path), MATCH, sync=lambda fd: time.sleep(0.0001)), []
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    lines = (tmp_path / "readings-0000.tsv").read_bytes().split()
+    assert len(outcomes) == len(lines) == len(set(lines)) == 1600
+    for number in range(8):                                     # in the order in which each thread has brought them
+        assert [line for line in lines if line.startswith(b"%d-" % number)] == [b"%d-%d" % (number, n) for n in range(200)]
 
 
 def test_a_removed_file_is_made_again(tmp_path):
     rows = seqfile.RowLog(str(tmp_path), MATCH)
-    os.unlink(rows.append(b"one\n"))
-    rows.append(b"two\n")
+    os.unlink(append(rows, b"one\n"))
+    append(rows, b"two\n")
     assert (tmp_path / "readings-0000.tsv").read_bytes() == b"two\n"
 
 
 def test_a_removed_directory_is_made_again(tmp_path):
     rows = seqfile.RowLog(str(tmp_path / "pings"), MATCH)
     for _ in range(2):
-        rows.append(b"one\n")
+        append(rows, b"one\n")
         shutil.rmtree(str(tmp_path / "pings"))
 
 
@@ -572,7 +602,7 @@ def test_a_file_that_cannot_be_opened_properly_is_closed_again(tmp_path):
     rows, before = seqfile.RowLog(str(tmp_path), MATCH), len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         with mock.patch.object(seqfile.os, "pwrite", side_effect=OSError(errno.ENOSPC, "full")), pytest.raises(OSError):
-            rows.append(b"one\n")
+            append(rows, b"one\n")
     assert len(os.listdir("/proc/self/fd")) == before
-    rows.append(b"one\n")
+    append(rows, b"one\n")
     assert (tmp_path / "readings-0000.tsv").read_bytes() == b"half a ro\none\n"
