@@ -1517,7 +1517,7 @@ def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Se
         for values in db.execute(query):
             for table, k in tables:
                 cells, j = table[owners[values[0]]], values[1]
-                bucket, old = Bucket._make(values[2:5] + values[k:k + 7]), cells[j]
+                bucket, old = tuple.__new__(Bucket, values[2:5] + values[k:k + 7]), cells[j]     # _make takes twice as long
                 cells[j] = bucket if old is None else _joined(old, bucket)
     for table, _ in tables:
         for cells, row in zip(table, rows):
@@ -1526,7 +1526,7 @@ def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Se
 
 
 def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[Span], axis: Sequence[int]) -> None:
-    there = [(j, bucket) for j, bucket in enumerate(cells) if bucket]
+    there = [(j, bucket) for j, bucket in enumerate(cells) if bucket] if None in cells else []
     if there and there[-1][0] - there[0][0] >= len(there):
         longest = 2 * max(cadence(db, unit, axis[-1]) for unit in {span[0] for span in row})
         if longest > min(other - one for one, other in zip(axis, axis[1:])):
@@ -1557,8 +1557,8 @@ def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low:
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{name} IS NOT NULL AND r.qc & {skip} = 0"""
     skip = QC_ROW if what == "co2" else QC_ROW | QC_TEMP
-    below, above = db.execute(query.format(name=what, months=some.format("m"), days=some.format("d"), skip=skip),
-                              {"low": low, "high": high}).fetchone()
+    query = query.format(name=what, months=some.format("m"), days=some.format("d"), skip=skip)
+    below, above = db.execute(query, {"low": low, "high": high}).fetchone()
     return int(below), int(above)
 
 

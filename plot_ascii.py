@@ -8,8 +8,8 @@ A page is made in one direction only:
 Words used here:
 
     axis      the columns of a chart in time. A column is a calendar step long (5 min ... 1 h ... 1 d ... 1 week ... 5 years)
-              and begins where such a step begins in the page's time zone; the shortest step that fits the width is taken, so
-              a chart may be narrower than its room. Ticks stand on calendar steps too, no closer than their labels allow;
+              and begins where such a step begins in the page's time zone; the shortest step that fits the width is taken (of
+              hundreds of rows a longer one), so a chart may be narrower than its room. Ticks stand on calendar steps too, no closer than their labels allow;
               where a year begins the label is the year.
     scale     from the least to the greatest value inside the *fence*, rounded outward. The fence is Tukey's for values far
               out: three interquartile distances beyond the quartiles of what all columns of the page hold. A value outside
@@ -421,9 +421,9 @@ def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top:
                log: bool = False) -> Scale:
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance that the fence believes."""
     there = [bucket for bucket in buckets if bucket]
-    usable = [end for bucket in there for end in (bucket.low, bucket.high) if end is not None]
-    suspect = [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high) if end is not None]
-    ends = sorted(usable or suspect or [0, 4 * narrow])
+    usable: List[Any] = [bucket.low for bucket in there if bucket.n] + [bucket.high for bucket in there if bucket.n]
+    ends = sorted(usable or [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high) if end is not None]
+                  or [0, 4 * narrow])
     lower, upper = ends[len(ends) // 4], ends[len(ends) * 3 // 4]
     reach = 3 * max(upper - lower, narrow)
     inside = [end for end in ends if lower - reach <= end <= upper + reach]
@@ -613,7 +613,7 @@ def nothing(view: str, why: str) -> Page:
     return Page(view, {}, [], [], [[Span(why)]], {}, why)
 
 
-MOST_CELLS = 64000                      # of the charts of a page, which takes half a second: of more rows the columns are wider
+MOST_CELLS = 60000                      # of the charts of a page, for a third of a second: of very many rows the columns are wider
 
 
 class Table:
@@ -744,8 +744,8 @@ def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
 def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
     """Least and greatest value, suspect ones included."""
     there = [bucket for bucket in buckets if bucket]
-    low = [end for bucket in there for end in (bucket.low, bucket.suspect_low) if end is not None]
-    high = [end for bucket in there for end in (bucket.high, bucket.suspect_high) if end is not None]
+    low: List[Any] = [bucket.low for bucket in there if bucket.n] + [bucket.suspect_low for bucket in there if bucket.suspects]
+    high: List[Any] = [bucket.high for bucket in there if bucket.n] + [bucket.suspect_high for bucket in there if bucket.suspects]
     return min(low, default=None), max(high, default=None)
 
 
@@ -1432,8 +1432,7 @@ def screen(environ: Mapping[str, str]) -> List[int]:
 def environment(a: Any, environ: Dict[str, str]) -> Options:
     """Options from the command line, completed by what the environment says of the screen and the locale."""
     given = {name: getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
-    for name, found in zip(("width", "height"), screen(environ)):
-        given.setdefault(name, found)
+    given = {**dict(zip(("width", "height"), screen(environ))), **given}
     if not speaks_unicode(environ):
         given.setdefault("glyphs", "ascii")
     return Options(**given)

@@ -383,7 +383,6 @@ def bench_import(directory: str) -> None:
 
 def bench_new_line(directory: str) -> None:
     """1,000 units with 10 files each."""
-
     data, line = os.path.join(directory, "remote_data"), "co2unit-%012x\tn\t2019-09-%02d\t00:00:%02d\t1.0\t0" + "\t400" * 10 + "\n"
     for unit in range(1000):
         folder = os.path.join(data, "co2unit-%012x" % unit, "data", "readings")
@@ -411,7 +410,8 @@ def bench_new_line(directory: str) -> None:
 
 
 def fill(db: sqlite3.Connection, units: int, days: int, raw_days: int, last_day: int) -> None:
-    """Rollups for all days, a ping a day, a deployment a unit; readings of the last `raw_days`, one a month ago, one at the begin."""
+    """Rollups for all days, a ping a day, a deployment a unit; readings of the last `raw_days`, one a month ago, one at the begin.
+    What sums up months is made as an import makes it."""
     per_day = 48
     value = "400 + 60 * abs((ts / 1800 + u * 7) % 96 - 48) / 48"
     db.executescript("""
@@ -429,7 +429,7 @@ def fill(db: sqlite3.Connection, units: int, days: int, raw_days: int, last_day:
             NULL, NULL, 0, 0 FROM us;
         """ % (max(units, days), units, value, last_day, per_day, raw_days, days - 1, last_day, per_day, per_day, per_day, per_day,
                per_day, days, last_day, days))
-    run = importer.Import(db, last_day * 86400)                 # what sums up months: as a real import does
+    run = importer.Import(db, last_day * 86400)
     for unit, in db.execute("SELECT unit FROM us").fetchall():
         for table in importer.MONTHLY:
             run.sum_up(table, unit, last_day - days + 1, last_day)
@@ -443,16 +443,19 @@ def installed(directory: str) -> str:
 
 
 def time_views(commands: str, path: str, note: str, views: Sequence[str]) -> None:
-    """Every view as the installed command, beside the interpreter's start with the same imports, in turns."""
+    """Every view as the installed command, and the first one as the script of a checkout, which Python compiles each time, beside
+    the interpreter's start with the same imports; in turns, so that what else the machine does hits all alike."""
     start = "import sys; sys.path[:0] = [%r]; import plot_ascii" % os.path.join(os.path.dirname(commands), "lib", "co2d")
-    times: Dict[str, List[Tuple[float, float]]] = {view: [] for view in ("", *views)}
+    script = views[0] + " (as a script)"
+    runs = {"": ["-c", start], script: [os.path.join(PROJECT, "plot_ascii.py"), *views[0].split(), "--db", path],
+            **{view: [os.path.join(commands, "plot_ascii"), *view.split(), "--db", path] for view in views}}
+    times: Dict[str, List[Tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(3 if QUICK else 9):
-        times[""].append(run_timed(sys.executable, "-c", start))
-        for view in views:
-            times[view].append(run_timed(sys.executable, os.path.join(commands, "plot_ascii"), *view.split(), "--db", path))
-    middle = {view: sorted(runs)[len(runs) // 2][0] for view, runs in times.items()}
+        for name, command in runs.items():
+            times[name].append(run_timed(sys.executable, *command))
+    middle = {name: sorted(found)[len(found) // 2][0] for name, found in times.items()}
     say(Figure("views on %s: start with imports" % note, "%.0f ms" % (middle[""] * 1000), "medians of %d" % len(times[""])))
-    for view in views:
+    for view in list(runs)[1:]:
         say(Figure("  " + view, "%.0f ms" % (middle[view] * 1000), "%.1f x the start, peak %.0f MB" % (
             middle[view] / middle[""], max(peak for _, peak in times[view]))))
 
@@ -462,7 +465,6 @@ VIEWS = ["co2", "co2 --site site_001", "pings", "status", "signal", "errors", "g
 
 def bench_views(directory: str) -> None:
     """1 million readings of 20 sites over three years; 100 million of 1,000 units over five, as rollups and a sample."""
-
     today, commands = int(time.time()) // 86400, installed(os.path.join(directory, "root"))
     for units, days, raw_days, note in ((20, 1095, 1095, "1 M readings"), (1000, 1826, 15, "100 M readings")):
         path = os.path.join(directory, "%d.sqlite3" % units)
@@ -470,11 +472,8 @@ def bench_views(directory: str) -> None:
             db.executescript(importer.SCHEMA + importer.INDEXES + "PRAGMA user_version = %d; BEGIN;" % importer.SCHEMA_VERSION)
             fill(db, units, days, raw_days, today - 1)
             db.commit()
-        everything = [view + " --all" for view in VIEWS if "--" not in view] + ["co2 --all --recent-days 0"]
+        everything = [view + " --all" + days for days in ("", " --recent-days 0") for view in VIEWS if "--" not in view]
         time_views(commands, path, note, VIEWS + everything * (units == 1000))
-    script, command = (min(run_timed(sys.executable, file, "--help")[0] for _ in range(9)) for file in (
-        os.path.join(PROJECT, "plot_ascii.py"), os.path.join(commands, "plot_ascii")))
-    say(Figure("views: the script, not the installed command", "+ %.0f ms" % ((script - command) * 1000), "Python compiles it"))
 
 
 SECTIONS = {"http": bench_http, "memory": bench_memory, "import": bench_import, "views": bench_views}
