@@ -723,6 +723,14 @@ def test_a_page_of_very_many_rows_is_made_of_days(tmp_path: object) -> None:
     assert len(every_one.records) == 260 and records(every_one)[7]["co2"][1:5] == [420.5] * 4
 
 
+def test_of_very_many_rows_the_columns_are_wider() -> None:
+    c, years = plot_ascii.Context(None, Options(width=250), seconds(NOW), None), (seconds(NOW) - 1826 * 86400, seconds(NOW))
+    columns = [plot_ascii.Column(("site",), "site", 10), plot_ascii.Column(("co2",), "", 14, chart=True)]
+    steps = {rows: plot_ascii.Table(c, columns, *years, rows=rows).axes["co2"] for rows in (1, 250, 1000, 100000)}
+    assert {rows: (axis.step, len(axis.edges) - 1) for rows, axis in steps.items()} == {
+        1: ("2 weeks", 132), 250: ("2 weeks", 132), 1000: ("2 months", 31), 100000: ("5 years", 2)}
+
+
 def test_gaps_of_very_many_units_are_found_in_the_days_that_are_not_full(tmp_path: object) -> None:
     start, hole = NOW - timedelta(days=14), [datetime(2019, 9, 15), datetime(2019, 9, 16, 7)]
     units = [Unit(n, [row for row in steady(start, minutes=240) if n != 3 or not hole[0] < row[0] < hole[1]]) for n in range(1000)]
