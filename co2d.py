@@ -337,7 +337,7 @@ def head_length(buffer: bytes) -> int:
     line, complete, _ = head.partition(b"\r\n")
     if len(head) > MAX_HEAD:
         raise Refused(431 if complete else 414, "head longer than %d bytes" % MAX_HEAD)
-    if complete:
+    if complete and end < 0:                                    # what is complete is left to parse_head
         _parse_request_line(line)
     return end + 4 if end >= 0 else 0
 
@@ -495,8 +495,8 @@ class Station:
         with self._lock:
             if not self.changed:
                 self._changed_since = self.clock()
+                self.something_changed.set()
             self.changed.add(file)
-        self.something_changed.set()
 
     def take_changed(self) -> Set[str]:
         """The files that have changed since the last call."""
@@ -668,8 +668,11 @@ def update_files(directory: int, prefix: str = "") -> Iterator[str]:
 
 def servable_updates(station: Station, unit: str) -> List[str]:
     """Names of the updates a unit can fetch: complete, not empty, nothing strange in them."""
-    with seqfile.open_directory(station.settings.data_dir, [unit, "updates"]) as directory:
-        return [name for name in sorted(os.listdir(directory)) if _servable(directory, name, unit)]
+    try:
+        with seqfile.open_directory(station.settings.data_dir, [unit, "updates"]) as directory:
+            return [name for name in sorted(os.listdir(directory)) if _servable(directory, name, unit)]
+    except OSError:                                             # it has none
+        return []
 
 
 def _servable(directory: int, name: str, unit: str) -> bool:
@@ -688,10 +691,7 @@ def _servable(directory: int, name: str, unit: str) -> bool:
 def list_updates(station: Station, request: Request, unit: str) -> Response:
     """The updates there are for a unit, or 404."""
     station.admit(unit, reports=False)
-    try:
-        names = servable_updates(station, unit)
-    except OSError:
-        names = []
+    names = servable_updates(station, unit)
     if not names:
         raise Refused(404, "no updates")
     return json_response(names)
@@ -701,7 +701,7 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
     """A file of an update, or the list of what is in a directory of it."""
     station.admit(unit, reports=False)
     parts = [unit, "updates", *path]
-    if path[0] not in _listed(station, unit):
+    if path[0] not in servable_updates(station, unit):
         raise Refused(404, "no such update")
     try:
         body = _read_file(station.settings.data_dir, parts)[0]
@@ -714,13 +714,6 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
     row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])])
     station.fetches.append(row.encode() + b"\n", lambda *_: None)    # the record is for people; the unit needs the file
     return Response(200, body, "application/octet-stream")
-
-
-def _listed(station: Station, unit: str) -> List[str]:
-    try:
-        return servable_updates(station, unit)
-    except OSError:
-        return []
 
 
 def _read_file(root: str, parts: Sequence[str]) -> Tuple[bytes, float]:
@@ -1112,7 +1105,7 @@ def update_report(station: Station, units: Sequence[str]) -> Iterator[str]:
     fetched = _fetched(station)
     pinged = {row[1]: row[0] for row in _rows(station.var("pings"), PING_MATCH, 5)}
     for unit in units:
-        for name in _listed(station, unit):
+        for name in servable_updates(station, unit):
             with seqfile.open_directory(station.settings.data_dir, [unit, "updates", name]) as directory:
                 expected, published = set(update_files(directory)), os.fstat(directory).st_mtime
             yield _report_line(unit, name, published, expected, fetched.get((unit, name), {}), pinged.get(unit, ""))
@@ -1186,7 +1179,7 @@ def _publish(station: Station, arguments: argparse.Namespace) -> None:
     fetched = _fetched(station)
     used = {unit: set(_visible(data_dir, unit)) | {name for taker, name in fetched if taker == unit} for unit in units}
     plan = [(unit, arguments.name or next_update_name(used[unit], station.clock())) for unit in units]
-    waiting = {unit: max(_listed(station, unit), default="") for unit in units}
+    waiting = {unit: max(servable_updates(station, unit), default="") for unit in units}
     for unit, name in plan:                                     # all or nothing, as far as that can be known
         check_update_name(name, unit, used[unit])
     for unit, name in plan:
@@ -1214,7 +1207,7 @@ def _withdraw(station: Station, units: Sequence[str], name: str, dry_run: bool) 
         print("%s: %s %s" % (unit, name, "would be withdrawn" if dry_run else "withdrawn"))
         if (unit, name) in fetched:
             _warn("%s has fetched %s before" % (unit, name))
-        before = max((other for other in _listed(station, unit) if other != name), default="")
+        before = max((other for other in servable_updates(station, unit) if other != name), default="")
         if before and (unit, before) not in fetched:
             _warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted" % (unit, before))
 
@@ -1329,17 +1322,16 @@ class Connection:
             raise Refused(400, "this port speaks TLS")
 
     def read_request(self) -> Request:
-        """Head and body; Refused when malformed, too big or too slow."""
+        """The head; Refused when malformed, too big or too slow."""
         length = 0
         while not length:
             self.buffer += self._receive(self.settings.head_seconds)
             length = head_length(self.buffer)
-        request = parse_head(self.buffer[:length])
-        self.buffer = self.buffer[length:]
-        return request._replace(peer=self.peer)
+        request, self.buffer = parse_head(self.buffer[:length]), self.buffer[length:]
+        return request
 
-    def read_body(self, request: Request) -> Request:
-        """The request with its body."""
+    def read_body(self, request: Request) -> bytes:
+        """What follows the head; Refused when too big or too slow."""
         self.enter("body")
         length = int(request.headers.get("content-length", "0"))
         if length > self.settings.max_body:
@@ -1349,7 +1341,7 @@ class Connection:
         while len(self.buffer) < length:
             self.buffer += self._receive(self.settings.request_seconds)
         body, self.buffer = self.buffer[:length], self.buffer[length:]
-        return request._replace(body=body)
+        return body
 
     def send(self, data: bytes) -> None:
         """Send all of a reply within the deadline; one that says the deadline is over has a moment of its own."""
@@ -1405,8 +1397,9 @@ def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext
     try:
         if tls:
             connection.start_tls(tls)
-        connection.request = connection.read_request()
-        connection.request = connection.read_body(connection.request)._replace(now=station.now())
+        request = connection.request = connection.read_request()
+        body = connection.read_body(request)
+        connection.request = request._replace(body=body, peer=connection.peer, now=station.now())
         return respond(station, connection.request)
     except Refused as refused:
         station.count("co2d_requests_total", route="malformed", status=refused.status)
@@ -1440,15 +1433,15 @@ def masked_target(secret: str, request: Request) -> str:
 class Server(socketserver.TCPServer):
     """A pool of threads that each accept, serve, close.
 
-    Idle threads wait in accept; the rest of a crowd waits in the kernel's queue. A few threads serve fast clients best:
-    more would only pass Python's lock around. So another is started only for those that a slow client or disk holds up
-    (`_tend`), up to `threads`; when all are at work and clients wait, the slowest are dropped (`PATIENCE`).
-    `_lock` guards `_threads`, `_idle` and `_open`.
+    Idle threads wait in accept; the rest of a crowd waits in the kernel's queue. Two threads serve fast clients best, one
+    that syncs and one that reads: more would only pass Python's lock around. So another is started only for those that a
+    slow client or disk holds up (`_tend`), up to `threads`; when all are at work and clients wait, the slowest are dropped
+    (`PATIENCE`). `_lock` guards `_threads`, `_idle` and `_open`.
     """
 
     request_queue_size = 1024
     allow_reuse_address = True
-    ready = 4                           # threads that no client holds up; as many stay when there is nothing to do
+    ready = 2                           # threads that no client holds up; as many stay when there is nothing to do
     held_up = 0.02                      # seconds in one phase from which a thread counts as held up
     idle_rounds = 60                    # of TICK; then threads beyond `ready` go
 
