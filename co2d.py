@@ -1442,7 +1442,7 @@ class Server(socketserver.TCPServer):
     request_queue_size = 1024
     allow_reuse_address = True
     ready = 2                           # threads that no client holds up; as many stay when there is nothing to do
-    held_up = 0.002                     # seconds in one phase from which a thread counts as held up: a sync on a slow disk is one
+    held_up = 0.005                     # seconds in one phase from which a thread counts as held up: a sync on a slow disk is one
     idle_rounds = 60                    # of TICK; then threads beyond `ready` go
 
     def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
