@@ -1442,7 +1442,8 @@ class Server(socketserver.TCPServer):
     request_queue_size = 1024
     allow_reuse_address = True
     ready = 2                           # threads that no client holds up; as many stay when there is nothing to do
-    held_up = 0.005                     # seconds in one phase from which a thread counts as held up: a sync on a slow disk is one
+    held_up = 0.002, 0.02               # seconds in one phase from which a thread counts as held up: a sync on a slow disk is one;
+                                        # more while we are busy, because then it may only wait for Python's lock
     idle_rounds = 60                    # of TICK; then threads beyond `ready` go
 
     def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
@@ -1487,15 +1488,19 @@ class Server(socketserver.TCPServer):
         while not self._stopping.is_set():
             self._all_busy.wait(1)
             self._all_busy.clear()
+            before, used_before = time.monotonic(), time.process_time()
             while not self._idle and not self._stopping.wait(0.01):
-                if self._grow() and select.select([self.socket], [], [], 0)[0]:
+                now, used = time.monotonic(), time.process_time()
+                busy = used - used_before > 0.7 * (now - before)
+                before, used_before = now, used
+                if self._grow(now - self.held_up[busy]) and select.select([self.socket], [], [], 0)[0]:
                     self.drop_slowest(1 + self._threads // 16)
 
-    def _grow(self) -> bool:
-        """Start the threads that are wanted; whether there are as many as may be."""
-        most, now = self.station.settings.threads, time.monotonic()
+    def _grow(self, since: float) -> bool:
+        """Start a thread for each that is held up since then; whether there are as many as may be."""
+        most = self.station.settings.threads
         with self._lock:
-            held_up = sum(now - connection.since > self.held_up for connection in self._open)
+            held_up = sum(connection.since < since for connection in self._open)
             try:
                 for _ in range(min(2 * held_up + self.ready, most) - self._threads):
                     self._spawn_locked()

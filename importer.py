@@ -39,7 +39,6 @@ import io
 import json
 import operator
 import os
-import pickle
 import re
 import signal
 import sqlite3
@@ -1389,7 +1388,8 @@ class _Part:
     process left, it is filled by this one, when asked for."""
 
     def __init__(self, path: str, fill: Callable[[sqlite3.Connection], Import]) -> None:
-        self.path, self.fill = path, fill
+        import pickle                                           # only here: the views start sooner without it
+        self.path, self.fill, self.pickle = path, fill, pickle
         self.pipe, theirs = os.pipe()
         try:
             self.pid = os.fork()
@@ -1402,7 +1402,7 @@ class _Part:
             except BaseException as error:                      # is raised by `summary` in the other process
                 answer = error
             with contextlib.suppress(BaseException), open(theirs, "wb") as out:
-                pickle.dump(answer, out)
+                self.pickle.dump(answer, out)
             os._exit(0)
         os.close(theirs)
 
@@ -1412,7 +1412,7 @@ class _Part:
             with _connected(self.path) as db:
                 return self.fill(db).summary
         with open(self.pipe, "rb", closefd=False) as pipe:
-            answer: Any = pickle.loads(pipe.read() or pickle.dumps(OSError("a process that read text was killed")))
+            answer: Any = self.pickle.loads(pipe.read() or self.pickle.dumps(OSError("a process that read text was killed")))
         if isinstance(answer, Summary):
             return answer
         raise answer
