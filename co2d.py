@@ -1442,8 +1442,8 @@ class Server(socketserver.TCPServer):
     request_queue_size = 1024
     allow_reuse_address = True
     ready = 2                           # threads that no client holds up; as many stay when there is nothing to do
-    held_up = 0.002, 0.02               # seconds in one phase from which a thread counts as held up: a sync on a slow disk is one;
-                                        # more while we are busy, because then it may only wait for Python's lock
+    held_up = 0.002, 0.02               # seconds in one phase from which a thread counts as held up, by a slow disk too; the
+                                        # second while we are busy: then it may only wait for Python's lock
     idle_rounds = 60                    # of TICK; then threads beyond `ready` go
 
     def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
@@ -1497,7 +1497,7 @@ class Server(socketserver.TCPServer):
                     self.drop_slowest(1 + self._threads // 16)
 
     def _grow(self, since: float) -> bool:
-        """Start a thread for each that is held up since then; whether there are as many as may be."""
+        """Start threads, two for each that has been held up since before then; whether there are as many as may be."""
         most = self.station.settings.threads
         with self._lock:
             held_up = sum(connection.since < since for connection in self._open)

@@ -996,9 +996,8 @@ class Import:
     def settle(self) -> None:
         """The ledger; then repeats of what is new; for the days that were touched, rules that look at neighbours and the rollup."""
         self.settle_ledger()
-        for kind, units in self.new.items():
-            ranges = [(unit, *ends) for unit, ends in sorted(units.items())] if self.whole is None else self._ends(kind)
-            for unit, first, last in ranges:
+        for kind in self.new:
+            for unit, first, last in self._new_times(kind):
                 self._drop_repeats(kind, unit, first, last)
         for unit, first, last in self._runs("readings"):
             self._roll_up(unit, first, last)
@@ -1009,16 +1008,18 @@ class Import:
             self.sum_up("monthly_pings", *run)
             self.sum_up("half_yearly", *run)
 
-    def _ends(self, kind: str) -> List[Tuple[str, int, int]]:
-        """Of each unit that is new as a whole, the times of its first and last row."""
-        query = "SELECT ?1, (SELECT min(ts) FROM {0} WHERE unit_id = ?1), (SELECT max(ts) FROM {0} WHERE unit_id = ?1)"
-        return [self.db.execute(query.format(TABLES[kind]), (unit,)).fetchone() for unit in sorted((self.whole or {})[kind])]
+    def _new_times(self, kind: str) -> List[Tuple[str, int, int]]:
+        """Of each unit that has new rows, the times of the first and the last."""
+        if self.whole is None:
+            return [(unit, *ends) for unit, ends in sorted(self.new[kind].items())]
+        ends = ((unit, *extent(self.db, TABLES[kind], [unit], FOREVER)) for unit in sorted(self.whole[kind]))
+        return [(unit, first, last) for unit, first, last in ends if first is not None and last is not None]
 
     def _runs(self, kind: str) -> List[Run]:
         """What was touched, as runs of days that follow each other."""
         if self.whole is None:
             return list(_runs(self.touched[kind]))
-        return [(unit, first // 86400, last // 86400) for unit, first, last in self._ends(kind)]
+        return [(unit, first // 86400, last // 86400) for unit, first, last in self._new_times(kind)]
 
     def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> None:
         table = TABLES[kind]
@@ -1040,13 +1041,12 @@ class Import:
 
     def sum_up(self, table: str, unit: str, first: int, last: int) -> None:
         """Make the rollup of months, or half years, anew where these days are."""
-        months, day, rows, columns = MONTHLY[table]
+        months, day, rows, columns, group = MONTHLY[table]
         bound = {"unit": unit, "begin": month_of(first, months)[0], "end": month_of(last, months)[1]}
         self.db.execute("DELETE FROM %s WHERE unit_id = :unit AND begin >= :begin AND begin < :end" % table, bound)
         days = self.db.execute("SELECT DISTINCT %s FROM %s" % (day, rows), bound).fetchall()
-        self.db.executemany("INSERT INTO %s SELECT :unit, :begin, %s FROM %s GROUP BY %s" % (
-            table, columns, rows, "rssi_dbm" if table == "half_yearly" else "unit_id"),
-            [{"unit": unit, "begin": begin, "end": end} for begin, end in sorted({month_of(day, months) for day, in days})])
+        self.db.executemany("INSERT INTO %s SELECT :unit, :begin, %s FROM %s GROUP BY %s" % (table, columns, rows, group), [
+            {"unit": unit, "begin": begin, "end": end} for begin, end in sorted({month_of(day, months) for day, in days})])
 
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
         """Apply the rules that look at neighbours; the days in which something changed."""
@@ -1107,12 +1107,12 @@ _NEIGHBOURS = """
 
 
 _PINGS = "pings WHERE unit_id = :unit AND ts >= :begin * 86400 AND ts < :end * 86400"
-MONTHLY = {                             # table: months in a row, the day of what it sums up, where that is, the sums
+MONTHLY = {                             # table: months in a row, the day of what it sums up, where that is, the sums, by what
     "monthly": (1, "day", "daily WHERE unit_id = :unit AND day >= :begin AND day < :end",
                 """min(day), max(day), count(*), min(n), sum(n), sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off),
-                min(co2_low), max(co2_peak), sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max)"""),
-    "monthly_pings": (1, "ts / 86400", _PINGS, "count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm)"),
-    "half_yearly": (6, "ts / 86400", _PINGS + " AND rssi_dbm IS NOT NULL", "rssi_dbm, count(*), max(ts)")}
+                min(co2_low), max(co2_peak), sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max)""", "unit_id"),
+    "monthly_pings": (1, "ts / 86400", _PINGS, "count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm)", "unit_id"),
+    "half_yearly": (6, "ts / 86400", _PINGS + " AND rssi_dbm IS NOT NULL", "rssi_dbm, count(*), max(ts)", "rssi_dbm")}
 
 
 @functools.lru_cache(maxsize=1000)
@@ -1319,7 +1319,7 @@ def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -
         try:
             summary = _build(new, listing, now, progress, archive.limits, processes)
             summary.unreadable[:0] = listing.unreadable
-            summary.disputed = sorted(listing.disputed)
+            summary.disputed = listing.disputed
             _swap_in(new, archive.db)
         finally:
             _remove(new)
@@ -1388,8 +1388,8 @@ class _Part:
     process left, it is filled by this one, when asked for."""
 
     def __init__(self, path: str, fill: Callable[[sqlite3.Connection], Import]) -> None:
-        import pickle                                           # only here: the views start sooner without it
-        self.path, self.fill, self.pickle = path, fill, pickle
+        import pickle                                           # only in this class: the views start sooner without it
+        self.path, self.fill = path, fill
         self.pipe, theirs = os.pipe()
         try:
             self.pid = os.fork()
@@ -1402,17 +1402,18 @@ class _Part:
             except BaseException as error:                      # is raised by `summary` in the other process
                 answer = error
             with contextlib.suppress(BaseException), open(theirs, "wb") as out:
-                self.pickle.dump(answer, out)
+                pickle.dump(answer, out)
             os._exit(0)
         os.close(theirs)
 
     def summary(self) -> Summary:
         """Wait until the part is filled."""
+        import pickle
         if self.pid < 0:
             with _connected(self.path) as db:
                 return self.fill(db).summary
         with open(self.pipe, "rb", closefd=False) as pipe:
-            answer: Any = self.pickle.loads(pipe.read() or self.pickle.dumps(OSError("a process that read text was killed")))
+            answer: Any = pickle.loads(pipe.read() or pickle.dumps(OSError("a process that read text was killed")))
         if isinstance(answer, Summary):
             return answer
         raise answer

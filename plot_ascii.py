@@ -9,8 +9,8 @@ Words used here:
 
     axis      the columns of a chart in time. A column is a calendar step long (5 min ... 1 h ... 1 d ... 1 week ... 5 years)
               and begins where such a step begins in the page's time zone; the shortest step that fits the width is taken (of
-              hundreds of rows a longer one), so a chart may be narrower than its room. Ticks stand on calendar steps too, no closer than their labels allow;
-              where a year begins the label is the year.
+              many hundreds of rows a longer one), so a chart may be narrower than its room. Ticks stand on calendar steps
+              too, no closer than their labels allow; where a year begins the label is the year.
     scale     from the least to the greatest value inside the *fence*, rounded outward. The fence is Tukey's for values far
               out: three interquartile distances beyond the quartiles of what all columns of the page hold. A value outside
               the scale is marked in its column, and counted: a spike neither vanishes nor flattens the page.
