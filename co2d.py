@@ -74,7 +74,8 @@ MAX_FIELDS = 64
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
-DATABASE_PATIENCE = 60                  # seconds between attempts, at most, when an import fails
+DATABASE_PATIENCE = 60                  # seconds between imports, at most, when one fails or takes long
+REST = 4                                # times as long as an import took, nothing is imported: units come first
 
 log = logging.getLogger("co2d")
 
@@ -305,10 +306,12 @@ class Refused(Exception):
         return json_response({"error": self.reason}, self.status, self.reason, self.headers)
 
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def json_response(value: Any, status: int = 200, note: str = "", headers: Headers = ()) -> Response:
     """Compact JSON on one line."""
-    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
-    return Response(status, body, "application/json", tuple(headers), note)
+    return Response(status, _compact(value).encode() + b"\n", "application/json", tuple(headers), note)
 
 
 def text_response(text: str, kind: str = "text/plain", headers: Headers = ()) -> Response:
@@ -577,7 +580,8 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 def ping_row(now: float, unit: str, request: Request) -> bytes:
     """A line of pings-NNNN.tsv; control characters in values would forge lines."""
-    values = [_UNPRINTABLE.sub("?", request.argument(name, "None"))[:128] for name in ("site_code", "rssi_raw", "rssi_dbm")]
+    said = dict(reversed(request.query))
+    values = [_UNPRINTABLE.sub("?", said.get(name, "None"))[:128] for name in ("site_code", "rssi_raw", "rssi_dbm")]
     return "\t".join([seqfile.utc(now, fraction=True), unit, *values]).encode("utf-8", "replace") + b"\n"
 
 
@@ -1557,15 +1561,15 @@ class Server(socketserver.TCPServer):
             sock.setsockopt(socket.SOL_SOCKET, option, _TICK)
         return Connection(sock, address[0], self.station.settings)
 
-    def _attend(self, connection: Connection, response: Optional[Response] = None) -> None:
+    def _attend(self, connection: Connection, stored: Optional[Response] = None) -> None:
         """Serve a connection to its end, or until its response must wait: whoever stores what it waits for goes on here.
 
         No client can hold that one up: such a response is so short that the socket's buffer takes it.
         """
         wait = None
         try:
-            response = response or serve(self.station, connection, self.tls)
-            wait = response.after
+            response = stored or serve(self.station, connection, self.tls)
+            wait = None if stored else response.after
             if not wait:
                 reply(self.station, connection, response)
         except (OSError, Gone) as error:
@@ -1573,9 +1577,9 @@ class Server(socketserver.TCPServer):
                 log.info("%s went away in its %s: %s", connection.peer, connection.phase, error)
         except Exception as error:
             log.error("%s: %r at %s", connection.peer, error, _place(error))
-        if response and wait:
+        if wait:
             connection.since = float("inf")                     # it holds up no thread, and is not to be dropped
-            wait(functools.partial(self._attend, connection, response._replace(after=None)))
+            wait(functools.partial(self._attend, connection, response))
         else:
             with self._lock:
                 self._open.pop(connection, None)
@@ -1637,13 +1641,16 @@ class Importing(threading.Thread):
     def run(self) -> None:
         patience, scanned, paths = 1.0, float("-inf"), None
         while not self.stopping.is_set():
-            paths = paths or self.station.take_changed()
-            full = time.monotonic() - scanned > self.station.settings.import_scan
+            paths, began = paths or self.station.take_changed(), time.monotonic()
+            full = began - scanned > self.station.settings.import_scan
             if (full or paths) and not self._import(None if full else paths):
                 self.stopping.wait(patience)
                 patience = min(2 * patience, DATABASE_PATIENCE)
                 continue
-            scanned, patience, paths = time.monotonic() if full else scanned, 1.0, None
+            ended = time.monotonic()
+            scanned, patience, paths = ended if full else scanned, 1.0, None
+            if self.stopping.wait(min(REST * (ended - began), DATABASE_PATIENCE)):
+                break
             self.station.something_changed.wait(self.station.settings.import_scan)
             self.stopping.wait(self.station.settings.import_delay)
 

@@ -265,7 +265,12 @@ def _names_before(name: str, start: int) -> Iterator[str]:
 def utc(now: float, form: str = "%Y-%m-%dT%H:%M:%S", fraction: bool = False) -> str:
     """UTC seconds as text: 2019-10-07T03:23:39, or with six digits of microseconds."""
     whole, micros = divmod(round(now * 1e6), 10 ** 6)
-    return time.strftime(form, time.gmtime(whole)) + (".%06d" % micros if fraction else "")
+    return _written(whole, form) + (".%06d" % micros if fraction else "")
+
+
+@functools.lru_cache(maxsize=16)        # the same second again and again
+def _written(whole: int, form: str) -> str:
+    return time.strftime(form, time.gmtime(whole))
 
 
 # -- directories and files --------------------------------------------------------------------------------------------

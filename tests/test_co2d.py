@@ -700,3 +700,18 @@ def test_a_unit_that_calls_without_its_data_is_stuck_in_the_metrics(tmp_path):
     metrics = ask(station, "GET", "/metrics", now=end + 5 * 86400 + 60).body.decode()
     assert 'co2d_units{state="stuck"} 1' in metrics
     assert 'co2d_units{state="ok"} 1' in ask(station, "GET", "/metrics", now=end + 60).body.decode()
+
+
+def test_after_an_import_that_took_long_units_have_the_machine_for_a_while(station, monkeypatch):
+    monkeypatch.setattr(co2d.importer, "import_new", lambda archive, paths: time.sleep(0.05))
+    importing, waits = co2d.Importing(station), []
+
+    class Stopping(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return True
+
+    importing.stopping = Stopping()
+    station.touch("a file")
+    importing.run()
+    assert waits[0] >= 4 * 0.05
