@@ -242,8 +242,13 @@ class Source(NamedTuple):
     @property
     def id(self) -> int:
         """The same for the same key in every database."""
-        key = self.key.encode()                                 # hashlib would bring 4 MB of OpenSSL for this
-        return zlib.crc32(key) << 20 | zlib.crc32(key[::-1]) & 0xfffff
+        return _id_of(self.key)
+
+
+@functools.lru_cache(maxsize=1)         # line by line the same
+def _id_of(key: str) -> int:
+    raw = key.encode()                                          # hashlib would bring 4 MB of OpenSSL for this
+    return zlib.crc32(raw) << 20 | zlib.crc32(raw[::-1]) & 0xfffff
 
 
 _SAME_ID = "its name gives the same id as that of %s: rename one of them"
