@@ -890,7 +890,8 @@ class Import:
 
     def _read_lines(self, source: Source, account: Account, block: bytes, parse: Callable[[bytes, Limits, float], Row],
                     unit_at: int, ts_at: int) -> None:
-        rows = []
+        rows: List[Row] = []
+        times: Dict[str, List[int]] = {}
         for line in lines_of(block, account):
             try:
                 row = parse(_whole(line), self.limits, self.now)
@@ -901,9 +902,11 @@ class Import:
             account.imported += 1
             account.imported_bytes += len(line.raw)
             account.last_ts = row[ts_at]
-            self._came(source.kind, row[unit_at], row[ts_at:ts_at + 1], {row[ts_at] // 86400})
-            rows.append(row + (source.id, line.offset))
+            times.setdefault(row[unit_at], []).append(row[ts_at])
+            rows.append((*row, source.id, line.offset))
         self.db.executemany(_INSERT[source.kind], rows)
+        for unit, ts in times.items():
+            self._came(source.kind, unit, ts, {at // DAY for at in ts})
 
     def _came(self, kind: str, unit: str, times: Sequence[int], days: Set[int]) -> None:
         if self.whole is None:
@@ -913,8 +916,8 @@ class Import:
 
     def _followed(self, source: Source, account: Account, ts: int) -> None:
         """A good line: its time is the one after the rejected lines before it."""
-        first = self.waiting.get(source.id, 0)
-        if account.rejected and first is not None:
+        first = self.waiting.get(source.id, 0) if account.rejected else None
+        if first is not None:
             self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND line >= ? AND after_ts IS NULL", (ts, source.id, first))
             self.waiting[source.id] = None
 
@@ -2104,12 +2107,17 @@ class ProgressBar:
             sys.stderr.write("\r\033[K")
 
 
+def _cores() -> int:
+    """How many this process may use; in a container that is not all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     """Import what is new, or everything anew, and print a summary."""
     bar = ProgressBar(sum(source.size for source in find_sources(archive, [])) if sys.stderr.isatty() else 0)
     run = rebuild if arguments.command == "rebuild" else import_new
     try:
-        summary = run(archive, progress=bar, processes=os.cpu_count() or 1)
+        summary = run(archive, progress=bar, processes=_cores())
     finally:
         bar.clear()
     print(summary)
@@ -2142,7 +2150,7 @@ def command_rejects(archive: Archive, arguments: argparse.Namespace) -> int:
 
 def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
     """Prove that database and text agree."""
-    problems = verify(archive, os.cpu_count() or 1)
+    problems = verify(archive, _cores())
     for line in problems:
         print(_printable(line))
     print("%d differences" % len(problems) if problems else "database and text agree")

@@ -375,6 +375,17 @@ def run_timed(*command: str) -> Tuple[float, float]:
     return float(seconds), float(peak)
 
 
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """What is started meanwhile gets a single core."""
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(all_cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_cores)
+
+
 def dot_import(directory: str) -> Optional[float]:
     """Seconds of the sqlite3 command line's bare .import of the same lines."""
     if not shutil.which("sqlite3"):
@@ -401,9 +412,12 @@ def bench_import(directory: str) -> None:
                    for unit in fleet.make_archive(directory, units=units, days=days, dirt=()).units)
     archive = ["--data-dir", os.path.join(directory, "remote_data"), "--var-dir", os.path.join(directory, "var")]
     importer = [sys.executable, os.path.join(PROJECT, "importer.py"), "rebuild", *archive]
+    with one_core():
+        alone, _ = min(run_timed(*importer) for _ in range(2))
     ours, peak = min(run_timed(*importer) for _ in range(2))
     bare = min(filter(None, (dot_import(directory) for _ in range(2))), default=None)
     say(Figure("import: rebuild of %d readings" % readings, "%.1f s" % ours, "%.0f readings/s, peak %.0f MB a process" % (readings / ours, peak)))
+    say(Figure("  on one core", "%.1f s" % alone, "%.0f readings/s, limit 200000" % (readings / alone)))
     if bare:
         say(Figure("  sqlite3 .import of the same lines, bare", "%.1f s" % bare, "ours is %.1f x" % (ours / bare)))
     bench_new_line(os.path.join(directory, "large"))
