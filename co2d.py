@@ -291,7 +291,7 @@ class Response(NamedTuple):
     content_type: str = "application/json"
     headers: Headers = ()
     note: str = ""
-    after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what must be on disk before; then calls back
+    after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what belongs to it, and calls what sends it
 
 
 class Refused(Exception):
@@ -715,9 +715,14 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
             return json_response(list(update_files(directory)) if recursive else sorted(os.listdir(directory)))
     except OSError:
         raise Refused(404, "no such file")
-    row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])])
-    station.fetches.append(row.encode() + b"\n", lambda *_: None)    # the record is for people; the unit needs the file
-    return Response(200, body, "application/octet-stream")
+    row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])]).encode() + b"\n"
+    return Response(200, body, "application/octet-stream", after=functools.partial(_note_fetch, station, row))
+
+
+def _note_fetch(station: Station, row: bytes, send: Callable[[], None]) -> None:
+    """The record is for people, the unit needs the file: it goes first, as who writes may have to write for many others."""
+    send()
+    station.fetches.append(row, lambda *_: None)
 
 
 def _read_file(root: str, parts: Sequence[str]) -> Tuple[bytes, float]:
@@ -1278,7 +1283,7 @@ class Gone(Exception):
 TICK = 0.5                              # seconds after which a thread that waits looks at the clock
 _TICK = struct.pack("@ll", 0, int(TICK * 1e6))                   # as a struct timeval
 # When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
-PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0}
+PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0, "answer": float("inf")}   # the answer is up to us
 LAST_WORDS = 2.0                        # seconds for a reply when the deadline is over, and for what comes after a refusal
 STOP_PATIENCE = 5.0                     # seconds that a stop leaves to those who have not sent their head
 
@@ -1403,6 +1408,7 @@ def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext
             connection.start_tls(tls)
         request = connection.request = connection.read_request()
         body = connection.read_body(request)
+        connection.enter("answer")
         connection.request = request._replace(body=body, peer=connection.peer, now=station.now())
         return respond(station, connection.request)
     except Refused as refused:
@@ -1497,8 +1503,11 @@ class Server(socketserver.TCPServer):
                 now, used = time.monotonic(), time.process_time()
                 busy = used - used_before > 0.7 * (now - before)
                 before, used_before = now, used
-                if self._grow(now - self.held_up[busy]) and select.select([self.socket], [], [], 0)[0]:
+                if self._grow(now - self.held_up[busy]) and self._is_waited_for():
                     self.drop_slowest(1 + self._threads // 16)
+
+    def _is_waited_for(self) -> bool:
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def _grow(self, since: float) -> bool:
         """Start threads, two for each that has been held up since before then; whether there are as many as may be."""
@@ -1610,6 +1619,8 @@ class Server(socketserver.TCPServer):
                 connection.drop()
             if time.monotonic() > began + STOP_PATIENCE:
                 self.socket.close()                             # whoever keeps coming is to come to our successor
+            elif not self.inherited and self._is_waited_for():
+                self._grow(time.monotonic() - min(self.held_up))
             time.sleep(0.02)
         self.server_close()
 
