@@ -40,6 +40,7 @@ import json
 import logging
 import mimetypes
 import os
+import queue
 import re
 import resource
 import select
@@ -1573,7 +1574,7 @@ class Server(socketserver.TCPServer):
     def _attend(self, connection: Connection, stored: Optional[Response] = None) -> None:
         """Serve a connection to its end, or until its response must wait: whoever stores what it waits for goes on here.
 
-        No client can hold that one up: such a response is so short that the socket's buffer takes it.
+        No client can hold that one up: a response that others send is so short that the socket's buffer takes it.
         """
         wait = None
         try:
@@ -1823,8 +1824,8 @@ class Daemon:
         self.station.archive = self.station.archive._replace(limits=importer.read_limits(config_file(arguments)))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
-        self.signals: List[int] = []
-        self.woken = threading.Event()
+        self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()      # of all that waits, this alone bears signal handlers
+        self.interrupted = False
         self.watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         self.fed = 0.0
 
@@ -1836,21 +1837,24 @@ class Daemon:
         log.info("co2d %s listens on %s:%d, data in %s", __version__, self.station.settings.listen, self.server.port,
                  self.station.settings.data_dir)
         notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
-        while not {signal.SIGTERM, signal.SIGINT} & set(self.signals):
-            self._tick()
+        while self._tick():
+            pass
         return self._stop()
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and signal.SIGINT in self.signals:
+        if number == signal.SIGINT and self.interrupted:
             os._exit(130)
-        self.signals.append(number)
-        self.woken.set()
+        self.interrupted = self.interrupted or number == signal.SIGINT
+        self.signals.put(number)
 
     def _feed_watchdog(self) -> None:
         """Tell systemd that we live, but only after a real accept, write and sync."""
         if self.watchdog and time.monotonic() - self.fed > self.watchdog:
             self.fed = time.monotonic()
-            threading.Thread(target=self._probe, name="probe", daemon=True).start()
+            try:
+                threading.Thread(target=self._probe, name="probe", daemon=True).start()
+            except RuntimeError as error:
+                log.error("watchdog: %s", error)
 
     def _probe(self) -> None:
         problems = check_disk(self.station)
@@ -1871,13 +1875,14 @@ class Daemon:
         listen = str(self.server.socket.getsockname()[0])
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
 
-    def _tick(self) -> None:
+    def _tick(self) -> bool:
+        """Wait for a signal, but not for long; whether to go on."""
         self._feed_watchdog()
-        self.woken.wait(0.5)
-        self.woken.clear()
-        if signal.SIGHUP in self.signals:
-            self.signals.remove(signal.SIGHUP)
+        with contextlib.suppress(queue.Empty):
+            if self.signals.get(timeout=TICK) != signal.SIGHUP:
+                return False
             self.reload()
+        return True
 
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing."""
@@ -1885,7 +1890,7 @@ class Daemon:
         old = self.station.settings
         try:
             new = load_settings(self.arguments)
-        except BadConfig as error:
+        except (BadConfig, OSError) as error:                   # OSError: the current directory is gone
             log.error("reload refused, the old settings stay: %s", error)
         else:
             fixed = {name: getattr(old, name) for name, field in FIELDS.items() if field.metadata["restart"]}

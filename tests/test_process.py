@@ -109,6 +109,34 @@ def test_a_running_request_is_finished_before_the_daemon_ends_well(start, number
     assert "Traceback" not in one.log
 
 
+def test_signals_that_come_at_any_moment_are_heeded(start, tmp_path):
+    one = start()
+    for _ in range(4000):
+        one.process.send_signal(signal.SIGHUP)
+        time.sleep(0.0002)
+    assert one.stop() == 0
+    assert "Traceback" not in one.log
+
+
+def test_neither_a_directory_that_is_gone_nor_a_lack_of_threads_ends_the_daemon(tmp_path, monkeypatch, caplog):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    arguments = co2d.make_parser().parse_args(["--config", os.devnull, "--port", "0", "--data-dir", str(tmp_path / "data"),
+                                               "--var-dir", str(tmp_path / "var")])
+    daemon = co2d.Daemon(co2d.load_settings(arguments), arguments)
+    try:
+        monkeypatch.setattr(co2d.os, "getcwd", lambda: os.stat(str(tmp_path / "gone")))
+        daemon.signals.put(signal.SIGHUP)
+        daemon.watchdog = 1e-9
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert daemon._tick()
+    finally:
+        daemon.server.server_close()
+        os.close(daemon.claim)
+    assert "reload refused" in caplog.text and "watchdog: can't start new thread" in caplog.text
+
+
 def test_a_taken_port_is_one_clear_line(start, tmp_path):
     one = start()
     done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", one.data,
