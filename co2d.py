@@ -172,7 +172,7 @@ class Settings:
     ask_older: bool = setting(True, switch, "ask units for older files that are missing or short", restart=True)
     status_allow: str = setting("0.0.0.0/0 ::/0", networks, "networks that may see the status pages")
     metrics_allow: str = setting("127.0.0.0/8 ::1/128", networks, "networks that may see /metrics, /healthz, /readyz")
-    tls_cert: str = setting("", path, "certificate chain (PEM); empty: no TLS", restart=True)
+    tls_cert: str = setting("", path, "certificate chain (PEM), read again on reload; empty: no TLS", restart=True)
     tls_key: str = setting("", path, "private key (PEM); empty: in the certificate's file", restart=True)
     tls_only: bool = setting(True, switch, "with a certificate: refuse plain HTTP on the same port")
     max_body: int = setting(64 << 10, size, "bytes of one chunk")
@@ -1462,7 +1462,7 @@ class Server(socketserver.TCPServer):
         self.address_family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
         super().__init__((settings.listen, settings.port), socketserver.BaseRequestHandler, bind_and_activate=False)
         self.station, self.inherited = station, listener is not None
-        self.tls = _tls_context(settings)
+        self.tls = tls_context(settings)
         if listener:
             self.socket.close()
             self.socket = listener
@@ -1482,9 +1482,9 @@ class Server(socketserver.TCPServer):
         try:
             self.server_bind()
             self.server_activate()
-        except BaseException:
+        except OSError as error:
             self.server_close()
-            raise
+            raise OSError(error.errno, error.strerror, "%s:%d" % (self.station.settings.listen, self.station.settings.port))
 
     def start(self) -> None:
         """Begin to serve."""
@@ -1631,12 +1631,18 @@ def _unverified() -> ssl.SSLContext:
     return ssl._create_unverified_context()
 
 
-def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
+def tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
+    """What makes connections speak TLS, None for plain HTTP; BadConfig when the certificate or its key is no use."""
     if not settings.tls_cert:
+        if settings.tls_key:
+            raise BadConfig("tls_key: there is no tls_cert")
         return None
-    import ssl                                                  # as above
+    import ssl                                                  # brings 4 MB of OpenSSL
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    except OSError as error:
+        raise BadConfig("tls_cert %s, tls_key %s: %s" % (settings.tls_cert, settings.tls_key or "in it", error.strerror))
     return context
 
 
@@ -1750,7 +1756,7 @@ User=co2d
 Group=co2d
 UMask=0027
 LimitNOFILE=65536
-ReadWritePaths=%(data_dir)s %(var_dir)s
+ReadWritePaths=%(written)s
 # What follows takes away all that the daemon does not need.
 AmbientCapabilities=
 CapabilityBoundingSet=%(capability)s
@@ -1794,7 +1800,7 @@ def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -
     low_port = 0 < settings.port < 1024
     return SYSTEMD[kind] % {
         "command": "%s %s%s" % (sys.executable, os.path.join(HERE, "co2d.py"), config), "port": settings.port,
-        "data_dir": settings.data_dir, "var_dir": settings.var_dir,
+        "written": " ".join(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)])),
         "listen": "%s:%d" % ("[%s]" % settings.listen if ":" in settings.listen else settings.listen, settings.port),
         "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
         "home": "read-only" if any(path.startswith(("/home/", "/root/")) for path in needed) else "true"}
@@ -1889,13 +1895,13 @@ class Daemon:
         notify("RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
         old = self.station.settings
         try:
-            new = load_settings(self.arguments)
+            new, tls = load_settings(self.arguments), tls_context(old)      # the certificate may have been renewed
         except (BadConfig, OSError) as error:                   # OSError: the current directory is gone
             log.error("reload refused, the old settings stay: %s", error)
         else:
             fixed = {name: getattr(old, name) for name, field in FIELDS.items() if field.metadata["restart"]}
             later = [name for name in fixed if getattr(new, name) != fixed[name]]
-            self.station.settings = dataclasses.replace(new, **fixed)
+            self.station.settings, self.server.tls = dataclasses.replace(new, **fixed), tls
             log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
         notify("READY=1")
 
@@ -1939,6 +1945,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         elif arguments.print_unit:
             print(systemd_unit(arguments.print_unit, settings, arguments), end="")
         elif arguments.check_config:
+            tls_context(settings)
             print("configuration is well")
         else:
             return run(settings, arguments)

@@ -139,10 +139,9 @@ def test_neither_a_directory_that_is_gone_nor_a_lack_of_threads_ends_the_daemon(
 
 def test_a_taken_port_is_one_clear_line(start, tmp_path):
     one = start()
-    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", one.data,
-                           "--var-dir", one.var], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "cannot start" in done.stderr
+    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", one.data + "2",
+                           "--var-dir", one.var + "2"], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "co2d: cannot start: [Errno 98] Address already in use: '127.0.0.1:%d'\n" % one.port)
 
 
 def test_a_second_daemon_on_the_same_data_is_refused(start):
@@ -255,6 +254,13 @@ def test_the_unit_hides_homes_unless_something_of_ours_is_there(data, home, monk
     assert "\nProtectHome=%s\n" % home in co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
 
 
+@pytest.mark.parametrize("db, directories", [("/v/db.sqlite3", "/d /v"), ("/srv/db/db.sqlite3", "/d /v /srv/db")])
+def test_the_unit_may_write_wherever_the_daemon_does(db, directories):
+    settings = dataclasses.replace(co2d.Settings(), data_dir="/d", var_dir="/v", db=db)
+    unit = co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
+    assert "\nReadWritePaths=%s\n" % directories in unit
+
+
 # -- TLS --------------------------------------------------------------------------------------------------------------
 
 
@@ -262,9 +268,13 @@ def test_the_unit_hides_homes_unless_something_of_ours_is_there(data, home, monk
 def certificate(tmp_path):
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
-    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    return make_certificate(tmp_path, "localhost")
+
+
+def make_certificate(directory, name):
+    key, cert = str(directory / "key.pem"), str(directory / "cert.pem")
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
-                    "-subj", "/CN=localhost"], check=True, stderr=subprocess.DEVNULL)
+                    "-subj", "/CN=" + name], check=True, stderr=subprocess.DEVNULL)
     return ["--tls-cert", cert, "--tls-key", key]
 
 
@@ -305,6 +315,32 @@ def test_plain_http_on_the_tls_port_can_be_allowed(start, certificate):
     assert ask(start(*certificate, "--tls-only", "no").port, PING).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_renewed_certificate_is_taken_at_a_reload_and_a_bad_one_changes_nothing(start, certificate, tmp_path):
+    one = start(*certificate)
+
+    def shown():
+        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", one.port)))
+
+    make_certificate(tmp_path, "renewed")
+    assert b"localhost" in shown()
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reloaded")
+    assert b"renewed" in shown()
+    (tmp_path / "key.pem").write_text("")
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reload refused, the old settings stay: tls_cert .*cert.pem, tls_key .*key.pem: ")
+    assert b"renewed" in shown()
+
+
+@pytest.mark.parametrize("options, complaint", [
+    (["--tls-cert", "/nowhere/cert.pem"], "co2d: tls_cert /nowhere/cert.pem, tls_key in it: No such file or directory\n"),
+    (["--tls-key", "/nowhere/key.pem"], "co2d: tls_key: there is no tls_cert\n")])
+@pytest.mark.parametrize("check", [[], ["--check-config"]])
+def test_tls_that_cannot_work_is_a_wrong_configuration(tmp_path, capsys, options, complaint, check):
+    assert co2d.main([*options, *check, "--port", "0", "--data-dir", str(tmp_path / "d"), "--var-dir", str(tmp_path / "v")]) == 78
+    assert capsys.readouterr().err == complaint
+
+
 # -- logs -------------------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +379,9 @@ def test_install_puts_a_working_tree_in_place_and_uninstall_takes_it_away(tmp_pa
             assert re.search(r"code object from '.*/lib/co2d/__pycache__/%s\.|# .*/lib/co2d/__pycache__/%s\S* matches" % (name, name), done.stdout), name
     with open(root + "/usr/local/lib/systemd/system/co2d.service") as file:
         unit = file.read()
-    assert "/usr/local/lib/co2d/co2d.py --config /etc/co2d.conf" in unit and root not in unit and "/var/lib/co2d/var" in unit
+    assert "/usr/local/lib/co2d/co2d.py --config /etc/co2d.conf" in unit and root not in unit
+    for directory in re.search("ReadWritePaths=(.*)", unit)[1].split():              # systemd starts nothing where one is missing
+        assert directory.startswith("/var/lib/co2d/") and os.path.isdir(root + directory)
     assert make("uninstall", "DESTDIR=" + root).returncode == 0
     assert not os.path.exists(os.path.dirname(script)) and not os.listdir(command)
     assert os.path.exists(root + "/etc/co2d.conf")
