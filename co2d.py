@@ -1106,8 +1106,11 @@ def check_update_name(name: str, unit: str, used: Set[str]) -> None:
 
 def install_update(data_dir: str, unit: str, name: str, files: Dict[str, bytes]) -> None:
     """Stage under a hidden name, sync, publish with one rename."""
-    with seqfile.open_directory(data_dir, [unit, "updates"], create=True, settle=True) as updates:
-        seqfile.publish_tree(updates, name, files)
+    try:
+        with seqfile.open_directory(data_dir, [unit, "updates"], create=True, settle=True) as updates:
+            seqfile.publish_tree(updates, name, files)
+    except OSError as error:
+        raise Unpublishable("%s: %s" % (unit, error))
 
 
 def update_report(station: Station, units: Sequence[str]) -> Iterator[str]:
@@ -1170,6 +1173,8 @@ def publish(argv: Sequence[str]) -> int:
     arguments = publish_parser().parse_args(argv)
     settings = load_settings(arguments)
     try:
+        if not os.path.isdir(settings.data_dir):
+            raise Unpublishable("there is no data directory %s" % settings.data_dir)
         station = Station(settings)
         if arguments.list:
             for line in update_report(station, arguments.names or _all_units(station)):
@@ -1178,8 +1183,8 @@ def publish(argv: Sequence[str]) -> int:
             _withdraw(station, _units_to_publish(station, arguments), arguments.withdraw, arguments.dry_run)
         else:
             _publish(station, arguments)
-    except (Unpublishable, OSError) as error:
-        print("co2d: nothing published: %s" % error, file=sys.stderr)
+    except (Unpublishable, importer.Unusable, OSError) as error:
+        print("co2d: not published: %s" % error, file=sys.stderr)
         return 1
     return 0
 
@@ -1272,6 +1277,8 @@ def _visible(data_dir: str, unit: str) -> List[str]:
             return [name for name in os.listdir(updates) if not name.startswith(".")]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise Unpublishable("%s: %s" % (unit, error))
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
