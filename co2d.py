@@ -910,9 +910,10 @@ METRICS = {                             # family: type and help
 def format_metrics(station: Station, now: float) -> str:
     """All metrics that have samples."""
     samples = station.samples()
-    disk = os.statvfs(station.settings.data_dir)
     samples["co2d_uptime_seconds", ()] = now - station.started
-    samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
+    with contextlib.suppress(OSError):                          # no data directory, or a broken disk: readyz tells
+        disk = os.statvfs(station.settings.data_dir)
+        samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
     samples.update((("co2d_units", (("state", state),)), number) for state, number in unit_states(station, now).items())
     lines: List[str] = []
     for name, (kind, help) in METRICS.items():

@@ -345,6 +345,12 @@ def test_metrics_follow_the_text_format(station):
     assert 'co2d_chunks_total{kind="append"} 1' in ask(station, "GET", "/metrics").body.decode()
 
 
+def test_metrics_outlive_the_data_directory(station):
+    os.rename(station.settings.data_dir, station.settings.data_dir + ".away")
+    metrics = ask(station, "GET", "/metrics")
+    assert metrics.status == 200 and b"co2d_uptime_seconds" in metrics.body and b"co2d_free_bytes" not in metrics.body
+
+
 def test_readiness_is_tried_on_the_disk(station):
     assert ask(station, "GET", "/readyz").status == 200
     os.rename(station.settings.data_dir, station.settings.data_dir + ".gone")
