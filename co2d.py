@@ -1481,6 +1481,8 @@ class Server(socketserver.TCPServer):
         self.port = self.socket.getsockname()[1]
         self._lock, self._stopping, self._all_busy = threading.Lock(), threading.Event(), threading.Event()
         self._threads = self._idle = 0
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)   # each needs some; one that waits in accept has taken one, too
+        self._most = settings.threads if files < 0 else min(settings.threads, max(self.ready, files // 8))
         self._open: Dict[Connection, None] = {}
         station.connections = self._open.__len__
 
@@ -1520,15 +1522,14 @@ class Server(socketserver.TCPServer):
 
     def _grow(self, since: float) -> bool:
         """Start threads, two for each that has been held up since before then; whether there are as many as may be."""
-        most = self.station.settings.threads
         with self._lock:
             held_up = sum(connection.since < since for connection in self._open)
             try:
-                for _ in range(min(2 * held_up + self.ready, most) - self._threads):
+                for _ in range(min(2 * held_up + self.ready, self._most) - self._threads):
                     self._spawn_locked()
             except RuntimeError:                                # the system gives us no more
                 return True
-            return self._threads >= most
+            return self._threads >= self._most
 
     def _spawn_locked(self) -> None:
         threading.Thread(target=self._work, name="worker", daemon=True).start()
