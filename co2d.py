@@ -1836,7 +1836,7 @@ class Daemon:
     def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
         self.arguments, self.station = arguments, Station(settings)
         self.claim = claim(settings.data_dir)
-        self.station.archive = self.station.archive._replace(limits=importer.read_limits(config_file(arguments)))
+        self._read_limits()
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()      # of all that waits, this alone bears signal handlers
@@ -1899,13 +1899,18 @@ class Daemon:
             self.reload()
         return True
 
+    def _read_limits(self) -> None:
+        limits = importer.read_limits(config_file(self.arguments))
+        self.station.archive = self.station.archive._replace(limits=limits)
+
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing."""
         notify("RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
         old = self.station.settings
         try:
             new, tls = load_settings(self.arguments), tls_context(old)      # the certificate may have been renewed
-        except (BadConfig, OSError) as error:                   # OSError: the current directory is gone
+            self._read_limits()
+        except (BadConfig, importer.Unusable, OSError) as error:        # OSError: the current directory is gone
             log.error("reload refused, the old settings stay: %s", error)
         else:
             fixed = {name: getattr(old, name) for name, field in FIELDS.items() if field.metadata["restart"]}

@@ -118,23 +118,45 @@ def test_signals_that_come_at_any_moment_are_heeded(start, tmp_path):
     assert "Traceback" not in one.log
 
 
-def test_neither_a_directory_that_is_gone_nor_a_lack_of_threads_ends_the_daemon(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def idle(tmp_path):
+    """A daemon in this process that does not run."""
+    (tmp_path / "co2d.conf").write_text("[co2d]\nlisten = 127.0.0.1\nport = 0\n")
+    arguments = co2d.make_parser().parse_args(["--config", str(tmp_path / "co2d.conf"), "--data-dir", str(tmp_path / "data"),
+                                               "--var-dir", str(tmp_path / "var")])
+    daemon = co2d.Daemon(co2d.load_settings(arguments), arguments)
+    yield daemon
+    daemon.server.server_close()
+    os.close(daemon.claim)
+
+
+def test_neither_a_directory_that_is_gone_nor_a_lack_of_threads_ends_the_daemon(idle, tmp_path, monkeypatch, caplog):
     def start(thread):
         raise RuntimeError("can't start new thread")
 
-    arguments = co2d.make_parser().parse_args(["--config", os.devnull, "--port", "0", "--data-dir", str(tmp_path / "data"),
-                                               "--var-dir", str(tmp_path / "var")])
-    daemon = co2d.Daemon(co2d.load_settings(arguments), arguments)
-    try:
-        monkeypatch.setattr(co2d.os, "getcwd", lambda: os.stat(str(tmp_path / "gone")))
-        daemon.signals.put(signal.SIGHUP)
-        daemon.watchdog = 1e-9
-        monkeypatch.setattr(threading.Thread, "start", start)
-        assert daemon._tick()
-    finally:
-        daemon.server.server_close()
-        os.close(daemon.claim)
+    monkeypatch.setattr(co2d.os, "getcwd", lambda: os.stat(str(tmp_path / "gone")))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    idle.watchdog = 1e-9
+    idle.signals.put(signal.SIGHUP)
+    assert idle._tick()
     assert "reload refused" in caplog.text and "watchdog: can't start new thread" in caplog.text
+
+
+def test_a_reload_takes_new_limits_of_the_quality_rules(idle, tmp_path):
+    with open(str(tmp_path / "co2d.conf"), "a") as file:
+        file.write("[quality]\nspike = 123\n")
+    idle.reload()
+    assert idle.station.archive.limits.spike == 123
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="prlimit is not installed")
+def test_threads_leave_descriptors_for_the_files(start):
+    one = start(command=["prlimit", "--nofile=64:64"])
+    silent = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(100)]
+    assert ask(one.port, PING).startswith(b"HTTP/1.1 200 ")
+    put = b"PUT /ou/co2unit-1/push-sequential/data/x.tsv?offset=0 HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello"
+    assert ask(one.port, put).startswith(b"HTTP/1.1 200 ")
+    [sock.close() for sock in silent]
 
 
 def test_a_taken_port_is_one_clear_line(start, tmp_path):
