@@ -1326,15 +1326,15 @@ class Connection:
             except (BlockingIOError, socket.timeout):           # nothing within TICK
                 pass
         if not data:
-            raise Gone("closed by the client" if self.buffer else "")
+            raise Gone("closed by the client" if self.buffer or self.request else "")
         return data
 
     def start_tls(self, context: ssl.SSLContext) -> None:
         """Shake hands if the client begins to; plain HTTP goes on if it may."""
         if self._receive(self.settings.head_seconds, socket.MSG_PEEK)[:1] == b"\x16":
+            self.sock.settimeout(self._remaining(self.settings.head_seconds))       # for the whole handshake
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-            self.sock.settimeout(self._remaining(self.settings.head_seconds))
-            self.sock.do_handshake()                            # the timeout is for the whole of it
+            self.sock.do_handshake()
             self.sock.settimeout(TICK)
         elif self.settings.tls_only:
             raise Refused(400, "this port speaks TLS")
@@ -1808,7 +1808,7 @@ def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -
     config = " --config " + os.path.abspath(arguments.config) if arguments.config else ""
     low_port = 0 < settings.port < 1024
     return SYSTEMD[kind] % {
-        "command": "%s %s%s" % (sys.executable, os.path.join(HERE, "co2d.py"), config), "port": settings.port,
+        "command": "%s %s%s" % (sys.executable, os.path.join(HERE, "co2d.py"), config),
         "written": " ".join(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)])),
         "listen": "%s:%d" % ("[%s]" % settings.listen if ":" in settings.listen else settings.listen, settings.port),
         "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
@@ -1859,7 +1859,7 @@ class Daemon:
     def _on_signal(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self.interrupted:
             os._exit(130)
-        self.interrupted = self.interrupted or number == signal.SIGINT
+        self.interrupted |= number == signal.SIGINT
         self.signals.put(number)
 
     def _feed_watchdog(self) -> None:

@@ -501,6 +501,18 @@ def test_a_body_shorter_than_announced_stores_nothing_and_gets_no_reply(server):
     assert os.listdir(one.station.settings.data_dir) == []
 
 
+@pytest.mark.parametrize("sent, phase", [(1, "head"), (4, "body"), (5, "body")])
+def test_a_request_that_is_cut_short_is_one_line_in_the_log(server, caplog, sent, phase):
+    caplog.set_level("INFO")
+    one = server()
+    sock = socket.create_connection(("127.0.0.1", one.port), timeout=20)
+    sock.sendall(b"".join(PUT_HELLO[:sent]))
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock) == b""
+    sock.close()
+    assert [record.getMessage() for record in caplog.records] == ["127.0.0.1 went away in its %s: closed by the client" % phase]
+
+
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server):
     reply = talk(server(), b"PUT " + PUSH.encode() + b"?offset=0 HTTP/1.0\r\nContent-Length: 65537\r\n\r\n", b"x" * 65537)
     assert reply.startswith(b"HTTP/1.1 413 ")
