@@ -1518,7 +1518,7 @@ class Server(socketserver.TCPServer):
                     self.drop_slowest(1 + self._threads // 16)
 
     def _is_waited_for(self) -> bool:
-        return bool(select.select([self.socket], [], [], 0)[0])
+        return self.socket.fileno() >= 0 and bool(select.select([self.socket], [], [], 0)[0])
 
     def _grow(self, since: float) -> bool:
         """Start threads, two for each that has been held up since before then; whether there are as many as may be."""
@@ -1622,15 +1622,17 @@ class Server(socketserver.TCPServer):
         if not self.inherited:
             self.socket.setblocking(False)                      # workers take what waits, and nobody waits for more
         began = time.monotonic()
-        while self._threads and time.monotonic() < began + self.station.settings.request_seconds:
+        while time.monotonic() < began + self.station.settings.request_seconds:
+            if not self.inherited and self._is_waited_for():
+                self._grow(time.monotonic() - min(self.held_up))
+            elif not self._threads:
+                break
             with self._lock:
                 late = [c for c in self._open if c.phase == "head" and time.monotonic() - c.since > STOP_PATIENCE]
             for connection in late:
                 connection.drop()
             if time.monotonic() > began + STOP_PATIENCE:
                 self.socket.close()                             # whoever keeps coming is to come to our successor
-            elif not self.inherited and self._is_waited_for():
-                self._grow(time.monotonic() - min(self.held_up))
             time.sleep(0.02)
         self.server_close()
 

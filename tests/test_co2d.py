@@ -568,6 +568,14 @@ def test_who_waits_in_the_queue_when_the_daemon_stops_is_still_served(server):
     [sock.close() for sock in socks]
 
 
+def test_who_comes_when_the_last_worker_has_gone_is_still_served(tmp_path):
+    one = co2d.Server(co2d.Station(make_settings(tmp_path)))
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+        sock.sendall(b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n")
+        one.stop()
+        assert read_all(sock).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_slow_uploads_keep_nobody_in_the_queue_from_being_served_when_the_daemon_stops(server, monkeypatch):
     monkeypatch.setattr(co2d, "STOP_PATIENCE", 2.0)
     monkeypatch.setattr(co2d.Server, "_tend", lambda self: None)                     # stop comes before more threads do
