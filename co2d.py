@@ -201,7 +201,7 @@ def read_config(file: str) -> Dict[str, Any]:
         raise BadConfig("%s: no such file" % file)
     try:
         said = importer.read_ini(file)
-        importer.read_limits(file)
+        importer.read_limits(said)
     except importer.Unusable as error:
         raise BadConfig(str(error))
     base = os.path.dirname(os.path.abspath(file))
@@ -264,6 +264,7 @@ def _format_value(value: Any, example: bool) -> str:
 
 Headers = Tuple[Tuple[str, str], ...]
 Labels = Tuple[Tuple[str, Any], ...]
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Request(NamedTuple):
@@ -278,9 +279,9 @@ class Request(NamedTuple):
     peer: str = "127.0.0.1"
     now: float = 0.0                    # UTC seconds
 
-    def argument(self, name: str, default: str = "") -> str:
-        """The first value of a query argument."""
-        return next((value for key, value in self.query if key == name), default)
+    def argument(self, name: str) -> str:
+        """The first value of a query argument, "" without one."""
+        return next((value for key, value in self.query if key == name), "")
 
 
 class Response(NamedTuple):
@@ -304,9 +305,6 @@ class Refused(Exception):
     def response(self) -> Response:
         """The JSON that says why."""
         return json_response({"error": self.reason}, self.status, self.reason, self.headers)
-
-
-_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def json_response(value: Any, status: int = 200, note: str = "", headers: Headers = ()) -> Response:
@@ -1518,10 +1516,7 @@ class Server(socketserver.TCPServer):
 
     def _work(self) -> None:
         try:
-            while True:
-                connection = self._next_connection()
-                if connection is None:
-                    return
+            for connection in iter(self._next_connection, None):
                 self._attend(connection)
         finally:
             with self._lock:
@@ -1614,15 +1609,10 @@ class Server(socketserver.TCPServer):
         self.server_close()
 
 
-def _unverified() -> ssl.SSLContext:
-    import ssl
-    return ssl._create_unverified_context()
-
-
 def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
     if not settings.tls_cert:
         return None
-    import ssl                                                  # as above
+    import ssl                                                  # brings 4 MB of OpenSSL
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     return context
@@ -1781,7 +1771,7 @@ def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -
     config = " --config " + os.path.abspath(arguments.config) if arguments.config else ""
     low_port = 0 < settings.port < 1024
     return SYSTEMD[kind] % {
-        "command": "%s %s%s" % (sys.executable, os.path.join(HERE, "co2d.py"), config), "port": settings.port,
+        "command": "%s %s%s" % (sys.executable, os.path.join(HERE, "co2d.py"), config),
         "data_dir": settings.data_dir, "var_dir": settings.var_dir,
         "listen": "%s:%d" % ("[%s]" % settings.listen if ":" in settings.listen else settings.listen, settings.port),
         "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
@@ -1809,7 +1799,7 @@ class Daemon:
     def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
         self.arguments, self.station = arguments, Station(settings)
         self.claim = claim(settings.data_dir)
-        self.station.archive = self.station.archive._replace(limits=importer.read_limits(config_file(arguments)))
+        self.station.archive = self.station.archive._replace(limits=importer.read_limits(importer.read_ini(config_file(arguments))))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.signals: List[int] = []
@@ -1845,9 +1835,11 @@ class Daemon:
         problems = check_disk(self.station)
         try:
             with socket.create_connection((self._own_address(), self.server.port), timeout=self.watchdog) as sock:
-                link = _unverified().wrap_socket(sock) if self.server.tls else sock
-                link.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-                if not link.recv(100).startswith(b"HTTP/1.1 "):
+                if self.server.tls:
+                    import ssl                                  # it is there already
+                    sock = ssl._create_unverified_context().wrap_socket(sock)
+                sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                if not sock.recv(100).startswith(b"HTTP/1.1 "):
                     problems.append("no answer from ourselves")
         except OSError as error:
             problems.append("cannot reach ourselves: %s" % error)
@@ -1919,7 +1911,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         arguments = make_parser().parse_args(argv)
         settings = load_settings(arguments)
         if arguments.print_config:
-            print(format_config(settings, limits=importer.read_limits(config_file(arguments))), end="")
+            print(format_config(settings, limits=importer.read_limits(importer.read_ini(config_file(arguments)))), end="")
         elif arguments.print_unit:
             print(systemd_unit(arguments.print_unit, settings, arguments), end="")
         elif arguments.check_config:

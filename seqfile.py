@@ -411,8 +411,12 @@ class _Delivery:
         self.inbox, self.sequence, self.key, self.name, self.now = inbox, sequence, key, name, now
 
     def store_locked(self, offset: int, chunk: bytes) -> Receipt:
+        first_time = self.sequence.memory is None
         try:
-            with self._directory(create=offset == 0) as directory:
+            with open_directory(self.inbox.root, list(self.key), create=offset == 0, settle=first_time) as directory:
+                if first_time:
+                    os.fsync(directory)
+                    self.sequence.memory = _load_memory(directory)
                 return self._into(directory, offset, chunk)
         except FileNotFoundError:
             if offset == 0:
@@ -421,15 +425,6 @@ class _Delivery:
         except OSError:
             self.sequence.memory = None                         # the next chunk makes every name durable once more
             raise
-
-    @contextlib.contextmanager
-    def _directory(self, create: bool) -> Iterator[int]:
-        first_time = self.sequence.memory is None
-        with open_directory(self.inbox.root, list(self.key), create, settle=first_time) as directory:
-            if first_time:
-                os.fsync(directory)
-                self.sequence.memory = _load_memory(directory)
-            yield directory
 
     def _into(self, directory: int, offset: int, chunk: bytes) -> Receipt:
         try:
