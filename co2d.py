@@ -20,6 +20,7 @@ Threads, and where they meet:
 
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
+    Station.drawing is held by the one that draws a status page: together they would take all memory there is
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
@@ -73,6 +74,7 @@ MAX_HEAD = 8 * 1024                     # bytes of request line and header field
 MAX_FIELDS = 64
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
+PAGE_PATIENCE = 10.0                    # seconds that a status page waits for those before it
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 DATABASE_PATIENCE = 60                  # seconds between imports, at most, when one fails or takes long
 REST = 4                                # times as long as an import took, nothing is imported: units come first
@@ -201,7 +203,6 @@ def read_config(file: str) -> Dict[str, Any]:
         raise BadConfig("%s: no such file" % file)
     try:
         said = importer.read_ini(file)
-        importer.read_limits(said)
     except importer.Unusable as error:
         raise BadConfig(str(error))
     base = os.path.dirname(os.path.abspath(file))
@@ -235,6 +236,14 @@ def load_settings(arguments: argparse.Namespace) -> Settings:
             values[name] = _parse_setting(name, text, os.getcwd(), "--" + name.replace("_", "-"))
     settings = Settings(**values)
     return dataclasses.replace(settings, db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
+
+
+def load_limits(arguments: argparse.Namespace) -> importer.Limits:
+    """The limits of the quality rules that the configuration file sets."""
+    try:
+        return importer.read_limits(importer.read_ini(config_file(arguments)))
+    except importer.Unusable as error:
+        raise BadConfig(str(error))
 
 
 def format_config(settings: Settings, example: bool = False, limits: importer.Limits = importer.LIMITS) -> str:
@@ -444,7 +453,7 @@ class Station:
         self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
         self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
         self.started = self._latest = clock()
-        self._lock = threading.Lock()
+        self._lock, self.drawing = threading.Lock(), threading.Lock()
         self.counters: Dict[Tuple[str, Labels], float] = Counter()    # type: ignore[assignment]
         self.changed: Set[str] = set()
         self._changed_since = self.started
@@ -774,10 +783,14 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
     import plot_ascii                                           # a daemon that nobody looks at stays small
     html = not accept.startswith("text/plain") and not agent.startswith("curl/")
+    if not station.drawing.acquire(timeout=PAGE_PATIENCE):
+        raise Refused(503, "too many status pages at once", (("Retry-After", "60"),))
     try:
         text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
     except ValueError as error:
         raise Refused(400, str(error))
+    finally:
+        station.drawing.release()
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
         headers.append(("Refresh", str(refresh)))
@@ -1614,7 +1627,12 @@ def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
         return None
     import ssl                                                  # brings 4 MB of OpenSSL
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    try:
+        for file in filter(None, (settings.tls_cert, settings.tls_key)):
+            open(file, "rb").close()                            # ssl would not say which of them it cannot read
+        context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    except OSError as error:
+        raise BadConfig("tls_cert %s, tls_key %s: %s" % (settings.tls_cert, settings.tls_key or "in the same file", error))
     return context
 
 
@@ -1799,7 +1817,7 @@ class Daemon:
     def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
         self.arguments, self.station = arguments, Station(settings)
         self.claim = claim(settings.data_dir)
-        self.station.archive = self.station.archive._replace(limits=importer.read_limits(importer.read_ini(config_file(arguments))))
+        self.station.archive = self.station.archive._replace(limits=load_limits(arguments))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.signals: List[int] = []
@@ -1865,13 +1883,15 @@ class Daemon:
         notify("RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
         old = self.station.settings
         try:
-            new = load_settings(self.arguments)
+            new, limits, tls = load_settings(self.arguments), load_limits(self.arguments), _tls_context(old)
         except BadConfig as error:
             log.error("reload refused, the old settings stay: %s", error)
         else:
             fixed = {name: getattr(old, name) for name, field in FIELDS.items() if field.metadata["restart"]}
             later = [name for name in fixed if getattr(new, name) != fixed[name]]
             self.station.settings = dataclasses.replace(new, **fixed)
+            self.station.archive = self.station.archive._replace(limits=limits)
+            self.server.tls = tls                               # the same files, perhaps with a renewed certificate
             log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
         notify("READY=1")
 
@@ -1909,12 +1929,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if argv[:1] == ["publish"]:
             return publish(argv[1:])
         arguments = make_parser().parse_args(argv)
-        settings = load_settings(arguments)
+        settings, limits = load_settings(arguments), load_limits(arguments)
         if arguments.print_config:
-            print(format_config(settings, limits=importer.read_limits(importer.read_ini(config_file(arguments)))), end="")
+            print(format_config(settings, limits=limits), end="")
         elif arguments.print_unit:
             print(systemd_unit(arguments.print_unit, settings, arguments), end="")
         elif arguments.check_config:
+            _tls_context(settings)
             print("configuration is well")
         else:
             return run(settings, arguments)

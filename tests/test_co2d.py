@@ -337,6 +337,29 @@ def test_pages_and_metrics_are_for_their_networks(tmp_path):
     assert [ask(station, "GET", "/metrics", peer=p).status for p in peers] == [200, 403, 403, 403, 200]
 
 
+def test_status_pages_are_drawn_one_after_the_other_and_nobody_waits_for_ever(station, monkeypatch):
+    import plot_ascii
+    drawing, most, answers = [], [], []
+
+    def slow_page(*arguments):
+        drawing.append(1)
+        most.append(len(drawing))
+        time.sleep(0.02)
+        drawing.pop()
+        return "a page"
+
+    monkeypatch.setattr(plot_ascii, "web_page", slow_page)
+    threads = [threading.Thread(target=lambda: answers.append(ask(station, "GET", "/data/co2/summary").status)) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert answers == [200] * 8 and max(most) == 1
+    monkeypatch.setattr(co2d, "PAGE_PATIENCE", 0.01)
+    with station.drawing:
+        refused = ask(station, "GET", "/data/co2/summary")
+    assert (refused.status, dict(refused.headers)) == (503, {"Retry-After": "60"})
+    assert ask(station, "GET", "/data/co2/summary").status == 200
+
+
 def test_metrics_follow_the_text_format(station):
     ask(station, "POST", "/ou/co2unit-1/alive")
     ask(station, "PUT", PUSH + "?offset=0", b"hello")

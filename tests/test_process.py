@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 
 import co2d
 import fipy
+import importer
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CO2D = os.path.join(PROJECT, "co2d.py")
@@ -139,6 +141,24 @@ def test_a_reload_takes_new_limits_and_keeps_the_old_ones_when_the_file_is_bad(s
     assert b" 200 " in ask(one.port, PING)[:15]
 
 
+def test_a_reload_takes_new_limits_of_the_quality_rules(start, tmp_path):
+    config = tmp_path / "co2d.conf"
+    config.write_text("[quality]\nco2_high = 40000\n")
+    one = start("--config", str(config), "--import-delay", "0.1")
+    config.write_text("[quality]\nco2_high = 500\n")
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reloaded")
+    line = b"co2unit-1\tn\t2019-09-12\t00:30:00\t1.0\t0" + b"\t600" * 10 + b"\n"
+    assert b" 200 " in ask(one.port, b"PUT /ou/co2unit-1/push-sequential/data/readings/readings-0000.tsv?offset=0 HTTP/1.0\r\n"
+                           b"Content-Length: %d\r\n\r\n" % len(line) + line)[:15]
+    end, flags = time.monotonic() + 20, []
+    while not flags and time.monotonic() < end:
+        time.sleep(0.05)
+        with contextlib.closing(importer.open_db(os.path.join(one.var, "db.sqlite3"))) as db:
+            flags = db.execute("SELECT flag FROM co2_readings").fetchall()
+    assert flags == [(9,)]
+
+
 # -- systemd ----------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +278,38 @@ def test_a_reply_over_tls_ends_with_a_farewell(start, certificate, request_line,
         with context.wrap_socket(sock, suppress_ragged_eofs=False) as link:
             link.sendall(request_line + b"\r\n\r\n")
             assert read_all(link).split()[1] == status          # SSLEOFError where the farewell is missing
+
+
+def test_a_renewed_certificate_is_taken_by_a_reload_and_one_that_cannot_be_used_is_not(start, certificate, tmp_path):
+    def served():
+        return ssl.get_server_certificate(("127.0.0.1", one.port))
+
+    def renew():
+        subprocess.run(["openssl", "req", "-x509", "-key", key, "-out", cert, "-days", "3", "-subj", "/CN=renewed"], check=True)
+
+    one, cert, key = start(*certificate), certificate[1], certificate[3]
+    before = served()
+    renew()
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reloaded")
+    after = served()
+    assert after != before
+    with open(cert, "w") as file:
+        file.write("no certificate")
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reload refused, the old settings stay: tls_cert .*: ")
+    assert served() == after
+
+
+@pytest.mark.parametrize("arguments", [[], ["--check-config"]])
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_that_cannot_be_used_is_named_and_stops_the_start(tmp_path, arguments, content):
+    file = tmp_path / "cert.pem"
+    if content is not None:
+        file.write_text(content)
+    done = subprocess.run([sys.executable, CO2D, "--port", "0", "--data-dir", str(tmp_path / "data"), "--var-dir", str(tmp_path / "var"),
+                           "--tls-cert", str(file), *arguments], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+    assert done.returncode == 78 and done.stderr.startswith("co2d: tls_cert %s" % file) and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("tls_only", ["yes", "no"])
