@@ -123,6 +123,19 @@ def switch(text: str) -> bool:
     return text.lower() in ("yes", "true", "on", "1")
 
 
+def address(text: str) -> str:
+    """An IP address: a name would have to be looked up."""
+    ipaddress.ip_address(text)
+    return text
+
+
+def patterns(text: str) -> str:
+    """Names or patterns, separated by spaces."""
+    if not text.split():
+        raise ValueError("at least one is needed; * is all")
+    return text
+
+
 def networks(text: str) -> str:
     """Networks as 192.168.0.0/16, separated by spaces."""
     for word in text.split():
@@ -132,7 +145,7 @@ def networks(text: str) -> str:
 
 def segments(text: str) -> str:
     """Path segments separated by spaces, none of which is ours."""
-    for word in text.split():
+    for word in text.split() or [text]:
         if not SEGMENT.match(word) or word in ("updates", seqfile.SET_ASIDE):
             raise ValueError("%r cannot take uploads" % word)
     return text
@@ -150,6 +163,13 @@ def path(text: str) -> str:
     return text
 
 
+def directory(text: str) -> str:
+    """A path that cannot be empty."""
+    if not text:
+        raise ValueError("no directory is named")
+    return text
+
+
 SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -162,13 +182,13 @@ def setting(default: Any, parse: Callable[[str], Any], help: str, restart: bool 
 class Settings:
     """All that can be configured, with defaults."""
 
-    listen: str = setting("0.0.0.0", str, "address to listen on; :: for IPv6 and IPv4", restart=True)
+    listen: str = setting("0.0.0.0", address, "address to listen on; :: for IPv6 and IPv4", restart=True)
     port: int = setting(8080, whole(0, 65535), "TCP port; 0 takes a free one and prints it", restart=True)
-    data_dir: str = setting(os.path.join(HERE, "remote_data"), path, "one directory per unit", restart=True)
-    var_dir: str = setting(os.path.join(HERE, "var"), path, "pings, database, files to serve", restart=True)
+    data_dir: str = setting(os.path.join(HERE, "remote_data"), directory, "one directory per unit", restart=True)
+    var_dir: str = setting(os.path.join(HERE, "var"), directory, "pings, database, files to serve", restart=True)
     db: str = setting("", path, "SQLite database; empty: db.sqlite3 in var_dir", restart=True)
     secret: str = setting("", secret_segment, "path prefix that units must know: http://host:8080/SECRET/ou/...")
-    units: str = setting("*", str, "ids of units that may report: names or patterns, separated by spaces")
+    units: str = setting("*", patterns, "ids of units that may report: names or patterns, separated by spaces")
     upload_dirs: str = setting("data errors", segments, "directories of a unit that take its uploads")
     ask_older: bool = setting(True, switch, "ask units for older files that are missing or short", restart=True)
     status_allow: str = setting("0.0.0.0/0 ::/0", networks, "networks that may see the status pages")
@@ -217,7 +237,7 @@ def _parse_setting(name: str, text: str, base: str, where: str) -> Any:
         value = parse(text.strip())
     except ValueError as error:
         raise BadConfig("%s: %s: %s" % (where, name, error))
-    return os.path.join(base, value) if parse is path and value else value
+    return os.path.join(base, value) if parse in (path, directory) and value else value
 
 
 def config_file(arguments: argparse.Namespace) -> str:
@@ -1471,7 +1491,7 @@ class Server(socketserver.TCPServer):
             self.socket.close()
             self.socket = listener
         else:
-            self._bind()
+            self._bind(settings)
         self.socket.setblocking(True)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK)
         self.port = self.socket.getsockname()[1]
@@ -1480,15 +1500,15 @@ class Server(socketserver.TCPServer):
         self._open: Dict[Connection, None] = {}
         station.connections = self._open.__len__
 
-    def _bind(self) -> None:
+    def _bind(self, settings: Settings) -> None:
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
             self.server_bind()
             self.server_activate()
-        except BaseException:
+        except OSError as error:
             self.server_close()
-            raise
+            raise OSError(error.errno, "%s port %d: %s" % (settings.listen, settings.port, error.strerror))
 
     def start(self) -> None:
         """Begin to serve."""
@@ -1624,6 +1644,8 @@ class Server(socketserver.TCPServer):
 
 def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
     if not settings.tls_cert:
+        if settings.tls_key:
+            raise BadConfig("tls_key %s, but no tls_cert: there would be no TLS" % settings.tls_key)
         return None
     import ssl                                                  # brings 4 MB of OpenSSL
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -429,6 +429,10 @@ def run_co2d(*arguments, **environ):
     ("[co2d]\nport = 80\n[quality]\nspike = high\n", ":4: spike: 'high' is not a number"),
     ("[quality]\nspyke = 1\n", ":2: unknown limit 'spyke'; there are co2_low, co2_high, temp_low, temp_high, spike, spike_gap, "
                                 "flat_count, future"),
+    ("[co2d]\nlisten = localhost\n", ":2: listen: 'localhost' does not appear to be an IPv4 or IPv6 address"),
+    ("[co2d]\ndata_dir =\n", ":2: data_dir: no directory is named"),
+    ("[co2d]\nunits =\n", ":2: units: at least one is needed; * is all"),
+    ("[co2d]\nupload_dirs =\n", ":2: upload_dirs: '' cannot take uploads"),
     ("[co2d]\nmax_body = 64 KB\n", ":2: max_body: '64 KB' is not a size: write bytes, or a number with K, M or G"),
 ])
 def test_a_bad_setting_is_named_with_file_line_and_reason(tmp_path, text, complaint):

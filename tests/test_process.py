@@ -113,10 +113,9 @@ def test_a_running_request_is_finished_before_the_daemon_ends_well(start, number
 
 def test_a_taken_port_is_one_clear_line(start, tmp_path):
     one = start()
-    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", one.data,
+    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", str(tmp_path / "other"),
                            "--var-dir", one.var], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "cannot start" in done.stderr
+    assert (done.returncode, done.stderr) == (1, "co2d: cannot start: [Errno 98] 127.0.0.1 port %d: Address already in use\n" % one.port)
 
 
 def test_a_second_daemon_on_the_same_data_is_refused(start):
@@ -299,6 +298,12 @@ def test_a_renewed_certificate_is_taken_by_a_reload_and_one_that_cannot_be_used_
     one.process.send_signal(signal.SIGHUP)
     one.waits_for("reload refused, the old settings stay: tls_cert .*: ")
     assert served() == after
+
+
+def test_a_key_without_a_certificate_is_not_taken_for_tls(tmp_path):
+    done = subprocess.run([sys.executable, CO2D, "--check-config", "--tls-key", str(tmp_path / "key.pem")], stderr=subprocess.PIPE,
+                          universal_newlines=True, timeout=30)
+    assert (done.returncode, done.stderr) == (78, "co2d: tls_key %s, but no tls_cert: there would be no TLS\n" % (tmp_path / "key.pem"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--check-config"]])
