@@ -362,7 +362,7 @@ def head_length(buffer: bytes) -> int:
     """Bytes of the request's head, its empty line included; 0: not complete. Refused: can never become a request."""
     end = buffer.find(b"\r\n\r\n")
     head = buffer if end < 0 else buffer[:end + 4]
-    if _FORBIDDEN.search(head):
+    if end < 0 and _FORBIDDEN.search(head):                     # in a complete one parse_head finds it
         raise Refused(400, "control character, or a line that does not end in CRLF")
     line, complete, _ = head.partition(b"\r\n")
     if len(head) > MAX_HEAD:
@@ -615,7 +615,7 @@ def ping_row(now: float, unit: str, request: Request) -> bytes:
 def alive(station: Station, request: Request, unit: str) -> Response:
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.admit(unit)
-    return json_response({})._replace(after=functools.partial(_store_ping, station, unit, ping_row(request.now, unit, request)))
+    return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, ping_row(request.now, unit, request)))
 
 
 def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None]) -> None:
@@ -1450,7 +1450,8 @@ def reply(station: Station, connection: Connection, response: Response) -> None:
         line = "%s %s" % (request.method, masked_target(station.settings.secret, request)) if request else "-"
         took = (time.monotonic() - connection.accepted) * 1000
         log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status, received, took, response.note)
-    station.count("co2d_received_bytes_total", received)
+    if received:
+        station.count("co2d_received_bytes_total", received)
     if response.status >= 400:
         connection.linger()
 
@@ -1768,6 +1769,7 @@ User=co2d
 Group=co2d
 UMask=0027
 LimitNOFILE=65536
+Environment=MALLOC_ARENA_MAX=2
 ReadWritePaths=%(data_dir)s %(var_dir)s
 # What follows takes away all that the daemon does not need.
 AmbientCapabilities=
