@@ -1450,8 +1450,7 @@ def reply(station: Station, connection: Connection, response: Response) -> None:
         line = "%s %s" % (request.method, masked_target(station.settings.secret, request)) if request else "-"
         took = (time.monotonic() - connection.accepted) * 1000
         log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status, received, took, response.note)
-    if received:
-        station.count("co2d_received_bytes_total", received)
+    station.count("co2d_received_bytes_total", received)
     if response.status >= 400:
         connection.linger()
 
