@@ -20,6 +20,7 @@ Threads, and where they meet:
 
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
+    Station.drawing is held by the one that draws a status page: together they would take all memory there is
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
@@ -74,6 +75,7 @@ MAX_HEAD = 8 * 1024                     # bytes of request line and header field
 MAX_FIELDS = 64
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
+PAGE_PATIENCE = 10.0                    # seconds that a status page waits for those before it
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 DATABASE_PATIENCE = 60                  # seconds between imports, at most, when one fails or takes long
 REST = 4                                # times as long as an import took, nothing is imported: units come first
@@ -122,6 +124,19 @@ def switch(text: str) -> bool:
     return text.lower() in ("yes", "true", "on", "1")
 
 
+def address(text: str) -> str:
+    """An IP address: a name would have to be looked up."""
+    ipaddress.ip_address(text)
+    return text
+
+
+def patterns(text: str) -> str:
+    """Names or patterns, separated by spaces."""
+    if not text.split():
+        raise ValueError("at least one is needed; * is all")
+    return text
+
+
 def networks(text: str) -> str:
     """Networks as 192.168.0.0/16, separated by spaces."""
     for word in text.split():
@@ -131,7 +146,7 @@ def networks(text: str) -> str:
 
 def segments(text: str) -> str:
     """Path segments separated by spaces, none of which is ours."""
-    for word in text.split():
+    for word in text.split() or [text]:
         if not SEGMENT.match(word) or word in ("updates", seqfile.SET_ASIDE):
             raise ValueError("%r cannot take uploads" % word)
     return text
@@ -149,6 +164,13 @@ def path(text: str) -> str:
     return text
 
 
+def directory(text: str) -> str:
+    """A path that cannot be empty."""
+    if not text:
+        raise ValueError("no directory is named")
+    return text
+
+
 SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -161,13 +183,13 @@ def setting(default: Any, parse: Callable[[str], Any], help: str, restart: bool 
 class Settings:
     """All that can be configured, with defaults."""
 
-    listen: str = setting("0.0.0.0", str, "address to listen on; :: for IPv6 and IPv4", restart=True)
+    listen: str = setting("0.0.0.0", address, "address to listen on; :: for IPv6 and IPv4", restart=True)
     port: int = setting(8080, whole(0, 65535), "TCP port; 0 takes a free one and prints it", restart=True)
-    data_dir: str = setting(os.path.join(HERE, "remote_data"), path, "one directory per unit", restart=True)
-    var_dir: str = setting(os.path.join(HERE, "var"), path, "pings, database, files to serve", restart=True)
+    data_dir: str = setting(os.path.join(HERE, "remote_data"), directory, "one directory per unit", restart=True)
+    var_dir: str = setting(os.path.join(HERE, "var"), directory, "pings, database, files to serve", restart=True)
     db: str = setting("", path, "SQLite database; empty: db.sqlite3 in var_dir", restart=True)
     secret: str = setting("", secret_segment, "path prefix that units must know: http://host:8080/SECRET/ou/...")
-    units: str = setting("*", str, "ids of units that may report: names or patterns, separated by spaces")
+    units: str = setting("*", patterns, "ids of units that may report: names or patterns, separated by spaces")
     upload_dirs: str = setting("data errors", segments, "directories of a unit that take its uploads")
     ask_older: bool = setting(True, switch, "ask units for older files that are missing or short", restart=True)
     status_allow: str = setting("0.0.0.0/0 ::/0", networks, "networks that may see the status pages")
@@ -202,7 +224,6 @@ def read_config(file: str) -> Dict[str, Any]:
         raise BadConfig("%s: no such file" % file)
     try:
         said = importer.read_ini(file)
-        importer.read_limits(file)
     except importer.Unusable as error:
         raise BadConfig(str(error))
     base = os.path.dirname(os.path.abspath(file))
@@ -217,7 +238,7 @@ def _parse_setting(name: str, text: str, base: str, where: str) -> Any:
         value = parse(text.strip())
     except ValueError as error:
         raise BadConfig("%s: %s: %s" % (where, name, error))
-    return os.path.join(base, value) if parse is path and value else value
+    return os.path.join(base, value) if parse in (path, directory) and value else value
 
 
 def config_file(arguments: argparse.Namespace) -> str:
@@ -236,6 +257,14 @@ def load_settings(arguments: argparse.Namespace) -> Settings:
             values[name] = _parse_setting(name, text, os.getcwd(), "--" + name.replace("_", "-"))
     settings = Settings(**values)
     return dataclasses.replace(settings, db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
+
+
+def load_limits(arguments: argparse.Namespace) -> importer.Limits:
+    """The limits of the quality rules that the configuration file sets."""
+    try:
+        return importer.read_limits(importer.read_ini(config_file(arguments)))
+    except importer.Unusable as error:
+        raise BadConfig(str(error))
 
 
 def format_config(settings: Settings, example: bool = False, limits: importer.Limits = importer.LIMITS) -> str:
@@ -265,6 +294,7 @@ def _format_value(value: Any, example: bool) -> str:
 
 Headers = Tuple[Tuple[str, str], ...]
 Labels = Tuple[Tuple[str, Any], ...]
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Request(NamedTuple):
@@ -279,9 +309,9 @@ class Request(NamedTuple):
     peer: str = "127.0.0.1"
     now: float = 0.0                    # UTC seconds
 
-    def argument(self, name: str, default: str = "") -> str:
-        """The first value of a query argument."""
-        return next((value for key, value in self.query if key == name), default)
+    def argument(self, name: str) -> str:
+        """The first value of a query argument, "" without one."""
+        return next((value for key, value in self.query if key == name), "")
 
 
 class Response(NamedTuple):
@@ -305,9 +335,6 @@ class Refused(Exception):
     def response(self) -> Response:
         """The JSON that says why."""
         return json_response({"error": self.reason}, self.status, self.reason, self.headers)
-
-
-_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def json_response(value: Any, status: int = 200, note: str = "", headers: Headers = ()) -> Response:
@@ -336,7 +363,7 @@ def head_length(buffer: bytes) -> int:
     """Bytes of the request's head, its empty line included; 0: not complete. Refused: can never become a request."""
     end = buffer.find(b"\r\n\r\n")
     head = buffer if end < 0 else buffer[:end + 4]
-    if _FORBIDDEN.search(head):
+    if end < 0 and _FORBIDDEN.search(head):                     # in a complete one parse_head finds it
         raise Refused(400, "control character, or a line that does not end in CRLF")
     line, complete, _ = head.partition(b"\r\n")
     if len(head) > MAX_HEAD:
@@ -447,7 +474,7 @@ class Station:
         self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
         self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
         self.started = self._latest = clock()
-        self._lock = threading.Lock()
+        self._lock, self.drawing = threading.Lock(), threading.Lock()
         self.counters: Dict[Tuple[str, Labels], float] = Counter()    # type: ignore[assignment]
         self.changed: Set[str] = set()
         self._changed_since = self.started
@@ -589,7 +616,7 @@ def ping_row(now: float, unit: str, request: Request) -> bytes:
 def alive(station: Station, request: Request, unit: str) -> Response:
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.admit(unit)
-    return json_response({})._replace(after=functools.partial(_store_ping, station, unit, ping_row(request.now, unit, request)))
+    return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, ping_row(request.now, unit, request)))
 
 
 def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None]) -> None:
@@ -782,10 +809,14 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
     import plot_ascii                                           # a daemon that nobody looks at stays small
     html = not accept.startswith("text/plain") and not agent.startswith("curl/")
+    if not station.drawing.acquire(timeout=PAGE_PATIENCE):
+        raise Refused(503, "too many status pages at once", (("Retry-After", "60"),))
     try:
         text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
     except ValueError as error:
         raise Refused(400, str(error))
+    finally:
+        station.drawing.release()
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
         headers.append(("Refresh", str(refresh)))
@@ -1470,12 +1501,12 @@ class Server(socketserver.TCPServer):
         self.address_family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
         super().__init__((settings.listen, settings.port), socketserver.BaseRequestHandler, bind_and_activate=False)
         self.station, self.inherited = station, listener is not None
-        self.tls = tls_context(settings)
+        self.tls = _tls_context(settings)
         if listener:
             self.socket.close()
             self.socket = listener
         else:
-            self._bind()
+            self._bind(settings)
         self.socket.setblocking(True)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK)
         self.port = self.socket.getsockname()[1]
@@ -1486,7 +1517,7 @@ class Server(socketserver.TCPServer):
         self._open: Dict[Connection, None] = {}
         station.connections = self._open.__len__
 
-    def _bind(self) -> None:
+    def _bind(self, settings: Settings) -> None:
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
@@ -1494,7 +1525,7 @@ class Server(socketserver.TCPServer):
             self.server_activate()
         except OSError as error:
             self.server_close()
-            raise OSError(error.errno, error.strerror, "%s:%d" % (self.station.settings.listen, self.station.settings.port))
+            raise OSError(error.errno, "%s port %d: %s" % (settings.listen, settings.port, error.strerror))
 
     def start(self) -> None:
         """Begin to serve."""
@@ -1537,10 +1568,7 @@ class Server(socketserver.TCPServer):
 
     def _work(self) -> None:
         try:
-            while True:
-                connection = self._next_connection()
-                if connection is None:
-                    return
+            for connection in iter(self._next_connection, None):
                 self._attend(connection)
         finally:
             with self._lock:
@@ -1637,23 +1665,19 @@ class Server(socketserver.TCPServer):
         self.server_close()
 
 
-def _unverified() -> ssl.SSLContext:
-    import ssl
-    return ssl._create_unverified_context()
-
-
-def tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
-    """What makes connections speak TLS, None for plain HTTP; BadConfig when the certificate or its key is no use."""
+def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
     if not settings.tls_cert:
         if settings.tls_key:
-            raise BadConfig("tls_key: there is no tls_cert")
+            raise BadConfig("tls_key %s, but no tls_cert: there would be no TLS" % settings.tls_key)
         return None
     import ssl                                                  # brings 4 MB of OpenSSL
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
+        for file in filter(None, (settings.tls_cert, settings.tls_key)):
+            open(file, "rb").close()                            # ssl would not say which of them it cannot read
         context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     except OSError as error:
-        raise BadConfig("tls_cert %s, tls_key %s: %s" % (settings.tls_cert, settings.tls_key or "in it", error.strerror))
+        raise BadConfig("tls_cert %s, tls_key %s: %s" % (settings.tls_cert, settings.tls_key or "in the same file", error))
     return context
 
 
@@ -1767,6 +1791,7 @@ User=co2d
 Group=co2d
 UMask=0027
 LimitNOFILE=65536
+Environment=MALLOC_ARENA_MAX=2
 ReadWritePaths=%(written)s
 # What follows takes away all that the daemon does not need.
 AmbientCapabilities=
@@ -1838,7 +1863,7 @@ class Daemon:
     def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
         self.arguments, self.station = arguments, Station(settings)
         self.claim = claim(settings.data_dir)
-        self._read_limits()
+        self.station.archive = self.station.archive._replace(limits=load_limits(arguments))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()      # of all that waits, this alone bears signal handlers
@@ -1877,9 +1902,11 @@ class Daemon:
         problems = check_disk(self.station)
         try:
             with socket.create_connection((self._own_address(), self.server.port), timeout=self.watchdog) as sock:
-                link = _unverified().wrap_socket(sock) if self.server.tls else sock
-                link.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-                if not link.recv(100).startswith(b"HTTP/1.1 "):
+                if self.server.tls:
+                    import ssl                                  # it is there already
+                    sock = ssl._create_unverified_context().wrap_socket(sock)
+                sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                if not sock.recv(100).startswith(b"HTTP/1.1 "):
                     problems.append("no answer from ourselves")
         except OSError as error:
             problems.append("cannot reach ourselves: %s" % error)
@@ -1901,23 +1928,20 @@ class Daemon:
             self.reload()
         return True
 
-    def _read_limits(self) -> None:
-        limits = importer.read_limits(config_file(self.arguments))
-        self.station.archive = self.station.archive._replace(limits=limits)
-
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing."""
         notify("RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
         old = self.station.settings
         try:
-            new, tls = load_settings(self.arguments), tls_context(old)      # the certificate may have been renewed
-            self._read_limits()
-        except (BadConfig, importer.Unusable, OSError) as error:        # OSError: the current directory is gone
+            new, limits, tls = load_settings(self.arguments), load_limits(self.arguments), _tls_context(old)
+        except (BadConfig, OSError) as error:                   # OSError: the current directory is gone
             log.error("reload refused, the old settings stay: %s", error)
         else:
             fixed = {name: getattr(old, name) for name, field in FIELDS.items() if field.metadata["restart"]}
             later = [name for name in fixed if getattr(new, name) != fixed[name]]
-            self.station.settings, self.server.tls = dataclasses.replace(new, **fixed), tls
+            self.station.settings = dataclasses.replace(new, **fixed)
+            self.station.archive = self.station.archive._replace(limits=limits)
+            self.server.tls = tls                               # the same files, perhaps with a renewed certificate
             log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
         notify("READY=1")
 
@@ -1955,13 +1979,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if argv[:1] == ["publish"]:
             return publish(argv[1:])
         arguments = make_parser().parse_args(argv)
-        settings = load_settings(arguments)
+        settings, limits = load_settings(arguments), load_limits(arguments)
         if arguments.print_config:
-            print(format_config(settings, limits=importer.read_limits(config_file(arguments))), end="")
+            print(format_config(settings, limits=limits), end="")
         elif arguments.print_unit:
             print(systemd_unit(arguments.print_unit, settings, arguments), end="")
         elif arguments.check_config:
-            tls_context(settings)
+            _tls_context(settings)
             print("configuration is well")
         else:
             return run(settings, arguments)

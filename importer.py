@@ -198,10 +198,10 @@ def _ini_line(text: str, start: str) -> int:
     return numbers[0] if numbers else 1
 
 
-def read_limits(file: str, ini: Optional[Ini] = None) -> Limits:
+def read_limits(ini: Ini) -> Limits:
     """The limits that section [quality] of a configuration file sets; Unusable names what is wrong. A change counts for
     what is imported from then on; `rebuild` applies it to all."""
-    said = (read_ini(file) if ini is None else ini).get("quality", {})
+    said = ini.get("quality", {})
     return LIMITS._replace(**{name: _parse_limit(name, *value) for name, value in said.items()})
 
 
@@ -225,7 +225,7 @@ def locate(data_dirs: Optional[Sequence[str]] = None, var_dir: Optional[str] = N
     var = var_dir or os.path.join(base, said.get("var_dir", "var"))
     return Archive(tuple(data_dirs or [os.path.join(base, said.get("data_dir", "remote_data"))]), var,
                    db or (os.path.join(base, said["db"]) if said.get("db") else os.path.join(var, "db.sqlite3")),
-                   read_limits(file, ini))
+                   read_limits(ini))
 
 
 class Source(NamedTuple):
@@ -429,6 +429,12 @@ class Line(NamedTuple):
     offset: int
     raw: bytes                          # with its newline
     whole: bool                         # False: a piece of a line that is too long
+
+    def content(self) -> bytes:
+        """Its bytes; Rejected for a piece."""
+        if not self.whole:
+            raise Rejected("line longer than %d bytes" % LONGEST_LINE)
+        return self.raw
 
 
 class Rejected(Exception):
@@ -725,10 +731,6 @@ class NoDatabase(Unusable):
     """There is no database to read."""
 
 
-class Busy(Unusable):
-    """Another importer is at work."""
-
-
 class Summary:
     """What an import did."""
 
@@ -760,7 +762,7 @@ _COLUMNS = {
     "readings": ["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2, "ts", "co2", "flag", "qc", *RAW],
     "pings": ["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
     "errors": ["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
-    "deployments": ["unit_id", "nickname", "site", "tier", "status", "start_ts", "end_ts", "note", "since", "until"],
+    "deployments": [*DEPLOYMENT_COLUMNS, "since", "until"],
 }
 _INSERT = {kind: "INSERT INTO %s(%s, source, offset) VALUES (%s)" % (TABLES[kind], ", ".join(names), ", ".join("?" * (len(names) + 2)))
            for kind, names in _COLUMNS.items()}
@@ -894,7 +896,7 @@ class Import:
         times: Dict[str, List[int]] = {}
         for line in lines_of(block, account):
             try:
-                row = parse(_whole(line), self.limits, self.now)
+                row = parse(line.content(), self.limits, self.now)
             except Rejected as rejected:
                 self._reject(source, account, line, str(rejected), account.last_ts)
                 continue
@@ -936,7 +938,7 @@ class Import:
         try:
             for line in (line for block in blocks for line in lines_of(block, account)):
                 try:
-                    text = decode_log(_whole(line))
+                    text = decode_log(line.content())
                     begun = parse_headline(line, text)
                     if begun:
                         begun.follow(entry)
@@ -961,7 +963,7 @@ class Import:
         columns: List[str] = []
         for line in (line for block in blocks for line in lines_of(block, account)):
             try:
-                raw = _whole(line)
+                raw = line.content()
                 if raw.strip() and not raw.startswith(b"#"):
                     text = decode(raw)
                     if columns:
@@ -1026,7 +1028,7 @@ class Import:
     def _runs(self, kind: str) -> List[Run]:
         """What was touched, as runs of days that follow each other."""
         if self.whole is None:
-            return list(_runs(self.touched[kind]))
+            return list(_consecutive(self.touched[kind]))
         return [(unit, first // 86400, last // 86400) for unit, first, last in self._new_times(kind)]
 
     def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> None:
@@ -1154,7 +1156,7 @@ def _stands_out(before: Row, row: Row, after: Row, limits: Limits) -> bool:
     return bool(near and one * other > 0 and min(abs(one), abs(other)) > limits.spike)
 
 
-def _runs(units: Dict[str, Set[int]]) -> Iterator[Run]:
+def _consecutive(units: Dict[str, Set[int]]) -> Iterator[Run]:
     """Touched days as runs of days that follow each other."""
     for unit in sorted(units):
         for _, run in groupby(enumerate(sorted(units[unit])), lambda pair: pair[1] - pair[0]):
@@ -1164,13 +1166,6 @@ def _runs(units: Dict[str, Set[int]]) -> Iterator[Run]:
 
 def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _whole(line: Line) -> bytes:
-    """The bytes of a line; Rejected for a piece of one that is too long."""
-    if not line.whole:
-        raise Rejected("line longer than %d bytes" % LONGEST_LINE)
-    return line.raw
 
 
 # -- the database -----------------------------------------------------------------------------------------------------
@@ -1200,7 +1195,7 @@ def _quote(path: str) -> str:
 
 @contextlib.contextmanager
 def only_writer(path: str, patience: float = PATIENCE) -> Iterator[None]:
-    """Be the one that writes; Busy when another does for too long."""
+    """Be the one that writes; Unusable when another does for too long."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(path + ".lock", "a+") as lock:
         end = time.monotonic() + patience
@@ -1211,7 +1206,7 @@ def only_writer(path: str, patience: float = PATIENCE) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > end:
                     lock.seek(0)
-                    raise Busy("process %s is importing into %s" % (lock.read().strip() or "?", path))
+                    raise Unusable("process %s is importing into %s" % (lock.read().strip() or "?", path))
                 time.sleep(0.05)
         lock.truncate(0)
         lock.write("%d\n" % os.getpid())
@@ -1225,7 +1220,7 @@ def _connected(path: str) -> contextlib.closing[sqlite3.Connection]:
 
 def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Optional[float] = None,
                progress: Progress = None, processes: int = 1) -> Summary:
-    """Import what is new: in these files, or in all there are. Busy, OSError or sqlite3.Error when that cannot be."""
+    """Import what is new: in these files, or in all there are. Unusable, OSError or sqlite3.Error when that cannot be."""
     now = time.time() if now is None else now
     with only_writer(archive.db):
         if _is_ours(archive.db):
@@ -1950,14 +1945,10 @@ def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
     if db.execute("SELECT 1 FROM rejects WHERE source IN (?, ?) AND before_ts >= ? AND after_ts <= ? LIMIT 1",
                   (source, next_source, start, end)).fetchone():
         return "rejected"
-    one, other = _sequence_number(path or ""), _sequence_number(next_path or "")
+    one, other = (seqfile.extract_sequence_number(os.path.basename(name or ""), ("readings-", ".tsv")) for name in (path, next_path))
     if one is None or other is None or other <= one:
         return "lost"
     return "resend" if other > one + 1 or size < seqfile.FILE_SIZE else "lost"
-
-
-def _sequence_number(path: str) -> Optional[int]:
-    return seqfile.extract_sequence_number(os.path.basename(path), ("readings-", ".tsv"))
 
 
 # -- proof ------------------------------------------------------------------------------------------------------------
@@ -2089,22 +2080,21 @@ def write_rows(rows: Iterator[Row], form: str, out: IO[str], titled: bool = True
 
 
 class ProgressBar:
-    """On a terminal, for imports that take longer than a moment."""
+    """On a terminal on stderr, for imports that take longer than a moment."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.shown = total, 0, time.monotonic() + 0.5
 
     def __call__(self, size: int) -> None:
         self.done += size
-        if sys.stderr.isatty() and time.monotonic() > self.shown:
+        if time.monotonic() > self.shown:
             self.shown = time.monotonic() + 0.1
             share = min(1.0, self.done / max(1, self.total))
             sys.stderr.write("\r[%-40s] %3d %% of %.1f MB " % ("#" * int(40 * share), 100 * share, self.total / 1e6))
 
     def clear(self) -> None:
         """Leave the line clean."""
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\033[K")
+        sys.stderr.write("\r\033[K")
 
 
 def _cores() -> int:
@@ -2114,12 +2104,12 @@ def _cores() -> int:
 
 def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     """Import what is new, or everything anew, and print a summary."""
-    bar = ProgressBar(sum(source.size for source in find_sources(archive, [])) if sys.stderr.isatty() else 0)
     run = rebuild if arguments.command == "rebuild" else import_new
-    try:
+    with contextlib.ExitStack() as stack:
+        bar = ProgressBar(sum(source.size for source in find_sources(archive, []))) if sys.stderr.isatty() else None
+        if bar:
+            stack.callback(bar.clear)
         summary = run(archive, progress=bar, processes=_cores())
-    finally:
-        bar.clear()
     print(summary)
     return 1 if summary.unreadable else 0
 
@@ -2187,9 +2177,11 @@ def _take_up(output: str) -> Dict[str, int]:
         with open(output + ".resume", encoding="ascii") as file:
             notes = json.load(file)
         size, behind = int(notes["size"]), dict(notes["behind"])
+        if os.path.getsize(output) < size:
+            raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise Usage("%s.resume is not what an export wrote: remove it, and %s, to begin anew" % (output, output))
-    os.truncate(output, min(size, os.path.getsize(output)))
+        raise Usage("%s.resume and %s are not as an export left them: remove both to begin anew" % (output, output))
+    os.truncate(output, size)
     return behind
 
 

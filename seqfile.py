@@ -41,6 +41,7 @@ import re
 import stat
 import threading
 import time
+from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 Match = Tuple[str, str]                 # what comes before and behind the number: ("readings-", ".tsv")
@@ -54,6 +55,7 @@ SET_ASIDE = "set-aside"                 # directory below the root for bytes tha
 MEMORY_FILE = ".sequence.json"          # hidden, so no unit can name it
 BLOCK = 1 << 16
 OCCUPIED = 1 << 62                      # "size" of what is no regular file: no unit could send it, so it is not asked for
+MOST_SEQUENCES = 20000                  # directories that are remembered, of 1 KB each; a unit has two
 MAX_ABSENT = 1000                       # files between two that a unit can skip and be remembered not to have
 
 fdatasync: Sync = getattr(os, "fdatasync", os.fsync)            # macOS has only fsync
@@ -368,10 +370,11 @@ def _cut(fd: int, size: int) -> None:
 
 
 class _Sequence:
-    """One directory of uploaded files. The lock guards its files and every attribute."""
+    """One directory of uploaded files. The lock guards its files and every attribute but `users`."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.users = 0                                          # chunks on their way here; Inbox._lock guards it
         self.memory: Optional[Memory] = None                    # None: this process has not been here yet
         self.doubtful: Dict[str, int] = {}                      # name -> durable size, where even cutting failed
 
@@ -384,7 +387,7 @@ class Inbox:
 
     def __init__(self, root: str, ask_older: bool = True, sync: Sync = fdatasync) -> None:
         self.root, self.ask_older, self.sync = root, ask_older, sync
-        self._sequences: Dict[Tuple[str, ...], _Sequence] = {}
+        self._sequences: OrderedDict[Tuple[str, ...], _Sequence] = OrderedDict()       # the last used comes last
         self._lock = threading.Lock()                           # guards _sequences
 
     def receive(self, owner: str, path: List[str], offset: int, chunk: bytes, now: float) -> Receipt:
@@ -400,8 +403,22 @@ class Inbox:
                 if offset > 0 and not os.path.isdir(os.path.join(self.root, *key)):
                     return Receipt("gap", (name, 0))            # nothing is there, and nothing worth remembering
                 sequence = self._sequences[key] = _Sequence()
-        with sequence.lock:
-            return _Delivery(self, sequence, key, name, now).store_locked(offset, chunk)
+            sequence.users += 1
+            self._used_locked(key)
+        try:
+            with sequence.lock:
+                return _Delivery(self, sequence, key, name, now).store_locked(offset, chunk)
+        finally:
+            with self._lock:
+                sequence.users -= 1
+
+    def _used_locked(self, key: Tuple[str, ...]) -> None:
+        """Anyone may name any number of directories: what was used the longest ago is forgotten, as after a restart."""
+        self._sequences.move_to_end(key)
+        for _ in range(min(2, len(self._sequences) - MOST_SEQUENCES)):      # two: the first may have to stay
+            longest_ago, sequence = self._sequences.popitem(last=False)
+            if sequence.users or sequence.doubtful:
+                self._sequences[longest_ago] = sequence
 
 
 class _Delivery:
@@ -411,8 +428,12 @@ class _Delivery:
         self.inbox, self.sequence, self.key, self.name, self.now = inbox, sequence, key, name, now
 
     def store_locked(self, offset: int, chunk: bytes) -> Receipt:
+        first_time = self.sequence.memory is None
         try:
-            with self._directory(create=offset == 0) as directory:
+            with open_directory(self.inbox.root, list(self.key), create=offset == 0, settle=first_time) as directory:
+                if first_time:
+                    os.fsync(directory)
+                    self.sequence.memory = _load_memory(directory)
                 return self._into(directory, offset, chunk)
         except FileNotFoundError:
             if offset == 0:
@@ -421,15 +442,6 @@ class _Delivery:
         except OSError:
             self.sequence.memory = None                         # the next chunk makes every name durable once more
             raise
-
-    @contextlib.contextmanager
-    def _directory(self, create: bool) -> Iterator[int]:
-        first_time = self.sequence.memory is None
-        with open_directory(self.inbox.root, list(self.key), create, settle=first_time) as directory:
-            if first_time:
-                os.fsync(directory)
-                self.sequence.memory = _load_memory(directory)
-            yield directory
 
     def _into(self, directory: int, offset: int, chunk: bytes) -> Receipt:
         try:

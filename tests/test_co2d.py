@@ -337,6 +337,29 @@ def test_pages_and_metrics_are_for_their_networks(tmp_path):
     assert [ask(station, "GET", "/metrics", peer=p).status for p in peers] == [200, 403, 403, 403, 200]
 
 
+def test_status_pages_are_drawn_one_after_the_other_and_nobody_waits_for_ever(station, monkeypatch):
+    import plot_ascii
+    drawing, most, answers = [], [], []
+
+    def slow_page(*arguments):
+        drawing.append(1)
+        most.append(len(drawing))
+        time.sleep(0.02)
+        drawing.pop()
+        return "a page"
+
+    monkeypatch.setattr(plot_ascii, "web_page", slow_page)
+    threads = [threading.Thread(target=lambda: answers.append(ask(station, "GET", "/data/co2/summary").status)) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert answers == [200] * 8 and max(most) == 1
+    monkeypatch.setattr(co2d, "PAGE_PATIENCE", 0.01)
+    with station.drawing:
+        refused = ask(station, "GET", "/data/co2/summary")
+    assert (refused.status, dict(refused.headers)) == (503, {"Retry-After": "60"})
+    assert ask(station, "GET", "/data/co2/summary").status == 200
+
+
 def test_metrics_follow_the_text_format(station):
     ask(station, "POST", "/ou/co2unit-1/alive")
     ask(station, "PUT", PUSH + "?offset=0", b"hello")
@@ -412,6 +435,10 @@ def run_co2d(*arguments, **environ):
     ("[co2d]\nport = 80\n[quality]\nspike = high\n", ":4: spike: 'high' is not a number"),
     ("[quality]\nspyke = 1\n", ":2: unknown limit 'spyke'; there are co2_low, co2_high, temp_low, temp_high, spike, spike_gap, "
                                 "flat_count, future"),
+    ("[co2d]\nlisten = localhost\n", ":2: listen: 'localhost' does not appear to be an IPv4 or IPv6 address"),
+    ("[co2d]\ndata_dir =\n", ":2: data_dir: no directory is named"),
+    ("[co2d]\nunits =\n", ":2: units: at least one is needed; * is all"),
+    ("[co2d]\nupload_dirs =\n", ":2: upload_dirs: '' cannot take uploads"),
     ("[co2d]\nmax_body = 64 KB\n", ":2: max_body: '64 KB' is not a size: write bytes, or a number with K, M or G"),
 ])
 def test_a_bad_setting_is_named_with_file_line_and_reason(tmp_path, text, complaint):

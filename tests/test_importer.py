@@ -735,7 +735,7 @@ def test_readers_see_the_old_state_until_an_import_is_done(place):
 
 def test_only_one_importer_writes_and_the_other_is_told_who(place):
     with importer.only_writer(place.archive.db):
-        with pytest.raises(importer.Busy, match="process %d is importing" % os.getpid()):
+        with pytest.raises(importer.Unusable, match="process %d is importing" % os.getpid()):
             with importer.only_writer(place.archive.db, patience=0.1):
                 pass
 
@@ -990,15 +990,16 @@ def test_a_resumed_export_appends_what_is_new_behind_the_last_whole_one(place, l
             assert [line.split(",")[0] for line in stream] == ["time", "2019-09-12T01:00:00Z", "2019-09-12T00:30:00Z"]
 
 
-def test_notes_that_no_export_wrote_are_refused(place):
+@pytest.mark.parametrize("spoiled, content", [("out.csv.resume", "[]"), ("out.csv", "time,unit_id\n")])
+def test_what_is_not_as_an_export_left_it_is_not_appended_to(place, spoiled, content):
     file = os.path.join(place.root, "out.csv")
     place.readings(reading(60))
     place.run()
     exported(place, "readings", "--resume", "-o", file)
-    with open(file + ".resume", "w") as stream:
-        stream.write("[]")
+    with open(os.path.join(place.root, spoiled), "w") as stream:
+        stream.write(content)
     done = place.command("export", "readings", "--resume", "-o", file)
-    assert done.returncode == 2 and "out.csv.resume is not what an export wrote" in done.stderr
+    assert done.returncode == 2 and "out.csv.resume and " in done.stderr and "remove both to begin anew" in done.stderr
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 
 import co2d
 import fipy
+import importer
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CO2D = os.path.join(PROJECT, "co2d.py")
@@ -142,13 +144,6 @@ def test_neither_a_directory_that_is_gone_nor_a_lack_of_threads_ends_the_daemon(
     assert "reload refused" in caplog.text and "watchdog: can't start new thread" in caplog.text
 
 
-def test_a_reload_takes_new_limits_of_the_quality_rules(idle, tmp_path):
-    with open(str(tmp_path / "co2d.conf"), "a") as file:
-        file.write("[quality]\nspike = 123\n")
-    idle.reload()
-    assert idle.station.archive.limits.spike == 123
-
-
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="prlimit is not installed")
 def test_threads_leave_descriptors_for_the_files(start):
     one = start(command=["prlimit", "--nofile=64:64"])
@@ -161,9 +156,9 @@ def test_threads_leave_descriptors_for_the_files(start):
 
 def test_a_taken_port_is_one_clear_line(start, tmp_path):
     one = start()
-    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", one.data + "2",
-                           "--var-dir", one.var + "2"], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
-    assert (done.returncode, done.stderr) == (1, "co2d: cannot start: [Errno 98] Address already in use: '127.0.0.1:%d'\n" % one.port)
+    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", str(tmp_path / "other"),
+                           "--var-dir", one.var], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "co2d: cannot start: [Errno 98] 127.0.0.1 port %d: Address already in use\n" % one.port)
 
 
 def test_a_second_daemon_on_the_same_data_is_refused(start):
@@ -186,6 +181,24 @@ def test_a_reload_takes_new_limits_and_keeps_the_old_ones_when_the_file_is_bad(s
     one.process.send_signal(signal.SIGHUP)
     one.waits_for(r"reload refused, the old settings stay: .*co2d\.conf:2: unknown setting 'unit'")
     assert b" 200 " in ask(one.port, PING)[:15]
+
+
+def test_a_reload_takes_new_limits_of_the_quality_rules(start, tmp_path):
+    config = tmp_path / "co2d.conf"
+    config.write_text("[quality]\nco2_high = 40000\n")
+    one = start("--config", str(config), "--import-delay", "0.1")
+    config.write_text("[quality]\nco2_high = 500\n")
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reloaded")
+    line = b"co2unit-1\tn\t2019-09-12\t00:30:00\t1.0\t0" + b"\t600" * 10 + b"\n"
+    assert b" 200 " in ask(one.port, b"PUT /ou/co2unit-1/push-sequential/data/readings/readings-0000.tsv?offset=0 HTTP/1.0\r\n"
+                           b"Content-Length: %d\r\n\r\n" % len(line) + line)[:15]
+    end, flags = time.monotonic() + 20, []
+    while not flags and time.monotonic() < end:
+        time.sleep(0.05)
+        with contextlib.closing(importer.open_db(os.path.join(one.var, "db.sqlite3"))) as db:
+            flags = db.execute("SELECT flag FROM co2_readings").fetchall()
+    assert flags == [(9,)]
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
@@ -320,6 +333,44 @@ def test_a_reply_over_tls_ends_with_a_farewell(start, certificate, request_line,
             assert read_all(link).split()[1] == status          # SSLEOFError where the farewell is missing
 
 
+def test_a_renewed_certificate_is_taken_by_a_reload_and_one_that_cannot_be_used_is_not(start, certificate, tmp_path):
+    def served():
+        return ssl.get_server_certificate(("127.0.0.1", one.port))
+
+    def renew():
+        subprocess.run(["openssl", "req", "-x509", "-key", key, "-out", cert, "-days", "3", "-subj", "/CN=renewed"], check=True)
+
+    one, cert, key = start(*certificate), certificate[1], certificate[3]
+    before = served()
+    renew()
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reloaded")
+    after = served()
+    assert after != before
+    with open(cert, "w") as file:
+        file.write("no certificate")
+    one.process.send_signal(signal.SIGHUP)
+    one.waits_for("reload refused, the old settings stay: tls_cert .*: ")
+    assert served() == after
+
+
+def test_a_key_without_a_certificate_is_not_taken_for_tls(tmp_path):
+    done = subprocess.run([sys.executable, CO2D, "--check-config", "--tls-key", str(tmp_path / "key.pem")], stderr=subprocess.PIPE,
+                          universal_newlines=True, timeout=30)
+    assert (done.returncode, done.stderr) == (78, "co2d: tls_key %s, but no tls_cert: there would be no TLS\n" % (tmp_path / "key.pem"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--check-config"]])
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_that_cannot_be_used_is_named_and_stops_the_start(tmp_path, arguments, content):
+    file = tmp_path / "cert.pem"
+    if content is not None:
+        file.write_text(content)
+    done = subprocess.run([sys.executable, CO2D, "--port", "0", "--data-dir", str(tmp_path / "data"), "--var-dir", str(tmp_path / "var"),
+                           "--tls-cert", str(file), *arguments], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+    assert done.returncode == 78 and done.stderr.startswith("co2d: tls_cert %s" % file) and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("tls_only", ["yes", "no"])
 def test_a_client_that_pauses_is_waited_for_on_the_tls_port_too(start, certificate, tls_only):
     one = start(*certificate, "--tls-only", tls_only)
@@ -335,32 +386,6 @@ def test_a_client_that_pauses_is_waited_for_on_the_tls_port_too(start, certifica
 
 def test_plain_http_on_the_tls_port_can_be_allowed(start, certificate):
     assert ask(start(*certificate, "--tls-only", "no").port, PING).startswith(b"HTTP/1.1 200 ")
-
-
-def test_a_renewed_certificate_is_taken_at_a_reload_and_a_bad_one_changes_nothing(start, certificate, tmp_path):
-    one = start(*certificate)
-
-    def shown():
-        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", one.port)))
-
-    make_certificate(tmp_path, "renewed")
-    assert b"localhost" in shown()
-    one.process.send_signal(signal.SIGHUP)
-    one.waits_for("reloaded")
-    assert b"renewed" in shown()
-    (tmp_path / "key.pem").write_text("")
-    one.process.send_signal(signal.SIGHUP)
-    one.waits_for("reload refused, the old settings stay: tls_cert .*cert.pem, tls_key .*key.pem: ")
-    assert b"renewed" in shown()
-
-
-@pytest.mark.parametrize("options, complaint", [
-    (["--tls-cert", "/nowhere/cert.pem"], "co2d: tls_cert /nowhere/cert.pem, tls_key in it: No such file or directory\n"),
-    (["--tls-key", "/nowhere/key.pem"], "co2d: tls_key: there is no tls_cert\n")])
-@pytest.mark.parametrize("check", [[], ["--check-config"]])
-def test_tls_that_cannot_work_is_a_wrong_configuration(tmp_path, capsys, options, complaint, check):
-    assert co2d.main([*options, *check, "--port", "0", "--data-dir", str(tmp_path / "d"), "--var-dir", str(tmp_path / "v")]) == 78
-    assert capsys.readouterr().err == complaint
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------

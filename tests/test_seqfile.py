@@ -245,6 +245,50 @@ def test_chunks_in_any_order_with_repeats_end_as_in_order(tmp_path, seed):
     assert put_aside(tmp_path) == {}
 
 
+def test_directories_used_long_ago_are_forgotten_and_go_on_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(seqfile, "MOST_SEQUENCES", 3)
+    disk = FailingDisk()
+    inbox = seqfile.Inbox(str(tmp_path), sync=disk)
+    receive(inbox, "readings-0000.tsv", 0, b"one\n", unit="doubtful")
+    with mock.patch("seqfile._cut", side_effect=OSError(errno.EIO, "Input/output error")), pytest.raises(OSError):
+        disk.broken = True
+        receive(inbox, "readings-0000.tsv", 4, b"lost\n", unit="doubtful")
+    disk.broken = False
+    for offset in (0, 4):
+        for number in range(10):
+            assert receive(inbox, "readings-0000.tsv", offset, b"two\n", unit="u%d" % number).kind == "append"
+            assert len(inbox._sequences) <= 4
+    assert receive(inbox, "readings-0000.tsv", 4, b"two\n", unit="doubtful").kind == "append"
+    assert {content(tmp_path, "readings-0000.tsv", "u%d" % number) for number in range(10)} == {b"two\ntwo\n"}
+
+
+def test_a_directory_in_use_is_not_forgotten(tmp_path, monkeypatch):
+    """Else two chunks for it would not know of each other."""
+    monkeypatch.setattr(seqfile, "MOST_SEQUENCES", 1)
+    begun, go_on, syncing = threading.Event(), threading.Event(), []
+
+    def slow_sync(fd):
+        syncing.append(os.fstat(fd).st_ino)
+        begun.set()
+        go_on.wait(20)
+
+    inbox, receipts = seqfile.Inbox(str(tmp_path), sync=slow_sync), []
+    first = threading.Thread(target=lambda: receipts.append(receive(inbox, "readings-0000.tsv", 0, b"one\n")))
+    first.start()
+    assert begun.wait(20)
+    others = [threading.Thread(target=lambda n=n: receive(inbox, "x-%d.tsv" % n, 0, b"x", unit="u%d" % n)) for n in range(3)]
+    again = threading.Thread(target=lambda: receipts.append(receive(inbox, "readings-0000.tsv", 0, b"one\n")))
+    [thread.start() for thread in others]
+    while len(syncing) < 4:
+        time.sleep(0.01)
+    again.start()
+    time.sleep(0.2)
+    assert len(set(syncing)) == len(syncing) == 4               # the second chunk for the first file waits its turn
+    go_on.set()
+    [thread.join() for thread in [first, again, *others]]
+    assert sorted(receipt.kind for receipt in receipts) == ["append", "repeat"]
+
+
 # -- failing disks ----------------------------------------------------------------------------------------------------
 
 
