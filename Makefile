@@ -65,7 +65,7 @@ COMMANDS = co2d importer plot_ascii
 FIND = sys.path.insert(0, os.path.realpath(__file__ + "/../../lib/co2d"))
 LAUNCHER = \#!%s\nimport os, sys\n$(FIND)\nfrom %s import main\nsys.exit(main())\n
 install:        ## put scripts, configuration and systemd units in place (DESTDIR, PREFIX, SYSCONF, STATE)
-	install -d $(LIB) $(BIN) $(DESTDIR)$(SYSCONF) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(STATE)
+	install -d $(LIB) $(BIN) $(DESTDIR)$(SYSCONF) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(STATE)/remote_data $(DESTDIR)$(STATE)/var
 	install -m 755 co2d.py importer.py plot_ascii.py $(LIB)
 	install -m 644 seqfile.py $(LIB)
 	$(PYTHON) -m compileall -q -d $(PREFIX)/lib/co2d $(LIB)
@@ -76,7 +76,7 @@ install:        ## put scripts, configuration and systemd units in place (DESTDI
 	ln -sf $(SYSCONF)/co2d.conf $(LIB)/co2d.conf
 	for kind in service socket; do $(PYTHON) $(LIB)/co2d.py --config $(DESTDIR)$(SYSCONF)/co2d.conf --print-unit $$kind \
 	    | sed 's|$(DESTDIR)/|/|g' > $(DESTDIR)$(UNITDIR)/co2d.$$kind || exit 1; done
-	@echo "then: useradd --system co2d; chown co2d:co2d $(STATE); systemctl enable --now co2d.socket co2d.service"
+	@echo "then: useradd --system co2d; chown -R co2d:co2d $(STATE); systemctl enable --now co2d.socket co2d.service"
 
 uninstall:      ## take them away again; data and configuration stay
 	rm -rf $(LIB)

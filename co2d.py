@@ -41,6 +41,7 @@ import json
 import logging
 import mimetypes
 import os
+import queue
 import re
 import resource
 import select
@@ -193,7 +194,7 @@ class Settings:
     ask_older: bool = setting(True, switch, "ask units for older files that are missing or short", restart=True)
     status_allow: str = setting("0.0.0.0/0 ::/0", networks, "networks that may see the status pages")
     metrics_allow: str = setting("127.0.0.0/8 ::1/128", networks, "networks that may see /metrics, /healthz, /readyz")
-    tls_cert: str = setting("", path, "certificate chain (PEM); empty: no TLS", restart=True)
+    tls_cert: str = setting("", path, "certificate chain (PEM), read again on reload; empty: no TLS", restart=True)
     tls_key: str = setting("", path, "private key (PEM); empty: in the certificate's file", restart=True)
     tls_only: bool = setting(True, switch, "with a certificate: refuse plain HTTP on the same port")
     max_body: int = setting(64 << 10, size, "bytes of one chunk")
@@ -321,7 +322,7 @@ class Response(NamedTuple):
     content_type: str = "application/json"
     headers: Headers = ()
     note: str = ""
-    after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what must be on disk before; then calls back
+    after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what belongs to it, and calls what sends it
 
 
 class Refused(Exception):
@@ -742,9 +743,14 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
             return json_response(list(update_files(directory)) if recursive else sorted(os.listdir(directory)))
     except OSError:
         raise Refused(404, "no such file")
-    row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])])
-    station.fetches.append(row.encode() + b"\n", lambda *_: None)    # the record is for people; the unit needs the file
-    return Response(200, body, "application/octet-stream")
+    row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])]).encode() + b"\n"
+    return Response(200, body, "application/octet-stream", after=functools.partial(_note_fetch, station, row))
+
+
+def _note_fetch(station: Station, row: bytes, send: Callable[[], None]) -> None:
+    """The record is for people, the unit needs the file: it goes first, as who writes may have to write for many others."""
+    send()
+    station.fetches.append(row, lambda *_: None)
 
 
 def _read_file(root: str, parts: Sequence[str]) -> Tuple[bytes, float]:
@@ -935,9 +941,10 @@ METRICS = {                             # family: type and help
 def format_metrics(station: Station, now: float) -> str:
     """All metrics that have samples."""
     samples = station.samples()
-    disk = os.statvfs(station.settings.data_dir)
     samples["co2d_uptime_seconds", ()] = now - station.started
-    samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
+    with contextlib.suppress(OSError):                          # no data directory, or a broken disk: readyz tells
+        disk = os.statvfs(station.settings.data_dir)
+        samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
     samples.update((("co2d_units", (("state", state),)), number) for state, number in unit_states(station, now).items())
     lines: List[str] = []
     for name, (kind, help) in METRICS.items():
@@ -1131,8 +1138,11 @@ def check_update_name(name: str, unit: str, used: Set[str]) -> None:
 
 def install_update(data_dir: str, unit: str, name: str, files: Dict[str, bytes]) -> None:
     """Stage under a hidden name, sync, publish with one rename."""
-    with seqfile.open_directory(data_dir, [unit, "updates"], create=True, settle=True) as updates:
-        seqfile.publish_tree(updates, name, files)
+    try:
+        with seqfile.open_directory(data_dir, [unit, "updates"], create=True, settle=True) as updates:
+            seqfile.publish_tree(updates, name, files)
+    except OSError as error:
+        raise Unpublishable("%s: %s" % (unit, error))
 
 
 def update_report(station: Station, units: Sequence[str]) -> Iterator[str]:
@@ -1195,6 +1205,8 @@ def publish(argv: Sequence[str]) -> int:
     arguments = publish_parser().parse_args(argv)
     settings = load_settings(arguments)
     try:
+        if not os.path.isdir(settings.data_dir):
+            raise Unpublishable("there is no data directory %s" % settings.data_dir)
         station = Station(settings)
         if arguments.list:
             for line in update_report(station, arguments.names or _all_units(station)):
@@ -1203,8 +1215,8 @@ def publish(argv: Sequence[str]) -> int:
             _withdraw(station, _units_to_publish(station, arguments), arguments.withdraw, arguments.dry_run)
         else:
             _publish(station, arguments)
-    except (Unpublishable, OSError) as error:
-        print("co2d: nothing published: %s" % error, file=sys.stderr)
+    except (Unpublishable, importer.Unusable, OSError) as error:
+        print("co2d: not published: %s" % error, file=sys.stderr)
         return 1
     return 0
 
@@ -1297,6 +1309,8 @@ def _visible(data_dir: str, unit: str) -> List[str]:
             return [name for name in os.listdir(updates) if not name.startswith(".")]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise Unpublishable("%s: %s" % (unit, error))
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -1309,7 +1323,7 @@ class Gone(Exception):
 TICK = 0.5                              # seconds after which a thread that waits looks at the clock
 _TICK = struct.pack("@ll", 0, int(TICK * 1e6))                   # as a struct timeval
 # When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
-PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0}
+PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0, "answer": float("inf")}   # the answer is up to us
 LAST_WORDS = 2.0                        # seconds for a reply when the deadline is over, and for what comes after a refusal
 STOP_PATIENCE = 5.0                     # seconds that a stop leaves to those who have not sent their head
 
@@ -1343,15 +1357,15 @@ class Connection:
             except (BlockingIOError, socket.timeout):           # nothing within TICK
                 pass
         if not data:
-            raise Gone("closed by the client" if self.buffer else "")
+            raise Gone("closed by the client" if self.buffer or self.request else "")
         return data
 
     def start_tls(self, context: ssl.SSLContext) -> None:
         """Shake hands if the client begins to; plain HTTP goes on if it may."""
         if self._receive(self.settings.head_seconds, socket.MSG_PEEK)[:1] == b"\x16":
+            self.sock.settimeout(self._remaining(self.settings.head_seconds))       # for the whole handshake
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-            self.sock.settimeout(self._remaining(self.settings.head_seconds))
-            self.sock.do_handshake()                            # the timeout is for the whole of it
+            self.sock.do_handshake()
             self.sock.settimeout(TICK)
         elif self.settings.tls_only:
             raise Refused(400, "this port speaks TLS")
@@ -1434,6 +1448,7 @@ def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext
             connection.start_tls(tls)
         request = connection.request = connection.read_request()
         body = connection.read_body(request)
+        connection.enter("answer")
         connection.request = request._replace(body=body, peer=connection.peer, now=station.now())
         return respond(station, connection.request)
     except Refused as refused:
@@ -1497,6 +1512,8 @@ class Server(socketserver.TCPServer):
         self.port = self.socket.getsockname()[1]
         self._lock, self._stopping, self._all_busy = threading.Lock(), threading.Event(), threading.Event()
         self._threads = self._idle = 0
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)   # each needs some; one that waits in accept has taken one, too
+        self._most = settings.threads if files < 0 else min(settings.threads, max(self.ready, files // 8))
         self._open: Dict[Connection, None] = {}
         station.connections = self._open.__len__
 
@@ -1528,20 +1545,22 @@ class Server(socketserver.TCPServer):
                 now, used = time.monotonic(), time.process_time()
                 busy = used - used_before > 0.7 * (now - before)
                 before, used_before = now, used
-                if self._grow(now - self.held_up[busy]) and select.select([self.socket], [], [], 0)[0]:
+                if self._grow(now - self.held_up[busy]) and self._is_waited_for():
                     self.drop_slowest(1 + self._threads // 16)
+
+    def _is_waited_for(self) -> bool:
+        return self.socket.fileno() >= 0 and bool(select.select([self.socket], [], [], 0)[0])
 
     def _grow(self, since: float) -> bool:
         """Start threads, two for each that has been held up since before then; whether there are as many as may be."""
-        most = self.station.settings.threads
         with self._lock:
             held_up = sum(connection.since < since for connection in self._open)
             try:
-                for _ in range(min(2 * held_up + self.ready, most) - self._threads):
+                for _ in range(min(2 * held_up + self.ready, self._most) - self._threads):
                     self._spawn_locked()
             except RuntimeError:                                # the system gives us no more
                 return True
-            return self._threads >= most
+            return self._threads >= self._most
 
     def _spawn_locked(self) -> None:
         threading.Thread(target=self._work, name="worker", daemon=True).start()
@@ -1592,7 +1611,7 @@ class Server(socketserver.TCPServer):
     def _attend(self, connection: Connection, stored: Optional[Response] = None) -> None:
         """Serve a connection to its end, or until its response must wait: whoever stores what it waits for goes on here.
 
-        No client can hold that one up: such a response is so short that the socket's buffer takes it.
+        No client can hold that one up: a response that others send is so short that the socket's buffer takes it.
         """
         wait = None
         try:
@@ -1631,7 +1650,11 @@ class Server(socketserver.TCPServer):
         if not self.inherited:
             self.socket.setblocking(False)                      # workers take what waits, and nobody waits for more
         began = time.monotonic()
-        while self._threads and time.monotonic() < began + self.station.settings.request_seconds:
+        while time.monotonic() < began + self.station.settings.request_seconds:
+            if not self.inherited and self._is_waited_for():
+                self._grow(time.monotonic() - min(self.held_up))
+            elif not self._threads:
+                break
             with self._lock:
                 late = [c for c in self._open if c.phase == "head" and time.monotonic() - c.since > STOP_PATIENCE]
             for connection in late:
@@ -1769,7 +1792,7 @@ Group=co2d
 UMask=0027
 LimitNOFILE=65536
 Environment=MALLOC_ARENA_MAX=2
-ReadWritePaths=%(data_dir)s %(var_dir)s
+ReadWritePaths=%(written)s
 # What follows takes away all that the daemon does not need.
 AmbientCapabilities=
 CapabilityBoundingSet=%(capability)s
@@ -1813,7 +1836,7 @@ def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -
     low_port = 0 < settings.port < 1024
     return SYSTEMD[kind] % {
         "command": "%s %s%s" % (sys.executable, os.path.join(HERE, "co2d.py"), config),
-        "data_dir": settings.data_dir, "var_dir": settings.var_dir,
+        "written": " ".join(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)])),
         "listen": "%s:%d" % ("[%s]" % settings.listen if ":" in settings.listen else settings.listen, settings.port),
         "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
         "home": "read-only" if any(path.startswith(("/home/", "/root/")) for path in needed) else "true"}
@@ -1843,8 +1866,8 @@ class Daemon:
         self.station.archive = self.station.archive._replace(limits=load_limits(arguments))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
-        self.signals: List[int] = []
-        self.woken = threading.Event()
+        self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()      # of all that waits, this alone bears signal handlers
+        self.interrupted = False
         self.watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         self.fed = 0.0
 
@@ -1856,21 +1879,24 @@ class Daemon:
         log.info("co2d %s listens on %s:%d, data in %s", __version__, self.station.settings.listen, self.server.port,
                  self.station.settings.data_dir)
         notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
-        while not {signal.SIGTERM, signal.SIGINT} & set(self.signals):
-            self._tick()
+        while self._tick():
+            pass
         return self._stop()
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and signal.SIGINT in self.signals:
+        if number == signal.SIGINT and self.interrupted:
             os._exit(130)
-        self.signals.append(number)
-        self.woken.set()
+        self.interrupted |= number == signal.SIGINT
+        self.signals.put(number)
 
     def _feed_watchdog(self) -> None:
         """Tell systemd that we live, but only after a real accept, write and sync."""
         if self.watchdog and time.monotonic() - self.fed > self.watchdog:
             self.fed = time.monotonic()
-            threading.Thread(target=self._probe, name="probe", daemon=True).start()
+            try:
+                threading.Thread(target=self._probe, name="probe", daemon=True).start()
+            except RuntimeError as error:
+                log.error("watchdog: %s", error)
 
     def _probe(self) -> None:
         problems = check_disk(self.station)
@@ -1893,13 +1919,14 @@ class Daemon:
         listen = str(self.server.socket.getsockname()[0])
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
 
-    def _tick(self) -> None:
+    def _tick(self) -> bool:
+        """Wait for a signal, but not for long; whether to go on."""
         self._feed_watchdog()
-        self.woken.wait(0.5)
-        self.woken.clear()
-        if signal.SIGHUP in self.signals:
-            self.signals.remove(signal.SIGHUP)
+        with contextlib.suppress(queue.Empty):
+            if self.signals.get(timeout=TICK) != signal.SIGHUP:
+                return False
             self.reload()
+        return True
 
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing."""
@@ -1907,7 +1934,7 @@ class Daemon:
         old = self.station.settings
         try:
             new, limits, tls = load_settings(self.arguments), load_limits(self.arguments), _tls_context(old)
-        except BadConfig as error:
+        except (BadConfig, OSError) as error:                   # OSError: the current directory is gone
             log.error("reload refused, the old settings stay: %s", error)
         else:
             fixed = {name: getattr(old, name) for name, field in FIELDS.items() if field.metadata["restart"]}

@@ -91,9 +91,9 @@ def last_file_in_sequence(directory: str, match: Match) -> Optional[str]:
 
 
 def next_sequence_filename(directory: str, match: Match) -> str:
-    """The name that follows the last one of a directory; the first is number 0."""
-    last = last_file_in_sequence(directory, match)
-    return make_sequence_filename((extract_sequence_number(last, match) or 0) + 1 if last else 0, match)
+    """The name that follows all that are taken in a directory, by whatever is in the way; the first is number 0."""
+    numbers = [extract_sequence_number(name, match) for name in os.listdir(directory)]
+    return make_sequence_filename(max((number + 1 for number in numbers if number is not None), default=0), match)
 
 
 def choose_append_file(directory: str, match: Match, size_limit: int = FILE_SIZE) -> str:
@@ -480,7 +480,7 @@ class _Delivery:
         """Bytes of the copy that are durable; cuts off what an earlier failed sync has left."""
         durable = self.sequence.doubtful.get(self.name)
         if durable is not None:
-            _cut(fd, durable)
+            _cut(fd, min(durable, os.fstat(fd).st_size))        # never longer: somebody may have put another file there
             del self.sequence.doubtful[self.name]
         return os.fstat(fd).st_size
 
@@ -691,21 +691,19 @@ class RowLog:
     def close(self) -> None:
         """Close the file, unless somebody writes; a later `append` opens it anew."""
         with self._lock:
-            if not self._has_writer:
-                self._drop()
+            if self._file and not self._has_writer:
+                os.close(self._file.fd)
+                self._file = None
 
     def _current(self) -> _RowFile:
-        if self._file is None or not self._file.is_current(self.size_limit):
-            failed = self._drop()
-            make_directory(self.directory)
-            path = choose_append_file(self.directory, self.match, self.size_limit)
-            if failed and os.path.exists(path) and os.path.getsize(path):
-                path = os.path.join(self.directory, next_sequence_filename(self.directory, self.match))
-            self._file = _RowFile(path, self._sync)
+        old = self._file
+        if old and old.is_current(self.size_limit):
+            return old
+        make_directory(self.directory)
+        path = choose_append_file(self.directory, self.match, self.size_limit)
+        if old and old.failed and os.path.exists(path) and os.path.getsize(path):
+            path = os.path.join(self.directory, next_sequence_filename(self.directory, self.match))
+        self._file = _RowFile(path, self._sync)                 # until there is a new one, the old one stays failed
+        if old:
+            os.close(old.fd)
         return self._file
-
-    def _drop(self) -> bool:
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file.fd)
-        return file is not None and file.failed

@@ -368,6 +368,12 @@ def test_metrics_follow_the_text_format(station):
     assert 'co2d_chunks_total{kind="append"} 1' in ask(station, "GET", "/metrics").body.decode()
 
 
+def test_metrics_outlive_the_data_directory(station):
+    os.rename(station.settings.data_dir, station.settings.data_dir + ".away")
+    metrics = ask(station, "GET", "/metrics")
+    assert metrics.status == 200 and b"co2d_uptime_seconds" in metrics.body and b"co2d_free_bytes" not in metrics.body
+
+
 def test_readiness_is_tried_on_the_disk(station):
     assert ask(station, "GET", "/readyz").status == 200
     os.rename(station.settings.data_dir, station.settings.data_dir + ".gone")
@@ -522,6 +528,18 @@ def test_a_body_shorter_than_announced_stores_nothing_and_gets_no_reply(server):
     assert os.listdir(one.station.settings.data_dir) == []
 
 
+@pytest.mark.parametrize("sent, phase", [(1, "head"), (4, "body"), (5, "body")])
+def test_a_request_that_is_cut_short_is_one_line_in_the_log(server, caplog, sent, phase):
+    caplog.set_level("INFO")
+    one = server()
+    sock = socket.create_connection(("127.0.0.1", one.port), timeout=20)
+    sock.sendall(b"".join(PUT_HELLO[:sent]))
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock) == b""
+    sock.close()
+    assert [record.getMessage() for record in caplog.records] == ["127.0.0.1 went away in its %s: closed by the client" % phase]
+
+
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server):
     reply = talk(server(), b"PUT " + PUSH.encode() + b"?offset=0 HTTP/1.0\r\nContent-Length: 65537\r\n\r\n", b"x" * 65537)
     assert reply.startswith(b"HTTP/1.1 413 ")
@@ -574,6 +592,30 @@ def test_who_waits_in_the_queue_when_the_daemon_stops_is_still_served(server):
     assert [read_all(sock)[:15] for sock in socks] == [b"HTTP/1.1 200 OK"] * 40
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", one.port), timeout=20)
+    [sock.close() for sock in socks]
+
+
+def test_who_comes_when_the_last_worker_has_gone_is_still_served(tmp_path):
+    one = co2d.Server(co2d.Station(make_settings(tmp_path)))
+    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+        sock.sendall(b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n")
+        one.stop()
+        assert read_all(sock).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_slow_uploads_keep_nobody_in_the_queue_from_being_served_when_the_daemon_stops(server, monkeypatch):
+    monkeypatch.setattr(co2d, "STOP_PATIENCE", 2.0)
+    monkeypatch.setattr(co2d.Server, "_tend", lambda self: None)                     # stop comes before more threads do
+    one = server()
+    socks = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(16)]
+    [sock.sendall(b"".join(PUT_HELLO[:-1])) for sock in socks[:8]]
+    [sock.sendall(b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n") for sock in socks[8:]]
+    stopping = threading.Thread(target=one.stop)
+    stopping.start()
+    assert [read_all(sock)[:15] for sock in socks[8:]] == [b"HTTP/1.1 200 OK"] * 8
+    [sock.sendall(PUT_HELLO[-1]) for sock in socks[:8]]
+    assert [read_all(sock)[:15] for sock in socks[:8]] == [b"HTTP/1.1 200 OK"] * 8
+    stopping.join(20)
     [sock.close() for sock in socks]
 
 
@@ -631,6 +673,15 @@ def test_a_failing_sync_is_logged_for_each_ping_that_waits_and_all_are_answered(
     [sock.close() for sock in socks]
 
 
+def test_a_file_of_an_update_does_not_wait_until_it_is_noted_that_it_was_taken(server):
+    one, go_on, noted = server(), threading.Event(), threading.Event()
+    one.station.fetches._sync = lambda fd: (go_on.wait(10), noted.set())
+    make_update(one.station, "update-1", {"flash/main.py": b"new"})
+    assert talk(one, b"GET /ou/co2unit-1/updates/update-1/flash/main.py HTTP/1.0\r\n\r\n").endswith(b"\r\n\r\nnew")
+    assert not noted.is_set()                                   # who notes it may be kept noting what others take
+    go_on.set()
+
+
 @pytest.mark.parametrize("linger", [struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)])      # RST, FIN
 def test_who_is_gone_or_does_not_read_keeps_nobody_from_the_answer_to_a_ping(server, linger):
     one, disk = server(), SlowDisk()
@@ -672,6 +723,22 @@ def test_honest_clients_are_served_where_no_more_threads_can_be_had(server, monk
     assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")
     assert one._threads == one.ready
     [sock.close() for sock in slow]
+
+
+def test_who_waits_for_our_disk_is_not_dropped_for_others(server, monkeypatch):
+    monkeypatch.setattr(co2d, "PATIENCE", {phase: min(allowed, 0.1) if allowed < 1e9 else allowed for phase, allowed in co2d.PATIENCE.items()})
+    one, disk, replies = server(threads=2), SlowDisk(), []
+    one.station.inbox.sync = disk
+
+    def unit(number):
+        replies.append(talk(one, b"".join(PUT_HELLO).replace(b"unit-1", b"unit-%d" % number))[:15])
+
+    threads = [threading.Thread(target=unit, args=(n,)) for n in range(6)]
+    [thread.start() for thread in threads]
+    time.sleep(0.5)                                             # two are at the disk, and the others wait for longer than allowed
+    disk.go_on.set()
+    [thread.join() for thread in threads]
+    assert replies == [b"HTTP/1.1 200 OK"] * 6
 
 
 def test_head_answers_without_a_body(server):

@@ -111,6 +111,49 @@ def test_a_running_request_is_finished_before_the_daemon_ends_well(start, number
     assert "Traceback" not in one.log
 
 
+def test_signals_that_come_at_any_moment_are_heeded(start, tmp_path):
+    one = start()
+    for _ in range(4000):
+        one.process.send_signal(signal.SIGHUP)
+        time.sleep(0.0002)
+    assert one.stop() == 0
+    assert "Traceback" not in one.log
+
+
+@pytest.fixture
+def idle(tmp_path):
+    """A daemon in this process that does not run."""
+    (tmp_path / "co2d.conf").write_text("[co2d]\nlisten = 127.0.0.1\nport = 0\n")
+    arguments = co2d.make_parser().parse_args(["--config", str(tmp_path / "co2d.conf"), "--data-dir", str(tmp_path / "data"),
+                                               "--var-dir", str(tmp_path / "var")])
+    daemon = co2d.Daemon(co2d.load_settings(arguments), arguments)
+    yield daemon
+    daemon.server.server_close()
+    os.close(daemon.claim)
+
+
+def test_neither_a_directory_that_is_gone_nor_a_lack_of_threads_ends_the_daemon(idle, tmp_path, monkeypatch, caplog):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(co2d.os, "getcwd", lambda: os.stat(str(tmp_path / "gone")))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    idle.watchdog = 1e-9
+    idle.signals.put(signal.SIGHUP)
+    assert idle._tick()
+    assert "reload refused" in caplog.text and "watchdog: can't start new thread" in caplog.text
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="prlimit is not installed")
+def test_threads_leave_descriptors_for_the_files(start):
+    one = start(command=["prlimit", "--nofile=64:64"])
+    silent = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(100)]
+    assert ask(one.port, PING).startswith(b"HTTP/1.1 200 ")
+    put = b"PUT /ou/co2unit-1/push-sequential/data/x.tsv?offset=0 HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello"
+    assert ask(one.port, put).startswith(b"HTTP/1.1 200 ")
+    [sock.close() for sock in silent]
+
+
 def test_a_taken_port_is_one_clear_line(start, tmp_path):
     one = start()
     done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", str(tmp_path / "other"),
@@ -246,6 +289,13 @@ def test_the_unit_hides_homes_unless_something_of_ours_is_there(data, home, monk
     assert "\nProtectHome=%s\n" % home in co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
 
 
+@pytest.mark.parametrize("db, directories", [("/v/db.sqlite3", "/d /v"), ("/srv/db/db.sqlite3", "/d /v /srv/db")])
+def test_the_unit_may_write_wherever_the_daemon_does(db, directories):
+    settings = dataclasses.replace(co2d.Settings(), data_dir="/d", var_dir="/v", db=db)
+    unit = co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
+    assert "\nReadWritePaths=%s\n" % directories in unit
+
+
 # -- TLS --------------------------------------------------------------------------------------------------------------
 
 
@@ -253,9 +303,13 @@ def test_the_unit_hides_homes_unless_something_of_ours_is_there(data, home, monk
 def certificate(tmp_path):
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
-    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    return make_certificate(tmp_path, "localhost")
+
+
+def make_certificate(directory, name):
+    key, cert = str(directory / "key.pem"), str(directory / "cert.pem")
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
-                    "-subj", "/CN=localhost"], check=True, stderr=subprocess.DEVNULL)
+                    "-subj", "/CN=" + name], check=True, stderr=subprocess.DEVNULL)
     return ["--tls-cert", cert, "--tls-key", key]
 
 
@@ -372,7 +426,9 @@ def test_install_puts_a_working_tree_in_place_and_uninstall_takes_it_away(tmp_pa
             assert re.search(r"code object from '.*/lib/co2d/__pycache__/%s\.|# .*/lib/co2d/__pycache__/%s\S* matches" % (name, name), done.stdout), name
     with open(root + "/usr/local/lib/systemd/system/co2d.service") as file:
         unit = file.read()
-    assert "/usr/local/lib/co2d/co2d.py --config /etc/co2d.conf" in unit and root not in unit and "/var/lib/co2d/var" in unit
+    assert "/usr/local/lib/co2d/co2d.py --config /etc/co2d.conf" in unit and root not in unit
+    for directory in re.search("ReadWritePaths=(.*)", unit)[1].split():              # systemd starts nothing where one is missing
+        assert directory.startswith("/var/lib/co2d/") and os.path.isdir(root + directory)
     assert make("uninstall", "DESTDIR=" + root).returncode == 0
     assert not os.path.exists(os.path.dirname(script)) and not os.listdir(command)
     assert os.path.exists(root + "/etc/co2d.conf")

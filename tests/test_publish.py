@@ -93,12 +93,33 @@ def test_what_must_not_reach_a_unit_is_refused(place, capsys, files, complaint):
     ([UNIT, "DIR", "--name", "2026"], "must start with update-"), ([UNIT, "DIR", "--name", "update-../x"], "must start with update-"),
     ([UNIT, "--sync-dest", "ftp://x"], "is not a URL"), ([UNIT, "nowhere"], "nowhere"),
     ([UNIT, "--nickname", "a&b"], "units send their nickname as it is"), ([UNIT, "--nickname", "50%20"], "units send their nickname"),
-    ([UNIT, "--withdraw", "update-1"], "update-1"),
+    ([UNIT, "--withdraw", "update-1"], "update-1"), (["DIR", "--site", "x"], "no database yet"),
 ])
 def test_wrong_arguments_are_named_and_publish_nothing(place, capsys, arguments, complaint):
     assert publish(place, *[str(place[2] / "new") if word == "DIR" else word for word in arguments]) == 1
     assert complaint in capsys.readouterr().err
     assert report(place) == []
+
+
+def test_a_data_directory_that_is_not_there_is_named_and_not_made(tmp_path, capsys):
+    assert co2d.publish(["--all", "--sync-dest", "http://x", "--data-dir", str(tmp_path / "d"), "--var-dir", str(tmp_path / "v")]) == 1
+    assert capsys.readouterr().err == "co2d: not published: there is no data directory %s\n" % (tmp_path / "d")
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_when_a_unit_in_the_middle_fails_what_is_published_is_told_apart(place, capsys, monkeypatch):
+    def fail(directory, name, files, publish_tree=co2d.seqfile.publish_tree, done=[]):
+        done.append(name)
+        if len(done) == 2:
+            raise OSError(28, "No space left on device")
+        publish_tree(directory, name, files)
+
+    os.makedirs(os.path.join(place[0].settings.data_dir, UNIT + "2"))
+    monkeypatch.setattr(co2d.seqfile, "publish_tree", fail)
+    assert publish(place, "--all", place[2] / "new", "--name", "update-1") == 1
+    out, err = capsys.readouterr()
+    assert out == UNIT + ": update-1 published, 2 files\n"
+    assert err == "co2d: not published: %s2: [Errno 28] No space left on device\n" % UNIT
 
 
 def test_a_name_must_sort_after_the_latest(place, capsys):

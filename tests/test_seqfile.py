@@ -97,6 +97,13 @@ def test_an_empty_directory_has_no_last_file_and_begins_with_number_0(tmp_path):
     assert seqfile.choose_append_file(str(tmp_path), MATCH) == str(tmp_path / "readings-0000.tsv")
 
 
+def test_a_name_that_something_else_has_taken_is_not_the_next_one(tmp_path):
+    (tmp_path / "readings-0001.tsv").write_bytes(b"full")
+    (tmp_path / "readings-0002.tsv").mkdir()
+    os.symlink("nowhere", str(tmp_path / "readings-0003.tsv"))
+    assert append(seqfile.RowLog(str(tmp_path), MATCH, size_limit=4), b"row\n") == str(tmp_path / "readings-0004.tsv")
+
+
 @pytest.mark.parametrize("size, chosen", [(0, "readings-0003.tsv"), (99, "readings-0003.tsv"), (100, "readings-0004.tsv"),
                                           (101, "readings-0004.tsv")])
 def test_a_full_file_is_followed_by_the_next(tmp_path, size, chosen):
@@ -316,6 +323,20 @@ def test_bytes_that_cannot_even_be_taken_back_do_not_count(tmp_path, monkeypatch
         patch.setattr(seqfile.os, "ftruncate", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
         receive(inbox, "readings-0000.tsv", 4, b"two\n")
     disk.broken = False
+    assert receive(inbox, "readings-0000.tsv", 8, b"six\n").ack == ("readings-0000.tsv", 4)
+    assert content(tmp_path, "readings-0000.tsv") == b"one\n"
+
+
+def test_a_shorter_file_put_in_the_place_of_one_that_could_not_be_cut_is_not_filled_up_with_zeros(tmp_path, monkeypatch):
+    disk = FailingDisk()
+    inbox = seqfile.Inbox(str(tmp_path), sync=disk)
+    receive(inbox, "readings-0000.tsv", 0, b"one\ntwo\n")
+    disk.broken = True
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(seqfile.os, "ftruncate", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+        receive(inbox, "readings-0000.tsv", 8, b"six\n")
+    disk.broken = False
+    os.truncate(str(next(tmp_path.rglob("readings-0000.tsv"))), 4)                   # somebody restores an older copy
     assert receive(inbox, "readings-0000.tsv", 8, b"six\n").ack == ("readings-0000.tsv", 4)
     assert content(tmp_path, "readings-0000.tsv") == b"one\n"
 
@@ -595,6 +616,19 @@ def test_after_a_failed_sync_the_next_row_starts_a_new_file(tmp_path):
         append(rows, b"two\n")
     disk.broken = False
     assert os.path.basename(append(rows, b"six\n")) == "readings-0001.tsv"
+
+
+def test_a_file_whose_sync_failed_is_not_gone_back_to_when_the_next_cannot_be_made_at_once(tmp_path):
+    disk = FailingDisk()
+    rows = seqfile.RowLog(str(tmp_path), MATCH, sync=disk)
+    append(rows, b"one\n")
+    disk.broken = True
+    with pytest.raises(OSError):
+        append(rows, b"two\n")
+    disk.broken = False
+    with mock.patch.object(seqfile.os, "open", side_effect=OSError(errno.EMFILE, "too many")), pytest.raises(OSError):
+        append(rows, b"six\n")
+    assert os.path.basename(append(rows, b"ten\n")) == "readings-0001.tsv"
 
 
 def test_whatever_goes_wrong_with_a_row_the_others_hear_of_theirs_and_the_log_goes_on(tmp_path):
