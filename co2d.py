@@ -20,7 +20,8 @@ Threads, and where they meet:
 
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
-    Station.drawing is held by the one that draws a status page: together they would take all memory there is
+    Station.drawing is held by the one that draws a status page: together they would take all memory there is, and `viewers`
+                    counts who waits for it: all of them would take all threads
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
@@ -75,7 +76,6 @@ MAX_HEAD = 8 * 1024                     # bytes of request line and header field
 MAX_FIELDS = 64
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
-PAGE_PATIENCE = 10.0                    # seconds that a status page waits for those before it
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 DATABASE_PATIENCE = 60                  # seconds between imports, at most, when one fails or takes long
 REST = 4                                # times as long as an import took, nothing is imported: units come first
@@ -475,6 +475,7 @@ class Station:
         self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
         self.started = self._latest = clock()
         self._lock, self.drawing = threading.Lock(), threading.Lock()
+        self.viewers = threading.BoundedSemaphore(max(1, settings.threads // 8))
         self.counters: Dict[Tuple[str, Labels], float] = Counter()    # type: ignore[assignment]
         self.changed: Set[str] = set()
         self._changed_since = self.started
@@ -809,14 +810,15 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
     import plot_ascii                                           # a daemon that nobody looks at stays small
     html = not accept.startswith("text/plain") and not agent.startswith("curl/")
-    if not station.drawing.acquire(timeout=PAGE_PATIENCE):
+    if not station.viewers.acquire(blocking=False):
         raise Refused(503, "too many status pages at once", (("Retry-After", "60"),))
     try:
-        text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
+        with station.drawing:
+            text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
     except ValueError as error:
         raise Refused(400, str(error))
     finally:
-        station.drawing.release()
+        station.viewers.release()
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
         headers.append(("Refresh", str(refresh)))
