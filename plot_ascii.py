@@ -461,9 +461,12 @@ def _row_label(value: float) -> str:
 def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
     """A parser of numbers in a range."""
     def parse(text: str) -> Any:
-        if not low <= kind(text) <= high:
-            raise ValueError("%s is not between %g and %g" % (text, low, high))
-        return kind(text)
+        try:
+            if low <= kind(text) <= high:
+                return kind(text)
+        except ValueError:
+            pass
+        raise ValueError("%s is not a%s number from %g to %g" % (clean(text, True)[:40], " whole" * (kind is int), low, high))
     parse.__name__ = "number"           # argparse says: invalid number value
     return parse
 
@@ -519,10 +522,16 @@ class Options:
 
     @classmethod
     def from_query(cls, query: Dict[str, str]) -> Options:
-        """From the arguments of a URL; names that are none of ours are no matter."""
-        given = {name: query[name.replace("_", "-")] for name in OPTIONS if query.get(name.replace("_", "-"))}
-        return cls(**{name: text not in ("0", "no", "false") if OPTIONS[name][1] is bool else OPTIONS[name][1](text)
-                      for name, text in given.items()})
+        """From the arguments of a URL or of a command line; names that are none of ours are no matter."""
+        given = {}
+        for name, (_, kind, _, _) in OPTIONS.items():
+            text = query.get(name.replace("_", "-"))
+            try:
+                if text:
+                    given[name] = text not in ("0", "no", "false") if kind is bool else kind(text)
+            except ValueError as error:
+                raise ValueError("%s: %s" % (name.replace("_", "-"), error))
+        return cls(**given)
 
 
 class Context:
@@ -887,7 +896,7 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     co2, temp = found["co2"][0], found["temp"][0]
     scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
     ribbons = _ribbons(c, row, axis, co2, b)
-    room = max((lines or c.rows or c.o.height - 1) - 2 - len(ribbons), 3)
+    room = max((lines or min(c.rows or c.o.height, c.o.height - 1)) - 2 - len(ribbons), 3)      # a browser has more rows
     high = room - room * 9 // 20 if room > 6 else room
     drawn = [_site_title(c, row, spans, co2, axis, b), *panel(c, row, spans, "co2", axis, co2, scale, high)]
     drawn += panel(c, row, spans, "temp", axis, temp, warmth, room - high) if room > high else []
@@ -1080,8 +1089,9 @@ def view_status(c: Context) -> Page:
     found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in here], days.edges)
     rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(here)]
     counts = {verdict: sum(state.verdict == verdict for state in states) for verdict in VERDICTS}
-    each = {verdict: "%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n}
-    said, wrong = "  ".join(each.values()), "  ".join(each[verdict] for verdict in each if verdict not in ("ok", "off"))
+    each = [(n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n]
+    said = "  ".join("%d %s" % pair for pair in each)
+    wrong = "  ".join("%d %s" % (n, text.split()[-1]) for n, text in each if text not in ("ok", "not deployed"))
     title = [(3, "fleet"), (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
              (1, (count(len(states), "unit") + ": " + said, said, *filter(None, [wrong])))]
     legend = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
@@ -1443,7 +1453,7 @@ def arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("view", nargs="?", default="co2", choices=list(VIEWS))
     parser.add_argument("--db", metavar="FILE", help="the database (where co2d.conf says, or var/db.sqlite3)")
     for name, (_, kind, metavar, text) in OPTIONS.items():
-        how = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": metavar}
+        how: Any = {"action": "store_const", "const": "yes"} if kind is bool else {"metavar": metavar}
         parser.add_argument("--" + name.replace("_", "-"), help=text, **how)
     for flag, text in SWITCHES:
         parser.add_argument(flag, action="store_true", help=text)
@@ -1468,11 +1478,10 @@ def screen(environ: Mapping[str, str]) -> List[int]:
 
 def environment(a: Any, environ: Dict[str, str]) -> Options:
     """Options from the command line, completed by what the environment says of the screen and the locale."""
-    given = {name: getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
-    given = {**dict(zip(("width", "height"), screen(environ))), **given}
-    if not speaks_unicode(environ):
-        given.setdefault("glyphs", "ascii")
-    return Options(**given)
+    cells, lines = screen(environ)
+    usual = {"width": str(cells), "height": str(lines), "glyphs": "auto" if speaks_unicode(environ) else "ascii"}
+    given = {name.replace("_", "-"): getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
+    return Options.from_query({**usual, **given})
 
 
 def speaks_unicode(environ: Dict[str, str]) -> bool:

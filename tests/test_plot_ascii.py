@@ -892,6 +892,8 @@ def test_web_pages_are_valid_and_have_the_text_of_the_pages(four: str, hostile: 
         checker = checked(plot_ascii.web_page(view, db, {"width": "80", "glyphs": "block"}, True, seconds(NOW)))
         text = plot_ascii.web_page(view, db, {"glyphs": "block"}, False, seconds(NOW))
         assert [line.rstrip() for line in checker.text.split("\n") if line.strip()] == list(filter(None, text.split("\n")))
+    one = plot_ascii.web_page("co2", four, {"site": "Vadsø"}, False, seconds(NOW))
+    assert one.count("\n") == 2 * 23 + 1, "a plot is as high as on a terminal, however long a page may be"
     narrow = checked(plot_ascii.web_page(view, four, {"width": "50"}, True, seconds(NOW))).text
     assert max(width(line) for line in narrow.split("\n")) <= 50
 
@@ -1012,6 +1014,16 @@ def test_nothing_that_matches_is_one_line(four: str, arguments: List[str]) -> No
         status, out, err = run(view, "--db", four, *arguments)
         assert (status, err) == (0, ""), (view, err)
         assert out.count("\n") == 1 or view == "status" and "--xmax" in arguments, (view, out)
+
+
+@pytest.mark.parametrize("option, text, why", [
+    ("width", "5", "5 is not a whole number from 20 to 1000"), ("recent-days", "nan", "nan is not a number from 0 to 100000"),
+    ("glyphs", "emoji", "glyphs are one of auto, braille, block, ascii"), ("site", "*" * 9, "too many stars")])
+def test_what_is_wrong_with_an_option_is_said_in_a_url_and_on_the_command_line(four: str, option: str, text: str, why: str) -> None:
+    with pytest.raises(ValueError, match="^%s: %s" % (option, why)):
+        plot_ascii.web_page("co2", four, {option: text}, True, seconds(NOW))
+    status, out, err = run("--db", four, "--" + option, text)
+    assert (status, out) == (2, "") and err.startswith("plot_ascii: %s: %s" % (option, why)) and err.count("\n") == 1
 
 
 def test_what_is_missing_is_named(four: str, tmp_path: object) -> None:
