@@ -882,7 +882,7 @@ def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     co2, temp = ([bucket for row in found[what] for bucket in row] for what in ("co2", "temp"))
     scales = make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5)
     pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in here]
-    return Page("co2", pages[0].facts, ["site", "unit", *pages[0].fields],
+    return Page("co2", {"co2_scale": scales[0][:2], "temp_scale": scales[1][:2]}, ["site", "unit", *pages[0].fields],
                 [[row.name, row.stays[0].nickname, *one] for row, page in zip(here, pages) for one in page.records],
                 [line for page in pages for line in page.lines] +
                 [[Span("+%d more (--all)" % hidden, "dim")]] * bool(hidden))

@@ -764,6 +764,10 @@ def test_a_page_begins_and_ends_with_the_readings_of_the_site_not_with_all_of_it
     assert text_of("co2", db, site="c").startswith("c · unit-01 · 20 Sep 00:00 – 26 Sep 2019 12:00 UTC")
 
 
+def test_facts_of_panels_are_facts_of_all(four: str) -> None:
+    assert set(page_of("co2", four, panels=True).facts) == {"co2_scale", "temp_scale"}
+
+
 def test_units_are_not_counted_as_sites(four: str) -> None:
     assert text_of("co2", four, unit="unit-0[12]").startswith("2 units ·")
     assert text_of("co2", four, site="vj*").startswith("2 sites ·")
