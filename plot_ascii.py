@@ -44,6 +44,7 @@ from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from itertools import groupby
 from math import ceil, floor, log10
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import importer
@@ -140,18 +141,6 @@ def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
 def runs(chars: Iterable[Tuple[str, str]]) -> Line:
     """Characters with their styles, as one span for each run of a style."""
     return [Span("".join(char for char, _ in group), style) for style, group in groupby(chars, key=lambda pair: pair[1])]
-
-
-def fit(parts: Iterable[Part], cells: int, gap: str) -> str:
-    """The parts of a heading, in order, as far as they fit."""
-    left = [(rank, [forms] if isinstance(forms, str) else list(forms)) for rank, forms in parts if forms]
-    while True:
-        text = gap.join(forms[0] for _, forms in left)
-        if width(text) <= cells or len(left) == 1 and len(left[0][1]) == 1:
-            return cut(text, cells)
-        worst = max(range(len(left)), key=lambda i: left[i][0])
-        rank, forms = left[worst]
-        left[worst:worst + 1] = [(rank, forms[1:])] if len(forms) > 1 else []
 
 
 def count(n: int, what: str) -> str:
@@ -507,14 +496,11 @@ OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
     "data_limit": (None, number(0.1, 1e5), "HOURS", "status: late without readings for so long")}
 
 
-class Options:
+class Options(SimpleNamespace):
     """A value for each of OPTIONS."""
 
     def __init__(self, **given: Any) -> None:
-        self.__dict__.update({name: row[0] for name, row in OPTIONS.items()}, **given)
-
-    def __getattr__(self, name: str) -> Any:        # tells mypy that there are attributes
-        raise AttributeError(name)
+        super().__init__(**{**{name: row[0] for name, row in OPTIONS.items()}, **given})
 
     def but(self, **changes: Any) -> Options:
         """The same with some changed."""
@@ -557,9 +543,15 @@ class Context:
         return clean(text, self.ascii)
 
     def head(self, parts: Iterable[Part], style: str = "head") -> Line:
-        """A line of parts."""
-        said = [(rank, self.say(forms) if isinstance(forms, str) else list(map(self.say, forms))) for rank, forms in parts]
-        return [Span(fit(said, self.width, self.say(" · ")), style)]
+        """A line of parts, in order, as far as they fit."""
+        left = [(rank, [self.say(form) for form in ([forms] if isinstance(forms, str) else forms)]) for rank, forms in parts if forms]
+        while True:
+            text = self.say(" · ").join(forms[0] for _, forms in left)
+            if width(text) <= self.width or len(left) == 1 and len(left[0][1]) == 1:
+                return [Span(cut(text, self.width), style)]
+            worst = max(range(len(left)), key=lambda i: left[i][0])
+            rank, forms = left[worst]
+            left[worst:worst + 1] = [(rank, forms[1:])] if len(forms) > 1 else []
 
     @cached_property
     def stays(self) -> List[importer.Deployment]:
@@ -1547,18 +1539,15 @@ def write_site(directory: str, db: str, o: Options, now: float) -> None:
 
 def page_through(text: str, environ: Dict[str, str]) -> None:
     """Show text in the user's pager; without one that starts, print it."""
+    import signal
     import subprocess
     try:
         process = subprocess.Popen(environ.get("PAGER") or "less -FIRX", shell=True, stdin=subprocess.PIPE,
                                    env={"LESS": "FIRX", "LESSCHARSET": "utf-8", **environ})
     except OSError:
         return put(text)
-    while True:
-        try:
-            process.communicate(text.encode())
-            break
-        except KeyboardInterrupt:       # is meant for the pager
-            continue
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is meant for the pager
+    process.communicate(text.encode())
     if process.returncode == 127:
         put(text)
 
