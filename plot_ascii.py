@@ -1393,14 +1393,13 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     """
     try:
         connection = importer.open_db(db)
-    except importer.NoDatabase as error:
-        put("CO2 CRITICAL: %s\n" % clean(error, o.glyphs == "ascii"))
+        c = Context(connection, o, now, None)
+        states, why = states_of(c), c.nobody()
+    except (importer.NoDatabase, sqlite3.Error) as error:
+        states, why = [], clean(error, o.glyphs == "ascii")
+    if not states:
+        put("CO2 CRITICAL: %s\n" % why)
         return 2
-    c = Context(connection, o, now, None)
-    if not c.stays:
-        put("CO2 CRITICAL: %s\n" % c.nobody())
-        return 2
-    states = states_of(c)
     bad = [state for state in states if state.verdict in ("late", "stuck", "never")]
     worst = max([2 if state.verdict == "stuck" or state.data_late > 3 else 1 for state in bad], default=0)
     names = [(c.name(state.site or state.nickname), VERDICTS[state.verdict][2]) for state in bad]

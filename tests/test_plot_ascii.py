@@ -1250,3 +1250,11 @@ def test_where_it_cannot_be_known_no_time_is_said(size: int, line: float, expect
 def test_check_without_a_database_is_critical(capfd: Any, tmp_path: object) -> None:
     status, lines = check(capfd, str(tmp_path) + "/none", NOW)
     assert status == 2 and len(lines) == 1
+
+
+def test_check_of_a_broken_database_is_critical_not_a_warning(capfd: Any, tmp_path: object, four: str) -> None:
+    db = str(tmp_path) + "/db"
+    with contextlib.closing(sqlite3.connect(four)) as source, contextlib.closing(sqlite3.connect(db)) as broken:
+        source.backup(broken)
+        broken.execute("DROP TABLE pings")
+    assert check(capfd, db, NOW) == (2, ["CO2 CRITICAL: no such table: pings"])
