@@ -41,9 +41,10 @@ import sys
 import time
 from bisect import bisect_right
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from math import ceil, floor, log10
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import importer
@@ -140,18 +141,6 @@ def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
 def runs(chars: Iterable[Tuple[str, str]]) -> Line:
     """Characters with their styles, as one span for each run of a style."""
     return [Span("".join(char for char, _ in group), style) for style, group in groupby(chars, key=lambda pair: pair[1])]
-
-
-def fit(parts: Iterable[Part], cells: int, gap: str) -> str:
-    """The parts of a heading, in order, as far as they fit."""
-    left = [(rank, [forms] if isinstance(forms, str) else list(forms)) for rank, forms in parts if forms]
-    while True:
-        text = gap.join(forms[0] for _, forms in left)
-        if width(text) <= cells or len(left) == 1 and len(left[0][1]) == 1:
-            return cut(text, cells)
-        worst = max(range(len(left)), key=lambda i: left[i][0])
-        rank, forms = left[worst]
-        left[worst:worst + 1] = [(rank, forms[1:])] if len(forms) > 1 else []
 
 
 def count(n: int, what: str) -> str:
@@ -263,12 +252,14 @@ class Zone:
         return self.local(ts).strftime("%Y-%m-%dT%H:%M") + ("%+03d:%02d" % divmod(offset, 60) if offset else "Z")
 
     def parse(self, text: str) -> int:
-        """UTC seconds of a date or date-time in this zone."""
+        """UTC seconds of a date or date-time in this zone, or in the one that it says: ...Z, ...+02:00."""
         try:
-            local = datetime.fromisoformat(text[:-1] if text.endswith("Z") else text).replace(tzinfo=None)
+            found = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
         except ValueError:
             raise ValueError("not a date or time like 2019-09-26 or 2019-09-26T12:00: %s" % clean(text, True)[:40])
-        return self.seconds(min(max(local, datetime(1970, 1, 2)), datetime(2100, 1, 1)))
+        ahead = found.utcoffset()
+        local = min(max(found.replace(tzinfo=None), datetime(1970, 1, 2)), datetime(2100, 1, 1))
+        return self.seconds(local) if ahead is None else int((local - ahead - EPOCH).total_seconds())
 
     def short(self, ts: int, now: int) -> str:
         """26 Sep 12:00, or 26 Sep 2018 when it was in another year."""
@@ -442,11 +433,16 @@ def make_rows(scale: Scale, rows: int) -> Tuple[Scale, List[str]]:
         return (Scale(10 ** (low - step / 2), 10 ** (low + step * (rows - 0.5)), True),
                 [compact(10 ** (low + row * step)) if row % 2 == 0 else "" for row in range(rows)])
     unit = nice(scale.high - scale.low) / 1000
-    step = next(n * unit * ten for ten in (1, 10, 100, 1000, 10000) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)
-                if scale.high <= (floor(scale.low / (n * unit * ten) + 0.5) + rows - 0.5) * n * unit * ten)
-    first = floor(scale.low / step + 0.5)
-    return (Scale((first - 0.5) * step, (first + rows - 0.5) * step),
-            ["%.4g" % (row * step) if rows < 5 or row % 2 == 0 else "" for row in range(first, first + rows)])
+    for step in [n * unit * ten for ten in (1, 10, 100, 1000, 10000, 100000) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)]:
+        first = floor(scale.low / step + 0.5)
+        labels = [_row_label(row * step) if rows < 5 or row % 2 == 0 else "" for row in range(first, first + rows)]
+        if scale.high <= (first + rows - 0.5) * step and max(map(len, labels)) <= 4:
+            break
+    return Scale((first - 0.5) * step, (first + rows - 0.5) * step), labels
+
+
+def _row_label(value: float) -> str:
+    return "%.4g" % value if abs(value) < 10000 else "%.4gk" % (value / 1000)
 
 # -- what a page is asked for -----------------------------------------------------------------------------------------
 
@@ -454,9 +450,12 @@ def make_rows(scale: Scale, rows: int) -> Tuple[Scale, List[str]]:
 def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
     """A parser of numbers in a range."""
     def parse(text: str) -> Any:
-        if not low <= kind(text) <= high:
-            raise ValueError("%s is not between %g and %g" % (text, low, high))
-        return kind(text)
+        try:
+            if low <= kind(text) <= high:
+                return kind(text)
+        except ValueError:
+            pass
+        raise ValueError("%s is not a%s number from %g to %g" % (clean(text, True)[:40], " whole" * (kind is int), low, high))
     parse.__name__ = "number"           # argparse says: invalid number value
     return parse
 
@@ -483,7 +482,7 @@ OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
                     "the last N days, 0 for all (co2 14, one site 365, pings 364, signal and gaps 30, errors 84)"),
     "min_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and above"),
     "max_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and below"),
-    "co2_max": (None, number(1, 1e6), "PPM", "top of the CO2 scale"),
+    "co2_max": (None, number(1, 5e5), "PPM", "top of the CO2 scale"),
     "unit": (None, patterns, "NAME", "units by id or nickname; several with commas, or patterns: a,b*"),
     "site": (None, patterns, "NAME", "sites, likewise"),
     "tz": ("UTC", str, "ZONE", "time zone of the page, like Europe/Oslo"),
@@ -497,14 +496,11 @@ OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
     "data_limit": (None, number(0.1, 1e5), "HOURS", "status: late without readings for so long")}
 
 
-class Options:
+class Options(SimpleNamespace):
     """A value for each of OPTIONS."""
 
     def __init__(self, **given: Any) -> None:
-        self.__dict__.update({name: row[0] for name, row in OPTIONS.items()}, **given)
-
-    def __getattr__(self, name: str) -> Any:        # tells mypy that there are attributes
-        raise AttributeError(name)
+        super().__init__(**{**{name: row[0] for name, row in OPTIONS.items()}, **given})
 
     def but(self, **changes: Any) -> Options:
         """The same with some changed."""
@@ -512,10 +508,16 @@ class Options:
 
     @classmethod
     def from_query(cls, query: Dict[str, str]) -> Options:
-        """From the arguments of a URL; names that are none of ours are no matter."""
-        given = {name: query[name.replace("_", "-")] for name in OPTIONS if query.get(name.replace("_", "-"))}
-        return cls(**{name: text not in ("0", "no", "false") if OPTIONS[name][1] is bool else OPTIONS[name][1](text)
-                      for name, text in given.items()})
+        """From the arguments of a URL or of a command line; names that are none of ours are no matter."""
+        given = {}
+        for name, (_, kind, _, _) in OPTIONS.items():
+            text = query.get(name.replace("_", "-"))
+            try:
+                if text:
+                    given[name] = text not in ("0", "no", "false") if kind is bool else kind(text)
+            except ValueError as error:
+                raise ValueError("%s: %s" % (name.replace("_", "-"), error))
+        return cls(**given)
 
 
 class Context:
@@ -541,10 +543,17 @@ class Context:
         return clean(text, self.ascii)
 
     def head(self, parts: Iterable[Part], style: str = "head") -> Line:
-        """A line of parts."""
-        said = [(rank, self.say(forms) if isinstance(forms, str) else list(map(self.say, forms))) for rank, forms in parts]
-        return [Span(fit(said, self.width, self.say(" · ")), style)]
+        """A line of parts, in order, as far as they fit."""
+        left = [(rank, [self.say(form) for form in ([forms] if isinstance(forms, str) else forms)]) for rank, forms in parts if forms]
+        while True:
+            text = self.say(" · ").join(forms[0] for _, forms in left)
+            if width(text) <= self.width or len(left) == 1 and len(left[0][1]) == 1:
+                return [Span(cut(text, self.width), style)]
+            worst = max(range(len(left)), key=lambda i: left[i][0])
+            rank, forms = left[worst]
+            left[worst:worst + 1] = [(rank, forms[1:])] if len(forms) > 1 else []
 
+    @cached_property
     def stays(self) -> List[importer.Deployment]:
         """The deployments that are asked for, highest tier first; units that never had one come last."""
         o = self.o
@@ -559,16 +568,29 @@ class Context:
                 and (o.min_tier is None or stay.tier is not None and stay.tier >= o.min_tier)
                 and (o.max_tier is None or stay.tier is not None and stay.tier <= o.max_tier)]
 
-    def range(self, table: str, stays: Iterable[importer.Deployment], days: float) -> Tuple[int, int, bool]:
-        """From, to, and whether the begin is exact. Without --xmax a page ends now, or with the newest row when none has
-        come for as long as the page shows; without --xmin it begins no earlier than the first row."""
-        first, last = importer.extent(self.db, table, sorted({stay.unit_id for stay in stays}), self.now)
+    def nobody(self) -> str:
+        """Why there are no stays."""
+        o = self.o
+        asked = o.site or o.unit or o.min_tier is not None or o.max_tier is not None
+        return "No site or unit by that name or tier." if asked else "No units yet."
+
+    def range(self, table: str, spans: Iterable[importer.Span], days: float) -> Tuple[int, int, bool]:
+        """From, to, and whether the begin is exact. Without --xmax a page ends now, or with the newest row of the spans when
+        none has come for as long as the page shows; without --xmin it begins no earlier than the first."""
+        units, since, until = zip(*spans)
+        first, last = importer.extent(self.db, table, sorted(set(units)), self.now)
+        if first is not None and last is not None:
+            first, last = max(first, min(since)), min(last, max(until) - 1)
+        asked = None if self.o.xmin is None else self.zone.parse(self.o.xmin)
         days = days if self.o.recent_days is None else self.o.recent_days or 1e5
-        end = last + 1 if last is not None and self.o.xmax is None and self.now - last > days * DAY else self.now
-        begin = int(end - days * DAY) if self.o.xmin is None else min(self.zone.parse(self.o.xmin), end - 300)
-        if self.o.xmin is None and first is not None and begin < first < end - 300:
+        over = last is not None and self.now - last > days * DAY and (asked is None or asked < last)
+        end = last + 1 if last is not None and over and self.o.xmax is None else self.now
+        if asked is not None and asked > end:
+            raise ValueError("the page would begin after its end: %s" % clean(self.o.xmin, True))
+        begin = int(end - days * DAY) if asked is None else min(asked, end - 300)
+        if asked is None and first is not None and begin < first < end - 300:
             return first, end, True
-        return max(begin, DAY), end, self.o.xmin is not None
+        return max(begin, DAY), end, asked is not None
 
 
 # -- pages: the numbers, and the lines drawn from them ----------------------------------------------------------------
@@ -595,6 +617,7 @@ class Column(NamedTuple):
     gap: int = 1                        # cells before it
     chart: bool = False                 # in time; takes the room that is left, the first chart first
     margin: int = 0                     # cells on both sides of a chart
+    most: int = 0                       # cells that its longest text takes, if there is room left
 
 
 class Cell(NamedTuple):
@@ -648,6 +671,9 @@ class Table:
              notes: Iterable[Part], **facts: Any) -> Page:
         """Title, headings, rows, and a line that says how many rows are not here and what the glyphs mean."""
         iso = self.c.zone.iso
+        for i in self.kept:
+            column = self.columns[i]
+            self.columns[i] = column._replace(width=max(column.width, min(column.most, column.width + self.spare())))
         lines = [self.c.head(title), self.line([(Span(column.head, "dim"),) for column in self.columns])]
         lines += [self.line([each.spans for each in row]) for row in rows]
         lines.append(self.c.head([(0, "+%d more (--all)" % hidden if hidden else ""), *notes], "dim"))
@@ -657,12 +683,16 @@ class Table:
                     {field: [iso(edge) for edge in axis.edges[:-1]] for field, axis in self.axes.items()})
 
 
-def who(c: Context, stays: Iterable[Union[importer.Deployment, importer.UnitState]], rank: int = 3) -> List[Column]:
+def names_of(c: Context, what: str, names: Iterable[str], rank: int = 0) -> Column:
+    """A column for the names of sites or units: an eighth of the page, or more where nothing else takes it."""
+    most = max([4, *(width(c.name(name)) for name in set(names))])
+    return Column((what,), what, min(most, max(11, c.width // 8)), rank, most=most)
+
+
+def who(c: Context, stays: Sequence[Union[importer.Deployment, importer.UnitState]], rank: int = 3) -> List[Column]:
     """Columns for site and unit."""
-    stays = list(stays)
-    names = (("site", [stay.site or "[no site]" for stay in stays]), ("unit", [stay.nickname for stay in stays]))
-    return [Column((head,), head, min(max([4, *(width(c.name(name)) for name in set(found))]), max(11, c.width // 8)),
-                   rank * (head == "unit")) for head, found in names]
+    return [names_of(c, "site", [stay.site or "[no site]" for stay in stays]),
+            names_of(c, "unit", [stay.nickname for stay in stays], rank)]
 
 
 def who_cells(c: Context, stay: Union[importer.Deployment, importer.UnitState]) -> List[Cell]:
@@ -709,28 +739,32 @@ class Row(NamedTuple):
         return [(unit, max(since, a), min(until, b)) for unit, since, until in self.spans if since < b and until > a]
 
 
+def spans_of(stays: Iterable[importer.Deployment]) -> List[importer.Span]:
+    """When each unit stayed there."""
+    return [(stay.unit_id, stay.since, stay.until) for stay in stays]
+
+
 def rows_of(stays: Sequence[importer.Deployment], by_unit: bool) -> List[Row]:
     """One row for each site, or for each unit."""
     groups: Dict[str, List[importer.Deployment]] = {}
     for stay in stays:
         groups.setdefault(stay.unit_id if by_unit or stay.site is None else "@" + stay.site, []).append(stay)
     return [Row(group[0].nickname if by_unit or group[0].site is None else group[0].site, group,
-                [(group[0].unit_id, 0, importer.FOREVER)] if by_unit else [(s.unit_id, s.since, s.until) for s in group])
+                [(group[0].unit_id, 0, importer.FOREVER)] if by_unit else spans_of(group))
             for group in groups.values()]
 
 
 def view_co2(c: Context) -> Page:
     """All sites; or one site or unit in detail; or, with --panels, every stay in detail."""
-    stays, by_unit, named = c.stays(), bool(c.o.unit and not c.o.site), bool(c.o.unit or c.o.site)
-    rows = rows_of(stays, by_unit)
-    alone = named and len(rows) == 1
-    a, b, exact = c.range("co2_readings", stays, 365 if alone else 14)
+    by_unit = bool(c.o.unit and not c.o.site)
+    rows = rows_of(c.stays, by_unit)
+    alone = len(rows) == 1 and bool(c.o.unit or c.o.site)
+    a, b, exact = c.range("co2_readings", [span for row in rows for span in row.spans], 365 if alone else 14)
     if c.o.panels and not by_unit:
-        rows = [Row(stay.site or stay.nickname, [stay], [(stay.unit_id, stay.since, stay.until)]) for stay in stays]
+        rows = [Row(stay.site or stay.nickname, [stay], spans_of([stay])) for stay in c.stays]
     rows = [row for row in rows if row.within(a, b)]
     if not rows:
-        why = "No readings in this time." if stays else "No site or unit by that name." if named else "No data yet."
-        return nothing("co2", why)
+        return nothing("co2", "No readings in this time.")
     if c.o.panels:
         return panels(c, rows, a, b, exact)
     return site(c, rows[0], a, b, exact) if alone else fleet(c, rows, a, b, exact)
@@ -750,7 +784,8 @@ def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
 
 
 def marks_of(buckets: Buckets, scale: Scale) -> List[str]:
-    """What stands in columns instead of their means: up or down where values are off the scale, suspect where none is usable."""
+    """What stands in columns instead of their means: up or down where values are off the scale, suspect where there are
+    readings and none is usable."""
     def mark(bucket: Any) -> str:
         if bucket is None:
             return ""
@@ -759,7 +794,7 @@ def marks_of(buckets: Buckets, scale: Scale) -> List[str]:
             return "up"
         if n and low < scale.low or suspects and suspect_low < scale.low:
             return "down"
-        return "suspect" if suspects and not n else ""
+        return "" if n else "suspect"
     return list(map(mark, buckets))
 
 
@@ -776,8 +811,7 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     """A row per site: all on one time axis, and on one scale. Of very many rows the columns are days, which are summed up."""
     here = rows[:c.room(3)]
     many = len(here) > 250 and b - a > 3 * DAY
-    names = min(max([4, *(width(c.name(row.name)) for row in rows)]), max(11, c.width // 8))
-    t = Table(c, [Column(("site",), "site", names), Column(("co2",), "", 14, chart=True),
+    t = Table(c, [names_of(c, "site", [row.name for row in rows]), Column(("co2",), "", 14, chart=True),
                   Column(("ppm",), "ppm", 4, 1, True), Column(("min", "max"), "range", 7, 3, True, 2),
                   Column(("temp",), "", 7, 4, gap=2, chart=True),
                   Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 3)],
@@ -796,11 +830,14 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
         stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(here)]
     flags = max(width(row[-1].spans[0].text) for row in cells)
     t.columns[-1] = t.columns[-1]._replace(width=min(max(flags, 1), 3 + max(t.spare(), 0)))
-    title = [(0, count(len(rows), "site")), (0, c.zone.period(a, b, c.g["to"])),
+    sites = any(row.name == row.stays[0].site for row in rows)
+    title = [(0, count(len(rows), "site" if sites else "unit")), (0, c.zone.period(a, b, c.g["to"])),
              (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
              (3, "T %s%s%.0f °C" % (("%.0f" % warmth.low).replace("-", "−"), c.g["to"], warmth.high))]
     notes = [(1, ("col = %s (CO₂), %s (T)" % (axis.step, short.step), "col = " + axis.step)), (4, "blank = no data"),
-             (3, "L late"), (2, "▲▼ off scale")]
+             (3, "L late"), (2, "▲▼ off scale"),
+             (5, "? suspect" if any("suspect" in marks_of([bucket for bucket in row if bucket and not bucket.n], one)
+                                    for rows, one in ((co2, scale), (temp, warmth)) for row in rows) else "")]
     return t.page("co2", title, (a, b), cells, len(rows) - len(here), notes, co2_scale=scale[:2], temp_scale=warmth[:2])
 
 
@@ -837,7 +874,7 @@ def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     co2, temp = ([bucket for row in found[what] for bucket in row] for what in ("co2", "temp"))
     scales = make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5)
     pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in here]
-    return Page("co2", pages[0].facts, ["site", "unit", *pages[0].fields],
+    return Page("co2", {"co2_scale": scales[0][:2], "temp_scale": scales[1][:2]}, ["site", "unit", *pages[0].fields],
                 [[row.name, row.stays[0].nickname, *one] for row, page in zip(here, pages) for one in page.records],
                 [line for page in pages for line in page.lines] +
                 [[Span("+%d more (--all)" % hidden, "dim")]] * bool(hidden))
@@ -851,7 +888,7 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     co2, temp = found["co2"][0], found["temp"][0]
     scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
     ribbons = _ribbons(c, row, axis, co2, b)
-    room = max((lines or c.rows or c.o.height - 1) - 2 - len(ribbons), 3)
+    room = max((lines or min(c.rows or c.o.height, c.o.height - 1)) - 2 - len(ribbons), 3)      # a browser has more rows
     high = room - room * 9 // 20 if room > 6 else room
     drawn = [_site_title(c, row, spans, co2, axis, b), *panel(c, row, spans, "co2", axis, co2, scale, high)]
     drawn += panel(c, row, spans, "temp", axis, temp, warmth, room - high) if room > high else []
@@ -967,17 +1004,17 @@ def _ribbons(c: Context, row: Row, axis: Axis, co2: Buckets, b: int) -> List[Lin
 
 def view_pings(c: Context) -> Page:
     """A row per stay: on how many days of each column the unit has called; silence while deployed is not the same."""
-    stays = c.stays()
-    a, b, exact = c.range("pings", stays, 364)
-    stays = [stay for stay in stays if stay.since < b and stay.until > a]
-    if not stays:
-        return nothing("pings", "No units yet.")
-    (name, unit), here = who(c, stays, 2), stays[:c.room(3)]
+    a, b, exact = c.range("pings", spans_of(c.stays), 364)
+    name, unit = who(c, c.stays, 2)
     t = Table(c, [name._replace(width=min(name.width, max(10, c.width // 8))),
                   Column(("pings",), "", 14, gap=0, chart=True, margin=1), unit._replace(gap=0),
-                  Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d", rows=len(here))
+                  Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d", rows=len(c.stays[:c.room(3)]))
     axis = t.axes["pings"]
     a = axis.edges[0]
+    stays = [stay for stay in c.stays if stay.since < b and stay.until > a]
+    if not stays:
+        return nothing("pings", "No unit was there in this time.")
+    here = stays[:c.room(3)]
     found = importer.pings(c.db, [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here], axis.edges, False)
     late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, here)
             if state.last_ping is not None and state.pings_late > 1 and state.alarms}
@@ -1024,18 +1061,15 @@ VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call with
 SIGNAL = Scale(-115, -70)               # dBm, of small charts
 
 
-def states_of(c: Context, stays: Sequence[importer.Deployment]) -> List[importer.UnitState]:
+def states_of(c: Context) -> List[importer.UnitState]:
     """How the units do, worst first, by the limits that were asked for."""
     limits = [limit and limit * 3600 for limit in (c.o.ping_limit, c.o.data_limit)]
-    return importer.fleet_state(c.db, c.now, stays, *limits)
+    return importer.fleet_state(c.db, c.now, c.stays, *limits)
 
 
 def view_status(c: Context) -> Page:
     """How each unit does, worst first; pings and data are judged apart."""
-    stays = c.stays()
-    if not stays:
-        return nothing("status", "No units yet.")
-    states = states_of(c, stays)
+    states = states_of(c)
     stuck = [[(0, c.name(state.site or state.nickname)), (1, why_stuck(c, state))] for state in states if state.free_by]
     stuck = stuck[:3 if c.rows else None]
     here = states[:c.room(3 + len(stuck))]
@@ -1047,9 +1081,11 @@ def view_status(c: Context) -> Page:
     found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in here], days.edges)
     rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(here)]
     counts = {verdict: sum(state.verdict == verdict for state in states) for verdict in VERDICTS}
-    said = "  ".join("%d %s" % (n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n)
+    each = [(n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n]
+    said = "  ".join("%d %s" % pair for pair in each)
+    wrong = "  ".join("%d %s" % (n, text.split()[-1]) for n, text in each if text not in ("ok", "not deployed"))
     title = [(3, "fleet"), (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
-             (1, (count(len(states), "unit") + ": " + said, said))]
+             (1, (count(len(states), "unit") + ": " + said, said, *filter(None, [wrong])))]
     legend = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
     page = t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
                   [(1, (legend + "  rssi −115 … −70 dBm", legend))], **counts)
@@ -1089,8 +1125,8 @@ def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[
 
 def view_signal(c: Context) -> Page:
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
-    stays = importer.whereabouts(c.stays(), c.now)
-    a, b, _ = c.range("pings", stays.values(), 30)
+    stays = importer.whereabouts(c.stays, c.now)
+    a, b, _ = c.range("pings", [(unit, 0, importer.FOREVER) for unit in stays], 30)
     levels = {unit: found for unit in stays for found in [importer.signals(c.db, unit, a, b + 1)] if found}
     order = sorted(levels, key=lambda unit: quarters(levels[unit])[2])
     if not order:
@@ -1143,10 +1179,10 @@ ERRORS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
 
 def view_errors(c: Context) -> Page:
     """Entries of the units' error logs by column and type; below, the newest."""
-    stays = importer.whereabouts(c.stays(), c.now)
-    a, b, exact = c.range("error_logs", stays.values(), 84)
+    stays = importer.whereabouts(c.stays, c.now)
+    a, b, exact = c.range("error_logs", [(unit, 0, importer.FOREVER) for unit in stays], 84)
     kinds = [Column((kind or "other",), kind or "other", max(len(kind), 5), 2, True) for kind in ERRORS]
-    t = Table(c, [*who(c, stays.values(), 4), Column(("entries",), "", 14, chart=True), *kinds,
+    t = Table(c, [*who(c, list(stays.values()), 4), Column(("entries",), "", 14, chart=True), *kinds,
                   Column(("all",), "all", 4, 1, True)], a, b, exact, "1 d")
     axis = t.axes["entries"]
     found = importer.errors(c.db, [(unit, axis.edges[0], b + 1) for unit in stays], axis.edges)
@@ -1185,15 +1221,14 @@ GAPS = {"waiting": ("not uploaded", "warn"), "silent": ("calls, no data", "bad")
 
 def view_gaps(c: Context) -> Page:
     """Stretches without readings, newest first, and what became of them."""
-    stays = c.stays()
-    a, b, _ = c.range("co2_readings", stays, 30)
-    found = sorted(importer.gaps(c.db, stays, a, b), key=lambda gap: (-gap.end, gap.start))
+    a, b, _ = c.range("co2_readings", spans_of(c.stays), 30)
+    found = sorted(importer.gaps(c.db, c.stays, a, b), key=lambda gap: (-gap.end, gap.start))
     if not found:
-        return nothing("gaps", "No gaps in this time." if stays else "No units yet.")
-    t = Table(c, [*who(c, stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1),
+        return nothing("gaps", "No gaps in this time.")
+    t = Table(c, [*who(c, c.stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1),
                   Column(("missing",), "missing", 7, 2, True), Column(("state", "calls"), "state", 14)])
     here = found[:c.room(3)]
-    own = {gap.unit_id: [stay for stay in stays if stay.unit_id == gap.unit_id] for gap in here}
+    own = {gap.unit_id: [stay for stay in c.stays if stay.unit_id == gap.unit_id] for gap in here}
     place = {gap: importer.whereabouts(own[gap.unit_id], gap.start if gap.end < b else b)[gap.unit_id] for gap in here}
     rows = [[*who_cells(c, place[gap]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
              cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)),
@@ -1310,7 +1345,8 @@ def draw(view: str, db: str, o: Options, now: float, rows: Optional[int]) -> Pag
     except importer.NoDatabase as error:
         return nothing(view, clean("No data: %s" % error, o.glyphs == "ascii"))
     try:
-        return VIEWS[view](Context(connection, o, now, rows))
+        c = Context(connection, o, now, rows)
+        return VIEWS[view](c) if c.stays else nothing(view, c.nobody())
     finally:
         connection.close()
 
@@ -1357,11 +1393,13 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     """
     try:
         connection = importer.open_db(db)
-    except importer.NoDatabase as error:
-        put("CO2 CRITICAL: %s\n" % clean(error, o.glyphs == "ascii"))
+        c = Context(connection, o, now, None)
+        states, why = states_of(c), c.nobody()
+    except (importer.NoDatabase, sqlite3.Error) as error:
+        states, why = [], clean(error, o.glyphs == "ascii")
+    if not states:
+        put("CO2 CRITICAL: %s\n" % why)
         return 2
-    c = Context(connection, o, now, None)
-    states = states_of(c, c.stays())
     bad = [state for state in states if state.verdict in ("late", "stuck", "never")]
     worst = max([2 if state.verdict == "stuck" or state.data_late > 3 else 1 for state in bad], default=0)
     names = [(c.name(state.site or state.nickname), VERDICTS[state.verdict][2]) for state in bad]
@@ -1406,7 +1444,7 @@ def arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("view", nargs="?", default="co2", choices=list(VIEWS))
     parser.add_argument("--db", metavar="FILE", help="the database (where co2d.conf says, or var/db.sqlite3)")
     for name, (_, kind, metavar, text) in OPTIONS.items():
-        how = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": metavar}
+        how: Any = {"action": "store_const", "const": "yes"} if kind is bool else {"metavar": metavar}
         parser.add_argument("--" + name.replace("_", "-"), help=text, **how)
     for flag, text in SWITCHES:
         parser.add_argument(flag, action="store_true", help=text)
@@ -1431,11 +1469,10 @@ def screen(environ: Mapping[str, str]) -> List[int]:
 
 def environment(a: Any, environ: Dict[str, str]) -> Options:
     """Options from the command line, completed by what the environment says of the screen and the locale."""
-    given = {name: getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
-    given = {**dict(zip(("width", "height"), screen(environ))), **given}
-    if not speaks_unicode(environ):
-        given.setdefault("glyphs", "ascii")
-    return Options(**given)
+    cells, lines = screen(environ)
+    usual = {"width": str(cells), "height": str(lines), "glyphs": "auto" if speaks_unicode(environ) else "ascii"}
+    given = {name.replace("_", "-"): getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
+    return Options.from_query({**usual, **given})
 
 
 def speaks_unicode(environ: Dict[str, str]) -> bool:
@@ -1494,25 +1531,22 @@ def write_site(directory: str, db: str, o: Options, now: float) -> None:
         connection = importer.open_db(db)
     except importer.NoDatabase:
         return
-    for name in sorted({stay.site for stay in Context(connection, o, now, None).stays() if stay.site}):
+    for name in sorted({stay.site for stay in Context(connection, o, now, None).stays if stay.site}):
         write_file(os.path.join(directory, link(name)), document("co2", db, o.but(site=name), now, urls=urls, link=link))
     connection.close()
 
 
 def page_through(text: str, environ: Dict[str, str]) -> None:
     """Show text in the user's pager; without one that starts, print it."""
+    import signal
     import subprocess
     try:
         process = subprocess.Popen(environ.get("PAGER") or "less -FIRX", shell=True, stdin=subprocess.PIPE,
                                    env={"LESS": "FIRX", "LESSCHARSET": "utf-8", **environ})
     except OSError:
         return put(text)
-    while True:
-        try:
-            process.communicate(text.encode())
-            break
-        except KeyboardInterrupt:       # is meant for the pager
-            continue
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is meant for the pager
+    process.communicate(text.encode())
     if process.returncode == 127:
         put(text)
 

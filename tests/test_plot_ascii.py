@@ -285,13 +285,19 @@ def test_a_time_that_has_passed_has_at_most_eight_characters(seconds: float, tex
 
 def test_status_in_forty_cells_of_ascii(four: str) -> None:
     assert text_of("status", four, width=40, rows=6, glyphs="ascii") == picture("""
-    2019-09-26 12:00 UTC
+    2019-09-26 12:00 UTC  1 LATE  1 never
          site           last pings 14 d
     LATE ??_ref     4 d 08 h ||||||||||....
     none pa_07         never ..............
      ok  vj_re_sn_1      8 h ||||||||||||||
     +2 more (--all)
     """)
+
+
+def test_status_says_what_is_wrong_before_what_is_well(four: str) -> None:
+    heads = {cells: text_of("status", four, width=cells).split("\n")[0] for cells in (80, 50, 46, 40)}
+    assert heads[80].startswith("fleet · 2019-09-26 12:00 UTC · 5 units: 1 LATE  1 never  3 ok")
+    assert heads[50] == "2019-09-26 12:00 UTC · 1 LATE  1 never  3 ok" and heads[40] == "2019-09-26 12:00 UTC · 1 LATE  1 never"
 
 
 def test_signal(four: str) -> None:
@@ -723,6 +729,59 @@ def test_a_page_of_very_many_rows_is_made_of_days(tmp_path: object) -> None:
     assert len(every_one.records) == 260 and records(every_one)[7]["co2"][1:5] == [420.5] * 4
 
 
+def test_readings_without_any_usable_value_are_marked_by_days_as_by_hours(tmp_path: object) -> None:
+    """Unit 1 has 85.0 degC (power-on) for two days, and for two others no readings at all."""
+    readings = [(when, ppm, 85.0 if when.day in (18, 19) else temp) for when, ppm, temp in steady() if when.day not in (22, 23)]
+    db = archive(str(tmp_path), [Unit(1, readings), Unit(2, steady())], "1 a 1 deployed\n2 b 1 deployed")
+    days, halves = (text_of("co2", db, width=cells, xmin="2019-09-12") for cells in (80, 120))
+    assert "▅▅▅▅▅▅??▅▅  ▅▅▅" in days and days.endswith("off scale · ? suspect\n")
+    assert "▅▅▲▲▲▲▅▅▅▅    ▅▅" in halves and halves.endswith("off scale\n")
+    assert "suspect" not in text_of("co2", db, site="*", recent_days=2)
+
+
+def test_names_take_the_room_that_is_left(tmp_path: object) -> None:
+    sites = ["is_adjacent_%02d" % n for n in range(3)]
+    start = NOW - timedelta(days=400)
+    db = archive(str(tmp_path), [Unit(n, (), daily(start)) for n in range(3)],
+                 "\n".join("%d %s 1 deployed 2018-01-01" % pair for pair in enumerate(sites)))
+    lines = text_of("pings", db, width=80).splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == sites and max(map(len, lines)) <= 80
+
+
+def test_a_stay_that_ended_before_the_first_column_has_no_row(tmp_path: object) -> None:
+    """A year begins on a Thursday, its first whole week on Monday the 1st of October: unit 1 moved in between."""
+    start = datetime(2018, 9, 1)
+    db = archive(str(tmp_path), [Unit(1, (), daily(start))], "1 a 1 deployed 2018-09-01 2018-09-29\n1 b 1 deployed 2018-09-29")
+    assert [row["site"] for row in records(page_of("pings", db))] == ["b"]
+
+
+def test_a_page_begins_and_ends_with_the_readings_of_the_site_not_with_all_of_its_units(tmp_path: object) -> None:
+    start = NOW - timedelta(days=500)
+    db = archive(str(tmp_path), [Unit(1, steady(start, minutes=120))],
+                 "1 a 1 deployed 2018-01-01 2018-06-01\n1 b 1 deployed 2018-06-01 2018-09-01\n1 c 1 deployed 2019-09-20")
+    assert text_of("co2", db, site="a").startswith("a · unit-01 · 14 May 12:00 – 1 Jun 2018 00:00 UTC · 210/210 = 100 %")
+    assert " – 31 Aug 2018 UTC" in text_of("co2", db, site="b")
+    assert text_of("co2", db, site="c").startswith("c · unit-01 · 20 Sep 00:00 – 26 Sep 2019 12:00 UTC")
+
+
+def test_facts_of_panels_are_facts_of_all(four: str) -> None:
+    assert set(page_of("co2", four, panels=True).facts) == {"co2_scale", "temp_scale"}
+
+
+def test_units_are_not_counted_as_sites(four: str) -> None:
+    assert text_of("co2", four, unit="unit-0[12]").startswith("2 units ·")
+    assert text_of("co2", four, site="vj*").startswith("2 sites ·")
+
+
+def test_labels_of_a_plot_have_at_most_four_characters() -> None:
+    for low, high in ((429, 457), (380, 480), (-9.9, -2.1), (-12.4, 16), (0, 10000), (0, 20000), (11950, 12050), (0, 5e5)):
+        for rows in range(1, 40):
+            scale, labels = plot_ascii.make_rows(Scale(low, high), rows)
+            assert len(labels) == rows and max(map(len, labels)) <= 4, (rows, labels)
+            assert scale.low <= low and high <= scale.high
+    assert plot_ascii.make_rows(Scale(0, 20000), 4)[1] == ["0", "6000", "12k", "18k"]
+
+
 def test_of_very_many_rows_the_columns_are_wider() -> None:
     c, years = plot_ascii.Context(None, Options(width=250), seconds(NOW), None), (seconds(NOW) - 1826 * 86400, seconds(NOW))
     columns = [plot_ascii.Column(("site",), "site", 10), plot_ascii.Column(("co2",), "", 14, chart=True)]
@@ -837,6 +896,8 @@ def test_web_pages_are_valid_and_have_the_text_of_the_pages(four: str, hostile: 
         checker = checked(plot_ascii.web_page(view, db, {"width": "80", "glyphs": "block"}, True, seconds(NOW)))
         text = plot_ascii.web_page(view, db, {"glyphs": "block"}, False, seconds(NOW))
         assert [line.rstrip() for line in checker.text.split("\n") if line.strip()] == list(filter(None, text.split("\n")))
+    one = plot_ascii.web_page("co2", four, {"site": "Vadsø"}, False, seconds(NOW))
+    assert one.count("\n") == 2 * 23 + 1, "a plot is as high as on a terminal, however long a page may be"
     narrow = checked(plot_ascii.web_page(view, four, {"width": "50"}, True, seconds(NOW))).text
     assert max(width(line) for line in narrow.split("\n")) <= 50
 
@@ -959,6 +1020,41 @@ def test_nothing_that_matches_is_one_line(four: str, arguments: List[str]) -> No
         assert out.count("\n") == 1 or view == "status" and "--xmax" in arguments, (view, out)
 
 
+@pytest.mark.parametrize("option, text, why", [
+    ("width", "5", "5 is not a whole number from 20 to 1000"), ("recent-days", "nan", "nan is not a number from 0 to 100000"),
+    ("glyphs", "emoji", "glyphs are one of auto, braille, block, ascii"), ("site", "*" * 9, "too many stars")])
+def test_what_is_wrong_with_an_option_is_said_in_a_url_and_on_the_command_line(four: str, option: str, text: str, why: str) -> None:
+    with pytest.raises(ValueError, match="^%s: %s" % (option, why)):
+        plot_ascii.web_page("co2", four, {option: text}, True, seconds(NOW))
+    status, out, err = run("--db", four, "--" + option, text)
+    assert (status, out) == (2, "") and err.startswith("plot_ascii: %s: %s" % (option, why)) and err.count("\n") == 1
+
+
+def test_what_is_missing_is_named(four: str, tmp_path: object) -> None:
+    """A name that nothing has, a time without readings, an archive without units: three different things."""
+    for view in plot_ascii.VIEWS:
+        for options in ({"site": "nowhere"}, {"unit": "x"}, {"min_tier": 99}):
+            assert page_of(view, four, **options).empty == "No site or unit by that name or tier.", view
+    assert page_of("co2", four, xmin="2019-09-01", xmax="2019-09-02").empty == ""
+    empty = archive(str(tmp_path), [])
+    assert {page_of(view, empty).empty for view in plot_ascii.VIEWS} == {"No units yet."}
+
+
+def test_a_time_may_say_its_zone(four: str, oslo: str) -> None:
+    def begin(xmin: str, tz: str) -> str:
+        return str(page_of("gaps", four, xmin=xmin, tz=tz).facts["from"])
+    assert begin("2019-09-20T12:00", "UTC") == begin("2019-09-20T14:00+02:00", "UTC") == "2019-09-20T12:00Z"
+    assert begin("2019-09-20T12:00Z", oslo) == "2019-09-20T14:00+02:00" and begin("2019-09-20T12:00", oslo)[11:13] == "12"
+
+
+def test_a_page_that_would_begin_after_its_end_is_refused(four: str) -> None:
+    for options in ({"xmin": "2019-09-24", "xmax": "2019-09-23"}, {"xmin": "2030-01-01"}):
+        with pytest.raises(ValueError, match="after its end"):
+            page_of("co2", four, **options)
+    late = page_of("co2", four, NOW + timedelta(days=99), xmin="2019-12-01")
+    assert set(map(str, records(late)[0]["co2"])) == {"None"} and late.facts["from"] == "2019-12-01T00:00Z"
+
+
 def test_wrong_arguments_exit_with_2(four: str) -> None:
     for arguments in (["--width", "wide"], ["--xmin", "never"], ["weather"], ["--tz", "No/Where"], ["--glyphs", "emoji"]):
         status, out, err = run("--db", four, *arguments)
@@ -998,6 +1094,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_fleet_that_is_well_is_one_line(capfd: Any, watched: str) -> None:
     lines = ["CO2 OK: 3 units | late=0 stuck=0 weak=0 never=0 ok=2 off=1"]
     assert check(capfd, watched, NOW, "--site", "a,d,lab") == (0, lines)
+
+
+def test_a_name_that_nothing_has_is_critical_not_well(capfd: Any, watched: str) -> None:
+    assert check(capfd, watched, NOW, "--site", "b,") == check(capfd, watched, NOW, "--unit", "unit-02")
+    assert check(capfd, watched, NOW, "--site", "bb") == (2, ["CO2 CRITICAL: No site or unit by that name or tier."])
 
 
 def test_a_unit_that_calls_without_data_is_critical(capfd: Any, watched: str) -> None:
@@ -1149,3 +1250,11 @@ def test_where_it_cannot_be_known_no_time_is_said(size: int, line: float, expect
 def test_check_without_a_database_is_critical(capfd: Any, tmp_path: object) -> None:
     status, lines = check(capfd, str(tmp_path) + "/none", NOW)
     assert status == 2 and len(lines) == 1
+
+
+def test_check_of_a_broken_database_is_critical_not_a_warning(capfd: Any, tmp_path: object, four: str) -> None:
+    db = str(tmp_path) + "/db"
+    with contextlib.closing(sqlite3.connect(four)) as source, contextlib.closing(sqlite3.connect(db)) as broken:
+        source.backup(broken)
+        broken.execute("DROP TABLE pings")
+    assert check(capfd, db, NOW) == (2, ["CO2 CRITICAL: no such table: pings"])

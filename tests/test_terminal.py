@@ -119,6 +119,9 @@ def test_a_long_page_goes_through_the_pager_and_a_short_one_does_not(many: str, 
     screen.until(lambda text: "site_15" in text and not ended(text))
     screen.send("G")
     screen.until(lambda text: "off scale" in text and not ended(text))
+    screen.send("C-c")
+    time.sleep(0.5)
+    assert not ended(screen.screen()), "Ctrl-C is meant for the pager"
     screen.send("q")
     assert "status=0" in screen.until(ended)
     screen.run("co2 --site site_0* --db %s %s" % (many, AT))
