@@ -3,31 +3,31 @@
 
 A page is made in one direction only:
 
-    queries (importer)  ->  buckets, one for each column of the page  ->  `Page`: the numbers, and the lines drawn from them
+    queries (importer)  ->  buckets, one for each column of the page  ->  `Page`: numbers, and the lines drawn from them
                                                                       ->  text, TSV, JSON, HTML
 Words used here:
 
-    axis      the columns of a chart in time. A column is a calendar step long (5 min ... 1 h ... 1 d ... 1 week ... 5 years)
-              and begins where such a step begins in the page's time zone; the shortest step that fits the width is taken (of
-              many hundreds of rows a longer one), so a chart may be narrower than its room. Ticks stand on calendar steps
-              too, no closer than their labels allow; where a year begins the label is the year.
-    scale     from the least to the greatest value inside the *fence*, rounded outward. The fence is Tukey's for values far
-              out: three interquartile distances beyond the quartiles of what all columns of the page hold. A value outside
-              the scale is marked in its column, and counted: a spike neither vanishes nor flattens the page.
-    gap       a column without readings is blank: never bridged, never zero. Only where a unit measures more seldom than the
-              column is wide (`importer.buckets`) the value before is held.
-    glyphs    three sets of characters in one table. `auto` is block, with braille in the large plots, and ascii where the
-              user's locale is C. A page's own words are written in Unicode here and pass through `PLAIN` for ascii.
-    span      text, style, link: what lines are made of. Foreign text gets into a span only through `clean`, which leaves no
-              control or format character; width is counted in cells of a terminal, wide characters as two.
+    axis      the columns of a chart in time. A column is a calendar step long (5 min ... 1 h ... 1 d ... 1 week ...
+              5 years) and begins where such a step begins in the page's time zone; the shortest step that fits the
+              width is taken (of many hundreds of rows a longer one), so a chart may be narrower than its room. Ticks
+              stand on calendar steps too, no closer than their labels allow; where a year begins the label is the year.
+    scale     from the least to the greatest value inside the *fence*, rounded outward. The fence is Tukey's for values
+              far out: three interquartile distances beyond the quartiles of what all columns of the page hold. A value
+              outside the scale is marked in its column, and counted: a spike neither vanishes nor flattens the page.
+    gap       a column without readings is blank: never bridged, never zero. Only where a unit measures more seldom than
+              the column is wide (`importer.buckets`) the value before is held.
+    glyphs    three sets of characters in one table. `auto` is block, with braille in the large plots, and ascii where
+              the user's locale is C. A page's own words are written in Unicode here and pass through `PLAIN` for ascii.
+    span      text, style, link: what lines are made of. Foreign text gets into a span only through `clean`, which
+              leaves no control or format character; width is counted in cells of a terminal, wide characters as two.
     part      a piece of a heading and its rank: where the line is too short, the last rank is shortened, then left out.
-    cell      what a table holds: values for programs, spans for people. A list as value is a chart, one number a column.
+    cell      what a table holds: values for programs, spans for people. A list as value is a chart, a number a column.
 
-Every row has its numbers in digits, and colour only repeats what the text says. --plain and --json have the numbers that
-are drawn. A page costs columns x rows: what it has no room for is not asked for.
+Every row has its numbers in digits, and colour only repeats what the text says. --plain and --json have the numbers
+that are drawn. A page costs columns x rows: what it has no room for is not asked for.
 
-Left out on purpose: smoothing and interpolation, a second y axis, sixel and other graphics, keys to press (--watch redraws
-in place with a few escape sequences, no curses), palettes beyond the terminal's own.
+Left out on purpose: smoothing and interpolation, a second y axis, sixel and other graphics, keys to press (--watch
+redraws in place with a few escape sequences, no curses), palettes beyond the terminal's own.
 """
 
 from __future__ import annotations
@@ -58,21 +58,22 @@ MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 # sub: places above each other in one cell of a large plot
 BLOCK = {"ramp": "▁▂▃▄▅▆▇█", "days": "░▒▓█", "silent": "─", "open": "├", "close": "┤", "pings": "·▌█", "up": "▲",
-         "down": "▼", "suspect": "?", "side": "│", "label": "┤", "zero": "┄", "last": "◂", "foot": "╵", "to": "–", "mean": "▀",
-         "range": "░", "status": "█▒░", "part": "▂", "whisker": "─", "box": "━", "median": "█", "dot": "○", "limit": "┊",
-         "none": "–", "degree": "°C", "sub": 2}
+         "down": "▼", "suspect": "?", "side": "│", "label": "┤", "zero": "┄", "last": "◂", "foot": "╵", "to": "–",
+         "mean": "▀", "range": "░", "status": "█▒░", "part": "▂", "whisker": "─", "box": "━", "median": "█", "dot": "○",
+         "limit": "┊", "none": "–", "degree": "°C", "sub": 2}
 BRAILLE = {**BLOCK, "mean": "⠒", "range": "⠅", "sub": 4}
 ASCII = {"ramp": ".:-=+*#%", "days": ".:+#", "silent": "-", "open": "[", "close": "]", "pings": ".|!", "up": "^",
-         "down": "v", "suspect": "?", "side": "|", "label": "+", "zero": ".", "last": "<", "foot": "|", "to": "..", "mean": "*",
-         "range": ":", "status": "=-.", "part": "_", "whisker": "-", "box": "=", "median": "#", "dot": "o", "limit": ".",
-         "none": "-", "degree": "degC", "sub": 1}
+         "down": "v", "suspect": "?", "side": "|", "label": "+", "zero": ".", "last": "<", "foot": "|", "to": "..",
+         "mean": "*", "range": ":", "status": "=-.", "part": "_", "whisker": "-", "box": "=", "median": "#", "dot": "o",
+         "limit": ".", "none": "-", "degree": "degC", "sub": 1}
 Glyphs = Dict[str, Any]
 # name -> glyphs of tables, glyphs of large plots, columns in one cell of a table's chart
 GLYPHS: Dict[str, Tuple[Glyphs, Glyphs, int]] = {
     "auto": (BLOCK, BRAILLE, 1), "braille": (BLOCK, BRAILLE, 2), "block": (BLOCK, BLOCK, 1), "ascii": (ASCII, ASCII, 1)}
-BARS = (0, 0x40, 0x44, 0x46, 0x47), (0, 0x80, 0xA0, 0xB0, 0xB8)        # braille: a half filled from below, left and right
-DOTS = (0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08)              # braille: dots from below, left and right
-PLAIN = str.maketrans({"·": "", "–": "-", "−": "-", "₂": "2", "°": "", "×": "x", "…": "..", "╷": "|", "▲": "^", "▼": "v"})
+BARS = (0, 0x40, 0x44, 0x46, 0x47), (0, 0x80, 0xA0, 0xB0, 0xB8)         # braille: a half filled from below, left, right
+DOTS = (0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08)               # braille: dots from below, left, right
+PLAIN = str.maketrans({"·": "", "–": "-", "−": "-", "₂": "2", "°": "", "×": "x", "…": "..", "╷": "|", "▲": "^",
+                       "▼": "v"})
 LATIN = str.maketrans({"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "đ": "d", "Đ": "D", "ð": "d", "þ": "th", "ß": "ss",
                        "ł": "l", "ŋ": "n", "ŧ": "t"})
 
@@ -80,7 +81,7 @@ LATIN = str.maketrans({"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "đ": "d", 
 
 
 def clean(text: object, ascii: bool = False) -> str:
-    """Foreign text for a terminal: what does not print becomes ?, any space a plain one; in ASCII no letter has marks."""
+    """Foreign text for a terminal: what does not print becomes ?, any space a plain one; ASCII letters lose marks."""
     found = str(text)
     if found.isascii() and found.isprintable():
         return found
@@ -88,7 +89,7 @@ def clean(text: object, ascii: bool = False) -> str:
     found = u.normalize("NFC", found)
     if ascii:
         found = "".join(c for c in u.normalize("NFKD", found.translate(LATIN)) if not u.combining(c))
-    kinds = [(c, u.category(c)) for c in found if not "\ufe00" <= c <= "\ufe0f"]      # variation selectors: width unknown
+    kinds = [(c, u.category(c)) for c in found if not "\ufe00" <= c <= "\ufe0f"]    # variation selectors: width unknown
     found = "".join(" " if kind == "Zs" else "?" if kind[0] == "C" or kind in ("Zl", "Zp") else c for c, kind in kinds)
     return found.encode("ascii", "replace").decode() if ascii else found
 
@@ -125,7 +126,8 @@ class Span(NamedTuple):
 
 Line = List[Span]
 Part = Tuple[int, Sequence[str]]        # rank; a text, or its forms from long to short
-STYLES = {"head": "1", "bad": "1;31", "warn": "33", "good": "32", "dim": "2", "co2": "36", "temp": "35"}      # SGR codes
+# SGR codes
+STYLES = {"head": "1", "bad": "1;31", "warn": "33", "good": "32", "dim": "2", "co2": "36", "temp": "35"}
 
 
 def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
@@ -140,7 +142,8 @@ def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
 
 def runs(chars: Iterable[Tuple[str, str]]) -> Line:
     """Characters with their styles, as one span for each run of a style."""
-    return [Span("".join(char for char, _ in group), style) for style, group in groupby(chars, key=lambda pair: pair[1])]
+    return [Span("".join(char for char, _ in group), style)
+            for style, group in groupby(chars, key=lambda pair: pair[1])]
 
 
 def count(n: int, what: str) -> str:
@@ -170,8 +173,8 @@ LAST_YEAR = 2100
 
 def read_zone(name: str) -> Tuple[List[int], List[int]]:
     """When the clocks of a zone change, in UTC seconds, and by how many seconds they are ahead of UTC: before the first
-    change, then after each. From the system's file (RFC 8536): Python's own zoneinfo came with 3.9, and time.tzset is for a
-    whole process, in which other threads draw other pages."""
+    change, then after each. From the system's file (RFC 8536): Python's own zoneinfo came with 3.9, and time.tzset is
+    for a whole process, in which other threads draw other pages."""
     for folder in ZONES if all(part and part.translate(ZONE_SIGNS).isalnum() for part in name.split("/")) else ():
         try:
             with open(os.path.join(folder, name), "rb") as file:
@@ -184,7 +187,7 @@ def read_zone(name: str) -> Tuple[List[int], List[int]]:
 
 def parse_zone(raw: bytes) -> Tuple[List[int], List[int]]:
     """A file of version 2 or later: a header and data in 32 bits, the same in 64 bits, a rule for the time after."""
-    def counts(at: int) -> Tuple[int, ...]:             # of: UT marks, standard marks, leap seconds, changes, types, letters
+    def counts(at: int) -> Tuple[int, ...]:     # of: UT marks, standard marks, leap seconds, changes, types, letters
         magic, version, *numbers = struct.unpack_from(">4sc15x6L", raw, at)
         if magic != b"TZif" or version < b"2":
             raise ValueError("no such file")
@@ -204,7 +207,7 @@ def parse_zone(raw: bytes) -> Tuple[List[int], List[int]]:
 
 
 def zone_rule(text: str) -> List[Tuple[int, int]]:
-    """The changes by a rule like CET-1CEST,M3.5.0,M10.5.0/3 (POSIX, variable TZ), each with the seconds ahead of UTC."""
+    """The changes by a rule like CET-1CEST,M3.5.0,M10.5.0/3 (POSIX, variable TZ), and the seconds ahead of UTC then."""
     names, *days = text.split(",")
     offsets = [-_clock(found) for found in re.findall(r"(?:<[^>]*>|[A-Za-z]+)([-+:0-9]*)", names)]
     if not days:
@@ -215,7 +218,7 @@ def zone_rule(text: str) -> List[Tuple[int, int]]:
 
 
 def _change(year: int, rule: str) -> int:
-    """M10.5.0/3: the fifth (or last) Sunday of October at 3, as seconds on the clock. Days without a week are not in use."""
+    """M10.5.0/3: the fifth (or last) Sunday of October at 3, in seconds on the clock. Other forms are not in use."""
     day, _, clock = rule.partition("/")
     month, week, weekday = map(int, day[1:].split("."))
     first = datetime(year, month, 1)
@@ -275,8 +278,8 @@ class Zone:
         last = "%s %s" % (_date(other, True, False), self.name)
         if days and one.date() == other.date():
             return (last,)
-        long, short = ("%s %s %s %s" % (_date(one, one.year != other.year, clock), to, _date(other, True, clock), self.name)
-                       for clock in (not days, False))
+        long, short = ("%s %s %s %s" % (_date(one, one.year != other.year, clock), to, _date(other, True, clock),
+                                        self.name) for clock in (not days, False))
         return long, short, last
 
 
@@ -288,16 +291,16 @@ Step = Tuple[str, int]                  # unit, how many
 TODAY = ("day", 1)
 STEPS: Dict[str, Step] = {
     "5 min": ("min", 5), "10 min": ("min", 10), "30 min": ("min", 30), "1 h": ("min", 60), "2 h": ("min", 120),
-    "3 h": ("min", 180), "6 h": ("min", 360), "12 h": ("min", 720), "1 d": ("day", 1), "2 d": ("day", 2), "3 d": ("day", 3),
-    "1 week": ("day", 7), "2 weeks": ("day", 14), "1 month": ("month", 1), "2 months": ("month", 2),
+    "3 h": ("min", 180), "6 h": ("min", 360), "12 h": ("min", 720), "1 d": ("day", 1), "2 d": ("day", 2),
+    "3 d": ("day", 3), "1 week": ("day", 7), "2 weeks": ("day", 14), "1 month": ("month", 1), "2 months": ("month", 2),
     "3 months": ("month", 3), "6 months": ("month", 6), "1 year": ("month", 12), "5 years": ("month", 60)}
-TICKS: List[Step] = [("min", n) for n in (10, 30, 60, 120, 180, 360, 720)] + [("date", n) for n in (1, 2, 3, 5, 10, 15)] + \
-                    [("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
+TICKS: List[Step] = [("min", n) for n in (10, 30, 60, 120, 180, 360, 720)] + \
+                    [("date", n) for n in (1, 2, 3, 5, 10, 15)] + [("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
 
 
 def snap(local: datetime, step: Step, on: int = 0) -> datetime:
-    """Where the calendar step begins in which a time falls, or one that many steps later. Weeks begin on Monday, dates count
-    from the 1st of their month, and leave out one that is too close to the next 1st."""
+    """Where the calendar step begins in which a time falls, or one that many steps later. Weeks begin on Monday, dates
+    count from the 1st of their month, and leave out one that is too close to the next 1st."""
     unit, n = step
     day = local.replace(hour=0, minute=0, second=0, microsecond=0)
     if unit == "min":
@@ -353,7 +356,7 @@ def heading(ticks: Iterable[Tuple[int, str]], cells: int) -> str:
 
 def make_ticks(times: Sequence[datetime], per_cell: int, cells: int) -> List[Tuple[int, str]]:
     """Ticks on the smallest calendar steps whose labels do not meet."""
-    least = (times[-1] - times[0]).total_seconds() / (0.7 * cells + 2)          # closer ticks have no room for their labels
+    least = (times[-1] - times[0]).total_seconds() / (0.7 * cells + 2)      # closer ticks have no room for their labels
     for step in [step for step in TICKS if length(step) >= least] or TICKS[-1:]:
         ticks = [(j // per_cell, _label(tick, step)) for j, (one, other) in enumerate(zip(times, times[1:]))
                  for tick in [snap(other - timedelta(seconds=1), step)] if tick >= one]
@@ -410,11 +413,11 @@ def nice(size: float) -> float:
 
 def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top: Optional[float] = None,
                log: bool = False) -> Scale:
-    """All values inside the fence, rounded outward. `narrow` is the least interquartile distance that the fence believes."""
+    """All values inside the fence, rounded outward. `narrow` is the least interquartile distance the fence believes."""
     there = [bucket for bucket in buckets if bucket]
     usable: List[Any] = [bucket.low for bucket in there if bucket.n] + [bucket.high for bucket in there if bucket.n]
-    ends = sorted(usable or [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high) if end is not None]
-                  or [0, 4 * narrow])
+    ends = sorted(usable or [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high)
+                             if end is not None] or [0, 4 * narrow])
     lower, upper = ends[len(ends) // 4], ends[len(ends) * 3 // 4]
     reach = 3 * max(upper - lower, narrow)
     inside = [end for end in ends if lower - reach <= end <= upper + reach]
@@ -427,7 +430,7 @@ def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top:
 
 
 def make_rows(scale: Scale, rows: int) -> Tuple[Scale, List[str]]:
-    """A scale stretched so that the middles of a plot's rows are round numbers, and the labels of the rows, from below."""
+    """A scale stretched so that the middles of a plot's rows are round numbers, and the rows' labels, from below."""
     if scale.log:
         low, step = _log(scale.low), (_log(scale.high) - _log(scale.low)) / max(rows - 1, 1)
         return (Scale(10 ** (low - step / 2), 10 ** (low + step * (rows - 0.5)), True),
@@ -455,7 +458,8 @@ def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
                 return kind(text)
         except ValueError:
             pass
-        raise ValueError("%s is not a%s number from %g to %g" % (clean(text, True)[:40], " whole" * (kind is int), low, high))
+        kind_of = " whole" * (kind is int)
+        raise ValueError("%s is not a%s number from %g to %g" % (clean(text, True)[:40], kind_of, low, high))
     parse.__name__ = "number"           # argparse says: invalid number value
     return parse
 
@@ -492,7 +496,8 @@ OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
     "all": (False, bool, "", "all rows, however many"),
     "log": (False, bool, "", "logarithmic CO2 scale"),
     "panels": (False, bool, "", "co2: every deployment in detail"),
-    "ping_limit": (None, number(0.1, 1e5), "HOURS", "status: late without a ping for so long (by the unit's own rhythm)"),
+    "ping_limit": (None, number(0.1, 1e5), "HOURS",
+                   "status: late without a ping for so long (by the unit's own rhythm)"),
     "data_limit": (None, number(0.1, 1e5), "HOURS", "status: late without readings for so long")}
 
 
@@ -544,7 +549,8 @@ class Context:
 
     def head(self, parts: Iterable[Part], style: str = "head") -> Line:
         """A line of parts, in order, as far as they fit."""
-        left = [(rank, [self.say(form) for form in ([forms] if isinstance(forms, str) else forms)]) for rank, forms in parts if forms]
+        left = [(rank, [self.say(form) for form in ([forms] if isinstance(forms, str) else forms)])
+                for rank, forms in parts if forms]
         while True:
             text = self.say(" · ").join(forms[0] for _, forms in left)
             if width(text) <= self.width or len(left) == 1 and len(left[0][1]) == 1:
@@ -575,8 +581,8 @@ class Context:
         return "No site or unit by that name or tier." if asked else "No units yet."
 
     def range(self, table: str, spans: Iterable[importer.Span], days: float) -> Tuple[int, int, bool]:
-        """From, to, and whether the begin is exact. Without --xmax a page ends now, or with the newest row of the spans when
-        none has come for as long as the page shows; without --xmin it begins no earlier than the first."""
+        """From, to, and whether the begin is exact. Without --xmax a page ends now, or with the newest row of the spans
+        when none has come for as long as the page shows; without --xmin it begins no earlier than the first."""
         units, since, until = zip(*spans)
         first, last = importer.extent(self.db, table, sorted(set(units)), self.now)
         if first is not None and last is not None:
@@ -636,7 +642,7 @@ def nothing(view: str, why: str) -> Page:
     return Page(view, {}, [], [], [[Span(why)]], {}, why)
 
 
-MOST_CELLS = 60000                      # of the charts of a page, for a third of a second: of very many rows the columns are wider
+MOST_CELLS = 60000                      # of a page's charts, for a third of a second: many rows get wider columns
 
 
 class Table:
@@ -701,14 +707,15 @@ def who_cells(c: Context, stay: Union[importer.Deployment, importer.UnitState]) 
             cell(c.name(stay.nickname), stay.nickname)]
 
 
-def bars(c: Context, values: Sequence[Optional[float]], scale: Scale, style: str = "", marks: Sequence[str] = ()) -> Line:
+def bars(c: Context, values: Sequence[Optional[float]], scale: Scale, style: str = "",
+         marks: Sequence[str] = ()) -> Line:
     """Values as bars, in braille two to a cell; a mark (up, down, suspect) takes the place of a bar."""
     if c.per_cell == 1:
         chars = [" " if value is None else c.g["ramp"][scale.level(value, 8)] for value in values]
     else:
         pairs = zip(values[::2], [*values[1::2], None])
-        chars = [chr(0x2800 + sum(half[1 + scale.level(value, 4)] for half, value in zip(BARS, pair) if value is not None))
-                 if pair != (None, None) else " " for pair in pairs]
+        chars = [chr(0x2800 + sum(half[1 + scale.level(value, 4)] for half, value in zip(BARS, pair)
+                                  if value is not None)) if pair != (None, None) else " " for pair in pairs]
     if not any(marks):
         return [Span("".join(chars), style)]
     worst = [max(marks[at:at + c.per_cell], key=RANKS.index) for at in range(0, len(values), c.per_cell)]
@@ -778,8 +785,9 @@ def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
 def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
     """Least and greatest value, suspect ones included."""
     there = [bucket for bucket in buckets if bucket]
-    low: List[Any] = [bucket.low for bucket in there if bucket.n] + [bucket.suspect_low for bucket in there if bucket.suspects]
-    high: List[Any] = [bucket.high for bucket in there if bucket.n] + [bucket.suspect_high for bucket in there if bucket.suspects]
+    usable, suspect = [one for one in there if one.n], [one for one in there if one.suspects]
+    low: List[Any] = [one.low for one in usable] + [one.suspect_low for one in suspect]
+    high: List[Any] = [one.high for one in usable] + [one.suspect_high for one in suspect]
     return min(low, default=None), max(high, default=None)
 
 
@@ -808,7 +816,7 @@ def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale, m
 
 
 def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
-    """A row per site: all on one time axis, and on one scale. Of very many rows the columns are days, which are summed up."""
+    """A row per site: all on one time axis, and on one scale. Of very many rows the columns are days, from rollups."""
     here = rows[:c.room(3)]
     many = len(here) > 250 and b - a > 3 * DAY
     t = Table(c, [names_of(c, "site", [row.name for row in rows]), Column(("co2",), "", 14, chart=True),
@@ -820,7 +828,8 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
     a = axis.edges[0]
     spans = [row.within(min(a, short.edges[0]), b) for row in here]
     together = [(("co2", "temp"), axis)] if axis.edges == short.edges else [(("co2",), axis), (("temp",), short)]
-    found = {what: rows for whats, each in together for what, rows in importer.buckets(c.db, whats, spans, each.edges).items()}
+    found = {what: rows for whats, each in together
+             for what, rows in importer.buckets(c.db, whats, spans, each.edges).items()}
     co2, temp = found["co2"], found["temp"]
     scale = make_scale([bucket for row in co2 for bucket in row], 50, c.o.co2_max, c.o.log)
     warmth = make_scale([bucket for row in temp for bucket in row], 5)
@@ -888,18 +897,21 @@ def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scal
     co2, temp = found["co2"][0], found["temp"][0]
     scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
     ribbons = _ribbons(c, row, axis, co2, b)
-    room = max((lines or min(c.rows or c.o.height, c.o.height - 1)) - 2 - len(ribbons), 3)      # a browser has more rows
+    room = max((lines or min(c.rows or c.o.height, c.o.height - 1)) - 2 - len(ribbons), 3)  # a browser has more rows
     high = room - room * 9 // 20 if room > 6 else room
     drawn = [_site_title(c, row, spans, co2, axis, b), *panel(c, row, spans, "co2", axis, co2, scale, high)]
     drawn += panel(c, row, spans, "temp", axis, temp, warmth, room - high) if room > high else []
     drawn += [*ribbons, [Span("     " + c.say(axis.heading.replace("╷", c.plot["foot"])))]]
     fields = [what + "_" + name for what in ("co2", "temp") for name in ("n", "mean", "min", "max", "suspect")]
-    records = [[c.zone.iso(one), c.zone.iso(other)] + [value for bucket in pair for value in (
-                   (bucket.n, mean(bucket), bucket.low, bucket.high, bucket.suspects) if bucket else (0, None, None, None, 0))]
-               for one, other, pair in zip(axis.edges, axis.edges[1:], zip(co2, temp))]
+    records = [[c.zone.iso(one), c.zone.iso(other), *_numbers(ppm), *_numbers(degrees)]
+               for one, other, ppm, degrees in zip(axis.edges, axis.edges[1:], co2, temp)]
     facts = {"site": row.name, "units": sorted({stay.nickname for stay in row.stays}), "co2_scale": scale[:2],
              "temp_scale": warmth[:2]}
     return Page("co2", facts, ["from", "to", *fields], records, drawn)
+
+
+def _numbers(bucket: Optional[importer.Bucket]) -> List[Any]:
+    return [bucket.n, mean(bucket), bucket.low, bucket.high, bucket.suspects] if bucket else [0, None, None, None, 0]
 
 
 def _site_title(c: Context, row: Row, spans: Sequence[importer.Span], buckets: Buckets, axis: Axis, b: int) -> Line:
@@ -912,12 +924,13 @@ def _site_title(c: Context, row: Row, spans: Sequence[importer.Span], buckets: B
     counted = ("{:,}/{:,.0f} = ".format(here, due).replace(",", " ") + share, share)
     return c.head([(0, cut(c.name(row.name), c.width // 2)),
                    (2, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
-                   (0, c.zone.period(axis.edges[0], b, c.g["to"])), (3, counted if due >= 1 else count(here, "reading"))])
+                   (0, c.zone.period(axis.edges[0], b, c.g["to"])),
+                   (3, counted if due >= 1 else count(here, "reading"))])
 
 
 def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis: Axis, buckets: Buckets, scale: Scale,
           lines: int) -> List[Line]:
-    """A heading with the numbers; marks, if anything is off the scale; the plot, labelled left, the newest value right."""
+    """A heading with the numbers; marks, if anything is off the scale; the plot, labels left, newest value right."""
     g, form = c.plot, "%.0f" if what == "co2" else "%.1f"
     marks = marks_of(buckets, scale)
     (low, high), (below, above) = ends(buckets), off_scale(c, what, row, buckets, scale, marks)
@@ -984,7 +997,8 @@ def _ribbons(c: Context, row: Row, axis: Axis, co2: Buckets, b: int) -> List[Lin
     units = list(dict.fromkeys(stay.unit_id for stay in row.stays))[:3]
     for unit in units:
         stays, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], "", set()
-        spans, rhythm = [span for span in row.within(axis.edges[0], b) if span[0] == unit], importer.cadence(c.db, unit, b)
+        spans = [span for span in row.within(axis.edges[0], b) if span[0] == unit]
+        rhythm = importer.cadence(c.db, unit, b)
         own = co2 if len(units) == 1 else importer.buckets(c.db, ["co2"], [spans], axis.edges)["co2"][0]
         for bucket, one, other in zip(own, axis.edges, axis.edges[1:]):
             status = next((stay.status for stay in stays if stay.since < other and stay.until > one), None)
@@ -992,7 +1006,8 @@ def _ribbons(c: Context, row: Row, axis: Axis, co2: Buckets, b: int) -> List[Lin
             thin = bucket is not None and bucket.rows * rhythm < (min(other, b) - one) / 2
             chars += " " if not bucket else c.plot["part"] if thin else c.plot["status"][kind]
             seen |= {kind} if bucket else set()
-        legend = " ".join(c.plot["status"][kind] + ("depl", "route", "lab")[kind] for kind in sorted(seen, reverse=True))
+        legend = " ".join(c.plot["status"][kind] + ("depl", "route", "lab")[kind]
+                          for kind in sorted(seen, reverse=True))
         tail = legend if len(units) == 1 else c.name(stays[0].nickname)
         lines.append([Span("%4s%s%s " % ("stat" if len(units) == 1 else "unit", c.plot["side"], chars)),
                       Span(cut(tail, c.width - 6 - len(chars)), "dim")])
@@ -1015,7 +1030,8 @@ def view_pings(c: Context) -> Page:
     if not stays:
         return nothing("pings", "No unit was there in this time.")
     here = stays[:c.room(3)]
-    found = importer.pings(c.db, [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here], axis.edges, False)
+    spans = [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here]
+    found = importer.pings(c.db, spans, axis.edges, signal=False)
     late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, here)
             if state.last_ping is not None and state.pings_late > 1 and state.alarms}
     rows = []
@@ -1025,8 +1041,8 @@ def view_pings(c: Context) -> Page:
         text = "" if silent is None else "%dh" % (silent // 3600) if silent < 2 * DAY else "%dd" % (silent // DAY)
         chart = Cell([[pings.n if pings else 0 for pings in cells]], runs(_stay(c, stay, cells, axis, b)))
         rows.append([who_cells(c, stay)[0], chart, who_cells(c, stay)[1], cell(text, silent, "bad")])
-    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")), (0, c.zone.period(a, b, c.g["to"])),
-             (3, "1 col = " + axis.step), (4, "sort: tier, site")]
+    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")),
+             (0, c.zone.period(a, b, c.g["to"])), (3, "1 col = " + axis.step), (4, "sort: tier, site")]
     levels = {"1 week": ("ping days/week: ", "1-2", "3-4", "5-6", "7"), "1 d": ("", "", "", "", "pings")}.get(
         axis.step, ("days with pings: ", "<30 %", "<60 %", "some", "all"))
     legend = levels[0] + "  ".join("%s %s" % pair for pair in zip(c.g["days"], levels[1:]) if pair[1])
@@ -1056,8 +1072,9 @@ def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[import
 
 # -- status -----------------------------------------------------------------------------------------------------------
 
-VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"), "weak": ("weak", "warn", "weak"),
-            "never": ("none", "warn", "never"), "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
+VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"),
+            "weak": ("weak", "warn", "weak"), "never": ("none", "warn", "never"),
+            "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
 SIGNAL = Scale(-115, -70)               # dBm, of small charts
 
 
@@ -1079,7 +1096,8 @@ def view_status(c: Context) -> Page:
                   Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7), Column(("free_by",), "", 0, gap=0)])
     days = t.axes["pings"] = t.axes["rssi"] = make_axis(c.zone, c.now - 13 * DAY, c.now + 1, 14, True, least="1 d")
     found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in here], days.edges)
-    rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, state in enumerate(here)]
+    rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)])
+            for i, state in enumerate(here)]
     counts = {verdict: sum(state.verdict == verdict for state in states) for verdict in VERDICTS}
     each = [(n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n]
     said = "  ".join("%d %s" % pair for pair in each)
@@ -1096,8 +1114,9 @@ def why_stuck(c: Context, state: importer.UnitState) -> List[str]:
     """Until when a unit that calls may bring no data, in shorter and shorter forms; none where that is not known."""
     if state.free_by is None:
         return []
-    forms = (["stuck: pings, no data; if its file shrank, free by %s", "if its file shrank, free by %s", "free by %s?"]
-             if state.free_by >= c.now else ["stuck: pings, no data; not by a shrunken file: free by %s then", "not free by %s"])
+    shrunk = ["stuck: pings, no data; if its file shrank, free by %s", "if its file shrank, free by %s", "free by %s?"]
+    other = ["stuck: pings, no data; not by a shrunken file: free by %s then", "not free by %s"]
+    forms = shrunk if state.free_by >= c.now else other
     return [form % c.zone.local(state.free_by).strftime("%Y-%m-%d") for form in forms]
 
 
@@ -1160,8 +1179,8 @@ def quarters(levels: Sequence[Tuple[int, int, int]]) -> List[int]:
     return [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
 
 
-def _signal_row(c: Context, stay: importer.Deployment, levels: Sequence[Tuple[int, int, int]], low: int, step: int, cells: int,
-                pings: Sequence[Optional[importer.Pings]]) -> List[Cell]:
+def _signal_row(c: Context, stay: importer.Deployment, levels: Sequence[Tuple[int, int, int]], low: int, step: int,
+                cells: int, pings: Sequence[Optional[importer.Pings]]) -> List[Cell]:
     points, trend = quarters(levels), [None if one is None else one.dbm for one in pings]
     last, n = max(levels, key=lambda level: level[2])[0], sum(level[1] for level in levels)
     at = [(dbm - low) // step for dbm in (*points, last, importer.WEAK, importer.UNUSABLE)]
@@ -1197,8 +1216,8 @@ def view_errors(c: Context) -> Page:
     room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
     news = importer.newest_errors(c.db, list(stays), axis.edges[0], b + 1, room)
     newest = [dict(zip(("at", "unit", "level", "type", "message"), (c.zone.iso(one[0]), *one[1:]))) for one in news]
-    page = t.page("errors", title, (axis.edges[0], b), here, len(rows) - len(here), [(1, "digits: entries, + more than 9")],
-                  newest=newest)
+    page = t.page("errors", title, (axis.edges[0], b), here, len(rows) - len(here),
+                  [(1, "digits: entries, + more than 9")], newest=newest)
     lines = [[Span("%-12s " % c.zone.short(ts, b)), *pad(who_cells(c, stays[unit])[0].spans, t.columns[0].width),
               Span(cut(" %-4s %s" % (c.name(level), c.name(message or kind)), c.width - 13 - t.columns[0].width))]
              for ts, unit, level, kind, message in news]
@@ -1232,7 +1251,8 @@ def view_gaps(c: Context) -> Page:
     place = {gap: importer.whereabouts(own[gap.unit_id], gap.start if gap.end < b else b)[gap.unit_id] for gap in here}
     rows = [[*who_cells(c, place[gap]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
              cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)),
-             cell("%d" % gap.missing, gap.missing), Cell([gap.state, gap.calls], [Span(*GAPS[gap.state])])] for gap in here]
+             cell("%d" % gap.missing, gap.missing), Cell([gap.state, gap.calls], [Span(*GAPS[gap.state])])]
+            for gap in here]
     title = [(0, "gaps"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
     return t.page("gaps", title, (a, b), rows, len(found) - len(here),
                   [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
@@ -1254,7 +1274,8 @@ def to_text(lines: Iterable[Line], colour: bool = False) -> str:
 
 def rounded(record: Sequence[Any]) -> List[Any]:
     """For programs: of numbers the tenth is the last digit that means something."""
-    return [rounded(value) if isinstance(value, list) else round(value, 1) if isinstance(value, float) else value for value in record]
+    return [rounded(value) if isinstance(value, list) else round(value, 1) if isinstance(value, float) else value
+            for value in record]
 
 
 def to_tsv(page: Page, ascii: bool = False) -> str:
@@ -1282,8 +1303,8 @@ def to_html(lines: Iterable[Line], link: Callable[[str], str]) -> str:
 
     def boxed(text: str) -> str:
         pieces = [("".join(group), plain) for plain, group in groupby(text, str.isascii)]
-        return "".join(escape(piece) if plain else '<b class="g" style="width:%dch">%s</b>' % (width(piece), escape(piece))
-                       for piece, plain in pieces)
+        box = '<b class="g" style="width:%dch">%s</b>'
+        return "".join(escape(piece) if plain else box % (width(piece), escape(piece)) for piece, plain in pieces)
 
     def draw(span: Span) -> str:
         text = '<a href="%s">%s</a>' % (escape(link(span.link)), boxed(span.text)) if span.link else boxed(span.text)
@@ -1359,8 +1380,8 @@ def web_section(view: str, db: str, o: Options, now: float) -> Page:
         return nothing(view, clean("The database cannot be read: %s" % error, True))
 
 
-def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE), urls: Dict[str, str] = LIVE,
-             link: Callable[[str], str] = site_link) -> str:
+def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE),
+             urls: Dict[str, str] = LIVE, link: Callable[[str], str] = site_link) -> str:
     """A whole HTML document: every section drawn wide, and narrow for phones; no script, and all style inside."""
     from html import escape
     o = o.but(glyphs="block") if o.glyphs == "auto" else o
@@ -1388,8 +1409,8 @@ def web_page(view: str, db: str, query: Dict[str, str], html: bool, now: float) 
 def check(a: Any, db: str, o: Options, now: float) -> int:
     """For monitoring: one line, then one for each unit with a problem; 0 is well, 1 warning, 2 critical.
 
-    Silence is a warning; it is critical when data are three times as late as they may be, or when a unit calls and sends
-    none. With --changes it speaks only when what is wrong has changed, and every --repeat hours while something is.
+    Silence is a warning; it is critical when data are three times as late as they may be, or when a unit calls and
+    sends none. With --changes it speaks only when what is wrong has changed, and every --repeat hours while it is.
     """
     try:
         connection = importer.open_db(db)
@@ -1452,7 +1473,8 @@ def arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("-o", "--output", metavar="FILE", help="write here; with --html a directory takes all pages")
     parser.add_argument("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
     parser.add_argument("--changes", metavar="FILE", help="--check: speak only when something is not as FILE has it")
-    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0, help="--changes: or so long ago")
+    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0,
+                        help="--changes: or so long ago")
     return parser.parse_args(argv)
 
 
@@ -1492,7 +1514,8 @@ def speaks_unicode(environ: Dict[str, str]) -> bool:
 def rendered(a: Any, db: str, o: Options, now: float, rows: Optional[int], environ: Dict[str, str]) -> str:
     """A page in the format asked for. Colour: a flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
     if a.html:
-        name = next(name for name, (_, parts) in WEB.items() if a.view in [view for _, view, _ in parts] and name != "index")
+        name = next(name for name, (_, parts) in WEB.items()
+                    if name != "index" and a.view in [view for _, view, _ in parts])
         return document(name, db, o, now, [o.width])
     page = draw(a.view, db, o, now, rows)
     if a.plain and page.empty:
@@ -1532,7 +1555,8 @@ def write_site(directory: str, db: str, o: Options, now: float) -> None:
     except importer.NoDatabase:
         return
     for name in sorted({stay.site for stay in Context(connection, o, now, None).stays if stay.site}):
-        write_file(os.path.join(directory, link(name)), document("co2", db, o.but(site=name), now, urls=urls, link=link))
+        text = document("co2", db, o.but(site=name), now, urls=urls, link=link)
+        write_file(os.path.join(directory, link(name)), text)
     connection.close()
 
 
