@@ -5,10 +5,10 @@ A *unit* wakes once a day, says that it is alive (a *ping*), looks for *updates*
 sleeps. What it can bear is narrow: one request per connection, the reply ends when we close, any surprising status ends
 its day. So every reply has Content-Length and ``Connection: close``; the routes are the table `ROUTES`.
 
-How a request flows: bytes -> `parse_head` -> `Request` -> `respond(station, request)` -> `Response` -> bytes. Nothing in
-the middle touches a socket. Text files are the truth: a request only appends to them, durably (`seqfile`); one thread
-alone imports what is new into the database, moments later (`importer`); the status pages are drawn from the database
-(`plot_ascii`). Without a database uploads and pings go on as ever.
+How a request flows: bytes -> `parse_head` -> `Request` -> `respond(station, request)` -> `Response` -> bytes. Nothing
+in the middle touches a socket. Text files are the truth: a request only appends to them, durably (`seqfile`); one
+thread alone imports what is new into the database, moments later (`importer`); the status pages are drawn from the
+database (`plot_ascii`). Without a database uploads and pings go on as ever.
 
 Threads, and where they meet:
 
@@ -20,8 +20,8 @@ Threads, and where they meet:
 
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
-    Station.drawing is held by the one that draws a status page: together they would take all memory there is, and `viewers`
-                    counts who waits for it: all of them would take all threads
+    Station.drawing is held by the one that draws a status page: together they would take all memory there is, and
+                    `viewers` counts who waits for it: all of them would take all threads
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
@@ -56,7 +56,8 @@ import threading
 import time
 from collections import Counter
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set,
+                    Tuple)
 from urllib.parse import unquote_to_bytes
 
 import importer
@@ -271,12 +272,13 @@ def format_config(settings: Settings, example: bool = False, limits: importer.Li
     """The settings as a configuration file; in the example every line is commented out."""
     lines = ["# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
              "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config", "", "[co2d]"]
+    off = "#" if example else ""
     for name, field in FIELDS.items():
         note = " (restart to change)" if field.metadata["restart"] else ""
         lines += ["", "# " + field.metadata["help"] + note,
-                  "%s%s = %s" % ("#" if example else "", name, _format_value(getattr(settings, name), example))]
-    lines += ["", "# limits of the quality rules, as importer.py explains them; ./importer.py rebuild applies them to all",
-              "[quality]", *["%s%s = %g" % ("#" if example else "", name, value) for name, value in limits._asdict().items()]]
+                  "%s%s = %s" % (off, name, _format_value(getattr(settings, name), example))]
+    lines += ["", "# limits of the quality rules (see importer.py); ./importer.py rebuild applies them to all", "[quality]"]
+    lines += ["%s%s = %g" % (off, name, value) for name, value in limits._asdict().items()]
     return "\n".join(lines) + "\n"
 
 
@@ -352,7 +354,8 @@ def text_response(text: str, kind: str = "text/plain", headers: Headers = ()) ->
 # the target may hold raw spaces and UTF-8, because the units send nicknames as they are.
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ((?:https?://[^/?#\x00-\x20\x7f]+)?/[^\x00-\x1f\x7f]*) HTTP/([0-9])\.([0-9])\Z")
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ((?:https?://[^/?#\x00-\x20\x7f]+)?/[^\x00-\x1f\x7f]*)"
+                           rb" HTTP/([0-9])\.([0-9])\Z")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)[ \t]*\Z")
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?:^|[^\r])\n")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
@@ -417,7 +420,8 @@ def _parse_fields(lines: Sequence[bytes]) -> Dict[str, str]:
 
 def _check_headers(headers: Dict[str, str], version: str) -> None:
     if "transfer-encoding" in headers:
-        raise Refused(400 if "content-length" in headers or version == "1.0" else 501, "Transfer-Encoding is not accepted")
+        doubtful = "content-length" in headers or version == "1.0"
+        raise Refused(400 if doubtful else 501, "Transfer-Encoding is not accepted")
     if not re.match(r"[0-9]{1,10}\Z", headers.get("content-length", "0")):
         raise Refused(400, "malformed Content-Length")
     if version == "1.1" and "host" not in headers:
@@ -464,8 +468,8 @@ def _size_of(file: str) -> int:
 class Station:
     """All state of the daemon that outlives a request. `clock` gives UTC seconds."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time, sync: seqfile.Sync = seqfile.fdatasync
-                 ) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time,
+                 sync: seqfile.Sync = seqfile.fdatasync) -> None:
         self.settings, self.clock, self._sync = settings, clock, sync
         for directory in (settings.data_dir, self.var("pings"), self.var("fetches"), self.var("pub")):
             seqfile.make_directory(directory)
@@ -557,7 +561,8 @@ class Station:
         if end > settings.max_file:
             raise Refused(507, "file would exceed %d bytes" % settings.max_file)
         if self._is_over_quota(unit, path, length) and self._is_over_quota(unit, path, length, recount=True):
-            raise Refused(507, "unit would exceed %d bytes or %d files" % (settings.max_unit_bytes, settings.max_unit_files))
+            raise Refused(507, "unit would exceed %d bytes or %d files"
+                          % (settings.max_unit_bytes, settings.max_unit_files))
 
     def _is_over_quota(self, unit: str, path: Sequence[str], length: int, recount: bool = False) -> bool:
         """`recount`: files may have been removed since we counted."""
@@ -617,7 +622,8 @@ def ping_row(now: float, unit: str, request: Request) -> bytes:
 def alive(station: Station, request: Request, unit: str) -> Response:
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.admit(unit)
-    return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, ping_row(request.now, unit, request)))
+    row = ping_row(request.now, unit, request)
+    return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, row))
 
 
 def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None]) -> None:
@@ -749,7 +755,7 @@ def update(station: Station, request: Request, unit: str, path: Tuple[str, ...])
 
 
 def _note_fetch(station: Station, row: bytes, send: Callable[[], None]) -> None:
-    """The record is for people, the unit needs the file: it goes first, as who writes may have to write for many others."""
+    """The record is for people, the unit needs the file: it goes first, as who writes may have to write for others."""
     send()
     station.fetches.append(row, lambda *_: None)
 
@@ -797,11 +803,11 @@ def _lines_of(file: str) -> List[str]:
 def _short_ping(line: str) -> str:
     when, _, rest = line.partition("\t")
     rest = rest[len(UNIT_PREFIX):] if rest.startswith(UNIT_PREFIX) else rest
-    return _UNPRINTABLE.sub("?", when.split(".")[0]) + "\t" + "\t".join(_UNPRINTABLE.sub("?", v) for v in rest.split("\t"))
+    return "\t".join(_UNPRINTABLE.sub("?", field) for field in (when.split(".")[0], *rest.split("\t")))
 
 
-_CSP = ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-                                   "frame-ancestors 'none'")
+_CSP = ("Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
 def page(station: Station, request: Request, view: str, refresh: int) -> Response:
@@ -936,7 +942,7 @@ METRICS = {                             # family: type and help
     "co2d_open_connections": ("gauge", "Connections being served."),
     "co2d_import_lag_seconds": ("gauge", "Seconds that the oldest change has waited for its import."),
     "co2d_free_bytes": ("gauge", "Free bytes where uploads go."),
-    "co2d_units": ("gauge", "Units by verdict (late, stuck, weak, never, ok, off), as plot_ascii.py status shows them."),
+    "co2d_units": ("gauge", "Units by verdict (late, stuck, weak, never, ok, off) of plot_ascii.py status."),
 }
 
 
@@ -1224,7 +1230,8 @@ def publish(argv: Sequence[str]) -> int:
 
 
 def _publish(station: Station, arguments: argparse.Namespace) -> None:
-    files, units, data_dir = _files_to_publish(arguments), _units_to_publish(station, arguments), station.settings.data_dir
+    data_dir, files = station.settings.data_dir, _files_to_publish(arguments)
+    units = _units_to_publish(station, arguments)
     fetched = _fetched(station)
     used = {unit: set(_visible(data_dir, unit)) | {name for taker, name in fetched if taker == unit} for unit in units}
     plan = [(unit, arguments.name or next_update_name(used[unit], station.clock())) for unit in units]
@@ -1234,9 +1241,11 @@ def _publish(station: Station, arguments: argparse.Namespace) -> None:
     for unit, name in plan:
         if not arguments.dry_run:
             install_update(data_dir, unit, name, files)
-        print("%s: %s %s, %d files" % (unit, name, "would be published" if arguments.dry_run else "published", len(files)))
+        done = "would be published" if arguments.dry_run else "published"
+        print("%s: %s %s, %d files" % (unit, name, done, len(files)))
         if waiting[unit] and (unit, waiting[unit]) not in fetched:
-            _warn("%s has not fetched %s yet, and now will not: a unit takes the last update only" % (unit, waiting[unit]))
+            _warn("%s has not fetched %s yet, and now will not: a unit takes the last update only"
+                  % (unit, waiting[unit]))
 
 
 def _warn(text: str) -> None:
@@ -1267,7 +1276,8 @@ def _files_to_publish(arguments: argparse.Namespace) -> Dict[str, bytes]:
         if not re.match(r"[^\x00-\x1f\x7f&%]{1,128}\Z", arguments.nickname):
             raise Unpublishable("%r: units send their nickname as it is, so it cannot have &, %% or control characters"
                                 % arguments.nickname)
-        files["conf-patch/ou-id.json"] = json.dumps({"nickname": arguments.nickname, "site_code": arguments.nickname}).encode()
+        names = {"nickname": arguments.nickname, "site_code": arguments.nickname}
+        files["conf-patch/ou-id.json"] = json.dumps(names).encode()
     if arguments.sync_dest:
         files["conf-patch/sync-dest.json"] = json.dumps({"sync_dest": arguments.sync_dest}).encode()
     if not files:
@@ -1285,7 +1295,8 @@ def _units_to_publish(station: Station, arguments: argparse.Namespace) -> List[s
     if arguments.site:
         units += _units_at(station, arguments.site)
     if not units or (arguments.nickname and len(units) > 1):
-        raise Unpublishable("a nickname is for one unit" if units else "for which units? Name them, or --all, or --site SITE")
+        raise Unpublishable("a nickname is for one unit" if units else
+                            "for which units? Name them, or --all, or --site SITE")
     unknown = sorted(set(units) - set(_all_units(station)))
     if unknown:
         raise Unpublishable("no such unit: %s (there is no directory of that name in %s)"
@@ -1296,7 +1307,8 @@ def _units_to_publish(station: Station, arguments: argparse.Namespace) -> List[s
 def _units_at(station: Station, site: str) -> List[str]:
     now = station.clock()
     with contextlib.closing(importer.open_db(station.settings.db)) as db:
-        return [stay.unit_id for stay in importer.deployments(db) if stay.site == site and stay.since <= now < stay.until]
+        return [stay.unit_id for stay in importer.deployments(db)
+                if stay.site == site and stay.since <= now < stay.until]
 
 
 def _all_units(station: Station) -> List[str]:
@@ -1326,7 +1338,7 @@ TICK = 0.5                              # seconds after which a thread that wait
 _TICK = struct.pack("@ll", 0, int(TICK * 1e6))                   # as a struct timeval
 # When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
 PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0, "answer": float("inf")}   # the answer is up to us
-LAST_WORDS = 2.0                        # seconds for a reply when the deadline is over, and for what comes after a refusal
+LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
 STOP_PATIENCE = 5.0                     # seconds that a stop leaves to those who have not sent their head
 
 
@@ -1485,17 +1497,17 @@ def masked_target(secret: str, request: Request) -> str:
 class Server(socketserver.TCPServer):
     """A pool of threads that each accept, serve, close.
 
-    Idle threads wait in accept; the rest of a crowd waits in the kernel's queue. Two threads serve fast clients best, one
-    that syncs and one that reads: more would only pass Python's lock around. So another is started only for those that a
-    slow client or disk holds up (`_tend`), up to `threads`; when all are at work and clients wait, the slowest are dropped
-    (`PATIENCE`). `_lock` guards `_threads`, `_idle` and `_open`.
+    Idle threads wait in accept; the rest of a crowd waits in the kernel's queue. Two threads serve fast clients best,
+    one that syncs and one that reads: more would only pass Python's lock around. So another is started only for those
+    that a slow client or disk holds up (`_tend`), up to `threads`; when all are at work and clients wait, the slowest
+    are dropped (`PATIENCE`). `_lock` guards `_threads`, `_idle` and `_open`.
     """
 
     request_queue_size = 1024
     allow_reuse_address = True
     ready = 2                           # threads that no client holds up; as many stay when there is nothing to do
-    held_up = 0.002, 0.02               # seconds in one phase from which a thread counts as held up, by a slow disk too; the
-                                        # second while we are busy: then it may only wait for Python's lock
+    held_up = 0.002, 0.02               # seconds in one phase from which a thread counts as held up, by a slow disk
+                                        # too; the second while we are busy: then it may only wait for Python's lock
     idle_rounds = 60                    # of TICK; then threads beyond `ready` go
 
     def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
@@ -1514,7 +1526,7 @@ class Server(socketserver.TCPServer):
         self.port = self.socket.getsockname()[1]
         self._lock, self._stopping, self._all_busy = threading.Lock(), threading.Event(), threading.Event()
         self._threads = self._idle = 0
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)   # each needs some; one that waits in accept has taken one, too
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)   # each needs some; one that waits in accept holds one
         self._most = settings.threads if files < 0 else min(settings.threads, max(self.ready, files // 8))
         self._open: Dict[Connection, None] = {}
         station.connections = self._open.__len__
@@ -1606,12 +1618,12 @@ class Server(socketserver.TCPServer):
                 self.drop_slowest(8)
                 time.sleep(0.05)
             return None
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # the kernel's: Python's take two more system calls each time
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):     # the kernel's: Python's take two more system calls
             sock.setsockopt(socket.SOL_SOCKET, option, _TICK)
         return Connection(sock, address[0], self.station.settings)
 
     def _attend(self, connection: Connection, stored: Optional[Response] = None) -> None:
-        """Serve a connection to its end, or until its response must wait: whoever stores what it waits for goes on here.
+        """Serve a connection to its end, or until its response must wait: who stores what it waits for goes on here.
 
         No client can hold that one up: a response that others send is so short that the socket's buffer takes it.
         """
@@ -1679,7 +1691,8 @@ def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
             open(file, "rb").close()                            # ssl would not say which of them it cannot read
         context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     except OSError as error:
-        raise BadConfig("tls_cert %s, tls_key %s: %s" % (settings.tls_cert, settings.tls_key or "in the same file", error))
+        key = settings.tls_key or "in the same file"
+        raise BadConfig("tls_cert %s, tls_key %s: %s" % (settings.tls_cert, key, error))
     return context
 
 
@@ -1868,7 +1881,7 @@ class Daemon:
         self.station.archive = self.station.archive._replace(limits=load_limits(arguments))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
-        self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()      # of all that waits, this alone bears signal handlers
+        self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # nothing else that waits bears signal handlers
         self.interrupted = False
         self.watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         self.fed = 0.0
@@ -1961,7 +1974,8 @@ class Daemon:
 def make_parser() -> argparse.ArgumentParser:
     """The command line; one option for every setting."""
     parser = argparse.ArgumentParser(prog="co2d.py", description="The daemon that CO2 sensor units report to.")
-    parser.add_argument("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
+    parser.add_argument("--config", metavar="FILE",
+                        help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")
     parser.add_argument("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
@@ -2003,7 +2017,8 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     handler.setFormatter(LogFormatter(under_journald()))
     log.addHandler(handler)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536) if most > 0 else 65536, most))     # a few per connection
+    files = min(most, 65536) if most > 0 else 65536             # a few per connection
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     log.setLevel(logging.INFO)
     try:
         daemon = Daemon(settings, arguments)

@@ -17,8 +17,8 @@ The ack never names a position beyond what the unit just proved to have: a unit 
 file falls silent until the file outgrows that position.
 
 Files that come before the one just sent may be *missing* here, or *short* (a disk restored from an old backup, a unit
-that used to report elsewhere). One of them at a time is asked for by acking it at 0; the unit then sends it and all that
-follow, and `repeat` makes that harmless. `Memory` knows which files are worth asking for, and says why.
+that used to report elsewhere). One of them at a time is asked for by acking it at 0; the unit then sends it and all
+that follow, and `repeat` makes that harmless. `Memory` knows which files are worth asking for, and says why.
 
 Durability: a chunk or row is on disk (fdatasync; fsync of the directory when a name is new) before the call returns.
 When a sync fails, the bytes it was to cover are cut off again and the kernel's cached pages of the file are dropped, so
@@ -54,7 +54,7 @@ SESSION = 3600                          # seconds; a unit talks for 300 at most,
 SET_ASIDE = "set-aside"                 # directory below the root for bytes that a unit has replaced
 MEMORY_FILE = ".sequence.json"          # hidden, so no unit can name it
 BLOCK = 1 << 16
-OCCUPIED = 1 << 62                      # "size" of what is no regular file: no unit could send it, so it is not asked for
+OCCUPIED = 1 << 62                      # "size" of what is no regular file: no unit could send it, so none is asked for
 MOST_SEQUENCES = 20000                  # directories that are remembered, of 1 KB each; a unit has two
 MAX_ABSENT = 1000                       # files between two that a unit can skip and be remembered not to have
 
@@ -150,9 +150,9 @@ class Receipt(NamedTuple):
 class Memory:
     """What one sequence directory has learned about its unit: which older files are worth asking for.
 
-    ended     name -> the size at which the unit had no more of it. Learned when the unit moves on by itself from the end
-              of one file to the start of a later one; files in between do not exist on the unit, so they ended at 0.
-              A chunk beyond that size refutes it.
+    ended     name -> the size at which the unit had no more of it. Learned when the unit moves on by itself from the
+              end of one file to the start of a later one; files in between do not exist on the unit, so they ended
+              at 0. A chunk beyond that size refutes it.
     first     the unit has no file with a lower number. Learned when it was told to go back to a file, and went to (or
               stayed at) another: that is what a unit does that does not have the file, and that other is its first.
               Only what it does in the same session counts as staying: one that could not read the reply stays too.
@@ -189,7 +189,8 @@ class Memory:
         follows, onward = (name, offset) == (before, position), before < name and offset == 0
         same_session = abs(now - at) < SESSION
         if self.awaited and name != self.awaited:
-            self._answered(name, follows and (same_session or self.elsewhere != ""), onward, offset == 0 and name < before)
+            stayed = follows and (same_session or self.elsewhere != "")
+            self._answered(name, stayed, onward, offset == 0 and name < before)
         else:
             if before and onward and same_session and self.steady and not self.awaited:
                 self._passed(before, position, name, sizes())
@@ -201,9 +202,9 @@ class Memory:
         self.resent = (name, end) if name == self.resent[0] else self.resent
         self.last, self.steady, self.is_new = (name, end, now), follows or offset == 0, is_new
 
-    def _answered(self, name: str, follows: bool, onward: bool, back: bool) -> None:
-        """The unit was told to go to `awaited`, and sends `name`: it stayed, or went elsewhere and goes on from there."""
-        if follows or (onward and self.elsewhere):
+    def _answered(self, name: str, stayed: bool, onward: bool, back: bool) -> None:
+        """The unit was told to go to `awaited`, and sends `name`: it stayed, or went elsewhere and goes on there."""
+        if stayed or (onward and self.elsewhere):
             self.first, self.unsaved = max(self.first, _number(self.elsewhere or name)), True
             self.ended[self.awaited] = 0
         if back and not self.elsewhere:
@@ -468,7 +469,8 @@ class _Delivery:
             os.fsync(directory)
         end = offset + len(chunk)
         ack = self._ack(directory, offset, end, is_new=decision.skip < len(chunk))
-        return Receipt(decision.kind, ack, max(0, end - size) + rescued, created + bool(aside), aside, ack[0] != self.name)
+        grew = max(0, end - size) + rescued
+        return Receipt(decision.kind, ack, grew, created + bool(aside), aside, asked=ack[0] != self.name)
 
     @property
     def _memory(self) -> Memory:
@@ -525,9 +527,11 @@ class _Delivery:
 
 
 def _sizes(directory: int) -> Dict[str, int]:
+    def size(entry: os.DirEntry[str]) -> int:
+        return entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else OCCUPIED
+
     with os.scandir(directory) as entries:
-        return {entry.name: entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else OCCUPIED
-                for entry in entries}
+        return {entry.name: size(entry) for entry in entries}
 
 
 def _is_cut(directory: int, name: str) -> bool:
@@ -646,10 +650,10 @@ class _RowFile:
 class RowLog:
     """Appends rows (bytes that end in a newline) to a sequence of files in `directory`, durably and in order.
 
-    A row joins those that wait. Who comes while nobody writes becomes the writer: writes and syncs all that wait, at once,
-    tells each what became of its row, and goes on until none waits. So one sync serves all who came during the one before,
-    and nobody else is held up. After a failed sync the file is left as it is and the next row starts a new one: a page that
-    the kernel has lost would leave a hole in the middle.
+    A row joins those that wait. Who comes while nobody writes becomes the writer: writes and syncs all that wait, at
+    once, tells each what became of its row, and goes on until none waits. So one sync serves all who came during the
+    one before, and nobody else is held up. After a failed sync the file is left as it is and the next row starts a new
+    one: a page that the kernel has lost would leave a hole in the middle.
     """
 
     def __init__(self, directory: str, match: Match, size_limit: int = FILE_SIZE, sync: Sync = fdatasync) -> None:
