@@ -277,7 +277,7 @@ def format_config(settings: Settings, example: bool = False, limits: importer.Li
         note = " (restart to change)" if field.metadata["restart"] else ""
         lines += ["", "# " + field.metadata["help"] + note,
                   "%s%s = %s" % (off, name, _format_value(getattr(settings, name), example))]
-    lines += ["", "# limits of the quality rules (see importer.py); ./importer.py rebuild applies them to all", "[quality]"]
+    lines += ["", "# limits of quality rules (see importer.py); ./importer.py rebuild applies them to all", "[quality]"]
     lines += ["%s%s = %g" % (off, name, value) for name, value in limits._asdict().items()]
     return "\n".join(lines) + "\n"
 

@@ -11,18 +11,19 @@ The tables depend on nothing but the text: not on the order or the pieces in whi
 
     readings            blocks of plain lines are cut into columns (`Columns`), and halved where there is dirt, down to
                         single lines (`parse_reading`, the rule; both give the same rows).
-    readings, pings     only new complete lines are read. A repeat (same unit, time and values) is imported once: the one
-                        with the smallest (source, offset) stays, whichever came first. Rules that look at neighbours
-                        (`judge_day`) and the rollups (`daily` and what sums up months) are made anew where days were touched.
+    readings, pings     only new complete lines are read. A repeat (same unit, time and values) is imported once: the
+                        one with the smallest (source, offset) stays, whichever came first. Rules that look at
+                        neighbours (`judge_day`) and the rollups (`daily` and what sums up months) are made anew where
+                        days were touched.
     errors, deployments small: the whole file is read again when it changes.
 
 A file whose first bytes are not those that were read (checksum), or that has become shorter, was replaced: its rows go,
 it is read again, and so are the files that held repeats of them.
 
-One transaction takes the rows, the rollup and the ledger from one consistent state to the next (write-ahead log: readers
-see the old or the new state and wait for nobody). One importer writes at a time; DB.lock says which. A `rebuild` makes
-a new database beside the old one and renames it; who has the old one open goes on reading that. Started as a command it
-lets further processes read shares of a large archive into databases of their own, then copies these.
+One transaction takes the rows, the rollup and the ledger from one consistent state to the next (write-ahead log:
+readers see the old or the new state and wait for nobody). One importer writes at a time; DB.lock says which. A
+`rebuild` makes a new database beside the old one and renames it; who has the old one open goes on reading that. Started
+as a command it lets further processes read shares of a large archive into databases of their own, then copies these.
 
 SQL is written here and nowhere else; the section at the end answers what the views ask.
 """
@@ -66,8 +67,8 @@ EPOCH = 719163                          # date.toordinal() of 1 January 1970
 PATIENCE = 10.0                         # seconds to wait for another importer
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
-# Values stay as they are; `qc` says by which rules they may not be used, `flag` sums it up in the scheme of QARTOD (U.S.
-# IOOS Manual for Real-Time Quality Control): 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing.
+# Values stay as they are; `qc` says by which rules they may not be used, `flag` sums it up in the scheme of QARTOD
+# (U.S. IOOS Manual for Real-Time Quality Control): 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing.
 
 QC_SOME_CO2 = 1                         # some of the ten are missing or out of range; the mean is of the others
 QC_NO_CO2 = 2                           # none of the ten is usable
@@ -124,11 +125,12 @@ CREATE TABLE monthly(unit_id TEXT, begin INTEGER, first INTEGER, last INTEGER, d
     {sums}, PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
 CREATE TABLE monthly_pings(unit_id TEXT, begin INTEGER, n INTEGER, days INTEGER, dbm_n INTEGER, dbm_sum INTEGER,
     PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
-CREATE TABLE half_yearly(unit_id TEXT, begin INTEGER, dbm INTEGER, n INTEGER, last INTEGER, PRIMARY KEY(unit_id, begin, dbm)) WITHOUT ROWID;
+CREATE TABLE half_yearly(unit_id TEXT, begin INTEGER, dbm INTEGER, n INTEGER, last INTEGER,
+    PRIMARY KEY(unit_id, begin, dbm)) WITHOUT ROWID;
 CREATE TABLE pings(ping_ts TEXT, ping_date TEXT, ping_time TEXT, unit_id TEXT, nickname TEXT, rssi_raw INTEGER,
     rssi_dbm INTEGER, ts INTEGER, source INTEGER, offset INTEGER);
-CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT, message TEXT,
-    ts INTEGER, text TEXT, source INTEGER, offset INTEGER);
+CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT,
+    message TEXT, ts INTEGER, text TEXT, source INTEGER, offset INTEGER);
 CREATE TABLE deploy_durations_tiered(unit_id TEXT, nickname TEXT, site TEXT, tier INTEGER, status TEXT, start_ts TEXT,
     end_ts TEXT, note TEXT, since INTEGER, until INTEGER, source INTEGER, offset INTEGER);
 CREATE TABLE sources(id INTEGER PRIMARY KEY, path TEXT UNIQUE, kind TEXT, unit_id TEXT, size INTEGER, done INTEGER,
@@ -138,7 +140,8 @@ CREATE TABLE rejects(source INTEGER, line INTEGER, offset INTEGER, bytes INTEGER
     before_ts INTEGER, after_ts INTEGER);
 CREATE INDEX rejects_by_source ON rejects(source, line);
 CREATE TABLE last_import(at REAL);
-""".format(sums="""co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
+""".format(sums="""
+    co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
     temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL""")
 INDEXES = """
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
@@ -168,7 +171,7 @@ def read_ini(file: str) -> Ini:
     try:
         with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
             text = stream.read()
-        parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any other
+        parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any
         parser.read_string(text, file)
     except FileNotFoundError:
         return {}
@@ -298,7 +301,7 @@ def _collect(root: str, prefix: str, folder: str, unreadable: Troubles) -> Itera
 
 
 def _source(path: str, root: str, prefix: str) -> Optional[Source]:
-    """The source at a path below a data directory or the server's; None when it is no file of ours. Links are no files."""
+    """The source at a path below a data directory or the server's; None when it is no file of ours, or a link."""
     key = prefix + path[len(root):].lstrip("/")
     kind = kind_of(key[5:]) if prefix == "data/" else ("pings", "") if _OWN_PINGS.match(key) else None
     if not kind:
@@ -333,16 +336,17 @@ def _distinct(same: List[Source]) -> Iterator[Source]:
 _LISTING = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;
 CREATE TABLE found(key TEXT, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL);
-CREATE TABLE files(key TEXT PRIMARY KEY, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL, until INTEGER, id INTEGER)
-    WITHOUT ROWID;
+CREATE TABLE files(key TEXT PRIMARY KEY, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL, until INTEGER,
+    id INTEGER) WITHOUT ROWID;
 """
 _LISTED = "f.key, f.path, f.kind, f.unit_id, f.size, f.ctime, f.until"
 _ONLY_TIERED = """
     DELETE FROM files WHERE kind = 'deployments' AND key LIKE '%/deploy_durations.tsv'
     AND EXISTS (SELECT 1 FROM files WHERE kind = 'deployments' AND key LIKE '%\\_tiered.tsv' ESCAPE '\\')"""
 _SAME_IDS = """
-    SELECT f.key, f.path, first.key FROM files f JOIN
-        (SELECT id, min(key) AS key FROM files GROUP BY id HAVING count(*) > 1) first ON first.id = f.id AND first.key < f.key"""
+    SELECT f.key, f.path, first.key FROM files f
+    JOIN (SELECT id, min(key) AS key FROM files GROUP BY id HAVING count(*) > 1) first ON first.id = f.id
+    WHERE first.key < f.key"""
 _SHARES = """
     SELECT min(key), max(key), sum(size) FROM
         (SELECT key, size, CAST((sum(size) OVER (ORDER BY key) - size) * ? AS INTEGER) AS share FROM files)
@@ -351,23 +355,23 @@ Share = Tuple[str, str, int]            # first key, last key, bytes
 
 
 class Listing:
-    """The sources of an archive in order of their keys, in a file beside the database: millions of them take no memory."""
+    """The sources of an archive in order of their keys, in a file beside the database: millions take no memory."""
 
     def __init__(self, archive: Archive) -> None:
         self.file = archive.db + ".files"
         self.unreadable: Troubles = []
-        self.disputed: List[str] = []                           # keys of files of which two servers have different versions
+        self.disputed: List[str] = []                           # keys of files of which two servers differ
         _remove(self.file)
         with _connected(self.file) as db:
             db.executescript(_LISTING)
-            db.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", (
-                (source.key, os.fsencode(source.path), *source[2:6]) for source in find_sources(archive, self.unreadable)))
+            db.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", map(
+                _to_list, find_sources(archive, self.unreadable)))
             db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, NULL, ?)", (
-                (source.key, os.fsencode(source.path), *source[2:6], source.id) for source in self._each_once(db)))
+                (*_to_list(source), source.id) for source in self._each_once(db)))
             for key, path, owner in db.execute(_SAME_IDS).fetchall():
                 self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
                 db.execute("DELETE FROM files WHERE key = ?", (key,))
-            db.execute(_ONLY_TIERED)                            # the older, simpler table is read only where that is absent
+            db.execute(_ONLY_TIERED)                            # the older, simpler table is read only without that
             db.execute("COMMIT")
 
     def _each_once(self, db: sqlite3.Connection) -> Iterator[Source]:
@@ -379,8 +383,9 @@ class Listing:
 
     def between(self, first: str = "", last: str = chr(sys.maxunicode)) -> Iterator[Source]:
         """The sources with these keys. The file is opened by whoever asks for the first: another process may."""
+        query = "SELECT %s FROM files f WHERE f.key BETWEEN ? AND ? ORDER BY f.key" % _LISTED
         with _connected(self.file) as db:
-            yield from map(_listed, db.execute("SELECT %s FROM files f WHERE f.key BETWEEN ? AND ? ORDER BY f.key" % _LISTED, (first, last)))
+            yield from map(_listed, db.execute(query, (first, last)))
 
     def shares(self, processes: int) -> List[Share]:
         """The keys cut into ranges of about the same number of bytes."""
@@ -390,18 +395,23 @@ class Listing:
             return db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
 
     def limit(self, ledger: str) -> List[str]:
-        """Only what the ledger of a database knows, as far as it was read; the keys of what it knows, but is not here."""
+        """Only what the ledger of a database knows, as far as it was read; the keys of what it knows, but is gone."""
         with _connected(self.file) as db:
             db.execute("ATTACH ? AS known", (ledger,))
             db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known.sources)")
             db.execute("UPDATE files SET until = (SELECT done FROM known.sources WHERE path = key)")
-            return [path for path, in db.execute("SELECT path FROM known.sources WHERE path NOT IN (SELECT key FROM files)")]
+            gone = db.execute("SELECT path FROM known.sources WHERE path NOT IN (SELECT key FROM files)")
+            return [path for path, in gone]
 
     def __enter__(self) -> Listing:
         return self
 
     def __exit__(self, *_: Any) -> None:
         _remove(self.file)
+
+
+def _to_list(source: Source) -> Row:
+    return (source.key, os.fsencode(source.path), *source[2:6])
 
 
 def _listed(row: Row) -> Source:
@@ -526,7 +536,7 @@ _RAW_VALUES = re.compile(r"(?:%s\n)+\Z" % _NUMBER, re.ASCII)
 
 
 class Columns:
-    """Cuts blocks of plain lines, all of one unit, into columns. Much faster than `parse_reading`, and the same rows."""
+    """Cuts blocks of plain lines, all of one unit, into columns. Much faster than `parse_reading`, the same rows."""
 
     def __init__(self, limits: Limits, now: float) -> None:
         ppm = Known("[0-9]{1,7}", int, limits.co2_low, limits.co2_high - 1, "not plain")
@@ -548,10 +558,12 @@ class Columns:
         values = [list(map(known.__getitem__, column)) for known, column in zip(self.values, texts)]
         ts = list(map(operator.add, map(DAYS.__getitem__, days), map(TIMES.__getitem__, clocks)))
         if (min(ts) < YEAR_1971 or max(ts) > self.latest or len(set(units)) > 1 or not _UNIT_ID.match(units[0])
-                or _CONTROL.search("".join(set(nicks))) or not all(_RAW_VALUES.match("\n".join(raw) + "\n") for raw in texts[12:])):
+                or _CONTROL.search("".join(set(nicks)))
+                or not all(_RAW_VALUES.match("\n".join(raw) + "\n") for raw in texts[12:])):
             raise Rejected("not plain")
         names = {nick: nickname(nick.encode("latin-1").decode("utf-8", "replace")) for nick in set(nicks)}
-        return [units, list(map(names.__getitem__, nicks)), days, clocks, *values, *texts[12:], ts, list(map(len, lines))]
+        named = list(map(names.__getitem__, nicks))
+        return [units, named, days, clocks, *values, *texts[12:], ts, list(map(len, lines))]
 
 
 def _why_no_reading(text: str) -> str:
@@ -564,13 +576,14 @@ def _why_no_reading(text: str) -> str:
         return "%d fields, not 16 or 21" % len(fields)
     if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\t[0-9]{2}:[0-9]{2}:[0-9]{2}\Z", "\t".join(fields[2:4]), re.ASCII):
         return "impossible date or time"
-    wrong = next(n for n, field in enumerate(fields) if n >= 4 and not re.match(r"(None|%s)\Z" % _NUMBER, field, re.ASCII)
+    number = re.compile(r"(None|%s)\Z" % _NUMBER, re.ASCII)
+    wrong = next(n for n, field in enumerate(fields) if n >= 4 and not number.match(field)
                  or 5 <= n < 16 and "." in field or n == 5 and field.startswith("-"))
     return "field %d is not a number" % (wrong + 1)
 
 
-_PING = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?\t([0-9A-Za-z._-]+)\t([^\t]*)"
-                   r"\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
+_PING = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?"
+                   r"\t([0-9A-Za-z._-]+)\t([^\t]*)\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
 
 
 def parse_ping(raw: bytes, limits: Limits, now: float) -> Row:
@@ -585,10 +598,10 @@ def parse_ping(raw: bytes, limits: Limits, now: float) -> Row:
             *[None if value == "None" else int(value) for value in (rssi, dbm)], ts)
 
 
-_HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})|\(([0-9, ]+)\))(?: (INFO|WARN|EXC)\b ?)?"
-                       r"(.*)", re.ASCII | re.DOTALL)
-_TYPES = [("uncaught", "Uncaught exception"), ("watchdog", "watchdog"), ("signal", "Signal quality"), ("backoff", "backoff"),
-          ("transmit", "transmitting")]
+_HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})|\(([0-9, ]+)\))"
+                       r"(?: (INFO|WARN|EXC)\b ?)?(.*)", re.ASCII | re.DOTALL)
+_TYPES = [("uncaught", "Uncaught exception"), ("watchdog", "watchdog"), ("signal", "Signal quality"),
+          ("backoff", "backoff"), ("transmit", "transmitting")]
 
 
 class Entry:
@@ -642,11 +655,15 @@ DEPLOYMENT_COLUMNS = ["unit_id", "nickname", "site", "tier", "status", "start_ts
 _SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}
 
 
+_INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z",
+                      re.ASCII)
+
+
 def parse_instant(text: str, what: str) -> Optional[int]:
     """UTC seconds of an ISO date or date-time; None for an empty one."""
     if not text:
         return None
-    found = re.match(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z", text, re.ASCII)
+    found = _INSTANT.match(text)
     with contextlib.suppress(Rejected):
         if found:
             return int(DAYS[found[1]] + TIMES[(found[2] or "00:00") + (found[3] or ":00")])
@@ -666,7 +683,7 @@ def parse_deployment(text: str, columns: Sequence[str]) -> Row:
         raise Rejected("tier is not a number")
     if fields["status"] not in ("deployed", "en_route", "lab_check", ""):
         raise Rejected("status is none of deployed, en_route, lab_check")
-    since, until = parse_instant(fields.get("start_ts", ""), "start_ts"), parse_instant(fields.get("end_ts", ""), "end_ts")
+    since, until = (parse_instant(fields.get(name, ""), name) for name in ("start_ts", "end_ts"))
     if since is not None and until is not None and until < since:
         raise Rejected("ends before it begins")
     return (*[fields.get(column) or None for column in DEPLOYMENT_COLUMNS], since, until)
@@ -682,10 +699,9 @@ class Account:
     __slots__ = ("key", *COLUMNS, "inside")         # inside: `done` is not at the beginning of a line
 
     def __init__(self, key: str, *values: Any) -> None:
-        self.key = key
-        (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes, self.rejected_bytes,
-         self.ctime, self.checksum, self.last_ts) = values or (0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, None)
-        self.inside = False
+        self.key, self.inside = key, False
+        (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes,
+         self.rejected_bytes, self.ctime, self.checksum, self.last_ts) = values or (*[0] * 8, 0.0, 0, None)
 
 
 def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[bytes]:
@@ -757,22 +773,40 @@ class Summary:
         return "\n".join(lines + ["could not read %s: %s" % (_printable(path), why) for path, why in self.unreadable])
 
 
-TABLES = {"readings": "co2_readings", "pings": "pings", "errors": "error_logs", "deployments": "deploy_durations_tiered"}
+TABLES = {"readings": "co2_readings", "pings": "pings", "errors": "error_logs",
+          "deployments": "deploy_durations_tiered"}
 _COLUMNS = {
     "readings": ["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2, "ts", "co2", "flag", "qc", *RAW],
     "pings": ["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
     "errors": ["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
     "deployments": [*DEPLOYMENT_COLUMNS, "since", "until"],
 }
-_INSERT = {kind: "INSERT INTO %s(%s, source, offset) VALUES (%s)" % (TABLES[kind], ", ".join(names), ", ".join("?" * (len(names) + 2)))
-           for kind, names in _COLUMNS.items()}
-_PLAIN_INSERT = {                       # by the number of values that `Import._insert_columns` binds
-    19 + len(raw): "INSERT INTO co2_readings(%s, co2, flag, qc) VALUES (%s, (%s) / 10.0, 1, 0)" % (
-        ", ".join([*_COLUMNS["readings"][:16], *raw, "ts", "source", "offset"]),
-        ", ".join("?%d" % n for n in range(1, 20 + len(raw))), " + ".join("?%d" % n for n in range(7, 17))) for raw in ([], RAW)}
-_REPEATS = {kind: "SELECT rowid, source FROM (SELECT rowid, source, row_number() OVER (PARTITION BY %s ORDER BY source, offset) AS n "
-                  "FROM %s WHERE unit_id = ? AND ts = ?) WHERE n > 1" % (same, TABLES[kind]) for kind, same in (
-    ("readings", ", ".join(["temp", "flash_count", *CO2, *RAW])), ("pings", "ping_ts, nickname, rssi_raw, rssi_dbm"))}
+
+
+def _insert(table: str, columns: Sequence[str], verb: str = "INSERT", **computed: str) -> str:
+    """Puts rows into these columns of a table, and what SQL computes from them (?1 is the first) into others."""
+    bound = ["?%d" % n for n, _ in enumerate(columns, 1)]
+    return "%s INTO %s(%s) VALUES (%s)" % (verb, table, ", ".join([*columns, *computed]),
+                                           ", ".join([*bound, *computed.values()]))
+
+
+def _insert_plain(raw: Sequence[str]) -> str:
+    columns = [*_COLUMNS["readings"][:16], *raw, "ts", "source", "offset"]
+    ten = " + ".join("?%d" % n for n in range(7, 17))
+    return _insert("co2_readings", columns, co2="(%s) / 10.0" % ten, flag="1", qc="0")
+
+
+_INSERT = {kind: _insert(TABLES[kind], [*names, "source", "offset"]) for kind, names in _COLUMNS.items()}
+_INSERT_PLAIN = {16: _insert_plain([]), 21: _insert_plain(RAW)}         # by the number of fields in a line
+_INSERT_ACCOUNT = _insert("sources", ["id", "path", "kind", "unit_id", *Account.COLUMNS], "INSERT OR REPLACE")
+_SAME_TIMES = """
+    SELECT ts FROM {0} WHERE unit_id = ? AND ts BETWEEN ? AND ? GROUP BY ts HAVING count(*) > 1"""
+_REPEATS = """
+    SELECT rowid, source FROM (
+        SELECT rowid, source, row_number() OVER (PARTITION BY {1} ORDER BY source, offset) AS n
+        FROM {0} WHERE unit_id = ? AND ts = ?)
+    WHERE n > 1"""
+_SAME = {"readings": ", ".join(["temp", "flash_count", *CO2, *RAW]), "pings": "ping_ts, nickname, rssi_raw, rssi_dbm"}
 _FEW = 2000                             # bytes; so few lines are not worth being tried by column
 Run = Tuple[str, int, int]              # unit, first day, last day
 
@@ -785,18 +819,20 @@ class Import:
         self.columns = Columns(limits, now)
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
         self.changed: Dict[int, Source] = {}
-        self.again: Set[int] = set()                            # sources to be read from the start: they may hold repeats
-        self.new: Dict[str, Dict[str, Tuple[int, int]]] = {"readings": {}, "pings": {}}     # kind, unit: time of first and last
-        self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}    # kind, unit: days of what came or went
-        self.waiting: Dict[int, Optional[int]] = {}             # source: rejected lines from this one on wait for a good one
+        self.again: Set[int] = set()                            # sources to be read from the start: may hold repeats
+        # kind, unit: time of the first and the last that is new; days of what came or went
+        self.new: Dict[str, Dict[str, Tuple[int, int]]] = {"readings": {}, "pings": {}}
+        self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}
         self.whole: Optional[Dict[str, Set[str]]] = None        # instead of both, kind: units of which all is new
+        self.waiting: Dict[int, Optional[int]] = {}             # source: rejected lines from here on await a good one
         self.changes = db.total_changes
         self.summary = Summary()
 
     def account(self, source: Source) -> Account:
         """The account of a source, as the ledger knows it; that of another source if there is one with the same id."""
         if source.id not in self.accounts:
-            row = self.db.execute("SELECT path, %s FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS), (source.id,)).fetchone()
+            query = "SELECT path, %s FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS)
+            row = self.db.execute(query, (source.id,)).fetchone()
             self.accounts[source.id] = Account(*row or (source.key,))
         return self.accounts[source.id]
 
@@ -840,7 +876,7 @@ class Import:
                         self._forget(source)
                     account = self.accounts[source.id] = Account(source.key)
                 self.changed[source.id] = source
-                account.size, account.ctime = -1, 0.0           # stays so when reading fails half way: to be tried again
+                account.size, account.ctime = -1, 0.0           # stays so when reading fails: to be tried again
                 before = account.imported
                 try:
                     self._read(source, account, complete_blocks(file, account, size))
@@ -884,7 +920,7 @@ class Import:
         *values, ts, lengths = columns
         offsets = map(operator.add, accumulate(lengths, initial=account.done), count())     # one more for each newline
         rows = zip(*values, ts, repeat(source.id), offsets)
-        self.db.executemany(_PLAIN_INSERT[len(values) + 3], rows)
+        self.db.executemany(_INSERT_PLAIN[len(values)], rows)
         self._followed(source, account, ts[0])
         self._came("readings", values[0][0], ts, {DAYS[day] // 86400 for day in set(values[2])})
         account.lines, account.done, account.last_ts = account.lines + len(ts), account.done + len(block), ts[-1]
@@ -920,7 +956,8 @@ class Import:
         """A good line: its time is the one after the rejected lines before it."""
         first = self.waiting.get(source.id, 0) if account.rejected else None
         if first is not None:
-            self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND line >= ? AND after_ts IS NULL", (ts, source.id, first))
+            self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND line >= ? AND after_ts IS NULL",
+                            (ts, source.id, first))
             self.waiting[source.id] = None
 
     def _reject(self, source: Source, account: Account, line: Line, reason: str, before: Optional[int]) -> None:
@@ -981,8 +1018,9 @@ class Import:
         if left:                                                # of other units: no index leads there
             self._delete(source, "source = ?")
         if source.kind in self.new:
-            self.again |= {id for id, in self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
-                                                         (source.kind, source.id))}
+            others = self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
+                                     (source.kind, source.id))
+            self.again.update(id for id, in others)
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
         self.waiting.pop(source.id, None)
 
@@ -995,16 +1033,20 @@ class Import:
 
     def release_future(self) -> None:
         """Readings whose time has come since are no longer dated in the future."""
-        rows = self.db.execute("SELECT rowid, unit_id, ts / 86400, qc - %d FROM co2_readings WHERE qc & 64 AND ts <= ?" % QC_FUTURE,
+        rows = self.db.execute("SELECT rowid, unit_id, ts / 86400, qc FROM co2_readings WHERE qc & 64 AND ts <= ?",
                                (self.now + self.limits.future,)).fetchall()
         for rowid, unit, day, qc in rows:
-            self.db.execute("UPDATE co2_readings SET qc = ?, flag = ? WHERE rowid = ?", (qc, flag_of(qc), rowid))
+            self._set_qc([(rowid, qc & ~QC_FUTURE)])
             self.touched["readings"].setdefault(unit, set()).add(day)
+
+    def _set_qc(self, rows: Iterable[Tuple[int, int]]) -> None:
+        self.db.executemany("UPDATE co2_readings SET qc = ?, flag = ? WHERE rowid = ?",
+                            [(qc, flag_of(qc), rowid) for rowid, qc in rows])
 
     # -- what depends on neighbours
 
     def settle(self) -> None:
-        """The ledger; then repeats of what is new; for the days that were touched, rules that look at neighbours and the rollup."""
+        """The ledger; repeats of what is new; for the days that were touched, rules on neighbours and the rollups."""
         self.settle_ledger()
         for kind in self.new:
             for unit, first, last in self._new_times(kind):
@@ -1033,12 +1075,11 @@ class Import:
 
     def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> None:
         table = TABLES[kind]
-        again = self.db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts BETWEEN ? AND ? GROUP BY ts HAVING count(*) > 1"
-                                % table, (unit, first, last)).fetchall()
-        for ts, in again:
-            for rowid, source in self.db.execute(_REPEATS[kind], (unit, ts)).fetchall():
+        for ts, in self.db.execute(_SAME_TIMES.format(table), (unit, first, last)).fetchall():
+            for rowid, source in self.db.execute(_REPEATS.format(table, _SAME[kind]), (unit, ts)).fetchall():
                 self.db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
-                self.db.execute("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?", (source,))
+                self.db.execute("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?",
+                                (source,))
                 self.summary.rows[kind] -= 1
                 self.summary.repeated += 1
 
@@ -1055,8 +1096,9 @@ class Import:
         bound = {"unit": unit, "begin": month_of(first, months)[0], "end": month_of(last, months)[1]}
         self.db.execute("DELETE FROM %s WHERE unit_id = :unit AND begin >= :begin AND begin < :end" % table, bound)
         days = self.db.execute("SELECT DISTINCT %s FROM %s" % (day, rows), bound).fetchall()
-        self.db.executemany("INSERT INTO %s SELECT :unit, :begin, %s FROM %s GROUP BY %s" % (table, columns, rows, group), [
-            {"unit": unit, "begin": begin, "end": end} for begin, end in sorted({month_of(day, months) for day, in days})])
+        each = sorted({month_of(day, months) for day, in days})
+        query = "INSERT INTO %s SELECT :unit, :begin, %s FROM %s GROUP BY %s" % (table, columns, rows, group)
+        self.db.executemany(query, [{"unit": unit, "begin": begin, "end": end} for begin, end in each])
 
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
         """Apply the rules that look at neighbours; the days in which something changed."""
@@ -1067,8 +1109,7 @@ class Import:
                 rows = self.db.execute(_NEIGHBOURS, (unit, day * 86400 - self.limits.spike_gap,
                                                      (day + 1) * 86400 + self.limits.spike_gap)).fetchall()
                 updates = judge_day(rows, day, self.limits)
-                self.db.executemany("UPDATE co2_readings SET qc = ?, flag = ? WHERE rowid = ?",
-                                    [(qc, flag_of(qc), rowid) for rowid, qc in updates])
+                self._set_qc(updates)
                 changed += [day] if updates else []
         return changed
 
@@ -1081,10 +1122,10 @@ class Import:
 
     def settle_ledger(self) -> None:
         """Write the accounts of what changed, and forget them: there may be many."""
-        names = ("id", "path", "kind", "unit_id", *Account.COLUMNS)
-        self.db.executemany("INSERT OR REPLACE INTO sources(%s) VALUES (%s)" % (", ".join(names), ", ".join("?" * len(names))),
-                            [(id, source.key, source.kind, source.unit_id, *operator.attrgetter(*Account.COLUMNS)(self.accounts[id]))
-                             for id, source in self.changed.items()])
+        values = operator.attrgetter(*Account.COLUMNS)
+        self.db.executemany(_INSERT_ACCOUNT, [
+            (id, source.key, source.kind, source.unit_id, *values(self.accounts[id]))
+            for id, source in self.changed.items()])
         if self.changed or self.db.total_changes > self.changes:
             self.db.execute("DELETE FROM last_import")
             self.db.execute("INSERT INTO last_import VALUES (?)", (self.now,))
@@ -1095,7 +1136,8 @@ _USABLE = "co2 IS NOT NULL AND qc & %d = 0" % (QC_CO2_BAD | QC_ROW)
 _SUSPECT = "co2 IS NOT NULL AND qc & %d AND NOT qc & %d" % (QC_CO2_BAD, QC_ROW)
 _WARM = "temp IS NOT NULL AND qc & %d = 0" % (QC_TEMP | QC_ROW)
 _ROLL_UP_PLAIN = """
-    INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*), count(co2), sum(co2), min(co2), max(co2), -max(qc), NULL, NULL,
+    INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
+        count(co2), sum(co2), min(co2), max(co2), -max(qc), NULL, NULL,
         count(temp), sum(temp), min(temp), max(temp)
     FROM co2_readings INDEXED BY readings_by_unit WHERE unit_id = ? AND ts >= ? AND ts < ?
     GROUP BY day"""                     # for days without flags, which are the rule; others get a negative co2_off
@@ -1117,17 +1159,19 @@ _NEIGHBOURS = """
 
 
 _PINGS = "pings WHERE unit_id = :unit AND ts >= :begin * 86400 AND ts < :end * 86400"
-MONTHLY = {                             # table: months in a row, the day of what it sums up, where that is, the sums, by what
-    "monthly": (1, "day", "daily WHERE unit_id = :unit AND day >= :begin AND day < :end",
-                """min(day), max(day), count(*), min(n), sum(n), sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off),
-                min(co2_low), max(co2_peak), sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max)""", "unit_id"),
-    "monthly_pings": (1, "ts / 86400", _PINGS, "count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm)", "unit_id"),
+MONTHLY = {                             # table: months in a row, the day of what is summed up, where that is, sums, by
+    "monthly": (1, "day", "daily WHERE unit_id = :unit AND day >= :begin AND day < :end", """
+        min(day), max(day), count(*), min(n), sum(n),
+        sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak),
+        sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max)""", "unit_id"),
+    "monthly_pings": (1, "ts / 86400", _PINGS, """
+        count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm)""", "unit_id"),
     "half_yearly": (6, "ts / 86400", _PINGS + " AND rssi_dbm IS NOT NULL", "rssi_dbm, count(*), max(ts)", "rssi_dbm")}
 
 
 @functools.lru_cache(maxsize=1000)
 def month_of(day: int, months: int = 1) -> Tuple[int, int]:
-    """Where the month (or so many) of a day begins, and the next, in days since 1970; after the last one comes no other."""
+    """Where the month (or so many) of a day begins, and the next, in days since 1970; the last has no end."""
     found = date.fromordinal(min(day + EPOCH, date.max.toordinal()))
     month = (found.year * 12 + found.month - 1) // months * months
     begin, end = (date(n // 12, n % 12 + 1, 1).toordinal() - EPOCH if n // 12 <= date.max.year else FOREVER // DAY
@@ -1220,7 +1264,7 @@ def _connected(path: str) -> contextlib.closing[sqlite3.Connection]:
 
 def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Optional[float] = None,
                progress: Progress = None, processes: int = 1) -> Summary:
-    """Import what is new: in these files, or in all there are. Unusable, OSError or sqlite3.Error when that cannot be."""
+    """Import what is new: in these files, or in all. Unusable, OSError or sqlite3.Error when that cannot be."""
     now = time.time() if now is None else now
     with only_writer(archive.db):
         if _is_ours(archive.db):
@@ -1261,7 +1305,8 @@ def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
     run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
     listing.unreadable += _not_mounted(run.db, archive)
     if not listing.unreadable:
-        run.forget(run.db.execute("SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM listing.files)").fetchall())
+        gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM listing.files)"
+        run.forget(run.db.execute(gone).fetchall())
     changed = ("SELECT %s FROM listing.files f LEFT JOIN sources s ON s.path = f.key "
                "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key" % _LISTED)
     run.take(map(_listed, run.db.execute(changed)))
@@ -1329,7 +1374,9 @@ def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -
     return summary
 
 
-_FRESH = "PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;"
+_FRESH = """
+PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;
+"""
 
 
 def _build(path: str, listing: Listing, now: float, progress: Progress, limits: Limits, processes: int) -> Summary:
@@ -1338,12 +1385,12 @@ def _build(path: str, listing: Listing, now: float, progress: Progress, limits: 
     _remove(path, ["-part%d" % n for n in range(MOST_PROCESSES)])
     own, *others = listing.shares(processes)
     with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(_Part("%s-part%d" % (path, n), functools.partial(_fill, listing, share, now, limits, None)))
-                 for n, share in enumerate(others)]
+        parts = [stack.enter_context(_Part("%s-part%d" % (path, n), functools.partial(
+            _fill, listing, share, now, limits, None))) for n, share in enumerate(others)]
         db = stack.enter_context(_connected(path))
         run = _fill(listing, own, now, limits, progress, db)
         if parts:
-            db.executescript("PRAGMA threads = %d; PRAGMA cache_size = -4000" % processes)     # each sorts 4 MB of the index
+            db.executescript("PRAGMA threads = %d; PRAGMA cache_size = -4000" % processes)      # to sort the indexes
             _unite(run, [(part.summary(), part.path) for part in parts])
             run.progress(sum(size for _, _, size in others))
         db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
@@ -1351,7 +1398,8 @@ def _build(path: str, listing: Listing, now: float, progress: Progress, limits: 
     return run.summary
 
 
-def _fill(listing: Listing, share: Share, now: float, limits: Limits, progress: Progress, db: sqlite3.Connection) -> Import:
+def _fill(listing: Listing, share: Share, now: float, limits: Limits, progress: Progress,
+          db: sqlite3.Connection) -> Import:
     """A share of the text in an empty database."""
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, now, limits, progress)
@@ -1433,8 +1481,8 @@ class _Part:
 
 
 def _swap_in(new: str, path: str) -> None:
-    """Rename. Nothing may be left of the old one's log, which the new one would take for its own: what is in it goes into
-    the old file as far as its readers allow, and a crash in between would lose nothing that is not in the text."""
+    """Rename. Nothing may be left of the old one's log, which the new one would take for its own: what is in it goes
+    into the old file as far as its readers allow; a crash in between would lose nothing that is not in the text."""
     with open(new, "rb") as file:
         os.fsync(file.fileno())
     if os.path.exists(path):
@@ -1540,14 +1588,16 @@ class Gap(NamedTuple):
     calls: int                          # pings in the meantime
 
 
-SCAN = 60 * DAY                         # up to this range all readings are looked at, beyond it only days that are not full
+SCAN = 60 * DAY                         # up to this range all readings are looked at, then only days that are not full
 MANY = 4000 * DAY                       # of many units the range is shorter: 40 days of 100, 4 days of 1,000
-# waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is missing
-# or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not deployed
+# waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is
+# missing or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not
+# deployed
 GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
 
 _QUANTITY = {                           # the flags that make a value unusable; the columns of the rollups
-    "co2": (QC_CO2_BAD, "sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak)"),
+    "co2": (QC_CO2_BAD,
+            "sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak)"),
     "temp": (QC_TEMP, "sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), 0, NULL, NULL")}
 _VALUES = "count({good}), sum({good}), min({good}), max({good}), count({bad}), min({bad}), max({bad})"
 _USED = {what: _VALUES.format(good="CASE WHEN r.qc & %d = 0 THEN r.%s END" % (bad | QC_ROW, what),
@@ -1565,8 +1615,9 @@ _A, _B = "max(c.{0}a, s.{0}a)", "min(c.{0}b, s.{0}b)"
 
 
 def _ends(table: str, values: str, at: str, outer: str, inner: str) -> str:
-    """Of all `outer` (seconds, whole days or months) that are where a span meets a column, those that are in no whole `inner`."""
-    a, b, lo, hi = _A.format(outer), _B.format(outer), (_A if inner else _B).format(inner or outer), _B.format(inner or outer)
+    """Of all `outer` (seconds, whole days or months) where a span meets a column, those in no whole `inner`."""
+    a, b = _A.format(outer), _B.format(outer)
+    lo, hi = (_A if inner else _B).format(inner or outer), _B.format(inner or outer)
     return _ENDS.format(table=table, values=values, at=at, unit=DAY if outer else 1,
                         begin="CASE x.k WHEN 0 THEN %s ELSE max(%s, %s) END" % (a, lo, hi),
                         end="CASE x.k WHEN 0 THEN min(%s, %s) ELSE %s END" % (b, lo, b))
@@ -1598,21 +1649,26 @@ def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Se
             edges: Sequence[int]) -> Dict[str, List[List[Optional[Bucket]]]]:
     """Each of the quantities (co2, temp) for each row of a page and each of its columns, None where nothing was read.
 
-    The spans of a row are joined (a site with several units). A column that is empty only because the units measure more
-    seldom than it is wide, so that the readings around it are at most two of their rhythms apart, has its left neighbour's.
+    The spans of a row are joined (a site with several units). A column that is empty only because the units measure
+    more seldom than it is wide, so that the readings around it are at most two of their rhythms apart, has its left
+    neighbour's.
     """
     owners = [number for number, row in enumerate(rows) for _ in row]
-    filled: Dict[str, List[List[Optional[Bucket]]]] = {what: [[None] * (len(edges) - 1) for _ in rows] for what in quantities}
+    filled: Dict[str, List[List[Optional[Bucket]]]] = {
+        what: [[None] * (len(edges) - 1) for _ in rows] for what in quantities}
     tables = [(filled[what], 5 + 7 * k) for k, what in enumerate(quantities)]
     _lay_out(db, [span for row in rows for span in row], edges)
-    summed = ", ".join(["sum(n), min({0}) * 86400, max({1}) * 86400 + 86399", *(_QUANTITY[what][1] for what in quantities)])
-    for query in (_ends("co2_readings", ", ".join(["count(*), min(ts), max(ts)", *(_USED[what] for what in quantities)]), "ts", "", "day_"),
+    used = ", ".join(["count(*), min(ts), max(ts)", *(_USED[what] for what in quantities)])
+    summed = ", ".join(["sum(n), min({0}) * 86400, max({1}) * 86400 + 86399",
+                        *(_QUANTITY[what][1] for what in quantities)])
+    for query in (_ends("co2_readings", used, "ts", "", "day_"),
                   _ends("daily", summed.format("day", "day"), "day", "day_", "month_"),
                   _ends("monthly", summed.format("first", "last"), "begin", "month_", "")):
         for values in db.execute(query):
             for table, k in tables:
                 cells, j = table[owners[values[0]]], values[1]
-                bucket, old = tuple.__new__(Bucket, values[2:5] + values[k:k + 7]), cells[j]     # _make takes twice as long
+                bucket = tuple.__new__(Bucket, values[2:5] + values[k:k + 7])       # _make takes twice as long
+                old = cells[j]
                 cells[j] = bucket if old is None else _joined(old, bucket)
     for table, _ in tables:
         for cells, row in zip(table, rows):
@@ -1640,35 +1696,37 @@ def _joined(one: Bucket, other: Bucket) -> Bucket:
 
 
 def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> Tuple[int, int]:
-    """How many values, suspect ones included, are below and above the limits; looks only into months and days that have some."""
+    """How many values, suspect ones included, are below and above the limits; looks only where rollups have some."""
     _lay_out(db, spans, ())
-    some = " OR ".join(("{0}.co2_min < :low", "{0}.co2_max > :high", "{0}.co2_low < :low", "{0}.co2_peak > :high") if what == "co2" else
-                       ("{0}.temp_min < :low", "{0}.temp_max > :high"))
+    outside = {"co2": "{0}.co2_min < :low OR {0}.co2_max > :high OR {0}.co2_low < :low OR {0}.co2_peak > :high",
+               "temp": "{0}.temp_min < :low OR {0}.temp_max > :high"}[what]
     query = """
         SELECT total(r.{name} < :low), total(r.{name} > :high)
         FROM temp.spans s CROSS JOIN monthly m CROSS JOIN daily d CROSS JOIN co2_readings r
         WHERE m.unit_id = s.unit AND m.begin > s.a / 86400 - 31 AND m.begin <= s.b / 86400 AND ({months})
-          AND d.unit_id = s.unit AND d.day >= max(m.first, s.a / 86400) AND d.day <= min(m.last, s.b / 86400) AND ({days})
+          AND d.unit_id = s.unit AND d.day >= max(m.first, s.a / 86400) AND d.day <= min(m.last, s.b / 86400)
+          AND ({days})
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{name} IS NOT NULL AND r.qc & {skip} = 0"""
     skip = QC_ROW if what == "co2" else QC_ROW | QC_TEMP
-    query = query.format(name=what, months=some.format("m"), days=some.format("d"), skip=skip)
+    query = query.format(name=what, months=outside.format("m"), days=outside.format("d"), skip=skip)
     below, above = db.execute(query, {"low": low, "high": high}).fetchone()
     return int(below), int(above)
 
 
-def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]) -> List[Optional[float]]:
+def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span],
+              shares: Sequence[float]) -> List[Optional[float]]:
     """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS days, then of an
     evenly spread sample of days."""
     _lay_out(db, spans, ())
     days = db.execute("SELECT count(*) FROM temp.spans s CROSS JOIN daily d WHERE d.unit_id = s.unit "
                       "AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400").fetchone()[0]
-    every = 1 + days // QUANTILE_DAYS
+    every, bad = 1 + days // QUANTILE_DAYS, _QUANTITY[what][0] | QC_ROW
     values = sorted(value for value, in db.execute("""
         SELECT r.{name} FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
         WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400 AND d.day % {every} = 0
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
-          AND r.{name} IS NOT NULL AND r.qc & {bad} = 0""".format(name=what, every=every, bad=_QUANTITY[what][0] | QC_ROW)))
+          AND r.{name} IS NOT NULL AND r.qc & {bad} = 0""".format(name=what, every=every, bad=bad)))
     return [values[min(len(values) - 1, int(share * len(values)))] if values else None for share in shares]
 
 
@@ -1677,7 +1735,8 @@ def _units_in(db: sqlite3.Connection, table: str) -> Set[str]:
     return {unit for unit, in db.execute("""
         WITH RECURSIVE known(unit) AS (
             SELECT min(unit_id) FROM {0}
-            UNION ALL SELECT (SELECT min(unit_id) FROM {0} WHERE unit_id > known.unit) FROM known WHERE known.unit IS NOT NULL)
+            UNION ALL SELECT (SELECT min(unit_id) FROM {0} WHERE unit_id > known.unit)
+            FROM known WHERE known.unit IS NOT NULL)
         SELECT unit FROM known WHERE unit IS NOT NULL""".format(table))}
 
 
@@ -1699,8 +1758,9 @@ def _nickname(db: sqlite3.Connection, unit: str) -> str:
 
 def deployments(db: sqlite3.Connection) -> List[Deployment]:
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
-    rows = db.execute("SELECT unit_id, nickname, site, tier, status, coalesce(since, 0), coalesce(until, ?) FROM "
-                      "deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id", (FOREVER,)).fetchall()
+    rows = db.execute("""
+        SELECT unit_id, nickname, site, tier, status, coalesce(since, 0), coalesce(until, ?)
+        FROM deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id""", (FOREVER,)).fetchall()
     names = {row[0]: row[1] for row in rows if row[1]}
     units = _units(db)
     names.update((unit, _nickname(db, unit)) for unit in units if unit not in names)
@@ -1711,9 +1771,12 @@ def deployments(db: sqlite3.Connection) -> List[Deployment]:
 
 def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> Tuple[Optional[int], Optional[int]]:
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
-    query = "SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)"
-    ends = [db.execute(query.format(table), {"u": unit, "now": now}).fetchone() for unit in units]
-    return min((a for a, b in ends if b is not None), default=None), max((b for a, b in ends if b is not None), default=None)
+    query = """
+        SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)
+        """.format(table)
+    ends = [db.execute(query, {"u": unit, "now": now}).fetchone() for unit in units]
+    there = [(first, last) for first, last in ends if last is not None]
+    return min((first for first, _ in there), default=None), max((last for _, last in there), default=None)
 
 
 def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Optional[float]:
@@ -1745,7 +1808,8 @@ def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
     return _rhythm(_recent(db, "co2_readings", unit, now), 1, 1800)
 
 
-def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int], signal: bool = True) -> Dict[Tuple[int, int], Pings]:
+def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int],
+          signal: bool = True) -> Dict[Tuple[int, int], Pings]:
     """Pings by number of span and number of column. Without signal strength the index alone is read."""
     _lay_out(db, spans, edges)
     found: Dict[Tuple[int, int], Pings] = {}
@@ -1770,8 +1834,9 @@ def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[Tuple[int
         WHERE dbm IS NOT NULL GROUP BY dbm ORDER BY dbm""", (unit, a, b, *_bounds(a, b, 6)[4:])).fetchall()
 
 
-def errors(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
-    """Entries of the error logs by number of span and number of column: type -> number; '' is none of the known types."""
+def errors(db: sqlite3.Connection, spans: Sequence[Span],
+           edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
+    """Entries of the error logs by number of span and number of column: type -> number; '' is none of the known."""
     _lay_out(db, spans, edges)
     found: Dict[Tuple[int, int], Dict[str, int]] = {}
     for i, j, kind, n in db.execute("""
@@ -1804,7 +1869,7 @@ def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int,
 
 def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deployment]] = None,
                 ping_limit: Optional[float] = None, data_limit: Optional[float] = None) -> List[UnitState]:
-    """Every unit's state, worst first, then by tier and site. The limits, in seconds, replace the units' own rhythms."""
+    """Every unit's state, worst first, then by tier and site. The limits, in seconds, replace the units' rhythms."""
     stays = deployments(db) if stays is None else stays
     known = db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone() is not None
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
@@ -1831,12 +1896,15 @@ def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool,
     due = (read[0] if read else max(stay.since, called[-1] if called else 0)) + 2 * data_rhythm + HOUR
     signal = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
                         "ORDER BY ts DESC LIMIT 14", (unit, now)).fetchall()
+    ping_limit = ping_limit or 1.25 * ping_rhythm + HOUR
+    data_limit = data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR
     state = UnitState(unit, stay.nickname, stay.site, stay.tier, stay.status, alarms, last_ping, last_data, ping_rhythm,
                       data_rhythm, signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
-                      (now - last_ping) / (ping_limit or 1.25 * ping_rhythm + HOUR) if called else 0.0,
-                      (now - last_data) / (data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR) if read else 0.0, "")
+                      (now - last_ping) / ping_limit if called else 0.0,
+                      (now - last_data) / data_limit if read else 0.0, "")
     verdict = _verdict(state, sorted(row[0] for row in signal), called, now)
-    return state._replace(verdict=verdict, free_by=_free_by(db, unit, due, state) if verdict == "stuck" and len(read) > 3 else None)
+    known_rhythm = verdict == "stuck" and len(read) > 3
+    return state._replace(verdict=verdict, free_by=_free_by(db, unit, due, state) if known_rhythm else None)
 
 
 def _verdict(state: UnitState, signal: Sequence[int], called: Sequence[int], now: int) -> str:
@@ -1864,8 +1932,8 @@ SLACK = 1.05                            # lines and rhythm vary by so much
 
 def free_by(since: int, size: int, line: float, data_rhythm: int, ping_rhythm: int) -> Optional[int]:
     """UTC seconds at which a unit sends again at the latest, if its file of readings was cut to nothing just before its
-    first call without data, at `since`: when `size` bytes, in lines of `line` bytes, have grown anew, it calls once more.
-    None where that cannot be known: a file that was full may be closed, one short line before it gets there."""
+    first call without data, at `since`: when `size` bytes, in lines of `line` bytes, have grown anew, it calls once
+    more. None where that cannot be known: a file that was full may be closed, one short line before it gets there."""
     if not 0 < size <= seqfile.FILE_SIZE or line <= 0:
         return None
     return since + int(SLACK * size / line * data_rhythm) + ping_rhythm
@@ -1874,8 +1942,10 @@ def free_by(since: int, size: int, line: float, data_rhythm: int, ping_rhythm: i
 def _free_by(db: sqlite3.Connection, unit: str, due: int, state: UnitState) -> Optional[int]:
     """`free_by` from the ledger: the file of the unit that has its newest readings is where its position is."""
     folder = "data/%s/data/readings" % unit
-    file = db.execute("SELECT size, done, lines FROM sources WHERE path > ? || '/' AND path < ? || '0' AND path NOT LIKE '%#%' "
-                      "AND lines > 0 ORDER BY last_ts DESC, path DESC LIMIT 1", (folder, folder)).fetchone()
+    file = db.execute("""
+        SELECT size, done, lines FROM sources
+        WHERE path > ? || '/' AND path < ? || '0' AND path NOT LIKE '%#%' AND lines > 0
+        ORDER BY last_ts DESC, path DESC LIMIT 1""", (folder, folder)).fetchone()
     since = db.execute("SELECT min(ts) FROM pings WHERE unit_id = ? AND ts > ?", (unit, due)).fetchone()[0]
     if file is None or since is None or state.last_data is None:
         return None
@@ -1923,7 +1993,8 @@ _FULL = """
 
 def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan: int) -> List[Tuple[int, int]]:
     """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
-    lo = db.execute("SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?", (a, unit, a)).fetchone()[0]
+    before = "SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?"
+    lo = db.execute(before, (a, unit, a)).fetchone()[0]
     if now - lo <= scan:
         return [(lo, now)]
     days = db.execute(_FULL, {"unit": unit, "a": lo // DAY, "b": now // DAY, "full": DAY // step}).fetchall()
@@ -1945,7 +2016,8 @@ def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
     if db.execute("SELECT 1 FROM rejects WHERE source IN (?, ?) AND before_ts >= ? AND after_ts <= ? LIMIT 1",
                   (source, next_source, start, end)).fetchone():
         return "rejected"
-    one, other = (seqfile.extract_sequence_number(os.path.basename(name or ""), ("readings-", ".tsv")) for name in (path, next_path))
+    one, other = (seqfile.extract_sequence_number(os.path.basename(name or ""), ("readings-", ".tsv"))
+                  for name in (path, next_path))
     if one is None or other is None or other <= one:
         return "lost"
     return "resend" if other > one + 1 or size < seqfile.FILE_SIZE else "lost"
@@ -1959,8 +2031,9 @@ def verify(archive: Archive, processes: int = 1) -> List[str]:
     new = archive.db + ".verify"
     with only_writer(archive.db), contextlib.closing(open_db(archive.db)) as db, Listing(archive) as listing:
         problems = ["%s: the ledger knows it, but the file is gone" % path for path in listing.limit(archive.db)]
-        problems += ["%s: %d bytes of lines, but %d imported and %d rejected" % account for account in db.execute(
-            "SELECT path, done, imported_bytes, rejected_bytes FROM sources WHERE done <> imported_bytes + rejected_bytes")]
+        unbalanced = db.execute("SELECT path, done, imported_bytes, rejected_bytes FROM sources "
+                                "WHERE done <> imported_bytes + rejected_bytes")
+        problems += ["%s: %d bytes of lines, but %d imported and %d rejected" % account for account in unbalanced]
         now = (db.execute("SELECT at FROM last_import").fetchone() or (0,))[0]
         try:
             _build(new, listing, now, None, archive.limits, processes)
@@ -1970,39 +2043,63 @@ def verify(archive: Archive, processes: int = 1) -> List[str]:
     return sorted(problems)
 
 
+_SUMS = [                               # table, key, columns that must agree
+    ("daily", "unit_id, day", "*"), *((name, "unit_id, begin", "*") for name in MONTHLY),
+    ("sources", "path, id", "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts")]
+_DIFFERENT = """
+    SELECT DISTINCT {1} FROM (
+        SELECT * FROM (SELECT {2} FROM main.{0} EXCEPT SELECT {2} FROM fresh.{0})
+        UNION ALL SELECT * FROM (SELECT {2} FROM fresh.{0} EXCEPT SELECT {2} FROM main.{0}))"""
+
+
 def _differences(db: sqlite3.Connection, other: str) -> Iterator[str]:
     db.execute("ATTACH ? AS fresh", (other,))
     paths = dict(db.execute("SELECT id, path FROM sources"))
     for table in (*TABLES.values(), "rejects"):
-        for first, second, what in (("main", "fresh", "not in the text"), ("fresh", "main", "not in the database")):
-            rows = db.execute("SELECT * FROM {0}.{2} EXCEPT SELECT * FROM {1}.{2}".format(first, second, table))
-            columns = [column[0] for column in rows.description]
-            for row in rows:
-                values = dict(zip(columns, row))
-                yield "%s: byte %s: row of %s is %s" % (paths.get(values["source"], "?"), values["offset"], table, what)
-        ours, theirs = (db.execute("SELECT count(*) FROM %s.%s" % (name, table)).fetchone()[0] for name in ("main", "fresh"))
-        if ours != theirs:
-            yield "%s: %d rows, but %d in the text" % (table, ours, theirs)
-    for names, table in (("unit_id, day", "daily"), *(("unit_id, begin", name) for name in MONTHLY), ("path, id", "sources")):
-        compared, words = ("*", "the rollup is not that of the text") if table != "sources" else (
-            "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts", "the account is not that of the text")
-        for row in db.execute("SELECT DISTINCT {0} FROM (SELECT * FROM (SELECT {2} FROM main.{1} EXCEPT SELECT {2} FROM fresh.{1}) "
-                              "UNION ALL SELECT * FROM (SELECT {2} FROM fresh.{1} EXCEPT SELECT {2} FROM main.{1}))"
-                              .format(names, table, compared)):
-            yield "%s: %s, %s: %s" % (table, *row, words)
+        yield from _different_rows(db, table, paths)
+    for table, key, columns in _SUMS:
+        what = "account" if table == "sources" else "rollup"
+        for row in db.execute(_DIFFERENT.format(table, key, columns)):
+            yield "%s: %s, %s: the %s is not that of the text" % (table, *row, what)
+
+
+def _different_rows(db: sqlite3.Connection, table: str, paths: Dict[int, str]) -> Iterator[str]:
+    for first, second, what in (("main", "fresh", "not in the text"), ("fresh", "main", "not in the database")):
+        rows = db.execute("SELECT * FROM {0}.{2} EXCEPT SELECT * FROM {1}.{2}".format(first, second, table))
+        columns = [column[0] for column in rows.description]
+        for row in rows:
+            values = dict(zip(columns, row))
+            yield "%s: byte %s: row of %s is %s" % (paths.get(values["source"], "?"), values["offset"], table, what)
+    ours, theirs = db.execute("SELECT (SELECT count(*) FROM main.{0}), (SELECT count(*) FROM fresh.{0})"
+                              .format(table)).fetchone()
+    if ours != theirs:
+        yield "%s: %d rows, but %d in the text" % (table, ours, theirs)
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
 
-_STAY = ("(SELECT d.rowid FROM deploy_durations_tiered d WHERE d.unit_id = {0}.unit_id AND (d.since IS NULL OR d.since <= {0}.{1}) "
-         "AND (d.until IS NULL OR {0}.{1} < d.until) ORDER BY d.tier DESC, d.since DESC, d.site LIMIT 1)")
-_UTC = "strftime('%Y-%m-%dT%H:%M:%SZ', {0}, 'unixepoch') AS {1}"
-_PLACED = "%s AS nickname, d.site, d.tier, d.status"
-
-EXPORTS = {                             # columns behind time, unit and place; the table; the order
-    "readings": (", ".join("r." + name for name in ["temp", "flash_count", *CO2, "co2", "flag", "qc", *RAW]), "co2_readings"),
-    "pings": ("r.rssi_raw, r.rssi_dbm", "pings"),
-    "errors": ("r.level, r.etype, r.message, r.text, r.odate || 'T' || r.otime AS written", "error_logs"),
+_ISO = "strftime('%Y-%m-%dT%H:%M:%SZ', {0}, 'unixepoch')"
+_EXPORT = """
+    SELECT {time} AS time, r.unit_id, {nickname} AS nickname, d.site, d.tier, d.status, {columns}
+    FROM {table} r
+    LEFT JOIN deploy_durations_tiered d ON d.rowid = (
+        SELECT s.rowid FROM deploy_durations_tiered s
+        WHERE s.unit_id = r.unit_id AND (s.since IS NULL OR s.since <= r.ts) AND (s.until IS NULL OR r.ts < s.until)
+        ORDER BY s.tier DESC, s.since DESC, s.site LIMIT 1)
+    LEFT JOIN behind b ON b.source = r.source
+    WHERE r.offset >= coalesce(b.done, 0) {tests}
+    ORDER BY r.unit_id, r.ts"""
+_EXPORT_DEPLOYMENTS = """
+    SELECT unit_id, nickname, site, tier, status, {0} AS start_ts, {1} AS end_ts, note FROM deploy_durations_tiered
+    WHERE (?1 IS NULL OR unit_id = ?1) AND (?2 IS NULL OR site = ?2)
+    ORDER BY tier DESC, site, since""".format(_ISO.format("since"), _ISO.format("until"))
+_NAME_THEN = "coalesce(r.nickname, d.nickname)"
+EXPORTS = {                             # table, nickname, columns behind time, unit and place
+    "readings": ("co2_readings", _NAME_THEN,
+                 ", ".join("r." + name for name in ["temp", "flash_count", *CO2, "co2", "flag", "qc", *RAW])),
+    "pings": ("pings", _NAME_THEN, "r.rssi_raw, r.rssi_dbm"),
+    "errors": ("error_logs", "d.nickname",
+               "r.level, r.etype, r.message, r.text, r.odate || 'T' || r.otime AS written"),
 }
 
 
@@ -2024,38 +2121,36 @@ def export(db: sqlite3.Connection, what: str, wanted: Wanted, behind: Dict[str, 
     if what in ("gaps", "deployments"):
         yield from _export_gaps(db, wanted) if what == "gaps" else _export_deployments(db, wanted)
         return
-    columns, table = EXPORTS[what]
-    tests = [("r.ts >= ?", wanted.since), ("r.ts < ?", wanted.until), ("r.unit_id = ?", wanted.unit), ("d.site = ?", wanted.site),
-             ("r.flag = ?", wanted.flag if what == "readings" else None)]
-    used = [(test, value) for test, value in tests if value is not None]
+    table, nickname, columns = EXPORTS[what]
+    tests = {"r.ts >= ?": wanted.since, "r.ts < ?": wanted.until, "r.unit_id = ?": wanted.unit,
+             "d.site = ?": wanted.site, "r.flag = ?": wanted.flag if what == "readings" else None}
+    used = {test: value for test, value in tests.items() if value is not None}
     db.execute("CREATE TEMP TABLE behind(source INTEGER PRIMARY KEY, done INTEGER)")
     db.executemany("INSERT INTO behind VALUES (?, ?)", [(int(id), done) for id, done in behind.items()])
-    rows = db.execute("SELECT %s, r.unit_id, %s, %s FROM %s r LEFT JOIN deploy_durations_tiered d ON d.rowid = %s "
-                      "LEFT JOIN behind b ON b.source = r.source WHERE r.offset >= coalesce(b.done, 0)%s ORDER BY r.unit_id, r.ts"
-                      % (_UTC.format("r.ts", "time"), _PLACED % ("d.nickname" if what == "errors" else "coalesce(r.nickname, d.nickname)"), columns, table, _STAY.format("r", "ts"),
-                         "".join(" AND " + test for test, _ in used)), [value for _, value in used])
-    yield tuple(column[0] for column in rows.description)
-    yield from rows
+    query = _EXPORT.format(time=_ISO.format("r.ts"), nickname=nickname, columns=columns, table=table,
+                           tests="".join(" AND " + test for test in used))
+    yield from _with_header(db.execute(query, list(used.values())))
     behind.update((str(id), done) for id, done in db.execute("SELECT id, done FROM sources"))
 
 
-def _export_deployments(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Row]:
-    rows = db.execute("SELECT unit_id, nickname, site, tier, status, %s, %s, note FROM deploy_durations_tiered "
-                      "WHERE (?1 IS NULL OR unit_id = ?1) AND (?2 IS NULL OR site = ?2) ORDER BY tier DESC, site, since"
-                      % (_UTC.format("since", "start_ts"), _UTC.format("until", "end_ts")), (wanted.unit, wanted.site))
+def _with_header(rows: sqlite3.Cursor) -> Iterator[Row]:
     yield tuple(column[0] for column in rows.description)
     yield from rows
+
+
+def _export_deployments(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Row]:
+    return _with_header(db.execute(_EXPORT_DEPLOYMENTS, (wanted.unit, wanted.site)))
 
 
 def _export_gaps(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Row]:
     now = int(time.time()) if wanted.until is None else wanted.until
-    stays = [stay for stay in deployments(db) if wanted.unit in (None, stay.unit_id) and wanted.site in (None, stay.site)]
+    stays = [stay for stay in deployments(db)
+             if wanted.unit in (None, stay.unit_id) and wanted.site in (None, stay.site)]
     names = {stay.unit_id: stay for stay in stays}
     yield ("unit_id", "nickname", "site", "last_before", "first_after", "missing", "state", "pings")
     for gap in gaps(db, stays, wanted.since or 0, now):
-        stay = names[gap.unit_id]
-        yield (gap.unit_id, stay.nickname, stay.site, seqfile.utc(gap.start) + "Z", seqfile.utc(gap.end) + "Z", gap.missing,
-               gap.state, gap.calls)
+        stay, times = names[gap.unit_id], [seqfile.utc(ts) + "Z" for ts in (gap.start, gap.end)]
+        yield (gap.unit_id, stay.nickname, stay.site, *times, gap.missing, gap.state, gap.calls)
 
 
 def write_rows(rows: Iterator[Row], form: str, out: IO[str], titled: bool = True) -> None:
@@ -2116,25 +2211,28 @@ def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
 
 def command_status(archive: Archive, arguments: argparse.Namespace) -> int:
     """The ledger: per source its bytes and lines."""
+    row = "%10s %10s %9s %9s %8s %8s %8s  %s"
     with contextlib.closing(open_db(archive.db)) as db:
-        print("%10s %10s %9s %9s %8s %8s %8s  %s" % ("bytes", "imported", "rejected", "not yet", "rows", "repeats", "rejects", "file"))
+        print(row % ("bytes", "imported", "rejected", "not yet", "rows", "repeats", "rejects", "file"))
         total = [0] * 7
-        for *numbers, path in db.execute("SELECT size, imported_bytes, rejected_bytes, size - done, imported, repeated, rejected, path "
-                                         "FROM sources ORDER BY path"):
-            print("%10d %10d %9d %9d %8d %8d %8d  %s" % (*numbers, _printable(path)))
+        for *numbers, path in db.execute("""
+                SELECT size, imported_bytes, rejected_bytes, size - done, imported, repeated, rejected, path
+                FROM sources ORDER BY path"""):
+            print(row % (*numbers, _printable(path)))
             total = [a + b for a, b in zip(total, numbers)]
-        print("%10d %10d %9d %9d %8d %8d %8d  total" % tuple(total))
+        print(row % (*total, "total"))
     return 0
 
 
 def command_rejects(archive: Archive, arguments: argparse.Namespace) -> int:
     """Lines that were refused: file, line, offset, reason, times of the neighbours, text."""
     with contextlib.closing(open_db(archive.db)) as db:
-        for path, line, offset, reason, before, after, text in db.execute(
-                "SELECT s.path, r.line, r.offset, r.reason, r.before_ts, r.after_ts, r.text FROM rejects r "
-                "JOIN sources s ON s.id = r.source ORDER BY s.path, r.line"):
-            between = " (between %s and %s)" % tuple(seqfile.utc(ts) if ts else "?" for ts in (before, after)) if before or after else ""
-            print("%s:%d: byte %d: %s%s: %s" % (_printable(path), line, offset, reason, between, text[:160]))
+        for path, line, offset, reason, *times, text in db.execute("""
+                SELECT s.path, r.line, r.offset, r.reason, r.before_ts, r.after_ts, r.text
+                FROM rejects r JOIN sources s ON s.id = r.source ORDER BY s.path, r.line"""):
+            if any(times):
+                reason += " (between %s and %s)" % tuple(seqfile.utc(ts) if ts else "?" for ts in times)
+            print("%s:%d: byte %d: %s: %s" % (_printable(path), line, offset, reason, text[:160]))
     return 0
 
 
@@ -2195,11 +2293,13 @@ COMMANDS = {"import": command_import, "status": command_status, "rejects": comma
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line; the common options may stand before the command or behind it."""
-    parser = argparse.ArgumentParser(prog="importer.py", description="From text files to SQLite, every byte accounted for.")
+    parser = argparse.ArgumentParser(prog="importer.py",
+                                     description="From text files to SQLite, every byte accounted for.")
     _add_common_options(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run in COMMANDS.items():
-        sub = commands.add_parser(name, help="all text into a new database" if name == "rebuild" else (run.__doc__ or "").splitlines()[0])
+        text = "all text into a new database" if name == "rebuild" else (run.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(name, help=text)
         _add_common_options(sub, argparse.SUPPRESS)             # does not undo what stands before the command
         if name == "export":
             _add_export_options(sub)
@@ -2207,7 +2307,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_common_options(parser: argparse.ArgumentParser, default: Optional[str]) -> None:
-    parser.add_argument("--data-dir", action="append", default=default, metavar="DIR", help="data directory; several are merged")
+    parser.add_argument("--data-dir", action="append", default=default, metavar="DIR",
+                        help="data directory; several are merged")
     parser.add_argument("--var-dir", default=default, metavar="DIR", help="server directory (pings, database)")
     parser.add_argument("--db", default=default, metavar="FILE", help="database")
 
@@ -2221,7 +2322,8 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--site", help="site of the deployment at that time")
     parser.add_argument("--flag", type=int, choices=[1, 2, 3, 4, 9], help="readings with this QARTOD flag")
     parser.add_argument("-o", "--output", metavar="FILE", help="instead of stdout")
-    parser.add_argument("--resume", action="store_true", help="append what is new since the last time (notes in FILE.resume)")
+    parser.add_argument("--resume", action="store_true",
+                        help="append what is new since the last time (notes in FILE.resume)")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
