@@ -347,10 +347,11 @@ _SAME_IDS = """
     SELECT f.key, f.path, first.key FROM files f
     JOIN (SELECT id, min(key) AS key FROM files GROUP BY id HAVING count(*) > 1) first ON first.id = f.id
     WHERE first.key < f.key"""
+_COST = "CASE kind WHEN 'readings' THEN size ELSE 4 * size END"          # the others are read line by line
 _SHARES = """
     SELECT min(key), max(key), sum(size) FROM
-        (SELECT key, size, CAST((sum(size) OVER (ORDER BY key) - size) * ? AS INTEGER) AS share FROM files)
-    GROUP BY share ORDER BY share"""
+        (SELECT key, size, CAST((sum({0}) OVER (ORDER BY key) - {0}) * ? AS INTEGER) AS share FROM files)
+    GROUP BY share ORDER BY share""".format(_COST)
 Share = Tuple[str, str, int]            # first key, last key, bytes
 
 
@@ -388,9 +389,9 @@ class Listing:
             yield from map(_listed, db.execute(query, (first, last)))
 
     def shares(self, processes: int) -> List[Share]:
-        """The keys cut into ranges of about the same number of bytes."""
+        """The keys cut into ranges that take about the same time."""
         with _connected(self.file) as db:
-            total = db.execute("SELECT total(size) FROM files").fetchone()[0]
+            total = db.execute("SELECT total(%s) FROM files" % _COST).fetchone()[0]
             number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
             return db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
 
@@ -783,21 +784,21 @@ _COLUMNS = {
 }
 
 
-def _insert(table: str, columns: Sequence[str], verb: str = "INSERT", **computed: str) -> str:
-    """Puts rows into these columns of a table, and what SQL computes from them (?1 is the first) into others."""
-    bound = ["?%d" % n for n, _ in enumerate(columns, 1)]
-    return "%s INTO %s(%s) VALUES (%s)" % (verb, table, ", ".join([*columns, *computed]),
-                                           ", ".join([*bound, *computed.values()]))
+def _insert(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
+    return "%s INTO %s(%s) VALUES (%s)" % (verb, table, ", ".join(columns), ", ".join("?" * len(columns)))
 
 
-def _insert_plain(raw: Sequence[str]) -> str:
+def _insert_plain(raw: Sequence[str], rows: int) -> str:
+    """So many rows at once, which saves SQLite a start for each; bound are the columns, each from its first row."""
     columns = [*_COLUMNS["readings"][:16], *raw, "ts", "source", "offset"]
-    ten = " + ".join("?%d" % n for n in range(7, 17))
-    return _insert("co2_readings", columns, co2="(%s) / 10.0" % ten, flag="1", qc="0")
+    places = [["?%d" % (n * rows + row + 1) for n, _ in enumerate(columns)] for row in range(rows)]
+    values = ["(%s, (%s) / 10.0, 1, 0)" % (", ".join(place), " + ".join(place[6:16])) for place in places]
+    return "INSERT INTO co2_readings(%s, co2, flag, qc) VALUES %s" % (", ".join(columns), ", ".join(values))
 
 
 _INSERT = {kind: _insert(TABLES[kind], [*names, "source", "offset"]) for kind, names in _COLUMNS.items()}
-_INSERT_PLAIN = {16: _insert_plain([]), 21: _insert_plain(RAW)}         # by the number of fields in a line
+_ROWS = 16                              # at once; SQLite before 3.32 binds 999 values
+_INSERT_PLAIN = {(16 + len(raw), rows): _insert_plain(raw, rows) for raw in ([], RAW) for rows in (1, _ROWS)}
 _INSERT_ACCOUNT = _insert("sources", ["id", "path", "kind", "unit_id", *Account.COLUMNS], "INSERT OR REPLACE")
 _SAME_TIMES = """
     SELECT ts FROM {0} WHERE unit_id = ? AND ts BETWEEN ? AND ? GROUP BY ts HAVING count(*) > 1"""
@@ -919,8 +920,10 @@ class Import:
     def _insert_columns(self, source: Source, account: Account, block: bytes, columns: List[Sequence[Any]]) -> None:
         *values, ts, lengths = columns
         offsets = map(operator.add, accumulate(lengths, initial=account.done), count())     # one more for each newline
-        rows = zip(*values, ts, repeat(source.id), offsets)
-        self.db.executemany(_INSERT_PLAIN[len(values)], rows)
+        bound, many = [*values, ts, [source.id] * len(ts), list(offsets)], len(ts) // _ROWS * _ROWS
+        self.db.executemany(_INSERT_PLAIN[len(values), _ROWS], zip(*(
+            column[row:many:_ROWS] for column in bound for row in range(_ROWS))))
+        self.db.executemany(_INSERT_PLAIN[len(values), 1], zip(*(column[many:] for column in bound)))
         self._followed(source, account, ts[0])
         self._came("readings", values[0][0], ts, {DAYS[day] // 86400 for day in set(values[2])})
         account.lines, account.done, account.last_ts = account.lines + len(ts), account.done + len(block), ts[-1]
