@@ -269,11 +269,8 @@ _FOLDERS = ["data/readings", "errors", "set-aside/data/readings", "set-aside/err
 
 def kind_of(relative: str) -> Optional[Tuple[str, str]]:
     """Kind and unit of a path below a data directory; None: not ours to read."""
-    for kind, pattern in _KINDS:
-        found = pattern.match(relative)
-        if found:
-            return kind, found[1]
-    return None
+    found = ((kind, pattern.match(relative)) for kind, pattern in _KINDS)
+    return next(((kind, match[1]) for kind, match in found if match), None)
 
 
 def find_sources(archive: Archive, unreadable: Troubles) -> Iterator[Source]:
