@@ -471,8 +471,8 @@ class Station:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time,
                  sync: seqfile.Sync = seqfile.fdatasync) -> None:
         self.settings, self.clock, self._sync = settings, clock, sync
-        for directory in (settings.data_dir, self.var("pings"), self.var("fetches"), self.var("pub")):
-            seqfile.make_directory(directory)
+        for directory in (settings.data_dir, settings.var_dir, *map(self.var, ("pings", "fetches", "pub"))):
+            seqfile.make_directory(directory, settle=True)
         self.archive = importer.Archive((settings.data_dir,), settings.var_dir, settings.db)
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
         self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
@@ -1844,14 +1844,21 @@ WantedBy=multi-user.target
 }
 
 
+def _word(path: str) -> str:
+    """A path as systemd reads it (systemd.syntax(7))."""
+    escaped = re.sub(r'(["\\])', r"\\\1", path).replace("%", "%%")
+    return '"%s"' % escaped if re.search(r"""[\s"'\\;]""", path) else escaped
+
+
 def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -> str:
     """A complete systemd unit for this installation."""
     needed = (HERE, sys.executable, settings.data_dir, settings.var_dir)
-    config = " --config " + os.path.abspath(arguments.config) if arguments.config else ""
+    written = dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)])
+    config = ["--config", os.path.abspath(arguments.config)] if arguments.config else []
     low_port = 0 < settings.port < 1024
     return SYSTEMD[kind] % {
-        "command": "%s %s%s" % (sys.executable, os.path.join(HERE, "co2d.py"), config),
-        "written": " ".join(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)])),
+        "command": " ".join(map(_word, [sys.executable, os.path.join(HERE, "co2d.py"), *config])).replace("$", "$$"),
+        "written": " ".join(map(_word, written)),
         "listen": "%s:%d" % ("[%s]" % settings.listen if ":" in settings.listen else settings.listen, settings.port),
         "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
         "home": "read-only" if any(path.startswith(("/home/", "/root/")) for path in needed) else "true"}

@@ -1475,7 +1475,12 @@ def arguments(argv: Optional[Sequence[str]]) -> Any:
     parser.add_argument("--changes", metavar="FILE", help="--check: speak only when something is not as FILE has it")
     parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0,
                         help="--changes: or so long ago")
-    return parser.parse_args(argv)
+    a = parser.parse_args(argv)
+    if a.changes and not a.check:
+        parser.error("--changes goes with status --check")
+    if a.watch and (a.output or a.check):
+        parser.error("--watch draws on this terminal: leave out --check and -o, and have cron repeat those")
+    return a
 
 
 def screen(environ: Mapping[str, str]) -> List[int]:

@@ -21,9 +21,8 @@ that used to report elsewhere). One of them at a time is asked for by acking it 
 that follow, and `repeat` makes that harmless. `Memory` knows which files are worth asking for, and says why.
 
 Durability: a chunk or row is on disk (fdatasync; fsync of the directory when a name is new) before the call returns.
-When a sync fails, the bytes it was to cover are cut off again and the kernel's cached pages of the file are dropped, so
-that what is compared later comes from the disk: the kernel reports a lost page only once, so a second sync proves
-nothing.
+When a sync fails, the bytes it was to cover are cut off again. The kernel reports a lost page only once, so a second
+sync proves nothing: what a chunk is compared with is read from the disk, not from memory.
 
 Concurrency: all methods may be called from any thread. Each sequence directory has one lock, held while a chunk is
 compared, written and synced. Who brings a row to a `RowLog` does not wait for it: one thread at a time writes and syncs
@@ -304,13 +303,16 @@ def _step_into(parent: int, name: str, create: bool) -> int:
     return os.open(name, flags, dir_fd=parent)
 
 
-def make_directory(path: str) -> None:
-    """Make a directory and what is missing above it, each durable before the next."""
-    if not os.path.isdir(path):
-        parent = os.path.dirname(os.path.abspath(path))
+def make_directory(path: str, settle: bool = False) -> None:
+    """Make a directory and what is missing above it, each durable before the next. With `settle` its name is made
+    durable whoever created it, who may have failed at that; unless its parent is not ours to read."""
+    parent = os.path.dirname(os.path.abspath(path))
+    missing = not os.path.isdir(path)
+    if missing:
         make_directory(parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path)
+    if missing or settle and os.access(parent, os.R_OK):
         _sync_directory(parent)
 
 
@@ -321,7 +323,7 @@ def open_directory(root: str, parts: List[str], create: bool = False, settle: bo
     With `settle`, every name on the way is made durable, whoever created it.
     """
     if create:
-        make_directory(root)
+        make_directory(root, settle)
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts:
@@ -360,11 +362,11 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _cut(fd: int, size: int) -> None:
-    """Take back what could not be made durable; forget cached pages, so that the next comparison reads the disk."""
-    os.ftruncate(fd, size)
+def _read_from_disk(fd: int, length: int, offset: int) -> bytes:
+    """Bytes of an open file, without those pages in memory that a failed sync, perhaps of a dead process, has left."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    return os.pread(fd, length, offset)
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
@@ -458,7 +460,7 @@ class _Delivery:
 
     def _write(self, directory: int, fd: int, offset: int, chunk: bytes, created: bool) -> Receipt:
         size = self._trusted_size(fd)
-        held = os.pread(fd, min(len(chunk), size - offset), offset) if offset < size else b""
+        held = _read_from_disk(fd, min(len(chunk), size - offset), offset) if offset < size else b""
         same = len(held) if chunk.startswith(held) else len(os.path.commonprefix([held, chunk]))
         decision = decide(size, offset, len(chunk), same)
         if decision.kind == "gap":
@@ -481,8 +483,8 @@ class _Delivery:
     def _trusted_size(self, fd: int) -> int:
         """Bytes of the copy that are durable; cuts off what an earlier failed sync has left."""
         durable = self.sequence.doubtful.get(self.name)
-        if durable is not None:
-            _cut(fd, min(durable, os.fstat(fd).st_size))        # never longer: somebody may have put another file there
+        if durable is not None:                                 # not if shorter: somebody put another file there
+            os.ftruncate(fd, min(durable, os.fstat(fd).st_size))
             del self.sequence.doubtful[self.name]
         return os.fstat(fd).st_size
 
@@ -703,7 +705,7 @@ class RowLog:
         old = self._file
         if old and old.is_current(self.size_limit):
             return old
-        make_directory(self.directory)
+        make_directory(self.directory, settle=True)
         path = choose_append_file(self.directory, self.match, self.size_limit)
         if old and old.failed and os.path.exists(path) and os.path.getsize(path):
             path = os.path.join(self.directory, next_sequence_filename(self.directory, self.match))

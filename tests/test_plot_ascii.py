@@ -1258,3 +1258,14 @@ def test_check_of_a_broken_database_is_critical_not_a_warning(capfd: Any, tmp_pa
         source.backup(broken)
         broken.execute("DROP TABLE pings")
     assert check(capfd, db, NOW) == (2, ["CO2 CRITICAL: no such table: pings"])
+
+
+@pytest.mark.parametrize("line, complaint", [
+    ("co2 --changes seen.txt", "--changes goes with status --check"),
+    ("co2 --watch 5 -o page.txt", "--watch draws on this terminal"),
+    ("status --watch 5 --check", "--watch draws on this terminal"),
+])
+def test_options_that_would_be_ignored_are_refused(capsys: Any, line: str, complaint: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        plot_ascii.main(line.split())
+    assert ended.value.code == 2 and complaint in capsys.readouterr().err

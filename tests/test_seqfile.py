@@ -250,7 +250,7 @@ def test_directories_used_long_ago_are_forgotten_and_go_on_as_before(tmp_path, m
     disk = FailingDisk()
     inbox = seqfile.Inbox(str(tmp_path), sync=disk)
     receive(inbox, "readings-0000.tsv", 0, b"one\n", unit="doubtful")
-    with mock.patch("seqfile._cut", side_effect=OSError(errno.EIO, "Input/output error")), pytest.raises(OSError):
+    with mock.patch("seqfile.os.ftruncate", side_effect=OSError(errno.EIO, "Input/output error")), pytest.raises(OSError):
         disk.broken = True
         receive(inbox, "readings-0000.tsv", 4, b"lost\n", unit="doubtful")
     disk.broken = False
