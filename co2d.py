@@ -1850,6 +1850,10 @@ def _word(path: str) -> str:
     return '"%s"' % escaped if re.search(r"""[\s"'\\;]""", path) else escaped
 
 
+def _host_port(address: str, port: int) -> str:
+    return ("[%s]:%d" if ":" in address else "%s:%d") % (address, port)
+
+
 def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -> str:
     """A complete systemd unit for this installation."""
     needed = (HERE, sys.executable, settings.data_dir, settings.var_dir)
@@ -1859,7 +1863,7 @@ def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -
     return SYSTEMD[kind] % {
         "command": " ".join(map(_word, [sys.executable, os.path.join(HERE, "co2d.py"), *config])).replace("$", "$$"),
         "written": " ".join(map(_word, written)),
-        "listen": "%s:%d" % ("[%s]" % settings.listen if ":" in settings.listen else settings.listen, settings.port),
+        "listen": _host_port(settings.listen, settings.port),
         "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
         "home": "read-only" if any(path.startswith(("/home/", "/root/")) for path in needed) else "true"}
 
@@ -1898,8 +1902,9 @@ class Daemon:
             signal.signal(number, self._on_signal)
         self.server.start()
         self.importing.start()
-        log.info("co2d %s listens on %s:%d, data in %s", __version__, self.station.settings.listen, self.server.port,
-                 self.station.settings.data_dir)
+        settings = self.station.settings
+        log.info("co2d %s listens on %s, data in %s", __version__, _host_port(settings.listen, self.server.port),
+                 settings.data_dir)
         notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
         while self._tick():
             pass

@@ -92,6 +92,13 @@ def read_all(sock):
         received += data
 
 
+def has_ipv6():
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
 PING = b"POST /ou/co2unit-1/alive?site_code=x HTTP/1.0\r\n\r\n"
 
 # -- signals ----------------------------------------------------------------------------------------------------------
@@ -199,6 +206,20 @@ def test_a_reload_takes_new_limits_of_the_quality_rules(start, tmp_path):
         with contextlib.closing(importer.open_db(os.path.join(one.var, "db.sqlite3"))) as db:
             flags = db.execute("SELECT flag FROM co2_readings").fetchall()
     assert flags == [(9,)]
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host, seen", [("127.0.0.1", 200), ("::1", 403)])
+def test_both_families_come_in_by_one_socket_and_are_told_apart(start, host, seen):
+    one = start("--listen", "::", "--status-allow", "127.0.0.0/8")
+    one.waits_for(r"listens on \[::\]:%d, " % one.port)
+    for request, status in ((PING, 200), (b"GET /status/alive/summary HTTP/1.0\r\nAccept: text/html\r\n\r\n", seen)):
+        with socket.create_connection((host, one.port), timeout=20) as sock:
+            sock.sendall(request)
+            assert read_all(sock).startswith(b"HTTP/1.1 %d " % status)
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
