@@ -314,28 +314,26 @@ def test_a_chunk_whose_sync_failed_is_taken_back_and_can_be_sent_again(tmp_path)
     assert content(tmp_path, "readings-0000.tsv") == b"one\ntwo\n"
 
 
-def test_bytes_that_cannot_even_be_taken_back_do_not_count(tmp_path, monkeypatch):
+def inbox_of_a_disk_that_could_not_even_cut(tmp_path, held):
+    """It holds `held` and, read from memory, four bytes more that no sync has covered."""
     disk = FailingDisk()
     inbox = seqfile.Inbox(str(tmp_path), sync=disk)
-    receive(inbox, "readings-0000.tsv", 0, b"one\n")
+    receive(inbox, "readings-0000.tsv", 0, held)
     disk.broken = True
-    with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(seqfile.os, "ftruncate", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
-        receive(inbox, "readings-0000.tsv", 4, b"two\n")
+    with mock.patch("seqfile.os.ftruncate", side_effect=OSError(errno.EIO, "no")), pytest.raises(OSError):
+        receive(inbox, "readings-0000.tsv", len(held), b"bad\n")
     disk.broken = False
+    return inbox
+
+
+def test_bytes_that_cannot_even_be_taken_back_do_not_count(tmp_path):
+    inbox = inbox_of_a_disk_that_could_not_even_cut(tmp_path, b"one\n")
     assert receive(inbox, "readings-0000.tsv", 8, b"six\n").ack == ("readings-0000.tsv", 4)
     assert content(tmp_path, "readings-0000.tsv") == b"one\n"
 
 
-def test_a_shorter_file_put_in_the_place_of_one_that_could_not_be_cut_is_not_filled_up_with_zeros(tmp_path, monkeypatch):
-    disk = FailingDisk()
-    inbox = seqfile.Inbox(str(tmp_path), sync=disk)
-    receive(inbox, "readings-0000.tsv", 0, b"one\ntwo\n")
-    disk.broken = True
-    with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(seqfile.os, "ftruncate", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
-        receive(inbox, "readings-0000.tsv", 8, b"six\n")
-    disk.broken = False
+def test_a_shorter_file_put_in_the_place_of_one_that_could_not_be_cut_is_not_filled_up_with_zeros(tmp_path):
+    inbox = inbox_of_a_disk_that_could_not_even_cut(tmp_path, b"one\ntwo\n")
     os.truncate(str(next(tmp_path.rglob("readings-0000.tsv"))), 4)                   # somebody restores an older copy
     assert receive(inbox, "readings-0000.tsv", 8, b"six\n").ack == ("readings-0000.tsv", 4)
     assert content(tmp_path, "readings-0000.tsv") == b"one\n"
