@@ -12,8 +12,8 @@ Now and then a unit loses its position, and sends all of its past again. After t
 the daemon stays until every unit has sent everything; then every file of ours equals the unit's, and the database that
 grew while all this happened equals one that is built from the text at once.
 
-A power cut, which also takes what the kernel has not written yet, is the business of the order of system calls: see
-test_durability.py. Exit status: 0 when all was well, 1 when not, 2 usage.
+A power cut also takes what the kernel has not written yet: see test_power.py, where it is played through, and
+test_durability.py, which watches the order of system calls. Exit status: 0 when all was well, 1 when not, 2 usage.
 """
 
 from __future__ import annotations
