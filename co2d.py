@@ -1336,6 +1336,7 @@ class Gone(Exception):
 
 TICK = 0.5                              # seconds after which a thread that waits looks at the clock
 _TICK = struct.pack("@ll", 0, int(TICK * 1e6))                   # as a struct timeval
+_ORDERLY, _RESET = struct.pack("@ii", 0, 0), struct.pack("@ii", 1, 0)       # as a struct linger
 # When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
 PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0, "answer": float("inf")}   # the answer is up to us
 LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
@@ -1351,6 +1352,8 @@ class Connection:
         self.phase = "head"
         self.buffer = b""
         self.request: Optional[Request] = None
+        self.is_complete = True         # False: bytes of a reply are missing, so the end must not look like its end
+        self.dropped = False            # by another thread, to serve others
 
     def enter(self, phase: str) -> None:
         """From here on the time counts for another phase."""
@@ -1407,14 +1410,28 @@ class Connection:
         return body
 
     def send(self, data: bytes) -> None:
-        """Send all of a reply within the deadline; one that says the deadline is over has a moment of its own."""
+        """Send all of a reply within the deadline; one that says the deadline is over has a moment of its own.
+
+        A unit ignores Content-Length: an orderly close in the middle would be the end of the file for it, and half an
+        update would reach its flash. So until the last byte is handed over, whatever closes the socket (this method,
+        `drop`, or the kernel after a SIGKILL) resets the connection.
+        """
         self.enter("reply")
         end = max(self.accepted + self.settings.request_seconds, self.since + LAST_WORDS)
+        self._reset_on_close(True)
         while data:
             if time.monotonic() > end:
                 raise Gone("it took too long")
+            if self.dropped:
+                raise Gone("dropped to serve others")
             with contextlib.suppress(BlockingIOError, socket.timeout):      # it takes nothing for a TICK
                 data = data[self.sock.send(data):]
+        self._reset_on_close(False)
+
+    def _reset_on_close(self, reset: bool) -> None:
+        """Whether closing the socket sends a reset, or what is left and an orderly end (SO_LINGER in socket(7))."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET if reset else _ORDERLY)
+        self.is_complete = not reset
 
     def linger(self) -> None:
         """Read away what is still coming: closing before would take the reply back from the client."""
@@ -1434,15 +1451,19 @@ class Connection:
 
     def _farewell(self) -> None:
         """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
-        if hasattr(self.sock, "unwrap"):
+        if self.is_complete and hasattr(self.sock, "unwrap"):
             with contextlib.suppress(OSError, ValueError):      # said before, or nobody there to hear it
                 self.sock.setblocking(False)
                 self.sock.unwrap()
 
     def drop(self) -> None:
-        """End the connection from another thread; its own notices and closes."""
+        """End the connection from another thread; its own notices and closes.
+
+        Only the reading side is shut down, which the client does not hear: the other would look like a reply's end.
+        """
+        self.dropped = True
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+            socket.socket.shutdown(self.sock, socket.SHUT_RD)
 
 
 def encode(response: Response, now: float, with_body: bool = True) -> bytes:

@@ -499,3 +499,98 @@ def test_a_backup_of_a_running_station_is_restored_and_the_units_go_on(start, tm
     assert session.error is None and session.finished
     with open(os.path.join(again.data, "co2unit-1", "data", "readings", "readings-0000.tsv"), "rb") as file:
         assert file.read() == unit.read("readings-0000.tsv")
+
+# -- replies that are cut short: a unit ignores Content-Length, so an orderly end would be the end of its file -----------
+
+BIG = bytes(range(256)) * 4096 * 16                             # more than any socket's buffers hold
+
+
+def begin_to_fetch(port, data, name="big.bin", context=None):
+    """A client that asks for a big file, reads 1,000 bytes of it, and then no more for now."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    sock.settimeout(30)
+    sock.connect(("127.0.0.1", port))
+    if context:
+        sock = context.wrap_socket(sock, suppress_ragged_eofs=False)
+    sock.sendall(b"GET /var/pub/%s HTTP/1.0\r\n\r\n" % name.encode())
+    assert len(sock.recv(1000)) > 0
+    return sock
+
+
+def put_big_file(var):
+    os.makedirs(os.path.join(var, "pub"), exist_ok=True)
+    with open(os.path.join(var, "pub", "big.bin"), "wb") as file:
+        file.write(BIG)
+
+
+def assert_ends_in_an_error(sock):
+    with sock, pytest.raises((ConnectionResetError, ssl.SSLError)):
+        read_all(sock)
+
+
+def cut_by_deadline(one):
+    time.sleep(2.5)
+
+
+def cut_by_sigkill(one):
+    one.process.kill()
+    one.process.wait(20)
+
+
+def cut_by_sigterm(one):
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("cut, seconds", [(cut_by_deadline, "2"), (cut_by_sigkill, "60"), (cut_by_sigterm, "4")])
+def test_a_reply_that_is_cut_short_ends_in_a_reset(start, tmp_path, certificate, cut, seconds, tls):
+    put_big_file(str(tmp_path / "var"))
+    one = start("--request-seconds", seconds, *(certificate if tls else []))
+    sock = begin_to_fetch(one.port, one.data, context=ssl._create_unverified_context() if tls else None)
+    cut(one)
+    assert_ends_in_an_error(sock)
+
+
+def make_server(tmp_path):
+    settings = co2d.Settings(listen="127.0.0.1", port=0, data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"),
+                             db=str(tmp_path / "db.sqlite3"))
+    put_big_file(settings.var_dir)
+    server = co2d.Server(co2d.Station(settings))
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+    server.start()
+    return server
+
+
+def test_a_reply_that_is_dropped_to_serve_others_ends_in_a_reset(tmp_path, monkeypatch):
+    monkeypatch.setitem(co2d.PATIENCE, "reply", 0)
+    server = make_server(tmp_path)
+    sock = begin_to_fetch(server.port, None)
+    server.drop_slowest(8)
+    assert_ends_in_an_error(sock)
+    server.stop()
+
+
+def test_a_reply_in_which_something_fails_ends_in_a_reset(tmp_path, monkeypatch):
+    server = make_server(tmp_path)
+    sock = begin_to_fetch(server.port, None)
+
+    def fail(self, *_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(co2d.time, "monotonic", fail)
+    try:
+        assert_ends_in_an_error(sock)
+    finally:
+        monkeypatch.undo()
+    server.stop()
+
+
+def test_a_reply_that_is_complete_ends_in_good_order_however_slowly_it_is_read(tmp_path):
+    server = make_server(tmp_path)
+    sock = begin_to_fetch(server.port, None)
+    time.sleep(1)
+    with sock:
+        assert BIG.endswith(read_all(sock)[-1000:])
+    server.stop()
