@@ -1052,17 +1052,11 @@ def respond(station: Station, request: Request) -> Response:
         response = refused.response()
     except Exception as error:                                  # one line, not a traceback: the log is read by grep
         log.error("%s %s failed: %r at %s", request.method, masked_target(station.settings.secret, request), error,
-                  _place(error))
+                  importer.place_of(error))
         response = json_response({"error": "internal error"}, 500, repr(error))
     station.count("co2d_requests_total", route=name, status=response.status)
     return response
 
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
 
 # -- publishing updates -----------------------------------------------------------------------------------------------
 # An update is a directory DATA/UNIT/updates/update-DATE<letter> with flash/ (files that replace those on the unit) and
@@ -1116,13 +1110,17 @@ def _check_patch(name: str, content: bytes) -> None:
 
 
 def _check_url(url: Any) -> None:
-    """Refuse what would cut a unit off; warn when nobody answers there."""
-    found = re.match(r"(https?)://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::([0-9]{1,5}))?(/[A-Za-z0-9._/-]*)?\Z", str(url))
+    """Refuse what would cut a unit off; warn when nobody answers there.
+
+    A unit appends /ou/... to it as it is, so a slash at the end would make //ou/...; its parser knows no [::1].
+    """
+    found = re.match(r"(https?)://([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z", str(url))
     if not found or not 0 < int(found[3] or 80) < 65536:
-        raise Unpublishable("%r is not a URL that a unit could reach: http(s)://host[:port][/secret]" % url)
+        raise Unpublishable("%r is not a URL that a unit could reach: http(s)://name-or-IPv4[:port][/secret], "
+                            "without a slash at the end" % url)
     try:
         port = int(found[3] or {"http": 80, "https": 443}[found[1]])
-        socket.create_connection((found[2].strip("[]"), port), timeout=5).close()
+        socket.create_connection((found[2], port), timeout=5).close()
     except OSError as error:
         _warn("nobody answers at %s: %s" % (url, error))
 
@@ -1276,10 +1274,9 @@ def _files_to_publish(arguments: argparse.Namespace) -> Dict[str, bytes]:
         if not re.match(r"[^\x00-\x1f\x7f&%]{1,128}\Z", arguments.nickname):
             raise Unpublishable("%r: units send their nickname as it is, so it cannot have &, %% or control characters"
                                 % arguments.nickname)
-        names = {"nickname": arguments.nickname, "site_code": arguments.nickname}
-        files["conf-patch/ou-id.json"] = json.dumps(names).encode()
+        files["conf-patch/ou-id.json"] = json.dumps({"site_code": arguments.nickname}).encode()
     if arguments.sync_dest:
-        files["conf-patch/sync-dest.json"] = json.dumps({"sync_dest": arguments.sync_dest}).encode()
+        files["conf-patch/ou-comm-config.json"] = json.dumps({"sync_dest": arguments.sync_dest}).encode()
     if not files:
         if not arguments.names:
             raise Unpublishable("which directory? ./co2d.py publish UNIT... DIR")
@@ -1658,7 +1655,7 @@ class Server(socketserver.TCPServer):
             if str(error) and not self.station.settings.quiet:
                 log.info("%s went away in its %s: %s", connection.peer, connection.phase, error)
         except Exception as error:
-            log.error("%s: %r at %s", connection.peer, error, _place(error))
+            log.error("%s: %r at %s", connection.peer, error, importer.place_of(error))
         if wait:
             connection.since = float("inf")                     # it holds up no thread, and is not to be dropped
             wait(functools.partial(self._attend, connection, response))
@@ -1749,7 +1746,7 @@ class Importing(threading.Thread):
             return True
         except Exception as error:                              # locked, broken, gone: uploads go on, we try again
             self.station.count("co2d_import_errors_total")
-            log.error("import failed: %s at %s", error, _place(error))
+            log.error("import failed: %s at %s", error, importer.place_of(error))
             return False
 
     def stop(self) -> None:

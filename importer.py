@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import contextlib
+import copy
 import csv
 import fcntl
 import functools
@@ -450,9 +451,12 @@ class Rejected(Exception):
 
 
 _NUMBER = r"-?[0-9]{1,7}(?:\.[0-9]{1,6})?"
+_TEMP, _FLASHES, _PPM = r"None|-?[0-9]{1,4}(?:\.[0-9]{1,6})?", r"None|[0-9]{1,6}", r"None|-?[0-9]{1,7}"
 _READING = re.compile(r"(co2unit-[0-9A-Za-z._-]+)\t([^\t]*)\t([0-9]{4}-[0-9]{2}-[0-9]{2})\t([0-9]{2}:[0-9]{2}:[0-9]{2})"
-                      r"\t(None|-?[0-9]{1,4}(?:\.[0-9]{1,6})?)\t(None|[0-9]{1,6})" + r"\t(None|-?[0-9]{1,7})" * 10 +
+                      r"\t(%s)\t(%s)" % (_TEMP, _FLASHES) + r"\t(%s)" % _PPM * 10 +
                       r"(?:" + r"\t(None|%s)" % _NUMBER * 5 + r")?\Z", re.ASCII)
+_FIELD_RULES = {5: _TEMP, 6: _FLASHES, **dict.fromkeys(range(7, 17), _PPM), 17: r"None|" + _NUMBER}
+_FIELD_RULES = {number: re.compile(r"(?:%s)\Z" % rule, re.ASCII) for number, rule in _FIELD_RULES.items()}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNIT_ID = re.compile(r"co2unit-[0-9A-Za-z._-]+\Z", re.ASCII)
 
@@ -574,10 +578,8 @@ def _why_no_reading(text: str) -> str:
         return "%d fields, not 16 or 21" % len(fields)
     if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\t[0-9]{2}:[0-9]{2}:[0-9]{2}\Z", "\t".join(fields[2:4]), re.ASCII):
         return "impossible date or time"
-    number = re.compile(r"(None|%s)\Z" % _NUMBER, re.ASCII)
-    wrong = next(n for n, field in enumerate(fields) if n >= 4 and not number.match(field)
-                 or 5 <= n < 16 and "." in field or n == 5 and field.startswith("-"))
-    return "field %d is not a number" % (wrong + 1)
+    wrong = [n for n, field in enumerate(fields, 1) if n >= 5 and not _FIELD_RULES[min(n, 17)].match(field)]
+    return "field %d is not a number" % wrong[0] if wrong else "not a reading"
 
 
 _PING = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?"
@@ -875,17 +877,34 @@ class Import:
                     account = self.accounts[source.id] = Account(source.key)
                 self.changed[source.id] = source
                 account.size, account.ctime = -1, 0.0           # stays so when reading fails: to be tried again
-                before = account.imported
+                self.db.execute("SAVEPOINT source")
+                began, before = copy.copy(account), account.imported
                 try:
                     self._read(source, account, complete_blocks(file, account, size))
                     account.size, account.ctime = size, source.ctime
+                except OSError:                                 # what was read before it stays
+                    raise
+                except Exception:
+                    account = self._undo(source, began)
+                    raise
                 finally:
                     self.summary.rows[source.kind] += account.imported - before
-        except OSError as error:
-            self.summary.unreadable.append((source.path, error.strerror or str(error)))
+                    self.db.execute("RELEASE source")
+        except sqlite3.Error:                                   # the database's trouble, not this source's
+            raise
+        except Exception as error:                              # no source stops the import of the others
+            why = error.strerror if isinstance(error, OSError) else "%r at %s" % (error, place_of(error))
+            self.summary.unreadable.append((source.path, why or str(error)))
         else:
             self.summary.files += 1
         self.progress(source.size)
+
+    def _undo(self, source: Source, began: Account) -> Account:
+        """Take back what was read of a source in which something failed; it is tried again at the next import."""
+        self.db.execute("ROLLBACK TO source")
+        self.accounts[source.id] = began
+        self.waiting.pop(source.id, None)
+        return began
 
     def _read(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
         if source.kind == "errors":
@@ -2281,6 +2300,14 @@ def _take_up(output: str) -> Dict[str, int]:
         raise Usage("%s.resume and %s are not as an export left them: remove both to begin anew" % (output, output))
     os.truncate(output, size)
     return behind
+
+
+def place_of(error: BaseException) -> str:
+    """File and line where an exception was raised."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
 
 
 def _printable(text: str) -> str:

@@ -519,12 +519,14 @@ class Unit:
             self._configure(name, patch)
 
     def _configure(self, name: str, patch: Dict[str, Any]) -> None:
-        """Merge the values of a conf-patch file; two of them matter here."""
+        """Merge the values of a conf-patch file; the firmware looks for a key in one file only."""
         self.conf.setdefault(name, {}).update(patch)
         write_file(self._path("conf", name), json.dumps(self.conf[name]).encode())
-        self.nickname = patch.get("nickname", self.nickname)
-        urls = patch.get("sync_dest", self.urls)
-        self.urls = [urls] if isinstance(urls, str) else list(urls)
+        if name == "ou-id.json":
+            self.nickname = patch.get("site_code", self.nickname)
+        elif name == "ou-comm-config.json":
+            urls = patch.get("sync_dest", self.urls)
+            self.urls = [urls] if isinstance(urls, str) else list(urls)
 
     def _push(self, link: Link, directory: str) -> None:
         step = self._next_chunk(directory)

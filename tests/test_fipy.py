@@ -287,10 +287,10 @@ def test_no_server_at_all_is_an_error(unit, serve):
 
 UPDATES = {
     "updates?recursive=False": reply(body=["update-2020-01-14a", "update-2019-12-01a"]),
-    "updates/update-2020-01-14a?recursive=True": reply(body=["flash/main.py", "flash/lib/a.py", "conf-patch/ou.json"]),
+    "updates/update-2020-01-14a?recursive=True": reply(body=["flash/main.py", "flash/lib/a.py", "conf-patch/ou-id.json"]),
     "updates/update-2020-01-14a/flash/main.py": reply(body=b"print(1)\n"),
     "updates/update-2020-01-14a/flash/lib/a.py": reply(body=b""),
-    "updates/update-2020-01-14a/conf-patch/ou.json": reply(body={"nickname": "varanger-04", "period": 900}),
+    "updates/update-2020-01-14a/conf-patch/ou-id.json": reply(body={"site_code": "varanger-04", "period": 900}),
 }
 
 
@@ -300,17 +300,17 @@ def test_the_last_update_is_taken_once_and_then_a_new_round_begins(unit, serve):
     session = sync(unit, server)
     paths = [request.target.split(UNIT + "/")[1].split("?")[0] for request in session.requests]
     name = "updates/update-2020-01-14a"
-    assert paths[:8] == ["alive", "updates", name, name + "/conf-patch/ou.json", name + "/flash/lib/a.py",
+    assert paths[:8] == ["alive", "updates", name, name + "/conf-patch/ou-id.json", name + "/flash/lib/a.py",
                          name + "/flash/main.py", "alive", "updates"]
     assert unit.flash == {"main.py": b"print(1)\n", "lib/a.py": b""} and session.finished
-    assert unit.conf == {"ou.json": {"nickname": "varanger-04", "period": 900}}
+    assert unit.conf == {"ou-id.json": {"site_code": "varanger-04", "period": 900}}
     assert "site_code=varanger-04&" in session.requests[6].target
     assert len(sync(unit, server).requests) == 2
 
 
 def test_a_patch_of_the_destination_counts_from_the_next_session(unit, serve):
     second = serve()
-    patch = {"updates/update-2020-01-14a/conf-patch/ou.json": reply(body={"sync_dest": [second.url]})}
+    patch = {"updates/update-2020-01-14a/conf-patch/ou-comm-config.json": reply(body={"sync_dest": [second.url]})}
     unit.budget = 900
     assert sync(unit, serve(updates={**UPDATES, **patch})).finished
     assert [request.url for request in unit.sync().requests] == [second.url] * 2

@@ -1203,3 +1203,31 @@ def test_limits_of_the_quality_rules_come_from_the_configuration(place, tmp_path
         config.write_text("[quality]\n%s\n" % text)
         with pytest.raises(importer.Unusable, match=complaint):
             importer.locate(environ={"CO2D_CONF": str(config)})
+
+# -- small inputs on which an earlier version failed; tests/cases/README.md says what is right ---------------------------
+
+CASES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cases")
+
+
+def test_a_field_that_is_too_long_is_one_rejected_line_and_stops_nothing(place):
+    with open(os.path.join(CASES, "field-too-long.tsv"), encoding="utf-8") as file:
+        place.readings(file.read())
+    place.readings(LINE, number=1)
+    assert place.run().rows["readings"] == 3
+    assert [reason for _, _, reason in place.rejects()] == ["field 5 is not a number", "field 6 is not a number"]
+
+
+def test_whatever_fails_in_one_source_is_recorded_with_it_and_the_others_are_imported(place, monkeypatch):
+    path = place.readings(LINE + "broken\n")
+    place.readings(LINE.replace("08:30:00", "09:00:00"), number=1)
+
+    def fail(text):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(importer, "_why_no_reading", fail)
+    summary = place.run()
+    (where, why), = summary.unreadable
+    assert where == path and why.startswith("KeyError('a bug') at test_importer.py:")
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
+    monkeypatch.undo()
+    assert place.run().rows["readings"] == 1 and place.dump() == place.rebuilt()

@@ -205,3 +205,21 @@ def test_no_unit_ever_sees_a_half_of_an_update(place):
     stop.set()
     thread.join()
     assert seen <= {0, 62}
+
+
+@pytest.mark.parametrize("url", ["http://host:8080/", "http://host/SECRET/", "http://[::1]:8080", "http://host:8080?x", "host:8080",
+                                 "ftp://host"])
+def test_a_url_that_would_cut_units_off_is_refused(place, url, capsys):
+    assert publish(place, UNIT, "--sync-dest", url) == 1
+    assert "is not a URL that a unit could reach" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8080", "https://127.0.0.1", "http://127.0.0.1:8080/SECRET"])
+def test_what_is_published_lies_in_the_files_and_keys_that_the_firmware_reads(place, url):
+    assert publish(place, UNIT, "--sync-dest", url, "--nickname", "varanger-04", "--name", "update-a") == 0
+    written = {}
+    folder = os.path.join(place[0].settings.data_dir, UNIT, "updates", "update-a", "conf-patch")
+    for name in os.listdir(folder):
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            written[name] = json.load(file)
+    assert written == {"ou-id.json": {"site_code": "varanger-04"}, "ou-comm-config.json": {"sync_dest": [url]}}

@@ -685,7 +685,7 @@ def test_what_is_no_update_keeps_no_unit_from_its_data(world, place):
 def test_a_complete_update_is_taken_once_beside_what_is_none(world, place):
     one = world()
     place(one)
-    make_update(one, "update-2020-01-15a", {"flash/main.py": b"new", "conf-patch/sync.json": b'{"nickname": "new-name"}'})
+    make_update(one, "update-2020-01-15a", {"flash/main.py": b"new", "conf-patch/ou-id.json": b'{"site_code": "new-name"}'})
     one.mess(lambda w: None)
     one.day(2)
     one.judge()
