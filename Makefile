@@ -12,10 +12,10 @@ ROUNDS  ?= 200
 TESTS   ?= tests
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help run demo test check bench fuzz soak web backup install uninstall clean
+.PHONY: help run demo test test-all check bench fuzz soak web backup install uninstall clean
 
 help:           ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 run:            ## run the daemon here, on port 8080
 	$(PYTHON) co2d.py
@@ -24,14 +24,23 @@ demo:           ## a fleet of simulated units, end to end, in a temporary direct
 	@$(PYTHON) tests/demo.py
 
 # pytest in a virtual environment of its own; without network an installed pytest will do
-test:           ## run the tests (TESTS=tests/test_seqfile.py for some)
-	@if $(VENV)/bin/python -m pytest --version >/dev/null 2>&1 || { $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 && \
-	    $(VENV)/bin/python -m pip install -q --disable-pip-version-check pytest 2>/dev/null; }; \
-	then $(VENV)/bin/python -m pytest -q -p no:cacheprovider $(TESTS); \
-	elif $(PYTHON) -m pytest --version >/dev/null 2>&1; then $(PYTHON) -m pytest -q -p no:cacheprovider $(TESTS); \
-	else echo "make test: pytest could not be installed here, and $(PYTHON) has none: apt install python3-pytest" >&2; exit 1; fi
+test:           ## run the tests, about 2 minutes (TESTS=tests/test_seqfile.py for some)
+	@echo "make test: about 2 minutes; what runs long is in make test-all"
+	@$(RUN_TESTS)
 
-check:          ## arrows, sizes, unused code, docstrings; types and style where mypy and ruff are installed
+test-all:       ## the tests, also those that run long: soak, fuzz, scale, power cuts, systemd, a browser; about 20 minutes
+	@echo "make test-all: about 20 minutes; tests of programs that are not installed are skipped and say so"
+	@LONG=--long; $(RUN_TESTS)
+
+define RUN_TESTS
+if $(VENV)/bin/python -m pytest --version >/dev/null 2>&1 || { $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 && \
+    $(VENV)/bin/python -m pip install -q --disable-pip-version-check pytest 2>/dev/null; }; \
+then $(VENV)/bin/python -m pytest -q -p no:cacheprovider $$LONG $(TESTS); \
+elif $(PYTHON) -m pytest --version >/dev/null 2>&1; then $(PYTHON) -m pytest -q -p no:cacheprovider $$LONG $(TESTS); \
+else echo "make test: pytest could not be installed here, and $(PYTHON) has none: apt install python3-pytest" >&2; exit 1; fi
+endef
+
+check:          ## arrows, plain code, unused code, docstrings; types and style where mypy and ruff are installed
 	@$(PYTHON) tests/check.py
 
 bench:          ## all figures of the product in one table, with yardsticks from the same run

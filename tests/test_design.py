@@ -1,4 +1,4 @@
-"""The shape of the project: arrows, sizes, docstrings, top level."""
+"""The shape of the project: arrows, plain code, docstrings, top level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import check
 
 
-@pytest.mark.parametrize("examine", [check.check_arrows, check.check_sizes, check.check_docstrings, check.check_unused])
+@pytest.mark.parametrize("examine", [check.check_arrows, check.check_plainness, check.check_docstrings, check.check_unused])
 def test_the_design_is_kept(examine):
     assert list(examine()) == []
 
