@@ -2042,6 +2042,65 @@ def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
     return "resend" if other > one + 1 or size < seqfile.FILE_SIZE else "lost"
 
 
+# -- names of units ----------------------------------------------------------------------------------------------------
+
+LEAST_END = 4                           # letters: so much of the end of a hardware id can stand for all of it
+NEAREST = 3                             # names that are offered in place of one that nothing has
+
+
+class UnknownName(Unusable):
+    """A name that nothing has, or that several units have; says which names there are."""
+
+
+def find_units(db: sqlite3.Connection, text: str) -> list[str]:
+    """Hardware ids of the units that `text` names: one name, or several with commas between, or patterns with `*`.
+
+    A name is a hardware id, the end of one (four letters or more), or a nickname: what a unit calls itself, or what the
+    table of deployments calls it. UnknownName when nothing has that name, or when several units have it.
+    """
+    names = unit_names(db)
+    found: list[str] = []
+    for name in text.split(","):
+        found += _units_called(names, name.strip())
+    return list(dict.fromkeys(found))
+
+
+def unit_names(db: sqlite3.Connection) -> dict[str, set[str]]:
+    """Hardware id -> nicknames, of all units of which anything is known."""
+    names = {unit: {_nickname(db, unit)} for unit in _units(db)}
+    for unit, nickname in db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''"):
+        names[unit].add(nickname)
+    return names
+
+
+def _units_called(names: dict[str, set[str]], name: str) -> list[str]:
+    if name in names:
+        return [name]
+    if "*" in name:
+        found = [unit for unit in names if _fits(name, unit, names[unit])]
+    else:
+        ends = len(name) >= LEAST_END
+        found = [unit for unit in names if name in names[unit] or ends and unit.endswith(name.lower())]
+        if len(found) > 1:
+            raise UnknownName("%r can be %s: say which by its hardware id" % (name, " or ".join(found)))
+    if not found:
+        raise unknown("unit", name, [*names, *set().union(*names.values())])
+    return found
+
+
+def _fits(pattern: str, unit: str, nicknames: set[str]) -> bool:
+    from fnmatch import fnmatchcase
+    return any(fnmatchcase(name, pattern) for name in (unit, unit.removeprefix("co2unit-"), *nicknames))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
+    """The exception that says that no `what` (unit, site, ...) has this name, and which names are nearest."""
+    import difflib
+    nearest = difflib.get_close_matches(name, sorted(known), NEAREST, 0.3)
+    there_are = "; the nearest names are " + ", ".join(nearest) if nearest else ""
+    return UnknownName("no %s is called %r%s" % (what, name, there_are))
+
+
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
