@@ -20,6 +20,11 @@ Files that come before the one just sent may be *missing* here, or *short* (a di
 that used to report elsewhere). One of them at a time is asked for by acking it at 0; the unit then sends it and all
 that follow, and `repeat` makes that harmless. `Memory` knows which files are worth asking for, and says why.
 
+A unit's card can hold files with any name that FAT allows, and the unit sends all of them, in byte order. Each is kept
+under its `kept_name`: ``readings-0000 - Copy.tsv`` as ``readings-0000%20-%20Copy.tsv``, ``vadsø.tsv`` as
+``vads%C3%B8.tsv``. The ack has the name as it came. In ``data/readings`` all ``readings-*.tsv`` hold readings, in
+``errors`` all ``errors-*.txt`` are error logs; what has another name is kept below ``strange``.
+
 Durability: a chunk or row is on disk (fdatasync; fsync of the directory when a name is new) before the call returns.
 When a sync fails, the bytes it was to cover are cut off again. The kernel reports a lost page only once, so a second
 sync proves nothing: what a chunk is compared with is read from the disk, not from memory.
@@ -40,17 +45,17 @@ import re
 import stat
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-Match = Tuple[str, str]                 # what comes before and behind the number: ("readings-", ".tsv")
 Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
 Told = Callable[[str, Optional[Exception]], None]               # of a row: the path of its file, or why it is in none
 Sizes = Callable[[], Dict[str, int]]    # name -> bytes of all files of a directory
 
+LONGEST_NAME = 120                      # characters of a kept name; set aside, it takes 40 more
 FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file
 SESSION = 3600                          # seconds; a unit talks for 300 at most, and its clock is not ours
-SET_ASIDE = "set-aside"                 # directory below the root for bytes that a unit has replaced
 MEMORY_FILE = ".sequence.json"          # hidden, so no unit can name it
 BLOCK = 1 << 16
 OCCUPIED = 1 << 62                      # "size" of what is no regular file: no unit could send it, so none is asked for
@@ -58,6 +63,43 @@ MOST_SEQUENCES = 20000                  # directories that are remembered, of 1 
 MAX_ABSENT = 1000                       # files between two that a unit can skip and be remembered not to have
 
 fdatasync: Sync = getattr(os, "fdatasync", os.fsync)            # macOS has only fsync
+
+# -- layout -----------------------------------------------------------------------------------------------------------
+# Names and places of all files. Other files take them from here.
+
+
+class Match(NamedTuple):
+    """The names of one sequence of files: what comes before the number, and what comes behind it."""
+
+    prefix: str
+    suffix: str
+
+
+READINGS = Match("readings-", ".tsv")
+ERRORS = Match("errors-", ".txt")
+PINGS = Match("pings-", ".tsv")         # UTC time, unit, nickname, rssi_raw, rssi_dbm
+FETCHES = Match("fetches-", ".tsv")     # UTC time, unit, update, path: what units have taken
+
+# In the data directory, each unit has a directory of its own, named by its id.
+UNIT_PREFIX = "co2unit-"
+READINGS_FOLDER = "data/readings"       # uploaded; every readings-*.tsv in it holds readings
+ERRORS_FOLDER = "errors"                # uploaded; every errors-*.txt in it is an error log
+SEQUENCES = {READINGS_FOLDER: READINGS, ERRORS_FOLDER: ERRORS}
+UPDATES_FOLDER = "updates"              # placed by the operator
+SET_ASIDE = "set-aside"                 # what a unit has replaced: set-aside/data/readings/NAME@OFFSET@TIME
+STRANGE = "strange"                     # uploads that no importer reads: strange/data/readings/NAME
+UPDATE_PREFIX = "update-"
+SERVER_PREFIX = "server-"               # beside the units: server-NAME/var/pings is a copy from another server
+MANUAL_FOLDER = "manual"                # beside the units: tables that people write
+
+# In the server's own directory.
+PINGS_FOLDER = "pings"
+FETCHES_FOLDER = "fetches"
+PUB_FOLDER = "pub"
+
+ROW_TIME = "%Y-%m-%dT%H:%M:%S"          # UTC, in rows
+NAME_TIME = "%Y%m%dT%H%M%S"             # UTC, in names, followed by six digits of microseconds and Z
+ASIDE_ENDING = r"@[0-9]+@[0-9TZ.]+"     # regular expression: @OFFSET@TIME behind the name of a file set aside
 
 # -- names ------------------------------------------------------------------------------------------------------------
 
@@ -106,7 +148,19 @@ def choose_append_file(directory: str, match: Match, size_limit: int = FILE_SIZE
 def split_sequence_filename(name: str) -> Optional[Tuple[Match, int, int]]:
     """readings-0003.tsv -> (("readings-", ".tsv"), 3, 4): match, number, width; None for a name without a number."""
     found = re.match(r"(.*?)([0-9]{1,6})(\.[^0-9]*)?$", name)
-    return found and ((found[1], found[3] or ""), int(found[2]), len(found[2]))
+    return found and (Match(found[1], found[3] or ""), int(found[2]), len(found[2]))
+
+
+def kept_name(name: bytes) -> str:
+    """The name under which a file of a unit's card is kept: safe in a path, in a log and in a terminal.
+
+    Letters, digits, `.`, `_` and `-` stay; any other byte, and a dot at the beginning, becomes %XX. A longer name than
+    LONGEST_NAME keeps its beginning and the last four characters, with a checksum between. Different names stay different.
+    """
+    safe = re.sub(rb"\A\.|[^0-9A-Za-z._-]", lambda found: b"%%%02X" % ord(found[0]), name).decode()
+    if len(safe) <= LONGEST_NAME:
+        return safe
+    return "%s%%%08x%s" % (safe[:LONGEST_NAME], zlib.crc32(name), safe[-4:])
 
 
 # -- deciding ---------------------------------------------------------------------------------------------------------
@@ -264,7 +318,7 @@ def _names_before(name: str, start: int) -> Iterator[str]:
         yield from (make_sequence_filename(n, match, width) for n in range(start, number))
 
 
-def utc(now: float, form: str = "%Y-%m-%dT%H:%M:%S", fraction: bool = False) -> str:
+def utc(now: float, form: str = ROW_TIME, fraction: bool = False) -> str:
     """UTC seconds as text: 2019-10-07T03:23:39, or with six digits of microseconds."""
     whole, micros = divmod(round(now * 1e6), 10 ** 6)
     return _written(whole, form) + (".%06d" % micros if fraction else "")
@@ -548,7 +602,7 @@ def _is_cut(directory: int, name: str) -> bool:
 
 def _free_name(directory: int, prefix: str, now: float) -> str:
     """prefix@time, later by microseconds where a clock that was set back would use a name again."""
-    times = (utc(now + n / 1e6, "%Y%m%dT%H%M%S", fraction=True) for n in itertools.count())
+    times = (utc(now + n / 1e6, NAME_TIME, fraction=True) for n in itertools.count())
     taken = set(os.listdir(directory))
     return next(name for name in ("%s@%sZ" % (prefix, time) for time in times) if name not in taken)
 

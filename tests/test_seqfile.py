@@ -111,6 +111,22 @@ def test_a_full_file_is_followed_by_the_next(tmp_path, size, chosen):
     assert seqfile.choose_append_file(str(tmp_path), MATCH, 100) == str(tmp_path / chosen)
 
 
+@pytest.mark.parametrize("name, kept", [
+    ("readings-0000.tsv", "readings-0000.tsv"), ("readings-0000_old.tsv", "readings-0000_old.tsv"),
+    ("readings-0000 - Copy.tsv", "readings-0000%20-%20Copy.tsv"), ("readings-0000 (1).tsv", "readings-0000%20%281%29.tsv"),
+    ("._readings-0000.tsv", "%2E_readings-0000.tsv"), (".~lock.readings-0000.tsv#", "%2E%7Elock.readings-0000.tsv%23"),
+    ("vadsø.tsv", "vads%C3%B8.tsv"), ("SYSTEM~1", "SYSTEM%7E1"), ("%41", "%2541"), ("a@0@20200101T000000Z", "a%400%4020200101T000000Z"),
+    pytest.param("readings-" + "ø" * 100 + ".tsv", "readings-" + "%C3%B8" * 18 + "%C3" + "%f4cf775f.tsv", id="long")])
+def test_a_file_of_a_card_is_kept_under_a_safe_name(name, kept):
+    assert seqfile.kept_name(name.encode()) == kept
+
+
+def test_long_names_that_differ_anywhere_are_kept_apart():
+    names = [b"readings-%s.tsv" % b"".join(b"x" if i == n else b"\xff" for i in range(246)) for n in range(246)]
+    assert len({seqfile.kept_name(name) for name in names}) == 246
+    assert max(len(seqfile.kept_name(name)) for name in names) == 133
+
+
 # -- deciding ---------------------------------------------------------------------------------------------------------
 
 
