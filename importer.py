@@ -58,7 +58,7 @@ Row = Tuple[Any, ...]                   # of a table or a query
 Progress = Optional[Callable[[int], None]]      # is told of bytes that were dealt with
 Troubles = List[Tuple[str, str]]        # path, what is wrong with it
 HERE = os.path.dirname(os.path.realpath(__file__))
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BLOCK = 1 << 18                         # bytes read at once
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
 SHARE = 1 << 24                         # bytes that are worth a process of their own when all is read
@@ -68,19 +68,32 @@ EPOCH = 719163                          # date.toordinal() of 1 January 1970
 PATIENCE = 10.0                         # seconds to wait for another importer
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
-# Values stay as they are; `qc` says by which rules they may not be used, `flag` sums it up in the scheme of QARTOD
-# (U.S. IOOS Manual for Real-Time Quality Control): 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing.
+# Values stay as they are. The bits of `qc` say which rules a row breaks. `co2_flag` and `temp_flag` sum them up, each for
+# its own quantity, in the scheme of QARTOD (U.S. IOOS Manual for Real-Time Quality Control). A value that fails or is
+# suspect enters no mean, scale or rollup; it is counted and shown with its extremes.
 
-QC_SOME_CO2 = 1                         # some of the ten are missing or out of range; the mean is of the others
+PASS = 1
+NOT_EVALUATED = 2
+SUSPECT = 3
+FAIL = 4
+MISSING = 9
+
+QC_SOME_CO2 = 1                         # one to five of the ten are missing or out of range; the mean is of the others
 QC_NO_CO2 = 2                           # none of the ten is usable
 QC_SPIKE = 4                            # the mean stands out from both neighbours (QARTOD test 6)
-QC_FLAT = 8                             # all of a day's means are the same (QARTOD test 8)
+QC_FLAT = 8                             # the same mean for hours (QARTOD test 8)
 QC_POWER_ON = 16                        # 85.0 degC: the temperature sensor's value before its first measurement
 QC_TEMP_RANGE = 32                      # beyond what the sensor can measure (QARTOD test 4)
 QC_FUTURE = 64                          # dated after its import
-QC_CO2_BAD = QC_NO_CO2 | QC_SPIKE | QC_FLAT
+QC_FEW_CO2 = 128                        # one to four of the ten are usable
+QC_CO2_MISSING = 256                    # all ten are missing
+QC_TEMP_MISSING = 512
+
+QC_CO2_SUSPECT = QC_SPIKE | QC_FLAT | QC_FEW_CO2
+QC_CO2_BAD = QC_NO_CO2 | QC_CO2_SUSPECT
 QC_TEMP = QC_POWER_ON | QC_TEMP_RANGE
 QC_ROW = QC_FUTURE
+ENOUGH = 5                              # usable of the ten: the first two are taken while the sensor warms up
 
 
 class Limits(NamedTuple):
@@ -92,20 +105,28 @@ class Limits(NamedTuple):
     temp_high: float = 84.9             # degC; 85.0 is its power-on value
     spike: float = 300.0                # ppm above or below both neighbours
     spike_gap: int = 4 * 3600           # s; neighbours further away say nothing
-    flat_count: int = 12                # readings of a day that are all the same
+    flat_time: int = 6 * 3600           # s; a mean that stays the same for so long is flat
     future: int = 86400                 # s; the unit's clock may be ahead by as much
+    first_year: int = 2015              # a line dated before was written by a clock that was not set
 
 
 LIMITS = Limits()
 
 
-def flag_of(qc: int) -> int:
-    """The QARTOD flag of a row: its worst."""
-    if qc & (QC_TEMP | QC_FUTURE):
-        return 4
-    if qc & QC_NO_CO2:
-        return 9
-    return 3 if qc & (QC_SPIKE | QC_FLAT | QC_SOME_CO2) else 1
+def co2_flag(qc: int) -> int:
+    """QARTOD flag of the CO2 value of a row with these bits."""
+    if qc & QC_CO2_MISSING:
+        return MISSING
+    if qc & (QC_NO_CO2 | QC_ROW):
+        return FAIL
+    return SUSPECT if qc & QC_CO2_SUSPECT else PASS
+
+
+def temp_flag(qc: int) -> int:
+    """QARTOD flag of the temperature of a row with these bits."""
+    if qc & QC_TEMP_MISSING:
+        return MISSING
+    return FAIL if qc & (QC_TEMP | QC_ROW) else PASS
 
 
 # -- schema -----------------------------------------------------------------------------------------------------------
@@ -118,7 +139,7 @@ SCHEMA = """
 CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, temp REAL, flash_count INTEGER,
     co2_01 INTEGER, co2_02 INTEGER, co2_03 INTEGER, co2_04 INTEGER, co2_05 INTEGER,
     co2_06 INTEGER, co2_07 INTEGER, co2_08 INTEGER, co2_09 INTEGER, co2_10 INTEGER,
-    ts INTEGER, co2 REAL, flag INTEGER, qc INTEGER, source INTEGER, offset INTEGER,
+    ts INTEGER, co2 REAL, co2_flag INTEGER, temp_flag INTEGER, qc INTEGER, source INTEGER, offset INTEGER,
     co2_filtered NUMERIC, led_normalised NUMERIC, led_signal NUMERIC, zero_point NUMERIC, sensor_temp NUMERIC);
 CREATE TABLE daily(unit_id TEXT, day INTEGER, n INTEGER,
     {sums}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
@@ -136,14 +157,16 @@ CREATE TABLE deploy_durations_tiered(unit_id TEXT, nickname TEXT, site TEXT, tie
     end_ts TEXT, note TEXT, since INTEGER, until INTEGER, source INTEGER, offset INTEGER);
 CREATE TABLE sources(id INTEGER PRIMARY KEY, path TEXT UNIQUE, kind TEXT, unit_id TEXT, size INTEGER, done INTEGER,
     lines INTEGER, imported INTEGER, repeated INTEGER, rejected INTEGER, imported_bytes INTEGER, rejected_bytes INTEGER,
-    ctime REAL, checksum INTEGER, last_ts INTEGER);
+    ctime REAL, checksum INTEGER, last_ts INTEGER, extra_fields INTEGER, trouble TEXT);
 CREATE TABLE rejects(source INTEGER, line INTEGER, offset INTEGER, bytes INTEGER, reason TEXT, text TEXT,
     before_ts INTEGER, after_ts INTEGER);
 CREATE INDEX rejects_by_source ON rejects(source, line);
-CREATE TABLE last_import(at REAL);
+CREATE TABLE changes(unit_id TEXT, day INTEGER, mark INTEGER, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
+CREATE TABLE last_import(at REAL, mark INTEGER, identity TEXT);
+INSERT INTO last_import VALUES (NULL, 0, lower(hex(randomblob(8))));
 """.format(sums="""
     co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
-    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL""")
+    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, temp_off INTEGER, temp_low REAL, temp_peak REAL""")
 INDEXES = """
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts);
@@ -478,7 +501,6 @@ class Known(Dict[str, Any]):
         raise Rejected(self.reason)
 
 
-YEAR_1971 = 31536000                                            # UTC seconds
 DAYS = Known("[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda text: (date.fromisoformat(text).toordinal() - EPOCH) * 86400,
              0, 1 << 40, "impossible date or time")             # -> UTC seconds
 TIMES = Known("[0-9]{2}:[0-5][0-9]:[0-5][0-9]", lambda text: int(text[:2]) * 3600 + int(text[3:5]) * 60 + int(text[6:]),
@@ -502,10 +524,10 @@ def decode_log(raw: bytes) -> str:
     return _CONTROL.sub(lambda found: "\\x%02x" % ord(found[0]), text)
 
 
-def instant(day: str, clock: str) -> int:
+def instant(day: str, clock: str, limits: Limits) -> int:
     """UTC seconds; Rejected for what no calendar knows and for a clock that was not set."""
     ts: int = DAYS[day] + TIMES[clock]
-    if ts < YEAR_1971:
+    if int(day[:4]) < limits.first_year:
         raise Rejected("clock not set")
     return ts
 
@@ -516,22 +538,38 @@ def nickname(text: str) -> Optional[str]:
 
 
 def parse_reading(raw: bytes, limits: Limits, now: float) -> Row:
-    """The row of a reading, source and offset left out: (16 original columns, ts, co2, flag, qc, 5 raw values)."""
+    """The row of a reading, source and offset left out: (16 original columns, ts, co2, flags, qc, 5 raw values)."""
     text = decode(raw)
     found = _READING.match(text)
     if not found:
         raise Rejected(_why_no_reading(text))
     unit, nick, day, clock, temp, flashes, *rest = found.groups()
-    ts = instant(day, clock)
+    ts = instant(day, clock, limits)
     values = [None if value == "None" else int(value) for value in rest[:10]]
     good = [value for value in values if value is not None and limits.co2_low <= value < limits.co2_high]
-    qc = (0 if len(good) == 10 else QC_SOME_CO2 if good else QC_NO_CO2) | (QC_FUTURE if ts > now + limits.future else 0)
     degrees = None if temp == "None" else float(temp)
-    if degrees is not None and not limits.temp_low <= degrees <= limits.temp_high:
-        qc |= QC_POWER_ON if degrees == 85 else QC_TEMP_RANGE
+    qc = _co2_bits(values, len(good)) | _temp_bits(degrees, limits)
+    if ts > now + limits.future:
+        qc |= QC_FUTURE
     return (unit, nickname(nick), day, clock, degrees, None if flashes == "None" else int(flashes), *values,
-            ts, sum(good) / len(good) if good else None, flag_of(qc), qc,
+            ts, sum(good) / len(good) if good else None, co2_flag(qc), temp_flag(qc), qc,
             *[None if value == "None" else value for value in rest[10:] or [None] * 5])
+
+
+def _co2_bits(values: Sequence[Optional[int]], usable: int) -> int:
+    if usable == len(values):
+        return 0
+    if usable:
+        return QC_SOME_CO2 if usable >= ENOUGH else QC_SOME_CO2 | QC_FEW_CO2
+    return QC_NO_CO2 if any(value is not None for value in values) else QC_NO_CO2 | QC_CO2_MISSING
+
+
+def _temp_bits(degrees: Optional[float], limits: Limits) -> int:
+    if degrees is None:
+        return QC_TEMP_MISSING
+    if limits.temp_low <= degrees <= limits.temp_high:
+        return 0
+    return QC_POWER_ON if degrees == 85 else QC_TEMP_RANGE
 
 
 _RAW_VALUES = re.compile(r"(?:%s\n)+\Z" % _NUMBER, re.ASCII)
@@ -545,6 +583,7 @@ class Columns:
         self.values = [Known(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float, limits.temp_low, limits.temp_high, "not plain"),
                        Known("[0-9]{1,6}", int, 0, 999999, "not plain"), *[ppm] * 10]
         self.latest = now + limits.future
+        self.first_day = "%04d" % limits.first_year
 
     def cut(self, block: bytes) -> List[Sequence[Any]]:
         """The 16 original columns, raw values if any, ts, lengths of the lines; Rejected where there is any doubt."""
@@ -559,7 +598,7 @@ class Columns:
         units, nicks, days, clocks, *texts = [fields[n::width] for n in range(width)]
         values = [list(map(known.__getitem__, column)) for known, column in zip(self.values, texts)]
         ts = list(map(operator.add, map(DAYS.__getitem__, days), map(TIMES.__getitem__, clocks)))
-        if (min(ts) < YEAR_1971 or max(ts) > self.latest or len(set(units)) > 1 or not _UNIT_ID.match(units[0])
+        if (min(days) < self.first_day or max(ts) > self.latest or len(set(units)) > 1 or not _UNIT_ID.match(units[0])
                 or _CONTROL.search("".join(set(nicks)))
                 or not all(_RAW_VALUES.match("\n".join(raw) + "\n") for raw in texts[12:])):
             raise Rejected("not plain")
@@ -593,7 +632,7 @@ def parse_ping(raw: bytes, limits: Limits, now: float) -> Row:
     if not found:
         raise Rejected("not a ping: time, unit, nickname, rssi_raw, rssi_dbm")
     day, clock, fraction, unit, nick, rssi, dbm = found.groups()
-    ts = instant(day, clock)
+    ts = instant(day, clock, limits)
     return (text.split("\t", 1)[0], day, clock + (fraction or ""), unit, nickname(nick),
             *[None if value == "None" else int(value) for value in (rssi, dbm)], ts)
 
@@ -695,13 +734,14 @@ class Account:
     """One row of the ledger while an import runs."""
 
     COLUMNS = ("size", "done", "lines", "imported", "repeated", "rejected", "imported_bytes", "rejected_bytes", "ctime",
-               "checksum", "last_ts")
+               "checksum", "last_ts", "extra_fields", "trouble")
     __slots__ = ("key", *COLUMNS, "inside")         # inside: `done` is not at the beginning of a line
 
     def __init__(self, key: str, *values: Any) -> None:
         self.key, self.inside = key, False
         (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes,
-         self.rejected_bytes, self.ctime, self.checksum, self.last_ts) = values or (*[0] * 8, 0.0, 0, None)
+         self.rejected_bytes, self.ctime, self.checksum, self.last_ts, self.extra_fields,
+         self.trouble) = values or (*[0] * 8, 0.0, 0, None, 0, None)
 
 
 def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[bytes]:
@@ -776,7 +816,7 @@ class Summary:
 TABLES = {"readings": "co2_readings", "pings": "pings", "errors": "error_logs",
           "deployments": "deploy_durations_tiered"}
 _COLUMNS = {
-    "readings": ["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2, "ts", "co2", "flag", "qc", *RAW],
+    "readings": ["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2, "ts", "co2", "co2_flag", "temp_flag", "qc", *RAW],
     "pings": ["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
     "errors": ["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
     "deployments": [*DEPLOYMENT_COLUMNS, "since", "until"],
@@ -791,8 +831,8 @@ def _insert_plain(raw: Sequence[str], rows: int) -> str:
     """So many rows at once, which saves SQLite a start for each; bound are the columns, each from its first row."""
     columns = [*_COLUMNS["readings"][:16], *raw, "ts", "source", "offset"]
     places = [["?%d" % (n * rows + row + 1) for n, _ in enumerate(columns)] for row in range(rows)]
-    values = ["(%s, (%s) / 10.0, 1, 0)" % (", ".join(place), " + ".join(place[6:16])) for place in places]
-    return "INSERT INTO co2_readings(%s, co2, flag, qc) VALUES %s" % (", ".join(columns), ", ".join(values))
+    values = ["(%s, (%s) / 10.0, 1, 1, 0)" % (", ".join(place), " + ".join(place[6:16])) for place in places]
+    return "INSERT INTO co2_readings(%s, co2, co2_flag, temp_flag, qc) VALUES %s" % (", ".join(columns), ", ".join(values))
 
 
 _INSERT = {kind: _insert(TABLES[kind], [*names, "source", "offset"]) for kind, names in _COLUMNS.items()}
@@ -1059,8 +1099,8 @@ class Import:
             self.touched["readings"].setdefault(unit, set()).add(day)
 
     def _set_qc(self, rows: Iterable[Tuple[int, int]]) -> None:
-        self.db.executemany("UPDATE co2_readings SET qc = ?, flag = ? WHERE rowid = ?",
-                            [(qc, flag_of(qc), rowid) for rowid, qc in rows])
+        self.db.executemany("UPDATE co2_readings SET qc = ?, co2_flag = ?, temp_flag = ? WHERE rowid = ?",
+                            [(qc, co2_flag(qc), temp_flag(qc), rowid) for rowid, qc in rows])
 
     # -- what depends on neighbours
 
@@ -1072,12 +1112,24 @@ class Import:
                 self._drop_repeats(kind, unit, first, last)
         for unit, first, last in self._runs("readings"):
             self._roll_up(unit, first, last)
-            for day in self._judge(unit, first - 1, last + 1):
+            judged = self._judge(unit, first, last)
+            for day in judged:
                 self._roll_up(unit, day, day)
-            self.sum_up("monthly", unit, first - 1, last + 1)
+            self.sum_up("monthly", unit, min([first, *judged]), max([last, *judged]))
+            if self.whole is None:
+                self.touched["readings"][unit].update(judged)
+        self._note_changes()
         for run in self._runs("pings"):
             self.sum_up("monthly_pings", *run)
             self.sum_up("half_yearly", *run)
+
+    def _note_changes(self) -> None:
+        """Say which days of which units this import has changed: whoever copies the data replaces these."""
+        if self.db.total_changes > self.changes:
+            self.db.execute("UPDATE last_import SET mark = mark + 1")
+        if self.whole is None:
+            days = {(unit, day) for units in self.touched.values() for unit, days in units.items() for day in days}
+            self.db.executemany("INSERT OR REPLACE INTO changes SELECT ?, ?, mark FROM last_import", days)
 
     def _new_times(self, kind: str) -> List[Tuple[str, int, int]]:
         """Of each unit that has new rows, the times of the first and the last."""
@@ -1120,24 +1172,24 @@ class Import:
         self.db.executemany(query, [{"unit": unit, "begin": begin, "end": end} for begin, end in each])
 
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
-        """Apply the rules that look at neighbours; the days in which something changed."""
-        days = {day: tuple(rest) for day, *rest in self.db.execute(_RANGES, (unit, first - 1, last + 1))}
-        changed = []
-        for day in range(first, last + 1) if len(days) > last - first else sorted(days):
-            if day in days and first <= day <= last and self._is_suspicious(day, days):
-                rows = self.db.execute(_NEIGHBOURS, (unit, day * 86400 - self.limits.spike_gap,
-                                                     (day + 1) * 86400 + self.limits.spike_gap)).fetchall()
-                updates = judge_day(rows, day, self.limits)
-                self._set_qc(updates)
-                changed += [day] if updates else []
-        return changed
+        """Apply the rules that look at neighbours to these days, and to all rows whose stretch of equal means touches
+        them; the days in which something changed."""
+        begin = self._end_of_run(unit, first * DAY, "ts < ? ORDER BY ts DESC, source DESC, offset DESC")
+        end = self._end_of_run(unit, (last + 1) * DAY, "ts >= ? ORDER BY ts, source, offset")
+        rows = self.db.execute(_NEIGHBOURS % "ts >= ? AND ts <= ? ORDER BY ts, source, offset",
+                               (unit, begin - self.limits.spike_gap, end + self.limits.spike_gap)).fetchall()
+        updates = judge(rows, begin, end, self.limits)
+        self._set_qc(updates.items())
+        return sorted({ts // DAY for rowid, ts, _, _ in rows if rowid in updates})
 
-    def _is_suspicious(self, day: int, days: Dict[int, Row]) -> bool:
-        low, high, number, flagged = days[day]
-        around = [days[other] for other in (day - 1, day, day + 1) if other in days]
-        lows, highs = [r[0] for r in around if r[0] is not None], [r[1] for r in around if r[1] is not None]
-        return bool(flagged or lows and max(highs) - min(lows) > self.limits.spike
-                    or number >= self.limits.flat_count and low == high)
+    def _end_of_run(self, unit: str, edge: int, beyond: str) -> int:
+        """Time of the last reading beyond an edge that belongs to the first stretch of equal means there."""
+        before: Optional[Row] = None
+        for row in self.db.execute(_NEIGHBOURS % beyond, (unit, edge)):
+            if before and not _goes_on(before, row, self.limits):
+                break
+            before = row
+        return before[1] if before else edge
 
     def settle_ledger(self) -> None:
         """Write the accounts of what changed, and forget them: there may be many."""
@@ -1146,35 +1198,31 @@ class Import:
             (id, source.key, source.kind, source.unit_id, *values(self.accounts[id]))
             for id, source in self.changed.items()])
         if self.changed or self.db.total_changes > self.changes:
-            self.db.execute("DELETE FROM last_import")
-            self.db.execute("INSERT INTO last_import VALUES (?)", (self.now,))
+            self.db.execute("UPDATE last_import SET at = ?", (self.now,))
         self.accounts, self.changed, self.waiting = {}, {}, {}
 
 
 _USABLE = "co2 IS NOT NULL AND qc & %d = 0" % (QC_CO2_BAD | QC_ROW)
 _SUSPECT = "co2 IS NOT NULL AND qc & %d AND NOT qc & %d" % (QC_CO2_BAD, QC_ROW)
 _WARM = "temp IS NOT NULL AND qc & %d = 0" % (QC_TEMP | QC_ROW)
+_ODD = "qc & %d AND NOT qc & %d" % (QC_TEMP, QC_ROW)
 _ROLL_UP_PLAIN = """
     INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
         count(co2), sum(co2), min(co2), max(co2), -max(qc), NULL, NULL,
-        count(temp), sum(temp), min(temp), max(temp)
+        count(temp), sum(temp), min(temp), max(temp), 0, NULL, NULL
     FROM co2_readings INDEXED BY readings_by_unit WHERE unit_id = ? AND ts >= ? AND ts < ?
     GROUP BY day"""                     # for days without flags, which are the rule; others get a negative co2_off
 _ROLL_UP = """
     INSERT OR REPLACE INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
         count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad),
-        count(warm), sum(warm), min(warm), max(warm)
+        count(warm), sum(warm), min(warm), max(warm), count(odd), min(odd), max(odd)
     FROM (SELECT unit_id, ts, CASE WHEN {0} THEN co2 END AS good, CASE WHEN {1} THEN co2 END AS bad,
-                 CASE WHEN {2} THEN temp END AS warm
+                 CASE WHEN {2} THEN temp END AS warm, CASE WHEN {3} THEN temp END AS odd
           FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY unit_id, ts, source, offset)
-    GROUP BY day""".format(_USABLE, _SUSPECT, _WARM)
-_RANGES = """
-    SELECT day, min(coalesce(co2_min, co2_low), coalesce(co2_low, co2_min)),
-           max(coalesce(co2_max, co2_peak), coalesce(co2_peak, co2_max)), co2_n + co2_off, co2_off
-    FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? ORDER BY day"""
+    GROUP BY day""".format(_USABLE, _SUSPECT, _WARM, _ODD)
 _NEIGHBOURS = """
-    SELECT rowid, ts, co2, qc FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND co2 IS NOT NULL
-    AND qc & %d = 0 ORDER BY ts, source, offset""" % (QC_ROW | QC_NO_CO2)
+    SELECT rowid, ts, co2, qc FROM co2_readings
+    WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {0} = 0 AND %s""".format(QC_ROW | QC_NO_CO2)
 
 
 _PINGS = "pings WHERE unit_id = :unit AND ts >= :begin * 86400 AND ts < :end * 86400"
@@ -1182,7 +1230,7 @@ MONTHLY = {                             # table: months in a row, the day of wha
     "monthly": (1, "day", "daily WHERE unit_id = :unit AND day >= :begin AND day < :end", """
         min(day), max(day), count(*), min(n), sum(n),
         sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak),
-        sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max)""", "unit_id"),
+        sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), sum(temp_off), min(temp_low), max(temp_peak)""", "unit_id"),
     "monthly_pings": (1, "ts / 86400", _PINGS, """
         count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm)""", "unit_id"),
     "half_yearly": (6, "ts / 86400", _PINGS + " AND rssi_dbm IS NOT NULL", "rssi_dbm, count(*), max(ts)", "rssi_dbm")}
@@ -1198,19 +1246,39 @@ def month_of(day: int, months: int = 1) -> Tuple[int, int]:
     return begin, end
 
 
-def judge_day(rows: Sequence[Tuple[int, int, float, int]], day: int, limits: Limits) -> List[Tuple[int, int]]:
-    """Lone spikes and flat days: (rowid, new qc) where it changes. Rows: rowid, ts, co2, qc in order of time, with
-    neighbours from the days before and after."""
-    mine = [n for n, row in enumerate(rows) if row[1] // 86400 == day]
-    flat = len(mine) >= limits.flat_count and len({rows[n][2] for n in mine}) == 1
-    updates = []
-    for n in mine:
-        rowid, _, _, qc = rows[n]
-        spike = 0 < n < len(rows) - 1 and _stands_out(rows[n - 1], rows[n], rows[n + 1], limits)
-        new = qc & ~(QC_SPIKE | QC_FLAT) | (QC_SPIKE if spike else 0) | (QC_FLAT if flat else 0)
-        if new != qc:
-            updates.append((rowid, new))
+def judge(rows: Sequence[Row], begin: int, end: int, limits: Limits) -> Dict[int, int]:
+    """Lone spikes and flat stretches between two times: rowid -> new qc where it changes.
+
+    Rows: rowid, ts, co2, qc in order of time, with the neighbours before `begin` and after `end`.
+    """
+    flat = _flat_rows(rows, limits)
+    updates = {}
+    for n, (rowid, ts, _, qc) in enumerate(rows):
+        new = qc & ~(QC_SPIKE | QC_FLAT)
+        if 0 < n < len(rows) - 1 and _stands_out(rows[n - 1], rows[n], rows[n + 1], limits):
+            new |= QC_SPIKE
+        if rowid in flat:
+            new |= QC_FLAT
+        if new != qc and begin <= ts <= end:
+            updates[rowid] = new
     return updates
+
+
+def _flat_rows(rows: Sequence[Row], limits: Limits) -> Set[int]:
+    """The rowids of all stretches in which the mean stays the same for `flat_time` or longer."""
+    flat: Set[int] = set()
+    begin = 0
+    for n in range(1, len(rows) + 1):
+        if n == len(rows) or not _goes_on(rows[n - 1], rows[n], limits):
+            if rows[n - 1][1] - rows[begin][1] >= limits.flat_time:
+                flat.update(row[0] for row in rows[begin:n])
+            begin = n
+    return flat
+
+
+def _goes_on(row: Row, following: Row, limits: Limits) -> bool:
+    """Whether a stretch of equal means goes on: the same mean, and no gap between."""
+    return bool(row[2] == following[2] and abs(following[1] - row[1]) <= limits.spike_gap)
 
 
 def _stands_out(before: Row, row: Row, after: Row, limits: Limits) -> bool:
@@ -1617,7 +1685,7 @@ GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
 _QUANTITY = {                           # the flags that make a value unusable; the columns of the rollups
     "co2": (QC_CO2_BAD,
             "sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak)"),
-    "temp": (QC_TEMP, "sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), 0, NULL, NULL")}
+    "temp": (QC_TEMP, "sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), sum(temp_off), min(temp_low), max(temp_peak)")}
 _VALUES = "count({good}), sum({good}), min({good}), max({good}), count({bad}), min({bad}), max({bad})"
 _USED = {what: _VALUES.format(good="CASE WHEN r.qc & %d = 0 THEN r.%s END" % (bad | QC_ROW, what),
                               bad="CASE WHEN r.qc & %d AND NOT r.qc & %d THEN r.%s END" % (bad | QC_ROW, QC_ROW, what))
@@ -1718,7 +1786,7 @@ def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low:
     """How many values, suspect ones included, are below and above the limits; looks only where rollups have some."""
     _lay_out(db, spans, ())
     outside = {"co2": "{0}.co2_min < :low OR {0}.co2_max > :high OR {0}.co2_low < :low OR {0}.co2_peak > :high",
-               "temp": "{0}.temp_min < :low OR {0}.temp_max > :high"}[what]
+               "temp": "{0}.temp_min < :low OR {0}.temp_max > :high OR {0}.temp_low < :low OR {0}.temp_peak > :high"}[what]
     query = """
         SELECT total(r.{name} < :low), total(r.{name} > :high)
         FROM temp.spans s CROSS JOIN monthly m CROSS JOIN daily d CROSS JOIN co2_readings r
@@ -1727,7 +1795,7 @@ def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low:
           AND ({days})
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{name} IS NOT NULL AND r.qc & {skip} = 0"""
-    skip = QC_ROW if what == "co2" else QC_ROW | QC_TEMP
+    skip = QC_ROW
     query = query.format(name=what, months=outside.format("m"), days=outside.format("d"), skip=skip)
     below, above = db.execute(query, {"low": low, "high": high}).fetchone()
     return int(below), int(above)
@@ -2174,7 +2242,7 @@ _EXPORT_DEPLOYMENTS = """
 _NAME_THEN = "coalesce(r.nickname, d.nickname)"
 EXPORTS = {                             # table, nickname, columns behind time, unit and place
     "readings": ("co2_readings", _NAME_THEN,
-                 ", ".join("r." + name for name in ["temp", "flash_count", *CO2, "co2", "flag", "qc", *RAW])),
+                 ", ".join("r." + name for name in ["temp", "flash_count", *CO2, "co2", "co2_flag", "temp_flag", "qc", *RAW])),
     "pings": ("pings", _NAME_THEN, "r.rssi_raw, r.rssi_dbm"),
     "errors": ("error_logs", "d.nickname",
                "r.level, r.etype, r.message, r.text, r.odate || 'T' || r.otime AS written"),
@@ -2201,7 +2269,7 @@ def export(db: sqlite3.Connection, what: str, wanted: Wanted, behind: Dict[str, 
         return
     table, nickname, columns = EXPORTS[what]
     tests = {"r.ts >= ?": wanted.since, "r.ts < ?": wanted.until, "r.unit_id = ?": wanted.unit,
-             "d.site = ?": wanted.site, "r.flag = ?": wanted.flag if what == "readings" else None}
+             "d.site = ?": wanted.site, "r.co2_flag = ?": wanted.flag if what == "readings" else None}
     used = {test: value for test, value in tests.items() if value is not None}
     db.execute("CREATE TEMP TABLE behind(source INTEGER PRIMARY KEY, done INTEGER)")
     db.executemany("INSERT INTO behind VALUES (?, ?)", [(int(id), done) for id, done in behind.items()])

@@ -438,7 +438,7 @@ def run_co2d(*arguments, **environ):
     ("[co2d]\na(b = 80\n", ":2: unknown setting 'a(b'"),
     ("[co2d]\nport = 80\n[quality]\nspike = high\n", ":4: spike: 'high' is not a number"),
     ("[quality]\nspyke = 1\n", ":2: unknown limit 'spyke'; there are co2_low, co2_high, temp_low, temp_high, spike, spike_gap, "
-                                "flat_count, future"),
+                                "flat_time, future, first_year"),
     ("[co2d]\nlisten = localhost\n", ":2: listen: 'localhost' does not appear to be an IPv4 or IPv6 address"),
     ("[co2d]\ndata_dir =\n", ":2: data_dir: no directory is named"),
     ("[co2d]\nunits =\n", ":2: units: at least one is needed; * is all"),

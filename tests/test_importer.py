@@ -25,6 +25,7 @@ import importer
 
 HERE = os.path.dirname(os.path.abspath(importer.__file__))
 NOW = 1_572_566_400                                             # 2019-11-01T00:00:00Z
+CASES_NOW = 1_800_000_000                                       # 2027-01-15T08:00:00Z
 UNIT = "co2unit-30aea42a50bc"
 VALUES = "\t".join("%d" % n for n in range(401, 411))
 LINE = UNIT + "\tvaranger-03\t2019-09-12\t08:30:00\t4.5\t2\t" + VALUES + "\n"
@@ -154,12 +155,14 @@ def test_repeats_are_imported_once_and_counted(dirty):
 
 def test_suspect_rows_are_flagged_and_all_others_pass(dirty):
     place, manifest = dirty
-    flagged = {(key_of(truth), mark.offset): mark.kind for truth in manifest.of("readings") for mark in truth.marks}
-    for path, offset, flag, qc in place.ask("SELECT s.path, r.offset, r.flag, r.qc FROM co2_readings r JOIN sources s ON s.id = r.source"):
-        kind = flagged.get((path, offset), "")
-        expected = {"future": 4, "temp_85": 4, "co2_limits": 3, "co2_zero": 9, "spike": 3, "all_none": 9, "none_value": 3}
-        if kind not in ("cut_number", "foreign_id", "flat"):    # half a day: it was not flat all day
-            assert flag == expected.get(kind, 1), (path, offset, kind, qc)
+    marked = {(key_of(truth), mark.offset): mark.kind for truth in manifest.of("readings") for mark in truth.marks}
+    expected = {"future": (4, 4), "temp_85": (1, 4), "none_temp": (1, 9), "co2_zero": (4, 1), "all_none": (9, 1), "spike": (3, 1),
+                "flat": (3, 1)}
+    for path, offset, *flags, qc in place.ask("SELECT s.path, r.offset, r.co2_flag, r.temp_flag, r.qc FROM co2_readings r "
+                                              "JOIN sources s ON s.id = r.source"):
+        kind = marked.get((path, offset), "")
+        if kind not in ("cut_number", "foreign_id"):
+            assert tuple(flags) == expected.get(kind, (1, 1)), (path, offset, kind, qc)
 
 
 def test_every_entry_of_the_error_logs_is_there(dirty):
@@ -174,9 +177,10 @@ def test_every_entry_of_the_error_logs_is_there(dirty):
 def test_a_reading_becomes_a_row_with_the_original_columns_first(place):
     place.readings(RAW)
     place.run()
-    assert [row[:20] + row[21:] for row in place.ask("SELECT * FROM co2_readings")] == [
-        (UNIT, "varanger-03", "2019-09-12", "08:30:00", 4.5, 2, *range(401, 411), T, 405.5, 1, 0, 0, 405, -0.25, 1234, None, 21.5)]
-    assert place.ask("SELECT * FROM daily") == [(UNIT, T // 86400, 1, 1, 405.5, 405.5, 405.5, 0, None, None, 1, 4.5, 4.5, 4.5)]
+    assert [row[:21] + row[22:] for row in place.ask("SELECT * FROM co2_readings")] == [
+        (UNIT, "varanger-03", "2019-09-12", "08:30:00", 4.5, 2, *range(401, 411), T, 405.5, 1, 1, 0, 0, 405, -0.25, 1234, None, 21.5)]
+    assert place.ask("SELECT * FROM daily") == [(UNIT, T // 86400, 1, 1, 405.5, 405.5, 405.5, 0, None, None,
+                                                  1, 4.5, 4.5, 4.5, 0, None, None)]
 
 
 def fields(**changes):
@@ -236,8 +240,14 @@ def test_a_dirty_reading_is_kept_in_rejects_with_its_reason(place, line, reason,
     (fields(_4="None"), "temp", None), (fields(_4="-0.5"), "temp", -0.5), (fields(_4="5"), "temp", 5.0), (fields(_5="None"), "flash_count", None),
     (fields(_8="None"), "co2_03", None), (fields(_8="-7"), "co2_03", -7), (fields(_8="007"), "co2_03", 7),
     (RAW, "led_normalised", -0.25), (fields(_0="co2unit-other"), "unit_id", "co2unit-other"),
-    (fields(_2="2036-02-07"), "flag", 4), (fields(_4="85.0"), "flag", 4), (fields(_4="-60.0"), "flag", 4),
-    (fields(_6="0", _7="200010"), "co2", 406.5), (fields(_6="0", _7="200010"), "flag", 3),
+    (fields(_2="2036-02-07"), "co2_flag", 4), (fields(_2="2036-02-07"), "temp_flag", 4),
+    (fields(_4="85.0"), "temp_flag", 4), (fields(_4="85.0"), "co2_flag", 1), (fields(_4="-60.0"), "temp_flag", 4),
+    (fields(_4="None"), "temp_flag", 9), (fields(_4="None"), "co2_flag", 1),
+    (fields(_6="0", _7="200010"), "co2", 406.5), (fields(_6="0", _7="200010"), "co2_flag", 1),
+    (fields(**{"_%d" % n: "0" for n in range(6, 11)}), "co2_flag", 1), (fields(**{"_%d" % n: "0" for n in range(6, 12)}), "co2_flag", 3),
+    (fields(**{"_%d" % n: "0" for n in range(6, 12)}), "co2", 408.5), (fields(**{"_%d" % n: "0" for n in range(6, 15)}), "co2_flag", 3),
+    (fields(**{"_%d" % n: "0" for n in range(6, 16)}), "co2_flag", 4), (fields(**{"_%d" % n: "0" for n in range(6, 16)}), "co2", None),
+    (fields(**{"_%d" % n: "None" for n in range(6, 16)}), "co2_flag", 9),
 ])
 @pytest.mark.parametrize("company", [0, 3])
 def test_odd_but_good_readings_are_imported(place, line, column, value, company):
@@ -284,20 +294,65 @@ def test_a_number_cut_at_the_end_of_a_file_waits_for_its_rest(place):
     assert place.ask("SELECT co2_10 FROM co2_readings") == [(410,)]
 
 
-def test_lone_spikes_and_flat_days_are_flagged_and_stay_out_of_the_rollup(place):
+def test_lone_spikes_and_flat_stretches_are_flagged_and_stay_out_of_the_rollup(place):
     place.readings("".join(reading(30 * n, 10000 if n == 5 else 400 + n) for n in range(20)) +
-                   "".join(reading(1440 + 30 * n, 500) for n in range(12)))
+                   "".join(reading(1440 + 30 * n, 500) for n in range(13)))
     place.run()
-    assert place.ask("SELECT flag, qc, count(*) FROM co2_readings GROUP BY 1, 2") == [(1, 0, 19), (3, 4, 1), (3, 8, 12)]
-    assert place.ask("SELECT n, co2_n, co2_max, co2_off, co2_peak FROM daily") == [(20, 19, 419.0, 1, 10000.0), (12, 0, None, 12, 500.0)]
+    assert place.ask("SELECT co2_flag, qc, count(*) FROM co2_readings GROUP BY 1, 2") == [(1, 0, 19), (3, 4, 1), (3, 8, 13)]
+    assert place.ask("SELECT n, co2_n, co2_max, co2_off, co2_peak FROM daily") == [(20, 19, 419.0, 1, 10000.0), (13, 0, None, 13, 500.0)]
+
+
+def test_a_mean_that_stays_the_same_for_six_hours_is_flat_wherever_midnight_falls_all_of_it(place):
+    for file, expected in (("stuck-noon-to-noon.tsv", 47), ("jitter-gaps.tsv", 0)):
+        with open(os.path.join(HERE, "tests", "cases", file), "rb") as case:
+            place.readings(case.read())
+        place.run(now=CASES_NOW)
+        assert place.ask("SELECT count(*), min(co2), max(co2) FROM co2_readings WHERE co2_flag = 3") == [
+            (expected, *([430.0, 430.0] if expected else [None, None]))]
+
+
+@pytest.mark.parametrize("minutes, flat", [
+    ([30 * n for n in range(12)], 0), ([30 * n for n in range(13)], 13), ([0, 120, 240, 360], 4), ([0, 120, 361], 0),
+    ([0, 240, 480], 3), ([0, 241, 480], 0), ([1380 + 30 * n for n in range(13)], 13)])
+def test_flat_is_six_hours_of_one_mean_without_a_gap_of_more_than_four(place, minutes, flat):
+    place.readings("".join(reading(minute, 500) for minute in minutes))
+    place.run()
+    assert place.ask("SELECT count(*) FROM co2_readings WHERE co2_flag = 3") == [(flat,)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flat_stretches_and_spikes_that_grow_shrink_and_split_are_judged_as_if_at_once(place, seed):
+    chance = random.Random(seed)
+    lines = [reading(60 * n, chance.choice([400, 400, 400, 400, 400, 400, 900])) for n in range(150)]
+    kept = sorted(chance.sample(range(150), 100))
+    place.readings("".join(lines[n] for n in kept))
+    for _ in range(12):
+        place.run()
+        assert place.dump() == place.rebuilt()
+        kept = sorted(set(kept) ^ set(chance.sample(range(150), 3)))
+        place.readings("".join(lines[n] for n in kept))
+
+
+def test_an_import_notes_the_days_it_changed_those_it_only_judged_too(place):
+    place.readings("".join(reading(60 * n, 500) for n in range(19, 25)))
+    place.run()
+    assert place.ask("SELECT unit_id, day - 18151, mark FROM changes") == []        # a new database: all is new
+    place.readings(reading(1500, 500), mode="ab")
+    place.run()
+    assert place.ask("SELECT unit_id, day - 18151, mark FROM changes") == [(UNIT, 0, 2), (UNIT, 1, 2)]
+    place.run()
+    assert place.ask("SELECT mark, length(identity) FROM last_import") == [(2, 16)]
+    place.readings(reading(3000, 401), mode="ab")
+    place.run()
+    assert place.ask("SELECT unit_id, day - 18151, mark FROM changes") == [(UNIT, 0, 2), (UNIT, 1, 2), (UNIT, 2, 3)]
 
 
 def test_a_reading_of_the_future_is_forgiven_when_its_time_has_come(place):
     place.readings(fields(_2="2019-11-05"))
     place.run()
-    assert place.ask("SELECT flag, qc, (SELECT co2_n FROM daily) FROM co2_readings") == [(4, 64, 0)]
+    assert place.ask("SELECT co2_flag, qc, (SELECT co2_n FROM daily) FROM co2_readings") == [(4, 64, 0)]
     place.run(now=NOW + 5 * 86400)
-    assert place.ask("SELECT flag, qc, (SELECT co2_n FROM daily) FROM co2_readings") == [(1, 0, 1)]
+    assert place.ask("SELECT co2_flag, qc, (SELECT co2_n FROM daily) FROM co2_readings") == [(1, 0, 1)]
 
 
 def test_lines_read_by_column_and_line_by_line_give_the_same_rows(dirty, monkeypatch):
@@ -949,7 +1004,7 @@ def test_readings_are_exported_with_the_deployment_of_their_time(place):
     place.deployments(TABLE)
     place.run()
     rows = list(csv.DictReader(io.StringIO(exported(place, "readings"))))
-    assert [(row["time"], row["unit_id"], row["nickname"], row["site"], row["tier"], row["status"], row["co2"], row["flag"]) for row in rows] == [
+    assert [(row["time"], row["unit_id"], row["nickname"], row["site"], row["tier"], row["status"], row["co2"], row["co2_flag"]) for row in rows] == [
         ("2019-09-12T08:29:59Z", "co2unit-a", "varanger-03", "site_1", "20", "deployed", "405.5", "1"),
         ("2019-09-12T08:30:00Z", "co2unit-a", "varanger-03", "site_2", "", "en_route", "405.5", "1")]
     assert len(exported(place, "readings", "--site", "site_2").splitlines()) == 2

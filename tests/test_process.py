@@ -204,8 +204,8 @@ def test_a_reload_takes_new_limits_of_the_quality_rules(start, tmp_path):
     while not flags and time.monotonic() < end:
         time.sleep(0.05)
         with contextlib.closing(importer.open_db(os.path.join(one.var, "db.sqlite3"))) as db:
-            flags = db.execute("SELECT flag FROM co2_readings").fetchall()
-    assert flags == [(9,)]
+            flags = db.execute("SELECT co2_flag FROM co2_readings").fetchall()
+    assert flags == [(4,)]
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_postgresql_is_fed_with_what_is_new(serve, postgres, tmp_path):
             text = file.read()
         if not seen:
             columns = next(csv.reader(io.StringIO(text)))
-            kinds = {"time": "timestamptz", "temp": "real", "co2": "real", "flag": "integer"}
+            kinds = {"time": "timestamptz", "temp": "real", "co2": "real", "co2_flag": "integer", "temp_flag": "integer"}
             postgres("CREATE TABLE readings(%s)" % ", ".join("%s %s" % (name, kinds.get(name, "text")) for name in columns))
             seen = len(text.splitlines(True)[0])
         new, seen = text[seen:], len(text)
