@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import fnmatch
@@ -62,6 +61,7 @@ from urllib.parse import unquote_to_bytes
 
 import importer
 import seqfile
+from importer import SEGMENT, SETTINGS, BadConfig, Settings
 
 if TYPE_CHECKING:
     import ssl
@@ -82,214 +82,6 @@ DATABASE_PATIENCE = 60                  # seconds between imports, at most, when
 REST = 4                                # times as long as an import took, nothing is imported: units come first
 
 log = logging.getLogger("co2d")
-
-# -- settings ---------------------------------------------------------------------------------------------------------
-# One declaration. The command line, the configuration file, --print-config and co2d.conf.example are made from it.
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A parser for whole numbers from `low` to `high`."""
-    def number(text: str) -> int:
-        if not re.match(r"[0-9]{1,18}$", text) or not low <= int(text) <= high:
-            raise ValueError("%r is not a whole number from %d to %d" % (text, low, high))
-        return int(text)
-    return number
-
-
-def size(text: str) -> int:
-    """Bytes, with an optional K, M or G (1024s)."""
-    found = re.match(r"([0-9]{1,12}) ?([KMG]?)$", text)
-    if not found:
-        raise ValueError("%r is not a size: write bytes, or a number with K, M or G" % text)
-    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
-
-
-def seconds(text: str) -> float:
-    """A positive number of seconds."""
-    if not re.match(r"[0-9]{1,6}(\.[0-9]{1,3})?$", text) or float(text) <= 0:
-        raise ValueError("%r is not a number of seconds" % text)
-    return float(text)
-
-
-def percent(text: str) -> float:
-    """A number from 0 to 99."""
-    if not re.match(r"[0-9]{1,2}(\.[0-9]{1,3})?$", text):
-        raise ValueError("%r is not a percentage from 0 to 99" % text)
-    return float(text)
-
-
-def switch(text: str) -> bool:
-    """yes or no."""
-    if text.lower() not in ("yes", "no", "true", "false", "on", "off", "1", "0"):
-        raise ValueError("%r is neither yes nor no" % text)
-    return text.lower() in ("yes", "true", "on", "1")
-
-
-def address(text: str) -> str:
-    """An IP address: a name would have to be looked up."""
-    ipaddress.ip_address(text)
-    return text
-
-
-def patterns(text: str) -> str:
-    """Names or patterns, separated by spaces."""
-    if not text.split():
-        raise ValueError("at least one is needed; * is all")
-    return text
-
-
-def networks(text: str) -> str:
-    """Networks as 192.168.0.0/16, separated by spaces."""
-    for word in text.split():
-        ipaddress.ip_network(word)
-    return text
-
-
-def segments(text: str) -> str:
-    """Path segments separated by spaces, none of which is ours."""
-    for word in text.split() or [text]:
-        if not SEGMENT.match(word) or word in ("updates", seqfile.SET_ASIDE):
-            raise ValueError("%r cannot take uploads" % word)
-    return text
-
-
-def secret_segment(text: str) -> str:
-    """Empty, or one path segment."""
-    if text and not SEGMENT.match(text):
-        raise ValueError("a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot")
-    return text
-
-
-def path(text: str) -> str:
-    """A path; relative ones count from the file that names them, on the command line from the current directory."""
-    return text
-
-
-def directory(text: str) -> str:
-    """A path that cannot be empty."""
-    if not text:
-        raise ValueError("no directory is named")
-    return text
-
-
-SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
-
-
-def setting(default: Any, parse: Callable[[str], Any], help: str, restart: bool = False) -> Any:
-    """A field of `Settings`: `restart` says that a reload cannot change it."""
-    return dataclasses.field(default=default, metadata={"parse": parse, "help": help, "restart": restart})
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that can be configured, with defaults."""
-
-    listen: str = setting("0.0.0.0", address, "address to listen on; :: for IPv6 and IPv4", restart=True)
-    port: int = setting(8080, whole(0, 65535), "TCP port; 0 takes a free one and prints it", restart=True)
-    data_dir: str = setting(os.path.join(HERE, "remote_data"), directory, "one directory per unit", restart=True)
-    var_dir: str = setting(os.path.join(HERE, "var"), directory, "pings, database, files to serve", restart=True)
-    db: str = setting("", path, "SQLite database; empty: db.sqlite3 in var_dir", restart=True)
-    secret: str = setting("", secret_segment, "path prefix that units must know: http://host:8080/SECRET/ou/...")
-    units: str = setting("*", patterns, "ids of units that may report: names or patterns, separated by spaces")
-    upload_dirs: str = setting("data errors", segments, "directories of a unit that take its uploads")
-    ask_older: bool = setting(True, switch, "ask units for older files that are missing or short", restart=True)
-    status_allow: str = setting("0.0.0.0/0 ::/0", networks, "networks that may see the status pages")
-    metrics_allow: str = setting("127.0.0.0/8 ::1/128", networks, "networks that may see /metrics, /healthz, /readyz")
-    tls_cert: str = setting("", path, "certificate chain (PEM), read again on reload; empty: no TLS", restart=True)
-    tls_key: str = setting("", path, "private key (PEM); empty: in the certificate's file", restart=True)
-    tls_only: bool = setting(True, switch, "with a certificate: refuse plain HTTP on the same port")
-    max_body: int = setting(64 << 10, size, "bytes of one chunk")
-    max_file: int = setting(16 << 20, size, "bytes of one uploaded file")
-    max_unit_bytes: int = setting(1 << 30, size, "bytes of all files of one unit")
-    max_unit_files: int = setting(10000, whole(1, 10 ** 9), "files of one unit")
-    max_units: int = setting(10000, whole(1, 10 ** 9), "units")
-    keep_free: float = setting(0.1, percent, "percent of the disk that uploads leave free")
-    head_seconds: float = setting(30.0, seconds, "seconds from accept to the end of the request's head")
-    request_seconds: float = setting(110.0, seconds, "seconds from accept to the end of the reply")
-    threads: int = setting(512, whole(2, 100000), "requests served at the same time, at most", restart=True)
-    import_delay: float = setting(1.0, seconds, "seconds from an upload to its import")
-    import_scan: float = setting(300.0, seconds, "seconds between looks for files that came in by other ways")
-    quiet: bool = setting(False, switch, "log only what went wrong")
-
-
-FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-
-
-class BadConfig(Exception):
-    """The configuration cannot be used; says where and why."""
-
-
-def read_config(file: str) -> Dict[str, Any]:
-    """Settings from a configuration file; BadConfig names file, line and reason."""
-    if not os.path.exists(file):
-        raise BadConfig("%s: no such file" % file)
-    try:
-        said = importer.read_ini(file)
-    except importer.Unusable as error:
-        raise BadConfig(str(error))
-    base = os.path.dirname(os.path.abspath(file))
-    return {name: _parse_setting(name, text, base, where) for name, (text, where) in said.get("co2d", {}).items()}
-
-
-def _parse_setting(name: str, text: str, base: str, where: str) -> Any:
-    if name not in FIELDS:
-        raise BadConfig("%s: unknown setting %r" % (where, name))
-    parse = FIELDS[name].metadata["parse"]
-    try:
-        value = parse(text.strip())
-    except ValueError as error:
-        raise BadConfig("%s: %s: %s" % (where, name, error))
-    return os.path.join(base, value) if parse in (path, directory) and value else value
-
-
-def config_file(arguments: argparse.Namespace) -> str:
-    """The configuration file in force, "" for none."""
-    beside = os.path.join(HERE, "co2d.conf")
-    return arguments.config or os.environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
-
-
-def load_settings(arguments: argparse.Namespace) -> Settings:
-    """Defaults, then the configuration file, then the command line."""
-    file = config_file(arguments)
-    values = read_config(file) if file else {}
-    for name in FIELDS:
-        text = getattr(arguments, name, None)
-        if text is not None:
-            values[name] = _parse_setting(name, text, os.getcwd(), "--" + name.replace("_", "-"))
-    settings = Settings(**values)
-    return dataclasses.replace(settings, db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
-
-
-def load_limits(arguments: argparse.Namespace) -> importer.Limits:
-    """The limits of the quality rules that the configuration file sets."""
-    try:
-        return importer.read_limits(importer.read_ini(config_file(arguments)))
-    except importer.Unusable as error:
-        raise BadConfig(str(error))
-
-
-def format_config(settings: Settings, example: bool = False, limits: importer.Limits = importer.LIMITS) -> str:
-    """The settings as a configuration file; in the example every line is commented out."""
-    lines = ["# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
-             "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config", "", "[co2d]"]
-    off = "#" if example else ""
-    for name, field in FIELDS.items():
-        note = " (restart to change)" if field.metadata["restart"] else ""
-        lines += ["", "# " + field.metadata["help"] + note,
-                  "%s%s = %s" % (off, name, _format_value(getattr(settings, name), example))]
-    lines += ["", "# limits of quality rules (see importer.py); ./importer.py rebuild applies them to all", "[quality]"]
-    lines += ["%s%s = %g" % (off, name, value) for name, value in limits._asdict().items()]
-    return "\n".join(lines) + "\n"
-
-
-def _format_value(value: Any, example: bool) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return "%g" % value
-    text = str(value)
-    return os.path.relpath(text, HERE) if example and text.startswith(HERE) else text
-
 
 # -- messages ---------------------------------------------------------------------------------------------------------
 
@@ -473,7 +265,7 @@ class Station:
         self.settings, self.clock, self._sync = settings, clock, sync
         for directory in (settings.data_dir, settings.var_dir, *map(self.var, ("pings", "fetches", "pub"))):
             seqfile.make_directory(directory, settle=True)
-        self.archive = importer.Archive((settings.data_dir,), settings.var_dir, settings.db)
+        self.archive = settings.archive()
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
         self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
         self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
@@ -1209,7 +1001,7 @@ def publish_parser() -> argparse.ArgumentParser:
 def publish(argv: Sequence[str]) -> int:
     """./co2d.py publish; the exit status."""
     arguments = publish_parser().parse_args(argv)
-    settings = load_settings(arguments)
+    settings = settings_of(arguments)
     try:
         if not os.path.isdir(settings.data_dir):
             raise Unpublishable("there is no data directory %s" % settings.data_dir)
@@ -1699,8 +1491,6 @@ class Server(socketserver.TCPServer):
 
 def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
     if not settings.tls_cert:
-        if settings.tls_key:
-            raise BadConfig("tls_key %s, but no tls_cert: there would be no TLS" % settings.tls_key)
         return None
     import ssl                                                  # brings 4 MB of OpenSSL
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -1907,7 +1697,6 @@ class Daemon:
     def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
         self.arguments, self.station = arguments, Station(settings)
         self.claim = claim(settings.data_dir)
-        self.station.archive = self.station.archive._replace(limits=load_limits(arguments))
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # nothing else that waits bears signal handlers
@@ -1978,14 +1767,15 @@ class Daemon:
         notify("RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
         old = self.station.settings
         try:
-            new, limits, tls = load_settings(self.arguments), load_limits(self.arguments), _tls_context(old)
+            new = settings_of(self.arguments)
+            tls = _tls_context(old)
         except (BadConfig, OSError) as error:                   # OSError: the current directory is gone
             log.error("reload refused, the old settings stay: %s", error)
         else:
-            fixed = {name: getattr(old, name) for name, field in FIELDS.items() if field.metadata["restart"]}
+            fixed = {name: getattr(old, name) for name, setting in SETTINGS.items() if setting.restart}
             later = [name for name in fixed if getattr(new, name) != fixed[name]]
-            self.station.settings = dataclasses.replace(new, **fixed)
-            self.station.archive = self.station.archive._replace(limits=limits)
+            self.station.settings = new._replace(**fixed)
+            self.station.archive = self.station.settings.archive()
             self.server.tls = tls                               # the same files, perhaps with a renewed certificate
             log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
         notify("READY=1")
@@ -2011,11 +1801,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
                         help="print a systemd unit for this installation and exit (default: service)")
     parser.add_argument("--version", action="version", version="co2d " + __version__)
-    for name, field in FIELDS.items():
-        default = _format_value(field.default, True).replace("%", "%%")
-        parser.add_argument("--" + name.replace("_", "-"), metavar=field.metadata["parse"].__name__.upper(),
-                            help="%s (default: %s)" % (field.metadata["help"].replace("%", "%%"), default or "none"))
+    for name, setting in SETTINGS.items():
+        default = importer.format_value(getattr(Settings(), name), example=True).replace("%", "%%")
+        parser.add_argument("--" + name.replace("_", "-"), metavar=setting.parse.__name__[len("parse_"):].upper(),
+                            help="%s (default: %s)" % (setting.help.replace("%", "%%"), default or "none"))
+    for name in importer.GONE:
+        parser.add_argument("--" + name.replace("_", "-"), help=argparse.SUPPRESS)
     return parser
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings in force; what is to be told about them is told."""
+    settings = importer.load_settings(arguments.config, vars(arguments))
+    for line in settings.warnings:
+        log.warning("%s", line)
+    return settings
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -2025,9 +1825,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if argv[:1] == ["publish"]:
             return publish(argv[1:])
         arguments = make_parser().parse_args(argv)
-        settings, limits = load_settings(arguments), load_limits(arguments)
+        settings = settings_of(arguments)
         if arguments.print_config:
-            print(format_config(settings, limits=limits), end="")
+            print(importer.format_config(settings), end="")
         elif arguments.print_unit:
             print(systemd_unit(arguments.print_unit, settings, arguments), end="")
         elif arguments.check_config:

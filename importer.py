@@ -31,7 +31,6 @@ SQL is written here and nowhere else; the section at the end answers what the vi
 from __future__ import annotations
 
 import argparse
-import configparser
 import contextlib
 import copy
 import csv
@@ -50,7 +49,8 @@ import time
 import zlib
 from datetime import date
 from itertools import accumulate, count, groupby, repeat
-from typing import Any, Callable, Dict, IO, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
+                    Sequence, Set, Tuple, get_type_hints)
 
 import seqfile
 
@@ -66,6 +66,27 @@ MOST_PROCESSES = 4                      # of 45 MB each
 MOST_ACCOUNTS = 1000                    # that are kept in memory
 EPOCH = 719163                          # date.toordinal() of 1 January 1970
 PATIENCE = 10.0                         # seconds to wait for another importer
+
+
+class Unusable(Exception):
+    """An archive, database or argument that cannot be used; says why."""
+
+
+class Usage(Unusable):
+    """Arguments that make no sense."""
+
+
+class NoDatabase(Unusable):
+    """There is no database to read."""
+
+
+class BadConfig(Unusable):
+    """The configuration cannot be used; says where and why."""
+
+
+class Rejected(Exception):
+    """A line that cannot be imported; says why."""
+
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
 # Values stay as they are. The bits of `qc` say which rules a row breaks. `co2_flag` and `temp_flag` sum them up, each for
@@ -174,7 +195,12 @@ CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
 CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
 """
 
-# -- where an archive lies --------------------------------------------------------------------------------------------
+# -- configuration ----------------------------------------------------------------------------------------------------
+# Each setting is declared once, in `Settings`: its default, how its text is read, what it means. The options of
+# co2d.py, --print-config, co2d.conf.example and README's table are made from that, or a test compares them with it.
+# All three scripts read co2d.conf here, so they refuse the same configuration with the same words.
+
+SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")       # of a path that units may name
 
 
 class Archive(NamedTuple):
@@ -186,73 +212,326 @@ class Archive(NamedTuple):
     limits: Limits = LIMITS
 
 
-Ini = Dict[str, Dict[str, Tuple[str, str]]]
+class Setting(NamedTuple):
+    """How a setting is read, and what it means."""
+
+    parse: Callable[[str], Any]         # of its text; ValueError says what is wrong with that
+    help: str
+    restart: bool = False               # a reload cannot change it
 
 
-def read_ini(file: str) -> Ini:
-    """section -> name -> (text, "file:line") of a configuration file, nothing of one that is not there; Unusable says
-    file, line and reason."""
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser for whole numbers from `low` to `high`."""
+    def parse_number(text: str) -> int:
+        if not re.match(r"[0-9]{1,18}\Z", text) or not low <= int(text) <= high:
+            raise ValueError("%r is not a whole number from %d to %d" % (text, low, high))
+        return int(text)
+    return parse_number
+
+
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes, with an optional K, M or G (1024s)."""
+    found = re.match(r"([0-9]{1,12}) ?([KMG]?)\Z", text)
+    if not found:
+        raise ValueError("%r is not a size: write bytes, or a number with K, M or G" % text)
+    return int(found[1]) * _SIZES[found[2]]
+
+
+def parse_seconds(text: str) -> float:
+    """A positive number of seconds."""
+    if not re.match(r"[0-9]{1,6}(\.[0-9]{1,3})?\Z", text) or float(text) <= 0:
+        raise ValueError("%r is not a number of seconds" % text)
+    return float(text)
+
+
+def parse_percent(text: str) -> float:
+    """A number from 0 to 99."""
+    if not re.match(r"[0-9]{1,2}(\.[0-9]{1,3})?\Z", text):
+        raise ValueError("%r is not a percentage from 0 to 99" % text)
+    return float(text)
+
+
+_SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+
+
+def parse_switch(text: str) -> bool:
+    """yes or no."""
+    if text.lower() not in _SWITCH:
+        raise ValueError("%r is neither yes nor no" % text)
+    return _SWITCH[text.lower()]
+
+
+def parse_address(text: str) -> str:
+    """An IP address: a name would have to be looked up."""
+    import ipaddress                                            # only for who configures it: pages start sooner
+    ipaddress.ip_address(text)
+    return text
+
+
+def parse_networks(text: str) -> str:
+    """Networks as 192.168.0.0/16, separated by spaces."""
+    import ipaddress
+    for word in text.split():
+        ipaddress.ip_network(word)
+    return text
+
+
+def parse_patterns(text: str) -> str:
+    """Names or patterns, separated by spaces."""
+    if not text.split():
+        raise ValueError("at least one is needed; * is all")
+    return text
+
+
+def parse_segments(text: str) -> str:
+    """Path segments separated by spaces, none of which is ours."""
+    for word in text.split() or [text]:
+        if not SEGMENT.match(word) or word in ("updates", seqfile.SET_ASIDE):
+            raise ValueError("%r cannot take uploads" % word)
+    return text
+
+
+def parse_secret(text: str) -> str:
+    """Empty, or one path segment."""
+    if text and not SEGMENT.match(text):
+        raise ValueError("a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot")
+    return text
+
+
+def parse_path(text: str) -> str:
+    """A path; relative ones count from the file that names them, on the command line from the current directory."""
+    return text
+
+
+def parse_directory(text: str) -> str:
+    """A path that cannot be empty."""
+    if not text:
+        raise ValueError("no directory is named")
+    return text
+
+
+class Settings(NamedTuple):
+    """All that can be configured, with defaults. (Not a dataclass: to import that module takes 7 ms of each page.)"""
+
+    listen: Annotated[str, Setting(
+        parse_address, "address to listen on; :: for IPv6 and IPv4", restart=True)] = "0.0.0.0"
+    port: Annotated[int, Setting(whole(0, 65535), "TCP port; 0 takes a free one and prints it", restart=True)] = 8080
+    data_dir: Annotated[str, Setting(parse_directory, "one directory per unit", restart=True)] = (
+        os.path.join(HERE, "remote_data"))
+    var_dir: Annotated[str, Setting(parse_directory, "pings, database, files to serve", restart=True)] = (
+        os.path.join(HERE, "var"))
+    db: Annotated[str, Setting(parse_path, "SQLite database; empty: db.sqlite3 in var_dir", restart=True)] = ""
+    secret: Annotated[str, Setting(
+        parse_secret, "path prefix that units must know: http://host:8080/SECRET/ou/...")] = ""
+    units: Annotated[str, Setting(
+        parse_patterns, "ids of units that may report: names or patterns, separated by spaces")] = "*"
+    upload_dirs: Annotated[str, Setting(parse_segments, "directories of a unit that take its uploads")] = "data errors"
+    ask_older: Annotated[bool, Setting(
+        parse_switch, "ask units for older files that are missing or short", restart=True)] = True
+    status_allow: Annotated[str, Setting(parse_networks, "networks that may see the status pages")] = "0.0.0.0/0 ::/0"
+    metrics_allow: Annotated[str, Setting(
+        parse_networks, "networks that may see /metrics, /healthz, /readyz")] = "127.0.0.0/8 ::1/128"
+    tls_cert: Annotated[str, Setting(
+        parse_path, "certificate chain (PEM), read again on reload; empty: no TLS", restart=True)] = ""
+    tls_key: Annotated[str, Setting(
+        parse_path, "private key (PEM); empty: in the certificate's file", restart=True)] = ""
+    tls_only: Annotated[bool, Setting(parse_switch, "with a certificate: refuse plain HTTP on the same port")] = True
+    max_body: Annotated[int, Setting(parse_size, "bytes of one chunk")] = 64 << 10
+    max_file: Annotated[int, Setting(parse_size, "bytes of one uploaded file")] = 16 << 20
+    max_unit_bytes: Annotated[int, Setting(parse_size, "bytes of all files of one unit")] = 1 << 30
+    max_unit_files: Annotated[int, Setting(whole(1, 10 ** 9), "files of one unit")] = 10000
+    max_units: Annotated[int, Setting(whole(1, 10 ** 9), "units")] = 10000
+    keep_free: Annotated[float, Setting(parse_percent, "percent of the disk that uploads leave free")] = 0.1
+    head_seconds: Annotated[float, Setting(
+        parse_seconds, "seconds from accept to the end of the request's head")] = 30.0
+    request_seconds: Annotated[float, Setting(parse_seconds, "seconds from accept to the end of the reply")] = 110.0
+    threads: Annotated[int, Setting(
+        whole(2, 100000), "requests served at the same time, at most", restart=True)] = 512
+    import_delay: Annotated[float, Setting(parse_seconds, "seconds from an upload to its import")] = 1.0
+    import_scan: Annotated[float, Setting(
+        parse_seconds, "seconds between looks for files that came in by other ways")] = 300.0
+    quiet: Annotated[bool, Setting(parse_switch, "log only what went wrong")] = False
+    limits: Limits = LIMITS             # section [quality]
+    warnings: Tuple[str, ...] = ()      # what is to be told, though the configuration can be used
+
+    def archive(self) -> Archive:
+        """Where its files lie, and by which limits they are judged."""
+        return Archive((self.data_dir,), self.var_dir, self.db, self.limits)
+
+
+SETTINGS: Dict[str, Setting] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
+    if hasattr(hint, "__metadata__")}
+# Settings and limits that there were once: name -> what to know. They are accepted, so an upgrade stops no station.
+GONE: Dict[str, str] = {"flat_count": "a flat line is told by its duration, flat_time"}
+
+
+class Said(NamedTuple):
+    """What a line of the configuration file, or an option, says about one setting."""
+
+    text: str
+    where: str                          # "file:line", or the option
+
+
+def read_ini(file: str) -> Dict[str, Dict[str, Said]]:
+    """section -> name -> what a configuration file says; BadConfig names file, line and reason."""
+    import configparser                                         # most runs find no file
+    parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any
     try:
         with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
             text = stream.read()
-        parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any
         parser.read_string(text, file)
     except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unusable("%s: %s" % (file, getattr(error, "strerror", None) or error))
+        raise BadConfig("%s: no such file" % file)
+    except OSError as error:
+        raise BadConfig("%s: %s" % (file, error.strerror))
+    except UnicodeDecodeError as error:
+        raise BadConfig("%s: %s" % (file, error))
     except configparser.Error as error:
-        raise Unusable("%s:%d: %s" % (file, *_ini_complaint(error)))
+        raise BadConfig("%s:%d: %s" % (file, _line_of_error(error), _reason_of_error(error)))
+    sections: Dict[str, Dict[str, Said]] = {}
     for section in parser.sections():
         if section not in ("co2d", "quality"):
-            line = _ini_line(text, r"\[" + re.escape(section) + r"\]")
-            raise Unusable("%s:%d: unknown section [%s], expected [co2d]" % (file, line, section))
-    return {section: {name: (value, "%s:%d" % (file, _ini_line(text, re.escape(name) + r"\s*[=:]")))
-                      for name, value in parser.items(section)} for section in parser.sections()}
+            line = _find_line(text, r"\[" + re.escape(section) + r"\]")
+            raise BadConfig("%s:%d: unknown section [%s], expected [co2d]" % (file, line, section))
+        sections[section] = {}
+        for name, value in parser.items(section):
+            line = _find_line(text, re.escape(name) + r"\s*[=:]")
+            sections[section][name] = Said(value.strip(), "%s:%d" % (file, line))
+    return sections
 
 
-def _ini_complaint(error: configparser.Error) -> Tuple[int, str]:
-    lines = getattr(error, "errors", None)                      # a ParsingError lists (line, text)
-    line = int(lines[0][0]) if lines else int(getattr(error, "lineno", None) or 1)
-    if isinstance(error, (configparser.DuplicateOptionError, configparser.DuplicateSectionError)):
-        return line, "%r is there twice" % (getattr(error, "option", None) or error.section)
-    missing = isinstance(error, configparser.MissingSectionHeaderError)
-    return line, "a [co2d] line must come first" if missing else "not a line like: name = value"
+def _line_of_error(error: Exception) -> int:
+    listed = getattr(error, "errors", None)                     # a ParsingError lists (line, text)
+    return int(listed[0][0] if listed else getattr(error, "lineno", None) or 1)
 
 
-def _ini_line(text: str, start: str) -> int:
-    numbers = [number for number, line in enumerate(text.splitlines(), 1) if re.match(start, line, re.I)]
-    return numbers[0] if numbers else 1
+def _reason_of_error(error: Exception) -> str:
+    kind = type(error).__name__
+    if kind == "MissingSectionHeaderError":
+        return "a [co2d] line must come first"
+    if kind.startswith("Duplicate"):
+        return "%r is there twice" % (getattr(error, "option", None) or getattr(error, "section"))
+    return "not a line like: name = value"
 
 
-def read_limits(ini: Ini) -> Limits:
-    """The limits that section [quality] of a configuration file sets; Unusable names what is wrong. A change counts for
-    what is imported from then on; `rebuild` applies it to all."""
-    said = ini.get("quality", {})
-    return LIMITS._replace(**{name: _parse_limit(name, *value) for name, value in said.items()})
+def _find_line(text: str, start: str) -> int:
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(start, line, re.I):
+            return number
+    return 1
 
 
-def _parse_limit(name: str, text: str, where: str) -> Any:
-    if name not in Limits._fields:
-        raise Unusable("%s: unknown limit %r; there are %s" % (where, name, ", ".join(Limits._fields)))
+def config_file(config: Optional[str], environ: Mapping[str, str] = os.environ) -> str:
+    """The configuration file in force, "" for none: as named, else by CO2D_CONF, else beside this script."""
+    beside = os.path.join(HERE, "co2d.conf")
+    return config or environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
+
+
+def load_settings(config: Optional[str], given: Mapping[str, Any],
+                  environ: Mapping[str, str] = os.environ) -> Settings:
+    """Defaults, then the configuration file, then `given`: name of a setting -> text; None and other names are passed
+    over. BadConfig when that cannot be used."""
+    file = config_file(config, environ)
+    sections = read_ini(file) if file else {}
+    warnings: List[str] = []
+    values: Dict[str, Any] = {}
+    base = os.path.dirname(os.path.abspath(file))
+    for name, said in _known(sections.get("co2d", {}), SETTINGS, warnings):
+        values[name] = _parse_setting(name, said, base)
+    options = {name: Said(text, "--" + name.replace("_", "-")) for name, text in given.items()
+               if text is not None and (name in SETTINGS or name in GONE)}
+    for name, said in _known(options, SETTINGS, warnings):
+        values[name] = _parse_setting(name, said, os.getcwd())
+    limits: Dict[str, Any] = {}
+    for name, said in _known(sections.get("quality", {}), Limits._fields, warnings):
+        limits[name] = _parse_limit(name, said)
+    settings = Settings(**values, limits=LIMITS._replace(**limits), warnings=tuple(warnings))
+    _check_together(settings, file or "the options")
+    return settings._replace(db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
+
+
+def _known(said: Mapping[str, Said], names: Iterable[str], warnings: List[str]) -> Iterator[Tuple[str, Said]]:
+    """What is said about names that there are; BadConfig for others, a warning for those that have gone."""
+    for name, what in said.items():
+        if name in GONE:
+            warnings.append("%s: %s has no effect: %s" % (what.where, name, GONE[name]))
+        elif name in names:
+            yield name, what
+        else:
+            import difflib
+            near = difflib.get_close_matches(name, names, 1)
+            hint = "; is %s meant?" % near[0] if near else ""
+            raise BadConfig("%s: unknown setting %r%s" % (what.where, name, hint))
+
+
+def _parse_setting(name: str, said: Said, base: str) -> Any:
+    parse = SETTINGS[name].parse
+    try:
+        value = parse(said.text.strip())
+    except ValueError as error:
+        raise BadConfig("%s: %s: %s" % (said.where, name, error))
+    return os.path.join(base, value) if value and parse in (parse_path, parse_directory) else value
+
+
+def _parse_limit(name: str, said: Said) -> float:
     kind = type(getattr(LIMITS, name))
     try:
-        return kind(text)
+        value: float = kind(said.text)
     except ValueError:
-        raise Unusable("%s: %s: %r is not a number" % (where, name, text))
+        value = float("nan")
+    if not abs(value) < 1e9:                                    # nor is nan
+        raise BadConfig("%s: %s: %r is not a%s number" % (said.where, name, said.text,
+                                                          " whole" if kind is int else ""))
+    return value
 
 
-def locate(data_dirs: Optional[Sequence[str]] = None, var_dir: Optional[str] = None, db: Optional[str] = None,
-           environ: Any = os.environ) -> Archive:
-    """The archive: as given, else as co2d.conf says (CO2D_CONF, or beside this script), else beside this script."""
-    file = environ.get("CO2D_CONF") or os.path.join(HERE, "co2d.conf")
-    ini = read_ini(file)
-    said = {name: text for name, (text, _) in ini.get("co2d", {}).items()}
-    base = os.path.dirname(os.path.abspath(file)) if said else HERE
-    var = var_dir or os.path.join(base, said.get("var_dir", "var"))
-    return Archive(tuple(data_dirs or [os.path.join(base, said.get("data_dir", "remote_data"))]), var,
-                   db or (os.path.join(base, said["db"]) if said.get("db") else os.path.join(var, "db.sqlite3")),
-                   read_limits(ini))
+def _check_together(settings: Settings, where: str) -> None:
+    """BadConfig when settings contradict each other, or the disk."""
+    limits = settings.limits
+    for low, high in (("co2_low", "co2_high"), ("temp_low", "temp_high")):
+        if getattr(limits, low) >= getattr(limits, high):
+            raise BadConfig("%s: %s = %g must be below %s = %g"
+                            % (where, low, getattr(limits, low), high, getattr(limits, high)))
+    for name in ("data_dir", "var_dir"):
+        place = getattr(settings, name)
+        if os.path.exists(place) and not os.path.isdir(place):
+            raise BadConfig("%s: %s: %s is not a directory" % (where, name, place))
+    if os.path.realpath(settings.data_dir) == os.path.realpath(settings.var_dir):
+        raise BadConfig("%s: data_dir and var_dir are the same directory, %s" % (where, settings.data_dir))
+    if settings.tls_key and not settings.tls_cert:
+        raise BadConfig("%s: tls_key without tls_cert: there would be no TLS" % where)
+
+
+def format_config(settings: Settings, example: bool = False) -> str:
+    """The settings as a configuration file; in the example every line is commented out."""
+    off = "#" if example else ""
+    lines = ["# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
+             "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config", "", "[co2d]"]
+    for name, setting in SETTINGS.items():
+        note = " (restart to change)" if setting.restart else ""
+        value = format_value(getattr(settings, name), example)
+        lines += ["", "# " + setting.help + note, "%s%s = %s" % (off, name, value)]
+    lines += ["", "# limits of quality rules (see importer.py); ./importer.py rebuild applies them to all", "[quality]"]
+    for name, limit in settings.limits._asdict().items():
+        lines.append("%s%s = %g" % (off, name, limit))
+    return "\n".join(lines) + "\n"
+
+
+def format_value(value: Any, example: bool = False) -> str:
+    """A setting as text; in the example paths beside this script are relative."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return "%g" % value
+    text = str(value)
+    return os.path.relpath(text, HERE) if example and text.startswith(HERE) else text
+
+
+# -- where an archive lies --------------------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
@@ -467,10 +746,6 @@ class Line(NamedTuple):
         if not self.whole:
             raise Rejected("line longer than %d bytes" % LONGEST_LINE)
         return self.raw
-
-
-class Rejected(Exception):
-    """A line that cannot be imported; says why."""
 
 
 _NUMBER = r"-?[0-9]{1,7}(?:\.[0-9]{1,6})?"
@@ -773,18 +1048,6 @@ def lines_of(block: bytes, account: Account) -> Iterator[Line]:
 
 
 # -- importing --------------------------------------------------------------------------------------------------------
-
-
-class Unusable(Exception):
-    """An archive, database or argument that cannot be used; says why."""
-
-
-class Usage(Unusable):
-    """Arguments that make no sense."""
-
-
-class NoDatabase(Unusable):
-    """There is no database to read."""
 
 
 class Summary:
@@ -2460,7 +2723,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def archive_of(arguments: argparse.Namespace) -> Archive:
+    """The archive that the options name, else as co2d.conf says; several data directories are merged."""
+    data_dirs = arguments.data_dir or [None]
+    archive = load_settings(arguments.config, {**vars(arguments), "data_dir": data_dirs[0]}).archive()
+    return archive._replace(data_dirs=tuple(data_dirs)) if arguments.data_dir else archive
+
+
 def _add_common_options(parser: argparse.ArgumentParser, default: Optional[str]) -> None:
+    parser.add_argument("--config", default=default, metavar="FILE",
+                        help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
     parser.add_argument("--data-dir", action="append", default=default, metavar="DIR",
                         help="data directory; several are merged")
     parser.add_argument("--var-dir", default=default, metavar="DIR", help="server directory (pings, database)")
@@ -2488,7 +2760,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if isinstance(stream, io.TextIOWrapper):                # never by the locale
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        archive = locate(arguments.data_dir, arguments.var_dir, arguments.db)
+        archive = archive_of(arguments)
         status = COMMANDS[arguments.command](archive, arguments)
         sys.stdout.flush()
         return status

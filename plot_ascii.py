@@ -1613,7 +1613,7 @@ def watch(a: Any, db: str, environ: Dict[str, str], clock: Callable[[], float]) 
 
 def run(a: Any, environ: Dict[str, str], clock: Callable[[], float]) -> int:
     """One command."""
-    db, o = importer.locate(db=a.db, environ=environ).db, environment(a, environ)
+    db, o = importer.load_settings(None, {"db": a.db}, environ).db, environment(a, environ)
     if a.check:
         return check(a, db, o, clock())
     if a.watch:
@@ -1646,7 +1646,7 @@ def main(argv: Optional[Sequence[str]] = None, now: Optional[float] = None) -> i
     except ValueError as error:
         print("plot_ascii: %s" % error, file=sys.stderr)
         return 2
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, importer.Unusable) as error:
         print("plot_ascii: %s" % clean(error, True), file=sys.stderr)
         return 1
 

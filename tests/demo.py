@@ -9,7 +9,6 @@ update, one breaks its files, one falls silent; the import thread follows; the p
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import os
 import subprocess
@@ -112,10 +111,10 @@ def main() -> int:
         os.chdir(directory)
         with open("co2d.conf", "w") as file:
             file.write("[co2d]\nlisten = 127.0.0.1\nport = 0\ndata_dir = remote_data\nvar_dir = var\nquiet = yes\n")
-        settings = co2d.load_settings(co2d.make_parser().parse_args(["--config", "co2d.conf"]))
+        settings = co2d.settings_of(co2d.make_parser().parse_args(["--config", "co2d.conf"]))
         midnight = datetime(*time.gmtime()[:3], 3, 15)
         clock = Clock(midnight - timedelta(days=DAYS))
-        station = co2d.Station(dataclasses.replace(settings, import_delay=0.1), clock)
+        station = co2d.Station(settings._replace(import_delay=0.1), clock)
         server, importing = co2d.Server(station), co2d.Importing(station)
         server.start()
         importing.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -17,6 +16,7 @@ import time
 import pytest
 
 import co2d
+import importer
 import fuzz
 from heads import MALFORMED, WELL_FORMED, parse, pieces_of
 
@@ -26,7 +26,7 @@ PUSH = "/ou/co2unit-1/push-sequential/data/readings/readings-0000.tsv"
 
 
 def make_settings(tmp_path, **changes):
-    return dataclasses.replace(co2d.Settings(), data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"),
+    return co2d.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"),
                                db=str(tmp_path / "var" / "db.sqlite3"), listen="127.0.0.1", port=0, **changes)
 
 
@@ -426,7 +426,7 @@ def run_co2d(*arguments, **environ):
 
 @pytest.mark.parametrize("text, complaint", [
     ("[co2d]\nport = 80 80\n", ":2: port: '80 80' is not a whole number from 0 to 65535"),
-    ("[co2d]\n\n\nprot = 80\n", ":4: unknown setting 'prot'"),
+    ("[co2d]\n\n\nprot = 80\n", ":4: unknown setting 'prot'; is port meant?"),
     ("[co2]\nport = 80\n", ":1: unknown section [co2], expected [co2d]"),
     ("[co2d]\nask_older = perhaps\n", ":2: ask_older: 'perhaps' is neither yes nor no"),
     ("[co2d]\nupload_dirs = data updates\n", ":2: upload_dirs: 'updates' cannot take uploads"),
@@ -437,8 +437,14 @@ def run_co2d(*arguments, **environ):
     ("[DEFAULT]\nport = 80\n", ":1: unknown section [DEFAULT], expected [co2d]"),
     ("[co2d]\na(b = 80\n", ":2: unknown setting 'a(b'"),
     ("[co2d]\nport = 80\n[quality]\nspike = high\n", ":4: spike: 'high' is not a number"),
-    ("[quality]\nspyke = 1\n", ":2: unknown limit 'spyke'; there are co2_low, co2_high, temp_low, temp_high, spike, spike_gap, "
-                                "flat_time, future, first_year"),
+    ("[quality]\nspyke = 1\n", ":2: unknown setting 'spyke'; is spike meant?"),
+    ("[quality]\nspike_gap = 1.5\n", ":2: spike_gap: '1.5' is not a whole number"),
+    ("[quality]\nspike = nan\n", ":2: spike: 'nan' is not a number"),
+    ("[quality]\nco2_low = 500\nco2_high = 400\n", ": co2_low = 500 must be below co2_high = 400"),
+    ("[quality]\ntemp_low = 90\n", ": temp_low = 90 must be below temp_high = 84.9"),
+    ("[co2d]\ndata_dir = /etc/passwd\n", ": data_dir: /etc/passwd is not a directory"),
+    ("[co2d]\ndata_dir = x\nvar_dir = ./y/../x\n", ": data_dir and var_dir are the same directory, {}/x"),
+    ("[co2d]\ntls_key = k.pem\n", ": tls_key without tls_cert: there would be no TLS"),
     ("[co2d]\nlisten = localhost\n", ":2: listen: 'localhost' does not appear to be an IPv4 or IPv6 address"),
     ("[co2d]\ndata_dir =\n", ":2: data_dir: no directory is named"),
     ("[co2d]\nunits =\n", ":2: units: at least one is needed; * is all"),
@@ -448,27 +454,48 @@ def run_co2d(*arguments, **environ):
 def test_a_bad_setting_is_named_with_file_line_and_reason(tmp_path, text, complaint):
     file = tmp_path / "co2d.conf"
     file.write_text(text)
-    done = run_co2d("--check-config", "--config", str(file))
-    assert (done.returncode, done.stderr) == (78, "co2d: %s%s\n" % (file, complaint))
+    with pytest.raises(importer.BadConfig) as refused:
+        importer.load_settings(str(file), {})
+    assert str(refused.value) == "%s%s" % (file, complaint.format(tmp_path))
+
+
+@pytest.mark.parametrize("script, status", [("co2d.py", 78), ("importer.py", 1), ("plot_ascii.py", 1)])
+@pytest.mark.parametrize("text, complaint", [("[co2d]\n\nprot = 80\n", "{0}:3: unknown setting 'prot'; is port meant?"),
+                                             (None, "{0}: no such file")])
+def test_all_three_scripts_refuse_a_wrong_configuration_with_the_same_words(tmp_path, text, complaint, script, status):
+    file = tmp_path / "co2d.conf"
+    if text:
+        file.write_text(text)
+    done = subprocess.run([sys.executable, os.path.join(HERE, script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, env={**os.environ, "CO2D_CONF": str(file)}, timeout=60)
+    assert (done.returncode, done.stderr) == (status, "%s: %s\n" % (script[:-3], complaint.format(file)))
+
+
+def test_a_setting_that_has_gone_is_accepted_with_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setitem(importer.GONE, "elastic", "workers are few")
+    file = tmp_path / "co2d.conf"
+    file.write_text("[co2d]\nelastic = 5\n")
+    assert importer.load_settings(str(file), {}).warnings == ("%s:2: elastic has no effect: workers are few" % file,)
+    assert importer.load_settings(os.devnull, {"elastic": "5"}).warnings == ("--elastic: elastic has no effect: workers are few",)
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     file = tmp_path / "co2d.conf"
     file.write_text("\ufeff[co2d]\nport = 81\nthreads = 5\ndata_dir = there\n", encoding="utf-8")     # as a Windows editor would
-    settings = co2d.load_settings(co2d.make_parser().parse_args(["--config", str(file), "--port", "82"]))
+    settings = co2d.settings_of(co2d.make_parser().parse_args(["--config", str(file), "--port", "82"]))
     assert (settings.port, settings.threads, settings.max_body, settings.data_dir) == (82, 5, 65536, str(tmp_path / "there"))
 
 
 def test_the_printed_configuration_reads_back_as_itself(tmp_path):
     settings = make_settings(tmp_path, secret="x", ask_older=False, keep_free=2.5)
     file = tmp_path / "co2d.conf"
-    file.write_text(co2d.format_config(settings))
-    assert co2d.load_settings(co2d.make_parser().parse_args(["--config", str(file)])) == settings
+    file.write_text(importer.format_config(settings))
+    assert co2d.settings_of(co2d.make_parser().parse_args(["--config", str(file)])) == settings
 
 
 def test_the_example_names_every_setting_with_its_default():
     with open(os.path.join(HERE, "co2d.conf.example"), encoding="utf-8") as file:
-        assert file.read() == co2d.format_config(co2d.Settings(), example=True)
+        assert file.read() == importer.format_config(co2d.Settings(), example=True)
 
 
 # -- over the wire ----------------------------------------------------------------------------------------------------

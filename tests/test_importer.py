@@ -587,7 +587,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_tables(tmp_path):
     place, chance = Place(tmp_path), random.Random(7)
     fleet.make_archive(place.root, units=8, days=12, seed=5)
     importer.import_new(place.archive._replace(data_dirs=(place.root + "/none",)), now=NOW)     # so that it grows, not rebuilds
-    code = "import importer; importer.import_new(importer.locate(%r, %r), now=%d)" % ([place.data], place.var, NOW)
+    code = "import importer; importer.import_new(importer.Archive((%r,), %r, %r), now=%d)" % (
+        place.data, place.var, place.archive.db, NOW)
     for _ in range(6):
         child = subprocess.Popen([sys.executable, "-c", code], cwd=HERE)
         time.sleep(0.08 + 0.35 * chance.random())
@@ -912,8 +913,9 @@ def test_a_hundred_megabytes_in_one_line_need_little_memory(place):
         file.truncate(100_000_000)
         file.seek(0, 2)
         file.write(b"\n" + LINE.encode())
-    code = ("import importer, re; importer.import_new(importer.locate(%r, %r)); "
-            "print(re.search('VmHWM: *([0-9]+)', open('/proc/self/status').read().replace(chr(9), ' '))[1])" % ([place.data], place.var))
+    code = ("import importer, re; importer.import_new(importer.Archive((%r,), %r, %r)); "
+            "print(re.search('VmHWM: *([0-9]+)', open('/proc/self/status').read().replace(chr(9), ' '))[1])"
+            % (place.data, place.var, place.archive.db))
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, check=True)
     assert int(done.stdout) < 60_000
     assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
@@ -1250,14 +1252,14 @@ def test_gaps_of_a_long_range_are_those_of_the_readings(place):
 def test_limits_of_the_quality_rules_come_from_the_configuration(place, tmp_path):
     config = tmp_path / "co2d.conf"
     config.write_text("[co2d]\ndata_dir = remote_data\nvar_dir = var\n[quality]\nco2_low = 405\ntemp_high = 4\n")
-    archive = importer.locate(environ={"CO2D_CONF": str(config)})
+    archive = importer.load_settings(str(config), {}).archive()
     place.readings(LINE)
     importer.import_new(archive, now=NOW)
     assert place.ask("SELECT co2, qc FROM co2_readings") == [(407.5, importer.QC_SOME_CO2 | importer.QC_TEMP_RANGE)]
-    for text, complaint in (("spikes = 3", "unknown limit 'spikes'"), ("spike = much", ":2: spike: .much. is not a number")):
+    for text, complaint in (("spikes = 3", "unknown setting 'spikes'; is spike meant.$"), ("spike = much", ":2: spike: .much. is not a number")):
         config.write_text("[quality]\n%s\n" % text)
         with pytest.raises(importer.Unusable, match=complaint):
-            importer.locate(environ={"CO2D_CONF": str(config)})
+            importer.load_settings(str(config), {})
 
 # -- small inputs on which an earlier version failed; tests/cases/README.md says what is right ---------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import html.parser
 import json
 import math
@@ -1136,8 +1135,7 @@ class Simulated:
 
     def __init__(self, directory: str, period: timedelta) -> None:
         self.unit = fipy.Unit("co2unit-1", directory + "/card", nickname="varanger-01", now=START, period=period)
-        self.station = co2d.Station(dataclasses.replace(
-            co2d.Settings(), data_dir=directory + "/data", var_dir=directory + "/var", db=directory + "/db", listen="127.0.0.1",
+        self.station = co2d.Station(co2d.Settings()._replace(data_dir=directory + "/data", var_dir=directory + "/var", db=directory + "/db", listen="127.0.0.1",
             port=0, keep_free=0, quiet=True), self.clock, sync=lambda fd: None)
         self.server = co2d.Server(self.station)
         self.server.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import threading
@@ -18,7 +17,7 @@ UNIT = "co2unit-30aea42a50bc"
 @pytest.fixture
 def place(tmp_path):
     """A station with one known unit, a server, and a directory with an update."""
-    settings = dataclasses.replace(co2d.Settings(), data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"), port=0,
+    settings = co2d.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"), port=0,
                                    db=str(tmp_path / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
     station = co2d.Station(settings)
     os.makedirs(os.path.join(settings.data_dir, UNIT))

@@ -21,12 +21,12 @@ with open(os.path.join(PROJECT, "Makefile"), encoding="utf-8") as file:
     MAKEFILE = file.read()
 
 
-@pytest.mark.parametrize("name", list(co2d.FIELDS))
+@pytest.mark.parametrize("name", list(importer.SETTINGS))
 def test_every_setting_has_its_line_with_its_default(name):
-    field = co2d.FIELDS[name]
-    default = co2d._format_value(field.default, True)
-    note = " *(restart)*" if field.metadata["restart"] else ""
-    assert "| `%s` | %s | %s%s |" % (name, "`%s`" % default if default else "", field.metadata["help"], note) in README
+    setting = importer.SETTINGS[name]
+    default = importer.format_value(getattr(importer.Settings(), name), example=True)
+    note = " *(restart)*" if setting.restart else ""
+    assert "| `%s` | %s | %s%s |" % (name, "`%s`" % default if default else "", setting.help, note) in README
 
 
 @pytest.mark.parametrize("name", list(co2d.METRICS))
@@ -101,7 +101,7 @@ def test_commands_for_trouble_run(archive, command):
 def options_of(help_text):
     """Option strings in the help of a command; -h, --help and settings of co2d.conf have no line of their own."""
     found = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", help_text)) - {"--help"}
-    return found - {"--" + name.replace("_", "-") for name in co2d.FIELDS}
+    return found - {"--" + name.replace("_", "-") for name in importer.SETTINGS}
 
 
 @pytest.mark.parametrize("command", ["co2d.py", "co2d.py publish", "importer.py", "importer.py export", "plot_ascii.py"])

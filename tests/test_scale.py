@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import glob
 import io
 import os
@@ -24,7 +23,7 @@ import importer
 
 
 def station_at(directory):
-    settings = dataclasses.replace(co2d.Settings(), data_dir=str(directory / "remote_data"), var_dir=str(directory / "var"), port=0,
+    settings = co2d.Settings()._replace(data_dir=str(directory / "remote_data"), var_dir=str(directory / "var"), port=0,
                                    db=str(directory / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
     return co2d.Station(settings)
 

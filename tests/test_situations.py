@@ -8,7 +8,6 @@ Files are 12 KiB here and not 100, for unit and server alike: the same rules wit
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import functools
 import os
@@ -79,8 +78,7 @@ class World:
         return (self.unit.now - EPOCH).total_seconds() + self.ticks + self.skew
 
     def settings_of(self, index):
-        return dataclasses.replace(
-            co2d.Settings(), data_dir=self.root(index), var_dir=str(self.path / ("var%d" % index)),
+        return co2d.Settings()._replace(data_dir=self.root(index), var_dir=str(self.path / ("var%d" % index)),
             db=str(self.path / ("db%d" % index)), listen="127.0.0.1", port=0, keep_free=0, quiet=True, **self.settings)
 
     def start(self, index=0):
