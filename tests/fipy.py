@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import shutil
@@ -49,11 +48,12 @@ import sys
 import tempfile
 import threading
 import time
-import zlib
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 from urllib.parse import urlsplit
+
+from sensors import HALF_HOUR, reading_lines
 
 READINGS = "data/readings"
 ERRORS = "errors"
@@ -63,7 +63,6 @@ CHUNK = 4096                            # bytes
 FILE_SIZE = 102400                      # bytes; a file this long or longer is followed by a new one
 STATE = "state.json"
 FIRST_DAY = datetime(2019, 9, 12)
-HALF_HOUR = timedelta(minutes=30)
 
 Position = Tuple[str, int]              # name of a file, offset in bytes
 Rssi = Union[int, str, None]            # dBm; None: unknown, not sent; "None": sent as that text
@@ -245,68 +244,7 @@ def peek_ack(body: bytes) -> Any:
         return None
 
 
-# -- measuring --------------------------------------------------------------------------------------------------------
-# Curves that look like the field: slow swings and a daily one, the same for the same unit id and time. Ten values of
-# one reading differ by a few ppm; they come from a table, so that a million readings take seconds.
-
-
-class Climate(NamedTuple):
-    """What makes one unit's curves its own."""
-    seed: int
-    level: float                        # ppm
-    swing: float                        # ppm
-    cycle: float                        # days of the slow swing
-    phase: float                        # radians
-    warmth: float                       # degrees C
-
-    @classmethod
-    def of(cls, unit_id: str) -> Climate:
-        """Always the same for a unit id, on any version of Python."""
-        seed = zlib.crc32(unit_id.encode("utf-8", "surrogateescape"))
-        share = [(seed >> shift & 255) / 255 for shift in (0, 8, 16, 24)]
-        return cls(seed, 425 + 25 * share[0], 15 + 30 * share[1], 9 + 9 * share[2], 6.28 * share[3], -2 + 6 * share[1])
-
-    def co2(self, day: float) -> float:
-        """ppm; `day` counts from 1970 with a fraction."""
-        return (self.level + self.swing * math.sin(6.2832 * day / self.cycle + self.phase)
-                + 6 * math.sin(6.2832 * (day + 0.2)))
-
-    def temp(self, day: float) -> float:
-        """Degrees C: summer, winter, afternoon and night."""
-        return (self.warmth + 9 * math.sin(6.2832 * (day - 110) / 365.25)
-                + 2.5 * math.sin(6.2832 * (day - 0.35)) + math.sin(day / 1.7 + self.phase))
-
-
-@lru_cache(maxsize=None)
-def ten_values(ppm: int, variant: int) -> str:
-    """Ten CO2 values around `ppm`, tab-separated; one of 64 variants."""
-    noise = random.Random(variant)
-    return "\t".join(str(ppm + noise.randint(-3, 3)) for _ in range(10))
-
-
-def five_values(ppm: int, temp: float) -> str:
-    """The raw sensor values that newer firmware appends."""
-    return "\t%d\t%d\t%d\t%d\t%d" % (ppm, 28000 + ppm % 97, 14000 + ppm % 53, 32768, int(temp * 10) + 1000)
-
-
-def reading_lines(unit_id: str, nickname: str, start: datetime, count: int,
-                  period: timedelta = HALF_HOUR, raw: bool = False) -> List[str]:
-    """`count` lines of a readings file, the first at `start`, each with its newline.
-
-    `raw`: with the five values of newer firmware.
-    """
-    climate = Climate.of(unit_id)
-    names = "%s\t%s\t" % (unit_id, nickname)
-    step, begin = period.total_seconds() / 86400, (start - datetime(1970, 1, 1)).total_seconds() / 86400
-    number = round(begin / step)        # of the first, from 1970 on
-    lines = []
-    for i in range(count):
-        day = begin + i * step
-        ppm, temp = int(climate.co2(day)), round(climate.temp(day) * 16) / 16      # the thermometer has steps of 1/16
-        flashes, ten = 3 * ((number + i) % 48 == 24), ten_values(ppm, (climate.seed + number + i) % 64)
-        moment, five = (start + i * period).strftime("%Y-%m-%d\t%H:%M:%S"), five_values(ppm, temp) if raw else ""
-        lines.append("%s%s\t%s\t%d\t%s%s\n" % (names, moment, temp, flashes, ten, five))
-    return lines
+# -- error logs ------------------------------------------------------------------------------------------------------
 
 
 def error_entry(when: datetime, level: str, message: str, text: str = "", as_tuple: bool = False) -> str:

@@ -19,7 +19,9 @@ Words used here:
     role        what the unit's story is: table `ROLES`
 
 Each kind of dirt is a row of `READING_DIRT`, `PING_DIRT` or `ERROR_DIRT` and can be had alone (``--dirt cut,glued``). A
-fleet has every chosen kind at least once, as long as there is a unit with enough readings.
+fleet has every chosen kind at least once, as long as there is a unit with enough readings; ``--share 0.02`` soils so
+many lines. Lines are as real sensors write them (`sensors`): the first two of the ten CO2 values are way off, a value is
+missing now and then, a quarter of the units has the newer firmware (``--newer 0.25``).
 Text is handled as str with surrogateescape, so that it can hold bytes that are no UTF-8.
 """
 
@@ -35,7 +37,8 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from fipy import ERRORS, FILE_SIZE, HALF_HOUR, READINGS, SEQUENCES, error_entry, reading_lines, write_file
+from fipy import ERRORS, FILE_SIZE, READINGS, SEQUENCES, error_entry, write_file
+from sensors import HALF_HOUR, MISSING, reading_lines
 
 GOOD, REPEATED, REJECTED, IGNORED, EITHER = "good", "repeated", "rejected", "ignored", "either"
 CLASSES = (GOOD, REPEATED, REJECTED, IGNORED, EITHER)
@@ -312,7 +315,7 @@ DIRT = tuple(READING_DIRT) + ("tail", "flat") + PING_DIRT + ERROR_DIRT
 
 
 def soil(lines: List[str], kinds: Sequence[str], other: str, chance: random.Random, stuck: range) -> List[Item]:
-    """The lines with each kind of dirt once, never two in the same place; fewer when there are few lines.
+    """The lines with this dirt, never two in the same place; less when there are few lines.
 
     `stuck`: indexes of lines in which the sensor repeats itself; those get no more dirt.
     """
@@ -386,11 +389,23 @@ def plan_fleet(count: int, start: datetime, end: datetime, chance: random.Random
     return plans
 
 
-def taken(plan: Plan, period: timedelta, chance: random.Random, unit: UnitTruth) -> List[str]:
+class Habits(NamedTuple):
+    """How the units of a fleet measure."""
+    period: timedelta = HALF_HOUR
+    newer: float = 0.25                 # share of the units with the newer firmware: five more values
+    missing: float = MISSING            # share of the lines in which one of the ten is missing
+    ends: str = "\n"                    # of a line
+    soiled: float = 0.0                 # share of the lines that get dirt, beside what each unit has at least
+
+
+def taken(plan: Plan, habits: Habits, chance: random.Random, unit: UnitTruth) -> List[str]:
     """All lines the unit wrote, gaps left out."""
     start = plan.since + timedelta(seconds=chance.randrange(600))
-    lines = reading_lines(plan.unit_id, plan.nickname, start, int((plan.until - start) / period), period,
-                          raw=plan.number % 4 == 3)
+    newer = int((plan.number + 1) * habits.newer) > int(plan.number * habits.newer)
+    lines = reading_lines(plan.unit_id, plan.nickname, start, int((plan.until - start) / habits.period), habits.period,
+                          raw=newer, missing=habits.missing)
+    if habits.ends != "\n":
+        lines = [line[:-1] + habits.ends for line in lines]
     if plan.role == "gap" and len(lines) > 8:
         first, after = len(lines) * 5 // 14, len(lines) * 8 // 14
         unit.gaps.append((when(lines[first - 1]), when(lines[after]), after - first))
@@ -418,7 +433,7 @@ def share_out(kinds: Sequence[str], plans: Sequence[Plan], chance: random.Random
 
 def write_readings(root: str, plan: Plan, lines: List[str], kinds: Sequence[str], other: str,
                    chance: random.Random) -> List[FileTruth]:
-    """The readings of one unit, soiled."""
+    """The readings of one unit, soiled; a kind that is named several times is there as often."""
     tail = rest = ""
     if "tail" in kinds and lines:
         last = lines.pop()
@@ -588,7 +603,7 @@ def write_unit(root: str, plan: Plan, lines: List[str], unit: UnitTruth, kinds: 
 
 
 def make_archive(directory: str, units: int = 20, days: float = 14, seed: int = 0, dirt: Iterable[str] = DIRT,
-                 end: datetime = END, period: timedelta = HALF_HOUR) -> Manifest:
+                 end: datetime = END, habits: Habits = Habits()) -> Manifest:
     """Write an archive below `directory`, which should be empty, and return what is in it.
 
     `dirt`: the kinds wanted, of `DIRT`; () for a clean archive.
@@ -600,9 +615,11 @@ def make_archive(directory: str, units: int = 20, days: float = 14, seed: int = 
     shares = share_out([kind for kind in kinds if kind not in PING_DIRT], plans, chance)
     for plan in plans:
         unit = UnitTruth(plan.unit_id, plan.nickname, plan.site, plan.role)
-        lines = taken(plan, period, chance, unit)
+        lines = taken(plan, habits, chance, unit)
         if plan.role == "spikes" and "spike" in kinds and "spike" not in shares[plan.number]:
             shares[plan.number].append("spike")
+        edits = [kind for kind in kinds if kind in READING_DIRT]
+        shares[plan.number] += chance.choices(edits, k=int(habits.soiled * len(lines))) if edits else []
         other = plans[plan.number - 1].unit_id
         manifest.units.append(unit)
         manifest.files += write_unit(directory, plan, lines, unit, shares[plan.number], other, chance)
@@ -630,6 +647,8 @@ def _options(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--end", type=datetime.fromisoformat, default=END, help="last moment, UTC (2019-09-26T12:00)")
     parser.add_argument("--dirt", type=kinds_from, default=list(DIRT), metavar="KIND,...", help="only these kinds")
+    parser.add_argument("--share", type=float, default=0.0, help="of the lines that get dirt, beside one of each kind")
+    parser.add_argument("--newer", type=float, default=0.25, help="share of the units with the newer firmware")
     parser.add_argument("--clean", action="store_const", const=[], dest="dirt", help="no dirt at all")
     return parser.parse_args(argv)
 
@@ -640,7 +659,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if os.path.isdir(options.directory) and os.listdir(options.directory):
         print("%s is not empty" % options.directory, file=sys.stderr)
         return 1
-    manifest = make_archive(options.directory, options.units, options.days, options.seed, options.dirt, options.end)
+    manifest = make_archive(options.directory, options.units, options.days, options.seed, options.dirt, options.end,
+                            Habits(newer=options.newer, soiled=options.share))
     for what in ("readings", "pings", "errors", "deployments"):
         counts = ["%d %s" % (manifest.lines(what, cls), cls) for cls in CLASSES if manifest.lines(what, cls)]
         print("%-11s %4d files: %s lines" % (what, len(manifest.of(what)), ", ".join(counts) or "0"))

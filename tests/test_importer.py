@@ -158,11 +158,13 @@ def test_suspect_rows_are_flagged_and_all_others_pass(dirty):
     marked = {(key_of(truth), mark.offset): mark.kind for truth in manifest.of("readings") for mark in truth.marks}
     expected = {"future": (4, 4), "temp_85": (1, 4), "none_temp": (1, 9), "co2_zero": (4, 1), "all_none": (9, 1), "spike": (3, 1),
                 "flat": (3, 1)}
-    for path, offset, *flags, qc in place.ask("SELECT s.path, r.offset, r.co2_flag, r.temp_flag, r.qc FROM co2_readings r "
-                                              "JOIN sources s ON s.id = r.source"):
+    rows = place.ask("SELECT s.path, r.offset, r.co2, r.co2_flag, r.temp_flag FROM co2_readings r JOIN sources s ON s.id = r.source")
+    stuck = {(path, co2) for path, offset, co2, *_ in rows if marked.get((path, offset)) == "flat"}
+    for path, offset, co2, *flags in rows:
         kind = marked.get((path, offset), "")
         if kind not in ("cut_number", "foreign_id"):
-            assert tuple(flags) == expected.get(kind, (1, 1)), (path, offset, kind, qc)
+            allowed = [expected.get(kind, (1, 1))] + [(3, 1)] * ((path, co2) in stuck)      # by chance just before or after
+            assert tuple(flags) in allowed, (path, offset, kind)
 
 
 def test_every_entry_of_the_error_logs_is_there(dirty):

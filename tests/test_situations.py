@@ -21,6 +21,7 @@ import pytest
 import co2d
 import fipy
 import seqfile
+import sensors
 
 UNIT = "co2unit-30aea42a50bc"
 SMALL = 3 * fipy.CHUNK
@@ -299,7 +300,7 @@ def fresh_files(world, sizes, first=0, nickname="other"):
     files = {}
     for number, size in enumerate(sizes, first):
         start = world.unit.now + datetime.timedelta(days=1000 + 10 * number)
-        lines = "".join(fipy.reading_lines(UNIT, nickname, start, size // 60 + 2, world.unit.period)).encode()
+        lines = "".join(sensors.reading_lines(UNIT, nickname, start, size // 60 + 2, world.unit.period)).encode()
         cut = lines.rfind(b"\n", 0, size) + 1
         files[world.name(number)] = lines[:cut] if size < SMALL else lines[:lines.find(b"\n", size - 1) + 1]
     return files
