@@ -17,9 +17,11 @@ Threads, and where they meet:
                     (`Response.after`) does not hold up its worker: the one that writes, for many at once, sends it
     tend            starts workers, and thins out slow clients when there may be no more
     import          takes `Station.changed`, the files that requests have written to, and imports them
+    health          looks for problems every minute, and when one is reported; writes health.json
 
     Server._lock    guards the numbers of threads and the table of open connections
     Station._lock   guards counters, `changed`, the known units and their usage
+    Health._lock    guards the list of problems
     Station.drawing is held by the one that draws a status page: together they would take all memory there is, and
                     `viewers` counts who waits for it: all of them would take all threads
     (seqfile)       one lock per upload directory, one per row log
@@ -48,6 +50,7 @@ import select
 import signal
 import socket
 import socketserver
+import sqlite3
 import stat
 import struct
 import sys
@@ -78,6 +81,7 @@ MAX_FIELDS = 64
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
+LOOK = 60.0                             # seconds between two looks for problems
 DATABASE_PATIENCE = 60                  # seconds between imports, at most, when one fails or takes long
 REST = 4                                # times as long as an import took, nothing is imported: units come first
 
@@ -236,6 +240,49 @@ def _parse_query(query: bytes) -> List[Tuple[str, str]]:
     return [(_decode(name), _decode(value)) for name, _, value in pairs]
 
 
+# -- health -----------------------------------------------------------------------------------------------------------
+
+
+class Health:
+    """What is wrong, told by whoever notices it, and found in the database. Words for people: see importer.Problem.
+
+    `_lock` guards `_reported` and `_found`.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.changed = threading.Event()
+        self._lock = threading.Lock()
+        self._reported: Dict[str, importer.Problem] = {}
+        self._found: List[importer.Problem] = []
+
+    def report(self, key: str, level: str, text: str, unit: str = "") -> None:
+        """Something is wrong, or still is: `key` is the same for as long as it lasts, the text may change."""
+        with self._lock:
+            before = self._reported.get(key)
+            since = before.since if before else int(self.clock())
+            self._reported[key] = importer.Problem(key, level, unit, text, since)
+        if not before:
+            self.changed.set()
+
+    def clear(self, key: str) -> None:
+        """It is over, if it was there at all."""
+        if key in self._reported:
+            with self._lock:
+                self._reported.pop(key, None)
+            self.changed.set()
+
+    def find(self, found: List[importer.Problem]) -> None:
+        """What the database shows, in place of what it showed before."""
+        with self._lock:
+            self._found = found
+
+    def problems(self) -> List[importer.Problem]:
+        """All that is wrong, worst first."""
+        with self._lock:
+            return importer.worst_first([*self._reported.values(), *self._found])
+
+
 # -- the station ------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +313,7 @@ class Station:
         for directory in (settings.data_dir, settings.var_dir, *map(self.var, ("pings", "fetches", "pub"))):
             seqfile.make_directory(directory, settle=True)
         self.archive = settings.archive()
+        self.health = Health(clock)
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
         self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
         self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
@@ -679,37 +727,97 @@ def healthz(station: Station, request: Request) -> Response:
 
 
 def readyz(station: Station, request: Request) -> Response:
-    """Disk, free space and database, each tried for real."""
+    """All that is wrong, a line each. Disk and database are tried for real; what is wrong with units leaves it ready."""
     allow(request, station.settings.metrics_allow)
-    problems = check_disk(station) + check_database(station)
-    return text_response("".join(line + "\n" for line in problems) or "ok\n")._replace(status=503 if problems else 200)
+    check_disk(station)
+    check_database(station)
+    problems = station.health.problems()
+    lines = ["%s: %s\n" % (problem.level, problem.text) for problem in problems]
+    is_ready = not any(problem.level == importer.CRITICAL and not problem.unit for problem in problems)
+    return text_response("".join(lines) or "ok\n")._replace(status=200 if is_ready else 503)
 
 
-def check_disk(station: Station) -> List[str]:
-    """Write, sync and remove a file where uploads go; what is wrong."""
+def check_disk(station: Station) -> bool:
+    """Write, sync and remove a file where uploads go, and report what is wrong; whether all is well."""
     probe = os.path.join(station.settings.data_dir, ".probe-%d" % threading.get_ident())
+    text = ""
     try:
-        full = not station.has_room()
+        if not station.has_room():
+            text = "less than %g %% of the disk of %s is free" % (station.settings.keep_free, station.settings.data_dir)
         with open(probe, "wb", buffering=0) as file:
             file.write(b"probe")
             station.sync(file.fileno())
     except OSError as error:
-        return ["data_dir: %s" % error]
+        text = "uploads cannot be stored: %s" % error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(probe)
-    return ["data_dir: less than %g %% is free" % station.settings.keep_free] if full else []
+    return _report_or_clear(station, "disk", text)
 
 
-def check_database(station: Station) -> List[str]:
-    """What is wrong with the database, if anything; none yet is well."""
-    if not os.path.exists(station.settings.db):
-        return []
+def check_database(station: Station) -> bool:
+    """Report what is wrong with the database; none yet is well."""
+    text = ""
     try:
-        importer.open_db(station.settings.db).close()
+        if os.path.exists(station.settings.db):
+            importer.open_db(station.settings.db).close()
     except Exception as error:                                  # whatever it is, it is not ready
-        return ["database: %s" % error]
-    return []
+        text = "the database cannot be read: %s" % error
+    return _report_or_clear(station, "database", text)
+
+
+def _report_or_clear(station: Station, key: str, text: str) -> bool:
+    if text:
+        station.health.report(key, importer.CRITICAL, text)
+    else:
+        station.health.clear(key)
+    return not text
+
+
+class Watching(threading.Thread):
+    """Looks for problems every minute, and when one is reported. The log hears what is new or over, health.json all."""
+
+    def __init__(self, station: Station) -> None:
+        super().__init__(name="health", daemon=True)
+        self.station, self.stopping = station, False
+        self._told: Dict[str, importer.Problem] = {}
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while not self.stopping:
+            self.look()
+            self.station.health.changed.wait(LOOK)
+
+    def look(self) -> None:
+        """Look once."""
+        station, health = self.station, self.station.health
+        health.changed.clear()
+        check_disk(station)
+        if check_database(station) and os.path.exists(station.settings.db):
+            with contextlib.suppress(sqlite3.Error, importer.Unusable):         # told by the next look
+                with contextlib.closing(importer.open_db(station.settings.db)) as db:
+                    health.find(importer.problems(db, station.archive, int(station.clock())))
+        problems = health.problems()
+        self._tell(problems)
+        try:
+            importer.write_health(station.settings.var_dir, problems, int(station.clock()))
+        except OSError as error:
+            log.error("%s cannot be written: %s", importer.HEALTH_FILE, error)
+
+    def _tell(self, problems: Sequence[importer.Problem]) -> None:
+        told, self._told = self._told, {problem.key: problem for problem in problems}
+        for problem in problems:
+            if problem.key not in told:
+                log.log(logging.ERROR if problem.level == importer.CRITICAL else logging.WARNING, "%s", problem.text)
+        for key, problem in told.items():
+            if key not in self._told:
+                log.info("over: %s", problem.text)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self.stopping = True
+        self.station.health.changed.set()
+        self.join(10)
 
 
 def metrics(station: Station, request: Request) -> Response:
@@ -733,6 +841,7 @@ METRICS = {                             # family: type and help
     "co2d_uptime_seconds": ("gauge", "Seconds since the start."),
     "co2d_open_connections": ("gauge", "Connections being served."),
     "co2d_import_lag_seconds": ("gauge", "Seconds that the oldest change has waited for its import."),
+    "co2d_problem": ("gauge", "1 for each problem that there is, by key, level, unit and text (see /readyz)."),
     "co2d_free_bytes": ("gauge", "Free bytes where uploads go."),
     "co2d_units": ("gauge", "Units by verdict (late, stuck, weak, never, ok, off) of plot_ascii.py status."),
 }
@@ -742,6 +851,9 @@ def format_metrics(station: Station, now: float) -> str:
     """All metrics that have samples."""
     samples = station.samples()
     samples["co2d_uptime_seconds", ()] = now - station.started
+    for problem in station.health.problems():
+        labels = (("key", problem.key), ("level", problem.level), ("unit", problem.unit), ("text", problem.text))
+        samples["co2d_problem", labels] = 1
     with contextlib.suppress(OSError):                          # no data directory, or a broken disk: readyz tells
         disk = os.statvfs(station.settings.data_dir)
         samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
@@ -755,7 +867,9 @@ def format_metrics(station: Station, now: float) -> str:
 
 
 def _labels(labels: Labels) -> str:
-    return "{%s}" % ",".join('%s="%s"' % pair for pair in labels) if labels else ""
+    escape = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})
+    pairs = ['%s="%s"' % (name, str(value).translate(escape)) for name, value in labels]
+    return "{%s}" % ",".join(pairs) if pairs else ""
 
 
 def unit_states(station: Station, now: float) -> Dict[str, int]:
@@ -1533,10 +1647,12 @@ class Importing(threading.Thread):
     def _import(self, paths: Optional[Set[str]]) -> bool:
         try:
             importer.import_new(self.station.archive, paths)
+            self.station.health.clear("import")
             return True
         except Exception as error:                              # locked, broken, gone: uploads go on, we try again
             self.station.count("co2d_import_errors_total")
-            log.error("import failed: %s at %s", error, importer.place_of(error))
+            self.station.health.report("import", importer.CRITICAL, "imports fail: %s at %s" % (
+                error, importer.place_of(error)))
             return False
 
     def stop(self) -> None:
@@ -1699,6 +1815,7 @@ class Daemon:
         self.claim = claim(settings.data_dir)
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
+        self.watching = Watching(self.station)
         self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # nothing else that waits bears signal handlers
         self.interrupted = False
         self.watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
@@ -1709,6 +1826,7 @@ class Daemon:
             signal.signal(number, self._on_signal)
         self.server.start()
         self.importing.start()
+        self.watching.start()
         settings = self.station.settings
         log.info("co2d %s listens on %s, data in %s", __version__, _host_port(settings.listen, self.server.port),
                  settings.data_dir)
@@ -1733,7 +1851,8 @@ class Daemon:
                 log.error("watchdog: %s", error)
 
     def _probe(self) -> None:
-        problems = check_disk(self.station)
+        problems: List[str] = []
+        check_disk(self.station)                                # a full disk is told, and no reason to be killed
         try:
             with socket.create_connection((self._own_address(), self.server.port), timeout=self.watchdog) as sock:
                 if self.server.tls:
@@ -1785,6 +1904,7 @@ class Daemon:
         notify("STOPPING=1")
         self.server.stop()
         self.importing.stop()
+        self.watching.stop()
         self.station.pings.close()
         self.station.fetches.close()
         log.info("stopped")

@@ -2373,6 +2373,119 @@ def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
     return "resend" if other > one + 1 or size < seqfile.FILE_SIZE else "lost"
 
 
+# -- problems ---------------------------------------------------------------------------------------------------------
+# One list says what is wrong, in words for people. What the database and the files show is found here; what only the
+# daemon knows (imports fail, the disk is full) is reported to `co2d.Health`. The daemon writes the whole list to
+# health.json every minute and at each change. /readyz, /metrics, the log, the pages and `status --check` take their
+# words from it.
+
+HEALTH_FILE = "health.json"             # in the server directory
+HEALTH_LASTS = 300                      # s; a daemon that runs writes it every minute
+CRITICAL = "critical"
+WARNING = "warning"
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with the station, or with a unit."""
+
+    key: str                            # the same for as long as it lasts
+    level: str                          # CRITICAL or WARNING
+    unit: str                           # hardware id; "" for the station
+    text: str                           # what, since when, why, what to do
+    since: int                          # UTC seconds
+
+
+def worst_first(found: Iterable[Problem]) -> List[Problem]:
+    """Problems in the order in which they are told: what is critical before warnings, the station before units."""
+    return sorted(found, key=lambda one: (one.level != CRITICAL, one.unit != "", one.since, one.key))
+
+
+def problems(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem]:
+    """What the database and the directories of the archive show."""
+    found = _missing_directories(db, archive, now)
+    found += _troubled_sources(db, now)
+    found += _refused_rows(db)
+    found += _unit_problems(db, now)
+    return worst_first(found)
+
+
+def _missing_directories(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem]:
+    return [Problem("data_dir:" + where, CRITICAL, "", "data directory %s is %s" % (where, why), now)
+            for where, why in _not_mounted(db, archive)]
+
+
+def _troubled_sources(db: sqlite3.Connection, now: int) -> List[Problem]:
+    return [Problem("source:" + path, CRITICAL, "", "%s is not imported: %s" % (_printable(path), trouble), now)
+            for path, trouble in db.execute("SELECT path, trouble FROM sources WHERE trouble IS NOT NULL")]
+
+
+def _refused_rows(db: sqlite3.Connection) -> List[Problem]:
+    found = []
+    for path, line, reason, changed in db.execute("""
+            SELECT s.path, r.line, r.reason, CAST(s.ctime AS INTEGER) FROM rejects r JOIN sources s ON s.id = r.source
+            WHERE s.kind = 'deployments' ORDER BY s.path, r.line"""):
+        text = "line %d of %s is refused: %s; until it is corrected, its unit counts as deployed" % (
+            line, _printable(path), reason)
+        found.append(Problem("row:%s:%d" % (path, line), WARNING, "", text, changed))
+    return found
+
+
+def _unit_problems(db: sqlite3.Connection, now: int) -> List[Problem]:
+    found = []
+    for state in fleet_state(db, now):
+        if state.verdict in _LEVELS:
+            name = "%s (%s)" % (state.site or "no site", state.nickname)
+            text = "%s is %s: last ping %s, last reading %s" % (
+                _printable(name), state.verdict, _when(state.last_ping), _when(state.last_data))
+            found.append(Problem("%s:%s" % (state.verdict, state.unit_id), _LEVELS[state.verdict], state.unit_id, text,
+                                 max(state.last_ping or 0, state.last_data or 0)))
+    return found
+
+
+_LEVELS = {"late": WARNING, "stuck": CRITICAL, "never": WARNING}
+
+
+def _when(ts: Optional[int]) -> str:
+    return "never" if ts is None else seqfile.utc(ts, "%Y-%m-%d %H:%M")
+
+
+def write_health(var_dir: str, found: Sequence[Problem], now: int) -> None:
+    """Replace health.json; OSError when that cannot be."""
+    text = json.dumps({"written": now, "problems": [problem._asdict() for problem in found]}, indent=1)
+    file = os.path.join(var_dir, HEALTH_FILE)
+    with open(file + ".new", "w", encoding="utf-8") as stream:
+        stream.write(text + "\n")
+    os.rename(file + ".new", file)
+
+
+def read_health(var_dir: str, now: int) -> Optional[List[Problem]]:
+    """What the daemon wrote last; None when there is no such file. When it is old, this is one more problem."""
+    file = os.path.join(var_dir, HEALTH_FILE)
+    try:
+        with open(file, encoding="utf-8") as stream:
+            health = json.load(stream)
+        found = [Problem(**problem) for problem in health["problems"]]
+        written = int(health["written"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return [Problem("health", CRITICAL, "", "%s cannot be read: %s" % (file, error), now)]
+    if now - written > HEALTH_LASTS:
+        text = "co2d does not run, or cannot write: %s is from %s" % (file, _when(written))
+        found.append(Problem("health", CRITICAL, "", text, written))
+    return worst_first(found)
+
+
+def known_problems(archive: Archive, now: int) -> List[Problem]:
+    """What is wrong, for pages and `status --check`: by the daemon's list, or by the database where no daemon runs."""
+    told = read_health(archive.var_dir, now)
+    if told is not None and not any(problem.key == "health" for problem in told):
+        return told
+    with contextlib.closing(open_db(archive.db)) as db:
+        found = problems(db, archive, now)
+    return worst_first(found + [problem for problem in told or [] if problem.key == "health"])
+
+
 # -- names of units ----------------------------------------------------------------------------------------------------
 
 LEAST_END = 4                           # letters: so much of the end of a hardware id can stand for all of it
