@@ -634,10 +634,10 @@ def _distinct(same: List[Source]) -> Iterator[Source]:
 
 
 _LISTING = """
-PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;
-CREATE TABLE found(key TEXT, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL);
-CREATE TABLE files(key TEXT PRIMARY KEY, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL, until INTEGER,
-    id INTEGER) WITHOUT ROWID;
+CREATE TEMP TABLE found(key TEXT, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL);
+CREATE TEMP TABLE files(key TEXT PRIMARY KEY, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL,
+    until INTEGER, id INTEGER) WITHOUT ROWID;
+BEGIN;
 """
 _LISTED = "f.key, f.path, f.kind, f.unit_id, f.size, f.ctime, f.until"
 _ONLY_TIERED = """
@@ -656,59 +656,61 @@ Share = Tuple[str, str, int]            # first key, last key, bytes
 
 
 class Listing:
-    """The sources of an archive in order of their keys, in a file beside the database: millions take no memory."""
+    """The sources of an archive in order of their keys, in the temporary table `files`: millions take no memory.
 
-    def __init__(self, archive: Archive) -> None:
-        self.file = archive.db + ".files"
+    The table belongs to `db`, or to a database of its own, which is closed at the end of a `with`.
+    """
+
+    def __init__(self, archive: Archive, db: Optional[sqlite3.Connection] = None) -> None:
+        self.db = db or sqlite3.connect("", isolation_level=None)
+        self.is_own = db is None
         self.unreadable: Troubles = []
         self.disputed: List[str] = []                           # keys of files of which two servers differ
-        _remove(self.file)
-        with _connected(self.file) as db:
-            db.executescript(_LISTING)
-            db.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", map(
-                _to_list, find_sources(archive, self.unreadable)))
-            db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, NULL, ?)", (
-                (*_to_list(source), source.id) for source in self._each_once(db)))
-            for key, path, owner in db.execute(_SAME_IDS).fetchall():
-                self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
-                db.execute("DELETE FROM files WHERE key = ?", (key,))
-            db.execute(_ONLY_TIERED)                            # the older, simpler table is read only without that
-            db.execute("COMMIT")
+        self.db.executescript(_LISTING)
+        found = map(_to_list, find_sources(archive, self.unreadable))
+        self.db.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", found)
+        each = ((*_to_list(source), source.id) for source in self._each_once())
+        self.db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, NULL, ?)", each)
+        for key, path, owner in self.db.execute(_SAME_IDS).fetchall():
+            self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
+            self.db.execute("DELETE FROM files WHERE key = ?", (key,))
+        self.db.execute(_ONLY_TIERED)                           # the older, simpler table is read only without that
+        self.db.execute("COMMIT")
 
-    def _each_once(self, db: sqlite3.Connection) -> Iterator[Source]:
-        rows = db.execute("SELECT *, NULL FROM found ORDER BY key")
+    def _each_once(self) -> Iterator[Source]:
+        rows = self.db.execute("SELECT *, NULL FROM found ORDER BY key")
         for key, same in groupby(map(_listed, rows), operator.attrgetter("key")):
             versions = list(_distinct(list(same)))
-            self.disputed += [key] * (len(versions) > 1)
+            if len(versions) > 1:
+                self.disputed.append(key)
             yield from versions
 
     def between(self, first: str = "", last: str = chr(sys.maxunicode)) -> Iterator[Source]:
-        """The sources with these keys. The file is opened by whoever asks for the first: another process may."""
+        """The sources with these keys."""
         query = "SELECT %s FROM files f WHERE f.key BETWEEN ? AND ? ORDER BY f.key" % _LISTED
-        with _connected(self.file) as db:
-            yield from map(_listed, db.execute(query, (first, last)))
+        return map(_listed, self.db.execute(query, (first, last)))
 
     def shares(self, processes: int) -> List[Share]:
         """The keys cut into ranges that take about the same time."""
-        with _connected(self.file) as db:
-            total = db.execute("SELECT total(%s) FROM files" % _COST).fetchone()[0]
-            number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
-            return db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
+        total = self.db.execute("SELECT total(%s) FROM files" % _COST).fetchone()[0]
+        number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
+        return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
 
     def limit(self, ledger: str) -> List[str]:
         """Only what the ledger of a database knows, as far as it was read; the keys of what it knows, but is gone."""
-        with _connected(self.file) as db:
-            db.execute("ATTACH ? AS known", (ledger,))
-            db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known.sources)")
-            db.execute("UPDATE files SET until = (SELECT done FROM known.sources WHERE path = key)")
-            gone = db.execute("SELECT path FROM known.sources WHERE path NOT IN (SELECT key FROM files)")
-            return [path for path, in gone]
+        self.db.execute("ATTACH ? AS known", (ledger,))
+        self.db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known.sources)")
+        self.db.execute("UPDATE files SET until = (SELECT done FROM known.sources WHERE path = key)")
+        gone = self.db.execute("SELECT path FROM known.sources WHERE path NOT IN (SELECT key FROM files)").fetchall()
+        self.db.execute("DETACH known")
+        return [path for path, in gone]
 
     def __enter__(self) -> Listing:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _remove(self.file)
+        if self.is_own:
+            self.db.close()
 
 
 def _to_list(source: Source) -> Row:
@@ -1632,9 +1634,7 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
     with contextlib.ExitStack() as stack:
         db = stack.enter_context(_connected(archive.db))
         db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
-        listing = stack.enter_context(Listing(archive)) if named is None else None
-        if listing:
-            db.execute("ATTACH ? AS listing", (listing.file,))
+        listing = Listing(archive, db) if named is None else None
         db.execute("BEGIN IMMEDIATE")
         run = Import(db, now, archive.limits, progress)
         run.release_future()
@@ -1655,9 +1655,9 @@ def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
     run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
     listing.unreadable += _not_mounted(run.db, archive)
     if not listing.unreadable:
-        gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM listing.files)"
+        gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM files)"
         run.forget(run.db.execute(gone).fetchall())
-    changed = ("SELECT %s FROM listing.files f LEFT JOIN sources s ON s.path = f.key "
+    changed = ("SELECT %s FROM files f LEFT JOIN sources s ON s.path = f.key "
                "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key" % _LISTED)
     run.take(map(_listed, run.db.execute(changed)))
 
@@ -1736,9 +1736,9 @@ def _build(path: str, listing: Listing, now: float, progress: Progress, limits: 
     own, *others = listing.shares(processes)
     with contextlib.ExitStack() as stack:
         parts = [stack.enter_context(_Part("%s-part%d" % (path, n), functools.partial(
-            _fill, listing, share, now, limits, None))) for n, share in enumerate(others)]
+            _fill, list(listing.between(*share[:2])), now, limits, None))) for n, share in enumerate(others)]
         db = stack.enter_context(_connected(path))
-        run = _fill(listing, own, now, limits, progress, db)
+        run = _fill(listing.between(*own[:2]), now, limits, progress, db)
         if parts:
             db.executescript("PRAGMA threads = %d; PRAGMA cache_size = -4000" % processes)      # to sort the indexes
             _unite(run, [(part.summary(), part.path) for part in parts])
@@ -1748,13 +1748,12 @@ def _build(path: str, listing: Listing, now: float, progress: Progress, limits: 
     return run.summary
 
 
-def _fill(listing: Listing, share: Share, now: float, limits: Limits, progress: Progress,
-          db: sqlite3.Connection) -> Import:
+def _fill(sources: Iterable[Source], now: float, limits: Limits, progress: Progress, db: sqlite3.Connection) -> Import:
     """A share of the text in an empty database."""
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, now, limits, progress)
     run.whole = {}
-    run.take(listing.between(*share[:2]))
+    run.take(sources)
     db.executescript("BEGIN;" + INDEXES)
     run.whole = {kind: _units_in(db, TABLES[kind]) for kind in run.new}
     run.settle()
