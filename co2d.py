@@ -69,7 +69,6 @@ from importer import SEGMENT, SETTINGS, BadConfig, Settings
 if TYPE_CHECKING:
     import ssl
 
-__version__ = "1.0.0"
 HERE = os.path.dirname(os.path.realpath(__file__))
 EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
 
@@ -1828,7 +1827,7 @@ class Daemon:
         self.importing.start()
         self.watching.start()
         settings = self.station.settings
-        log.info("co2d %s listens on %s, data in %s", __version__, _host_port(settings.listen, self.server.port),
+        log.info("co2d %s listens on %s, data in %s", importer.__version__, _host_port(settings.listen, self.server.port),
                  settings.data_dir)
         notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
         while self._tick():
@@ -1920,7 +1919,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")
     parser.add_argument("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
                         help="print a systemd unit for this installation and exit (default: service)")
-    parser.add_argument("--version", action="version", version="co2d " + __version__)
+    parser.add_argument("--version", action="version", version="co2d " + importer.__version__)
     for name, setting in SETTINGS.items():
         default = importer.format_value(getattr(Settings(), name), example=True).replace("%", "%%")
         parser.add_argument("--" + name.replace("_", "-"), metavar=setting.parse.__name__[len("parse_"):].upper(),
