@@ -58,7 +58,7 @@ import threading
 import time
 from collections import Counter
 from http import HTTPStatus
-from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set,
+from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set,
                     Tuple)
 from urllib.parse import unquote_to_bytes
 
@@ -69,12 +69,10 @@ from importer import SEGMENT, SETTINGS, BadConfig, Settings
 if TYPE_CHECKING:
     import ssl
 
+__version__ = "1.0.0"
 HERE = os.path.dirname(os.path.realpath(__file__))
 EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
 
-PING_MATCH = ("pings-", ".tsv")
-FETCH_MATCH = ("fetches-", ".tsv")      # UTC time, unit, update, path: what units have taken
-UNIT_PREFIX = "co2unit-"
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
 MAX_FIELDS = 64
 MAX_DEPTH = 8                           # path segments of an upload; units use three
@@ -120,6 +118,7 @@ class Response(NamedTuple):
     headers: Headers = ()
     note: str = ""
     after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what belongs to it, and calls what sends it
+    sent: Optional[Callable[[], None]] = None                   # called when its last byte was handed to the kernel
 
 
 class Refused(Exception):
@@ -282,6 +281,116 @@ class Health:
             return importer.worst_first([*self._reported.values(), *self._found])
 
 
+# -- what units take of their updates ---------------------------------------------------------------------------------
+# A row of var/fetches has UTC time, unit, update, and what happened: the path of a file whose last byte was handed
+# over, or one of the words below. (No path has parentheses.) A unit that has an update never asks for its files again.
+# So the days with STARTED, less the last one if COMPLETE follows it, are the nights that were spent in vain.
+
+STARTED = "(started)"                   # the unit asked which files there are
+COMPLETE = "(complete)"                 # all files have been handed over, in this night or in earlier ones
+GIVEN_UP = "(given up)"                 # it is not listed any more
+MOST_NIGHTS = 3                         # to spend on one update; an update goes before the data of its night
+
+
+def read_rows(directory: str, match: seqfile.Match, fields: int, since: float = 0.0) -> Iterator[list[str]]:
+    """The rows of a log of ours that have so many fields, in order, without files that ended before `since`."""
+    try:
+        names = seqfile.files_in_sequence(directory, match)
+    except FileNotFoundError:
+        return
+    for name in names:
+        file = os.path.join(directory, name)
+        if os.stat(file).st_mtime < since:
+            continue
+        with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
+            for line in stream:
+                row = line.rstrip("\n").split("\t")
+                if len(row) == fields:
+                    yield row
+
+
+class Course:
+    """How far one unit is with one update, from the rows about both."""
+
+    def __init__(self) -> None:
+        self.days: list[str] = []       # with STARTED, in order
+        self.taken: set[str] = set()    # paths, until all were handed over
+        self.was_complete = False       # all were handed over, even if the unit asked again since
+        self.is_over = True             # complete since it last started
+        self.given_up = False
+
+    def learn(self, day: str, what: str) -> None:
+        """Take a row in."""
+        if what == STARTED:
+            self.is_over = False
+            if day not in self.days:
+                self.days.append(day)
+        elif what == COMPLETE:
+            self.was_complete = self.is_over = True
+            self.taken.clear()
+        elif what == GIVEN_UP:
+            self.given_up = True
+        elif not self.was_complete:
+            self.taken.add(what)
+
+    def nights_in_vain(self, today: str) -> int:
+        """Days before `today` on which the unit began, and could not finish."""
+        begun = self.days[:-1] if self.is_over else self.days
+        return sum(day != today for day in begun)
+
+
+class Fetches:
+    """The log of what units take of their updates, and what of it decides whether an update is still listed."""
+
+    def __init__(self, directory: str, sync: seqfile.Sync) -> None:
+        self.log = seqfile.RowLog(directory, seqfile.FETCHES, sync=sync)
+        self._lock = threading.Lock()                           # guards _courses and what is in it
+        self._courses: dict[tuple[str, str], Course] = {}       # by unit and update
+        for when, unit, name, what in read_rows(directory, seqfile.FETCHES, 4):
+            self._course_locked(unit, name).learn(when[:10], what)
+
+    def _course_locked(self, unit: str, name: str) -> Course:
+        return self._courses.setdefault((unit, name), Course())
+
+    def started(self, unit: str, name: str, now: float) -> None:
+        """The unit asks for the list of the files of update `name`. To be called before the reply: rows keep order."""
+        self._note(unit, name, STARTED, now)
+
+    def handed_over(self, unit: str, name: str, path: str, files: Sequence[str], now: float) -> None:
+        """The last byte of a file was handed over; `files` are all files of the update."""
+        self._note(unit, name, path, now)
+        with self._lock:
+            course = self._course_locked(unit, name)
+            is_news = not course.is_over and (course.was_complete or course.taken.issuperset(files))
+            course.is_over |= is_news
+        if is_news:
+            self._note(unit, name, COMPLETE, now)
+
+    def is_given_up(self, unit: str, name: str, now: float) -> bool:
+        """Whether the unit has spent so many nights on an update that it is to send its data first."""
+        with self._lock:
+            course = self._course_locked(unit, name)
+            nights = course.nights_in_vain(seqfile.utc(now, "%Y-%m-%d"))
+        if nights < MOST_NIGHTS:
+            return False
+        if not course.given_up:
+            log.warning("updates/%s of %s is not listed any more: it took %d nights in vain", name, unit, nights)
+            self._note(unit, name, GIVEN_UP, now)
+        return True
+
+    def _note(self, unit: str, name: str, what: str, now: float) -> None:
+        when = seqfile.utc(now, fraction=True)
+        with self._lock:
+            self._course_locked(unit, name).learn(when[:10], what)
+        row = "\t".join([when, unit, name, what]) + "\n"
+        self.log.append(row.encode(), _told_of_fetch)
+
+
+def _told_of_fetch(file: str, problem: Optional[Exception]) -> None:
+    if problem:
+        log.error("what a unit took of an update is NOT NOTED: %s", problem)
+
+
 # -- the station ------------------------------------------------------------------------------------------------------
 
 
@@ -314,8 +423,8 @@ class Station:
         self.archive = settings.archive()
         self.health = Health(clock)
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
-        self.pings = seqfile.RowLog(self.var("pings"), PING_MATCH, sync=self.sync)
-        self.fetches = seqfile.RowLog(self.var("fetches"), FETCH_MATCH, sync=self.sync)
+        self.pings = seqfile.RowLog(self.var("pings"), seqfile.PINGS, sync=self.sync)
+        self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync)
         self.started = self._latest = clock()
         self._lock, self.drawing = threading.Lock(), threading.Lock()
         self.viewers = threading.BoundedSemaphore(max(1, settings.threads // 8))
@@ -540,63 +649,86 @@ def update_files(directory: int, prefix: str = "") -> Iterator[str]:
         if stat.S_ISDIR(mode):
             with seqfile.open_beneath(directory, name) as below:
                 yield from update_files(below, prefix + name + "/")
-        else:
+        elif os.access(name, os.R_OK, dir_fd=directory, effective_ids=True):
             yield prefix + name
+        else:
+            raise NotServable("this process may not read %r" % (prefix + name))
 
 
-def servable_updates(station: Station, unit: str) -> List[str]:
-    """Names of the updates a unit can fetch: complete, not empty, nothing strange in them."""
+def files_of_update(data_dir: str, unit: str, name: str) -> list[str]:
+    """Relative paths of the files of an update; NotServable when a unit could not fetch it completely."""
+    if not (name.startswith(seqfile.UPDATE_PREFIX) and SEGMENT.match(name)):
+        raise NotServable("its name does not start with %s, or has characters that units cannot ask for"
+                          % seqfile.UPDATE_PREFIX)
     try:
-        with seqfile.open_directory(station.settings.data_dir, [unit, "updates"]) as directory:
-            return [name for name in sorted(os.listdir(directory)) if _servable(directory, name, unit)]
-    except OSError:                                             # it has none
+        with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER, name]) as directory:
+            return list(update_files(directory))
+    except OSError as error:
+        raise NotServable(str(error))
+
+
+def visible_updates(data_dir: str, unit: str) -> list[str]:
+    """Names of what lies in a unit's directory of updates, servable or not, in the order in which units sort them."""
+    try:
+        with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER]) as directory:
+            return sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    except FileNotFoundError:
         return []
 
 
-def _servable(directory: int, name: str, unit: str) -> bool:
-    if name.startswith("."):
-        return False
-    try:
-        if not (name.startswith("update-") and SEGMENT.match(name)):
-            raise NotServable("its name does not start with update-, or has characters that units cannot ask for")
-        with seqfile.open_beneath(directory, name) as below:
-            return bool(list(update_files(below)))
-    except (NotServable, OSError) as error:
-        log.warning("updates/%s of %s is not listed: %s", name, unit, error)
-        return False
+def servable_updates(data_dir: str, unit: str) -> list[str]:
+    """Names of the updates that a unit can fetch: complete, not empty, nothing strange in them."""
+    names = []
+    for name in visible_updates(data_dir, unit):
+        try:
+            files_of_update(data_dir, unit, name)
+            names.append(name)
+        except NotServable as why:
+            log.warning("updates/%s of %s is not listed: %s", name, unit, why)
+    return names
 
 
 def list_updates(station: Station, request: Request, unit: str) -> Response:
-    """The updates there are for a unit, or 404."""
+    """The updates there are for a unit, or 404. A unit takes the last one; if it cannot, its data go first."""
     station.admit(unit, reports=False)
-    names = servable_updates(station, unit)
-    if not names:
+    try:
+        names = servable_updates(station.settings.data_dir, unit)
+    except OSError as error:
+        log.warning("updates of %s: %s", unit, error)
+        names = []
+    if not names or station.fetches.is_given_up(unit, names[-1], request.now):
         raise Refused(404, "no updates")
     return json_response(names)
 
 
-def update(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
+def update(station: Station, request: Request, unit: str, path: tuple[str, ...]) -> Response:
     """A file of an update, or the list of what is in a directory of it."""
     station.admit(unit, reports=False)
-    parts = [unit, "updates", *path]
-    if path[0] not in servable_updates(station, unit):
-        raise Refused(404, "no such update")
+    name = path[0]
+    parts = [unit, seqfile.UPDATES_FOLDER, *path]
     try:
+        files = files_of_update(station.settings.data_dir, unit, name)
         body = _read_file(station.settings.data_dir, parts)[0]
     except IsADirectoryError:
-        recursive = request.argument("recursive") in ("True", "1")
-        with seqfile.open_directory(station.settings.data_dir, parts) as directory:
-            return json_response(list(update_files(directory)) if recursive else sorted(os.listdir(directory)))
-    except OSError:
-        raise Refused(404, "no such file")
-    row = "\t".join([seqfile.utc(request.now, fraction=True), unit, path[0], "/".join(path[1:])]).encode() + b"\n"
-    return Response(200, body, "application/octet-stream", after=functools.partial(_note_fetch, station, row))
+        return _list_files(station, request, parts)
+    except (NotServable, OSError):
+        raise Refused(404, "no such update, or no such file in it")
+    if request.method == "HEAD":
+        return Response(200, body, "application/octet-stream")
+    taken = functools.partial(station.fetches.handed_over, unit, name, "/".join(path[1:]), files, request.now)
+    return Response(200, body, "application/octet-stream", sent=taken)
 
 
-def _note_fetch(station: Station, row: bytes, send: Callable[[], None]) -> None:
-    """The record is for people, the unit needs the file: it goes first, as who writes may have to write for others."""
-    send()
-    station.fetches.append(row, lambda *_: None)
+def _list_files(station: Station, request: Request, parts: list[str]) -> Response:
+    """The answer for a directory of an update. Asking for all that is below one is how a unit begins to take it."""
+    unit, _, name, *below = parts
+    with seqfile.open_directory(station.settings.data_dir, parts) as directory:
+        if request.argument("recursive") not in ("True", "1"):
+            return json_response(sorted(os.listdir(directory)))
+        reply = json_response(list(update_files(directory)))
+    if not below and request.method != "HEAD":
+        station.fetches.started(unit, name, request.now)
+    return reply
 
 
 def _read_file(root: str, parts: Sequence[str]) -> Tuple[bytes, float]:
@@ -624,7 +756,7 @@ def recent(station: Station, request: Request) -> Response:
 def newest_pings(directory: str, number: int) -> List[str]:
     """The last lines over all ping files, newest first."""
     lines: List[str] = []
-    for name in reversed(seqfile.files_in_sequence(directory, PING_MATCH)):
+    for name in reversed(seqfile.files_in_sequence(directory, seqfile.PINGS)):
         lines += reversed(_lines_of(os.path.join(directory, name)))
         if len(lines) >= number:
             break
@@ -641,7 +773,7 @@ def _lines_of(file: str) -> List[str]:
 
 def _short_ping(line: str) -> str:
     when, _, rest = line.partition("\t")
-    rest = rest[len(UNIT_PREFIX):] if rest.startswith(UNIT_PREFIX) else rest
+    rest = rest[len(seqfile.UNIT_PREFIX):] if rest.startswith(seqfile.UNIT_PREFIX) else rest
     return "\t".join(_UNPRINTABLE.sub("?", field) for field in (when.split(".")[0], *rest.split("\t")))
 
 
@@ -963,270 +1095,672 @@ def respond(station: Station, request: Request) -> Response:
     return response
 
 
-# -- publishing updates -----------------------------------------------------------------------------------------------
-# An update is a directory DATA/UNIT/updates/update-DATE<letter> with flash/ (files that replace those on the unit) and
-# conf-patch/ (JSON objects merged into its configuration). A unit takes the last name by byte order, once.
-
-MAX_UPDATE_BYTES = 1 << 20              # the file system of a FiPy has 4 MiB, half of it in use
-MAX_UPDATE_FILES = 150                  # one request each; a unit talks for 300 s
+# -- the command line: what all commands share ------------------------------------------------------------------------
 
 
-class Unpublishable(Exception):
-    """An update that must not reach a unit; says why."""
-
-
-def read_update(directory: str) -> Dict[str, bytes]:
-    """The files of an update by relative path; Unpublishable when no unit should see them."""
-    try:
-        with seqfile.open_directory(directory, []) as opened:
-            files = {name: _read_file(directory, name.split("/"))[0] for name in update_files(opened)}
-    except (NotServable, OSError) as error:
-        raise Unpublishable("%s: %s" % (directory, error))
-    check_update(files)
-    return files
-
-
-def check_update(files: Dict[str, bytes]) -> None:
-    """Unpublishable unless a unit can take these files."""
-    for name, content in files.items():
-        if not name.startswith(("flash/", "conf-patch/")):
-            raise Unpublishable("%s: only flash/ and conf-patch/ go to units" % name)
-        if name.startswith("conf-patch/"):
-            _check_patch(name, content)
-    total = sum(map(len, files.values()))
-    if total > MAX_UPDATE_BYTES or len(files) > MAX_UPDATE_FILES:
-        raise Unpublishable("%d bytes in %d files: a unit can take %d bytes in %d files"
-                            % (total, len(files), MAX_UPDATE_BYTES, MAX_UPDATE_FILES))
-
-
-def _check_patch(name: str, content: bytes) -> None:
-    try:
-        patch = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        raise Unpublishable("%s: no JSON: %s" % (name, error))
-    if not name.endswith(".json") or not isinstance(patch, dict):
-        raise Unpublishable("%s: a patch is a .json file with one object" % name)
-    if "sync_dest" in patch:
-        urls = patch["sync_dest"] if isinstance(patch["sync_dest"], list) else [patch["sync_dest"]]
-        if not urls:
-            raise Unpublishable("%s: with no sync_dest at all, a unit would never report again" % name)
-        for url in urls:
-            _check_url(url)
-
-
-def _check_url(url: Any) -> None:
-    """Refuse what would cut a unit off; warn when nobody answers there.
-
-    A unit appends /ou/... to it as it is, so a slash at the end would make //ou/...; its parser knows no [::1].
-    """
-    found = re.match(r"(https?)://([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z", str(url))
-    if not found or not 0 < int(found[3] or 80) < 65536:
-        raise Unpublishable("%r is not a URL that a unit could reach: http(s)://name-or-IPv4[:port][/secret], "
-                            "without a slash at the end" % url)
-    try:
-        port = int(found[3] or {"http": 80, "https": 443}[found[1]])
-        socket.create_connection((found[2], port), timeout=5).close()
-    except OSError as error:
-        _warn("nobody answers at %s: %s" % (url, error))
-
-
-def next_update_name(existing: Iterable[str], now: float) -> str:
-    """update-2026-11-22a, or the first letter that sorts after all that exist."""
-    last = max(existing, default="")
-    names = ("update-%s%c" % (seqfile.utc(now, "%Y-%m-%d"), letter) for letter in range(ord("a"), ord("z") + 1))
-    name = next((name for name in names if name > last), None)
-    if name is None:
-        raise Unpublishable("no name for today sorts after %s: give one with --name" % last)
-    return name
-
-
-def check_update_name(name: str, unit: str, used: Set[str]) -> None:
-    """Unpublishable unless a unit would take an update of this name after those it has been offered."""
-    latest = max(used, default="update-")
-    if not SEGMENT.match(name) or not name.startswith("update-") or name <= latest:
-        raise Unpublishable("%s: the name %s must start with update- and sort after %s" % (unit, name, latest))
-
-
-def install_update(data_dir: str, unit: str, name: str, files: Dict[str, bytes]) -> None:
-    """Stage under a hidden name, sync, publish with one rename."""
-    try:
-        with seqfile.open_directory(data_dir, [unit, "updates"], create=True, settle=True) as updates:
-            seqfile.publish_tree(updates, name, files)
-    except OSError as error:
-        raise Unpublishable("%s: %s" % (unit, error))
-
-
-def update_report(station: Station, units: Sequence[str]) -> Iterator[str]:
-    """Per unit and update: published, fetched and whether completely, came back after it."""
-    fetched = _fetched(station)
-    pinged = {row[1]: row[0] for row in _rows(station.var("pings"), PING_MATCH, 5)}
-    for unit in units:
-        for name in servable_updates(station, unit):
-            with seqfile.open_directory(station.settings.data_dir, [unit, "updates", name]) as directory:
-                expected, published = set(update_files(directory)), os.fstat(directory).st_mtime
-            yield _report_line(unit, name, published, expected, fetched.get((unit, name), {}), pinged.get(unit, ""))
-
-
-def _fetched(station: Station) -> Dict[Tuple[str, str], Dict[str, str]]:
-    """(unit, update) -> path -> when it was last taken."""
-    fetched: Dict[Tuple[str, str], Dict[str, str]] = {}
-    for when, unit, name, path in _rows(station.var("fetches"), FETCH_MATCH, 4):
-        fetched.setdefault((unit, name), {})[path] = when
-    return fetched
-
-
-def _report_line(unit: str, name: str, published: float, expected: Set[str], taken: Dict[str, str], pinged: str) -> str:
-    last = max(taken.values(), default="")
-    state = "not fetched" if not taken else "complete" if expected <= set(taken) else "%d of %d files" % (
-        len(expected & set(taken)), len(expected))
-    back = "came back " + pinged[:19] if last and pinged > last else "not back yet" if last else ""
-    return "\t".join([unit, name, "published " + seqfile.utc(published), "%s %s" % (state, last[:19]), back]).rstrip()
-
-
-def _rows(directory: str, match: seqfile.Match, fields: int) -> Iterator[List[str]]:
-    """The rows of a log of ours with that many fields, in order."""
-    for name in seqfile.files_in_sequence(directory, match):
-        for line in _lines_of(os.path.join(directory, name)):
-            row = line.split("\t")
-            if len(row) == fields:
-                yield row
-
-
-def publish_parser() -> argparse.ArgumentParser:
-    """Options of ./co2d.py publish."""
-    parser = argparse.ArgumentParser(prog="co2d.py publish", description="Publish an update for units to take.")
+def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser with the options that every command has; `examples` end its help."""
+    program = os.path.basename(sys.argv[0]) or "co2d"           # the name that it was called by
+    examples = examples.replace("co2d ", program.replace("%", "%%") + " ")
+    parser = argparse.ArgumentParser(prog=(program + " " + command).strip(), description=description,
+                                     epilog="examples:\n" + examples,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("names", nargs="*", metavar="UNIT... DIR", help="hardware ids, then the directory with flash/ and conf-patch/")
-    add("--all", action="store_true", help="for every unit there is")
-    add("--site", help="for the unit that is deployed at this site")
-    add("--name", help="name of the update (default: update-DATE and a letter)")
-    add("--nickname", help="no DIR: give the unit this nickname")
-    add("--sync-dest", action="append", metavar="URL", help="no DIR: let the units report to this server (repeatable)")
-    add("--withdraw", metavar="NAME", help="no DIR: take an update back from units that have not fetched it")
-    add("--list", action="store_true", help="show what is published, fetched, and whether the unit came back")
-    add("--dry-run", action="store_true", help="check only")
-    add("--config", metavar="FILE", help="configuration")
-    add("--data-dir", metavar="DIR", help="data directory")
-    add("--var-dir", metavar="DIR", help="server directory")
+    add("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
+    add("--version", action="version", version="co2d " + __version__)
+    if command:                                                 # run has them among the settings
+        add("--data-dir", metavar="DIR", help="data directory, instead of the configuration's")
+        add("--var-dir", metavar="DIR", help="server directory, instead of the configuration's")
     return parser
 
 
-def publish(argv: Sequence[str]) -> int:
-    """./co2d.py publish; the exit status."""
-    arguments = publish_parser().parse_args(argv)
-    settings = settings_of(arguments)
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings in force; what is to be told about them is told."""
+    settings = importer.load_settings(arguments.config, vars(arguments))
+    for line in settings.warnings:
+        log.warning("%s", line)
+    return settings
+
+
+# -- publishing: what a unit can take ---------------------------------------------------------------------------------
+# An update is a directory DATA/UNIT/updates/update-... with flash/ (files that replace those on the unit) and
+# conf-patch/ (JSON objects, merged key by key into the files of conf/ on the card). A unit takes the last name by byte
+# order, once.
+
+MAX_UPDATE_BYTES = 1 << 20              # the file system of a FiPy has 4 MiB, half of it in use
+MAX_UPDATE_FILE = 300_000               # bytes; a bigger one is not through before the watchdog resets the unit
+MAX_UPDATE_FILES = 150                  # one request each; a unit talks for 300 s
+PATCHES = "conf-patch/"
+ID_FILE, COMM_FILE, SCHEDULE_FILE = "ou-id.json", "ou-comm-config.json", "schedule.json"
+
+
+class Unpublishable(Exception):
+    """What must not reach a unit, or a command that cannot be carried out; says why, and what to do."""
+
+
+def _require(holds: bool, reason: str) -> None:
+    if not holds:
+        raise ValueError(reason)
+
+
+_NICKNAME = re.compile(r"[^\x00-\x1f\x7f&%\ud800-\udfff]{1,64}\Z")
+_URL = re.compile(r"(https?)://([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
+_HOST_NAME = re.compile(r"[A-Za-z0-9.-]{1,253}\Z")
+
+
+def check_nickname(value: Any, settings: Settings) -> None:
+    """ValueError unless it arrives in a ping as it is: units do not encode anything."""
+    fits = isinstance(value, str) and _NICKNAME.match(value) and value.strip() == value != "None"
+    _require(bool(fits), "units send their nickname as it is, so it is a text of 1 to 64 characters "
+             "without &, %, control characters, or a space at an end")
+
+
+def check_hardware_id(value: Any, settings: Settings) -> None:
+    """Always ValueError."""
+    raise ValueError("this replaces the id of the hardware: the readings of two units would be mixed for good")
+
+
+def check_sync_dest(value: Any, settings: Settings) -> None:
+    """ValueError unless it is a URL, or a list of URLs, to which a unit can append /ou/..."""
+    urls = value if isinstance(value, list) else [value]
+    _require(value not in (None, "", []), "with no server at all, a unit would never report again")
+    for url in urls:
+        found = _URL.match(str(url))
+        _require(found is not None and 0 < int(found[3] or 80) < 65536, "%r is not a URL that a unit could reach: "
+                 "http(s)://name-or-IPv4[:port][/secret], without a slash at the end" % (url,))
+
+
+def check_sync_dirs(value: Any, settings: Settings) -> None:
+    """ValueError unless it is a list of [directory, way] that this server answers: a refusal ends a unit's night."""
+    _require(isinstance(value, list), 'a list is needed: [["updates", "pull_last_dir"], ...]')
+    for entry in value:
+        _require(isinstance(entry, list) and len(entry) == 2, "%r is not a pair: [directory, way]" % (entry,))
+        folder, way = entry
+        expected = "pull_last_dir" if folder == seqfile.UPDATES_FOLDER else "push_sequential"
+        _require(way == expected, "%r: the way of %s is %s" % (entry, folder, expected))
+        segments = str(folder).split("/")
+        taken = [seqfile.UPDATES_FOLDER, *settings.upload_dirs.split()]
+        _require(segments[0] in taken and all(map(SEGMENT.match, segments)),
+                 "%r: this server takes uploads below %s only" % (entry, " and ".join(taken[1:])))
+    folders = [folder for folder, _ in value]
+    for needed in (seqfile.UPDATES_FOLDER, seqfile.READINGS_FOLDER):
+        _require(needed in folders, "without %r no %s would come through, and no update could mend it"
+                 % (needed, needed.split("/")[-1]))
+
+
+def check_ntp_host(value: Any, settings: Settings) -> None:
+    """ValueError unless it is null (pool.ntp.org), a host name or an address."""
+    _require(value is None or isinstance(value, str) and bool(_HOST_NAME.match(value)),
+             "a host name is needed, or null for pool.ntp.org")
+
+
+def check_chunk_size(value: Any, settings: Settings) -> None:
+    """ValueError unless chunks of so many bytes carry a night's data, and are not refused here."""
+    _require(type(value) is int and 256 <= value <= settings.max_body,
+             "a whole number from 256 (less is too slow for a night) to %d (max_body) is needed" % settings.max_body)
+
+
+def check_budget(value: Any, settings: Settings) -> None:
+    """ValueError unless it is a time in which a unit can attach to the network and send something."""
+    _require(type(value) in (int, float) and 60 <= value <= 3600,
+             "seconds from 60 (it takes as long to connect) to 3600 (its battery) are needed")
+
+
+def check_backoff(value: Any, settings: Settings) -> None:
+    """ValueError unless it is a whole number: anything else would be an exception after a failed connection."""
+    _require(type(value) is int and 1 <= value <= 30, "a whole number from 1 to 30 is needed")
+
+
+MEASURE, COMMUNICATE = 6, 7             # numbers of the firmware's tasks
+SCHEDULES = {                           # kind -> limits of each of its numbers
+    "minutes": ((1, 60), (0, 59)),      # every so many minutes, so many after the full ones
+    "daily": ((0, 23), (0, 59)),        # hour, minute
+    "minutes_random": ((1, 60), (0, 59), (1, 60)),      # the last two: from, to
+    "daily_random": ((0, 23), (0, 59), (1, 60)),
+}
+
+
+def check_tasks(value: Any, settings: Settings) -> None:
+    """ValueError where old firmware would raise an exception, or do nothing any more, at each wake."""
+    _require(isinstance(value, list), 'a list is needed: [[6, "minutes", 30, 0], [7, "daily", 3, 15]]')
+    for entry in value:
+        _require(isinstance(entry, list) and len(entry) > 1 and isinstance(entry[1], str),
+                 "%r is not a task: [number, kind, ...]" % (entry,))
+        number, kind, *numbers = entry
+        _require(number in (MEASURE, COMMUNICATE), "%r: a task is 6 (measure) or 7 (communicate)" % (entry,))
+        limits = SCHEDULES.get(kind)
+        _require(limits is not None, "%r: old firmware knows only %s" % (entry, ", ".join(SCHEDULES)))
+        fits = [type(given) is int and low <= given <= high for given, (low, high) in zip(numbers, limits or ())]
+        _require(len(numbers) == len(limits or ()) and all(fits),
+                 "%r: %s takes numbers within %s" % (entry, kind, limits))
+        _require(len(numbers) < 3 or numbers[1] < numbers[2], "%r: from must be less than to" % (entry,))
+    tasks = {entry[0] for entry in value}
+    _require(tasks == {MEASURE, COMMUNICATE}, "old firmware falls silent without task 6 (measure) and task 7 "
+             "(communicate), until somebody switches it off and on")
+
+
+class Key(NamedTuple):
+    """A key that the firmware reads from a file in conf/ on its card."""
+
+    file: str
+    name: str
+    check: Callable[[Any, Settings], None]                      # ValueError says what the value must be, and why
+    help: str
+
+
+CONFIGURATION = [
+    Key(ID_FILE, "site_code", check_nickname, "the nickname"),
+    Key(ID_FILE, "hw_id", check_hardware_id, "the id of the hardware; never published"),
+    Key(COMM_FILE, "sync_dest", check_sync_dest, "URL of the server, or list of URLs, tried in order every night"),
+    Key(COMM_FILE, "sync_dirs", check_sync_dirs, "what is synced in which order: list of [directory, way]"),
+    Key(COMM_FILE, "ntp_host", check_ntp_host, "time server; null: pool.ntp.org"),
+    Key(COMM_FILE, "send_chunk_size", check_chunk_size, "bytes of a chunk; else 4096"),
+    Key(COMM_FILE, "total_connect_secs_max", check_budget, "seconds for one night; else 300"),
+    Key(COMM_FILE, "connect_backoff_max", check_backoff, "read, but no night is skipped any more; else 7"),
+    Key(SCHEDULE_FILE, "tasks", check_tasks, "when to measure and to communicate; old firmware only"),
+]
+
+
+def _refuse_constant(word: str) -> Any:
+    raise ValueError("%s is no number that a unit could read" % word)
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; ValueError for what is none, NaN and Infinity included."""
     try:
-        if not os.path.isdir(settings.data_dir):
-            raise Unpublishable("there is no data directory %s" % settings.data_dir)
-        station = Station(settings)
-        if arguments.list:
-            for line in update_report(station, arguments.names or _all_units(station)):
-                print(line)
-        elif arguments.withdraw:
-            _withdraw(station, _units_to_publish(station, arguments), arguments.withdraw, arguments.dry_run)
-        else:
-            _publish(station, arguments)
-    except (Unpublishable, importer.Unusable, OSError) as error:
-        print("co2d: not published: %s" % error, file=sys.stderr)
-        return 1
-    return 0
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("too deep")
 
 
-def _publish(station: Station, arguments: argparse.Namespace) -> None:
-    data_dir, files = station.settings.data_dir, _files_to_publish(arguments)
-    units = _units_to_publish(station, arguments)
-    fetched = _fetched(station)
-    used = {unit: set(_visible(data_dir, unit)) | {name for taker, name in fetched if taker == unit} for unit in units}
-    plan = [(unit, arguments.name or next_update_name(used[unit], station.clock())) for unit in units]
-    waiting = {unit: max(servable_updates(station, unit), default="") for unit in units}
-    for unit, name in plan:                                     # all or nothing, as far as that can be known
-        check_update_name(name, unit, used[unit])
-    for unit, name in plan:
-        if not arguments.dry_run:
-            install_update(data_dir, unit, name, files)
-        done = "would be published" if arguments.dry_run else "published"
-        print("%s: %s %s, %d files" % (unit, name, done, len(files)))
-        if waiting[unit] and (unit, waiting[unit]) not in fetched:
-            _warn("%s has not fetched %s yet, and now will not: a unit takes the last update only"
-                  % (unit, waiting[unit]))
+def check_patch(name: str, content: bytes, settings: Settings) -> list[str]:
+    """Unpublishable when a file below conf-patch/ would harm a unit; else what in it no firmware reads."""
+    file = name[len(PATCHES):]
+    if "/" in file:
+        raise Unpublishable("%s: with a directory in conf-patch/ a unit cannot install the update, nor go on: "
+                            "put the file directly into conf-patch/" % name)
+    try:
+        patch = parse_json(content.decode())
+    except ValueError as error:
+        raise Unpublishable("%s: no JSON: %s" % (name, error))
+    if not name.endswith(".json") or not isinstance(patch, dict):
+        raise Unpublishable("%s: a patch is a .json file with one object" % name)
+    keys = {key.name: key for key in CONFIGURATION if key.file == file.lower()}
+    if not keys:
+        return ["%s: no firmware reads this file" % name]
+    for word in patch.keys() & keys.keys():
+        try:
+            keys[word].check(patch[word], settings)
+        except ValueError as why:
+            raise Unpublishable("%s: %s: %s" % (name, word, why))
+    return ["%s: no firmware uses the key %s, only %s" % (name, word, ", ".join(keys))
+            for word in sorted(patch.keys() - keys.keys())]
+
+
+def check_update(files: dict[str, bytes], settings: Settings, force: bool = False) -> None:
+    """Unpublishable unless a unit can take these files. `force`: with keys and files that no firmware reads."""
+    _check_sizes({name: len(content) for name, content in files.items()})
+    unread = []
+    for name, content in files.items():
+        if not name.startswith(("flash/", PATCHES)):
+            raise Unpublishable("%s: only flash/ and conf-patch/ go to units" % name)
+        if name.startswith(PATCHES):
+            unread += check_patch(name, content, settings)
+        elif name.endswith(".mpy") and name[:-len("mpy")] + "py" in files:
+            _warn("%s: a unit would go on using the .py beside it" % name)
+    for what in unread:
+        if not force:
+            raise Unpublishable(what + "; --force publishes it all the same")
+        _warn(what)
+
+
+def _check_sizes(sizes: dict[str, int]) -> None:
+    """Unpublishable when these files (path -> bytes) are too many or too big, or fall into one on a unit's card."""
+    total = sum(sizes.values())
+    if total > MAX_UPDATE_BYTES or len(sizes) > MAX_UPDATE_FILES:
+        raise Unpublishable("%d bytes in %d files: a unit can take %d bytes in %d files"
+                            % (total, len(sizes), MAX_UPDATE_BYTES, MAX_UPDATE_FILES))
+    seen: dict[str, str] = {}
+    for name, length in sizes.items():
+        if length > MAX_UPDATE_FILE:
+            raise Unpublishable("%s has %d bytes: a file of more than %d is not through before the unit's watchdog "
+                                "resets it, every night, before any data" % (name, length, MAX_UPDATE_FILE))
+        on_card = "/".join(part.rstrip(".") for part in name.lower().split("/"))
+        if on_card in seen:
+            raise Unpublishable("%s and %s are the same file on a card (FAT)" % (seen[on_card], name))
+        seen[on_card] = name
+
+
+def read_update(directory: str) -> dict[str, bytes]:
+    """The files of an update by relative path; Unpublishable when they cannot all be read and fetched."""
+    try:
+        with seqfile.open_directory(directory, []) as opened:
+            names = list(update_files(opened))
+        _check_sizes({name: os.path.getsize(os.path.join(directory, name)) for name in names})
+        return {name: _read_file(directory, name.split("/"))[0] for name in names}
+    except (NotServable, OSError) as error:
+        raise Unpublishable("%s: %s" % (directory, error))
 
 
 def _warn(text: str) -> None:
     print("co2d: warning: " + text, file=sys.stderr)
 
 
-def _withdraw(station: Station, units: Sequence[str], name: str, dry_run: bool) -> None:
-    having = [unit for unit in units if name in _visible(station.settings.data_dir, unit)]
-    if not having:
-        raise Unpublishable("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
-    fetched = _fetched(station)
-    for unit in having:
-        if not dry_run:
-            with seqfile.open_directory(station.settings.data_dir, [unit, "updates"]) as updates:
-                os.rename(name, ".withdrawn-%s-%d" % (name, station.clock()), src_dir_fd=updates, dst_dir_fd=updates)
-                os.fsync(updates)
-        print("%s: %s %s" % (unit, name, "would be withdrawn" if dry_run else "withdrawn"))
-        if (unit, name) in fetched:
-            _warn("%s has fetched %s before" % (unit, name))
-        before = max((other for other in servable_updates(station, unit) if other != name), default="")
-        if before and (unit, before) not in fetched:
-            _warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted" % (unit, before))
+# -- publishing: what units have taken --------------------------------------------------------------------------------
 
 
-def _files_to_publish(arguments: argparse.Namespace) -> Dict[str, bytes]:
-    files: Dict[str, bytes] = {}
-    if arguments.nickname:
-        if not re.match(r"[^\x00-\x1f\x7f&%]{1,128}\Z", arguments.nickname):
-            raise Unpublishable("%r: units send their nickname as it is, so it cannot have &, %% or control characters"
-                                % arguments.nickname)
-        files["conf-patch/ou-id.json"] = json.dumps({"site_code": arguments.nickname}).encode()
-    if arguments.sync_dest:
-        files["conf-patch/ou-comm-config.json"] = json.dumps({"sync_dest": arguments.sync_dest}).encode()
-    if not files:
-        if not arguments.names:
-            raise Unpublishable("which directory? ./co2d.py publish UNIT... DIR")
-        return read_update(arguments.names.pop())
-    check_update(files)
-    return files
+class Event(NamedTuple):
+    """A row of var/fetches, without unit and update."""
+
+    when: str
+    what: str
 
 
-def _units_to_publish(station: Station, arguments: argparse.Namespace) -> List[str]:
-    units = list(arguments.names)
-    if arguments.all:
-        units += _all_units(station)
+class Call(NamedTuple):
+    """A ping: UTC time, nickname, and the name of the server that it reached, "" for this one."""
+
+    when: str
+    nickname: str
+    server: str
+
+
+History = dict[tuple[str, str], list[Event]]                    # of (unit, update), in order of time
+
+
+def _logs(settings: Settings, folder: str) -> Iterator[tuple[str, str]]:
+    """Where the rows of this server lie, and of each whose var/ was copied here: its name ("": this one), directory."""
+    yield "", os.path.join(settings.var_dir, folder)
+    for name in sorted(os.listdir(settings.data_dir)):
+        if name.startswith(seqfile.SERVER_PREFIX):
+            yield name, os.path.join(settings.data_dir, name, "var", folder)
+
+
+def read_history(settings: Settings) -> History:
+    """What units have taken of their updates, as far as it is known here."""
+    history: History = {}
+    for _, directory in _logs(settings, seqfile.FETCHES_FOLDER):
+        for when, unit, name, what in read_rows(directory, seqfile.FETCHES, 4):
+            history.setdefault((unit, name), []).append(Event(when, what))
+    return history
+
+
+def read_calls(settings: Settings, since: float) -> dict[str, list[Call]]:
+    """Pings by unit, in order of time; those before `since` may be left out."""
+    calls: dict[str, list[Call]] = {}
+    for server, directory in _logs(settings, seqfile.PINGS_FOLDER):
+        for when, unit, nickname, _, _ in read_rows(directory, seqfile.PINGS, 5, since):
+            calls.setdefault(unit, []).append(Call(when, nickname, server))
+    for of_unit in calls.values():
+        of_unit.sort()
+    return calls
+
+
+def _progress(files: Sequence[str], events: Sequence[Event]) -> tuple[str, str]:
+    """How far a unit is with an update, and the time at which it had all of it, "" when it has not."""
+    taken = {event.what: event.when for event in events}
+    held = [taken[file] for file in files if file in taken]
+    if not events:
+        return "not fetched", ""
+    if len(held) == len(files) and taken.get(STARTED, "") <= max(held):
+        return "complete " + max(held)[:19], max(held)
+    nights = {event.when[:10] for event in events if event.what == STARTED}
+    given_up = ", given up: publish it in smaller parts" if GIVEN_UP in taken else ""
+    return "%d of %d files in %d nights%s" % (len(held), len(files), len(nights), given_up), ""
+
+
+def _effect(patch: dict[str, Any], calls: Sequence[Call]) -> str:
+    """What is seen of an update, from the configuration that it sets and the unit's calls since it had all of it.
+
+    Calls alone prove little: a unit that is switched on calls twice.
+    """
+    here = [call for call in calls if not call.server]
+    seen = []
+    if calls and "site_code" in patch:
+        seen.append(_name_effect(patch["site_code"], calls))
+    if "sync_dest" in patch:
+        if here:
+            seen.append("calls here again since " + here[0].when[:19])
+        elif calls:
+            seen.append("calls at %s since %s" % (calls[0].server, calls[0].when[:19]))
+        else:
+            seen.append("went to %s" % " or ".join(_as_list(patch["sync_dest"])))
+    if not seen:
+        seen.append("called again " + calls[0].when[:19] if calls else "has not called since")
+    return ", ".join(seen)
+
+
+def _name_effect(nickname: str, calls: Sequence[Call]) -> str:
+    if calls[-1].nickname != nickname:
+        return "still calls itself " + calls[-1].nickname
+    others = [call.when for call in calls if call.nickname != nickname]
+    first = next(call.when for call in calls if call.when > max(others, default=""))
+    return "calls itself %s since %s" % (nickname, first[:19])
+
+
+def _as_list(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict[str, Any]:
+    """The keys that an update sets, of all its files."""
+    patch: dict[str, Any] = {}
+    for file in files:
+        if file.startswith(PATCHES):
+            parts = [unit, seqfile.UPDATES_FOLDER, name, *file.split("/")]
+            with contextlib.suppress(ValueError):               # not published by us
+                patch.update(parse_json(_read_file(data_dir, parts)[0].decode()))
+    return patch
+
+
+def update_report(settings: Settings, units: Sequence[str]) -> Iterator[str]:
+    """Per unit and update: when it was published, how much of it was fetched, and what is seen of it since."""
+    history = read_history(settings)
+    calls = read_calls(settings, 0)
+    for unit in units:
+        for name in visible_updates(settings.data_dir, unit):
+            try:
+                files = files_of_update(settings.data_dir, unit, name)
+                patch = _patch_of(settings.data_dir, unit, name, files)
+            except (NotServable, OSError) as why:
+                yield "%s\t%s\tnot listed for the unit: %s" % (unit, name, why)
+                continue
+            published = os.stat(os.path.join(settings.data_dir, unit, seqfile.UPDATES_FOLDER, name)).st_mtime
+            state, had = _progress(files, history.get((unit, name), []))
+            after = [call for call in calls.get(unit, []) if call.when > had]
+            line = [unit, name, "published " + seqfile.utc(published), state]
+            yield "\t".join(line + [_effect(patch, after)] if had else line)
+
+
+# -- publishing: names and units --------------------------------------------------------------------------------------
+
+WITHDRAWN = re.compile(r"\.withdrawn-(.+)-[0-9]+\Z")
+
+
+def used_names(settings: Settings, history: History, unit: str) -> set[str]:
+    """Names of updates that the unit has been offered, here or at a server that is known here.
+
+    What it has on its card under one of them, it will never fetch again.
+    """
+    names = {name for taker, name in history if taker == unit}
+    with contextlib.suppress(FileNotFoundError):
+        with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER]) as directory:
+            for name in os.listdir(directory):
+                withdrawn = WITHDRAWN.match(name)
+                names.add(withdrawn[1] if withdrawn else name)
+    return {name for name in names if not name.startswith(".")}
+
+
+def default_name(used: set[str], now: float) -> str:
+    """update-2026-11-25z130405: with the second (UTC), so that two servers do not give the same name; behind `used`.
+
+    The z sorts behind update-2026-11-25a and the like.
+    """
+    latest = max(used, default="")
+    for second in range(60):
+        name = seqfile.utc(now + second, seqfile.UPDATE_PREFIX + "%Y-%m-%dz%H%M%S")
+        if name > latest:
+            return name
+    raise Unpublishable("the name of today does not sort after %s: give one that does with --name" % latest)
+
+
+def check_name(name: str, unit: str, used: set[str]) -> None:
+    """Unpublishable unless a unit would take an update of this name after those that it has been offered."""
+    latest = max(used, default="")
+    if not SEGMENT.match(name) or not name.startswith(seqfile.UPDATE_PREFIX) or name <= latest:
+        raise Unpublishable("%s: the name %s must start with %s and sort after %s"
+                            % (unit, name, seqfile.UPDATE_PREFIX, latest or seqfile.UPDATE_PREFIX))
+
+
+def known_units(settings: Settings) -> dict[str, set[str]]:
+    """Hardware id -> nicknames, of all units that have sent anything; a ping is enough."""
+    units: dict[str, set[str]] = {}
+    with os.scandir(settings.data_dir) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                units[entry.name] = set()
+    for unit, calls in read_calls(settings, 0).items():
+        units.setdefault(unit, set()).add(calls[-1].nickname)
+    return {unit: names for unit, names in sorted(units.items())
+            if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit)}
+
+
+def units_meant(settings: Settings, arguments: argparse.Namespace, now: float) -> list[str]:
+    """The units that the command line names: by id, the end of an id, nickname, site, or all."""
+    known = known_units(settings)
+    units = list(known) if arguments.all else []
     if arguments.site:
-        units += _units_at(station, arguments.site)
-    if not units or (arguments.nickname and len(units) > 1):
-        raise Unpublishable("a nickname is for one unit" if units else
-                            "for which units? Name them, or --all, or --site SITE")
-    unknown = sorted(set(units) - set(_all_units(station)))
-    if unknown:
-        raise Unpublishable("no such unit: %s (there is no directory of that name in %s)"
-                            % (", ".join(unknown), station.settings.data_dir))
+        units += _units_at(settings, arguments.site, now)
+    for name in arguments.names:
+        units += importer.units_called(known, name)
+    if not units:
+        raise Unpublishable("for which units? Name them, or --all, or --site SITE")
     return list(dict.fromkeys(units))
 
 
-def _units_at(station: Station, site: str) -> List[str]:
-    now = station.clock()
-    with contextlib.closing(importer.open_db(station.settings.db)) as db:
-        return [stay.unit_id for stay in importer.deployments(db)
-                if stay.site == site and stay.since <= now < stay.until]
+def _units_at(settings: Settings, site: str, now: float) -> list[str]:
+    with contextlib.closing(importer.open_db(settings.db)) as db:
+        stays = importer.deployments(db)
+    if site not in {stay.site for stay in stays}:
+        raise importer.unknown("site", site, {stay.site for stay in stays if stay.site})
+    units = [stay.unit_id for stay in stays if stay.site == site and stay.since <= now < stay.until]
+    if not units:
+        raise Unpublishable("no unit stands at %s today" % site)
+    return units
 
 
-def _all_units(station: Station) -> List[str]:
-    with os.scandir(station.settings.data_dir) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False)
-                      and entry.name.startswith(UNIT_PREFIX))
+# -- publishing: the command ------------------------------------------------------------------------------------------
 
 
-def _visible(data_dir: str, unit: str) -> List[str]:
+def files_to_publish(arguments: argparse.Namespace, settings: Settings) -> dict[str, bytes]:
+    """The files of the update that the command line asks for, checked."""
+    patches: dict[str, dict[str, Any]] = {}
+    for assignment in arguments.set or []:
+        file, key, value = parse_assignment(assignment)
+        patches.setdefault(file, {})[key] = value
+    if arguments.nickname is not None:
+        patches.setdefault(ID_FILE, {})["site_code"] = arguments.nickname
+    if arguments.sync_dest:
+        patches.setdefault(COMM_FILE, {})["sync_dest"] = arguments.sync_dest
+    if patches:
+        files = {PATCHES + file: json.dumps(patch, ensure_ascii=False).encode("utf-8", "replace")
+                 for file, patch in patches.items()}
+    elif arguments.names:
+        files = read_update(arguments.names.pop())
+    else:
+        raise Unpublishable("which directory? co2d publish UNIT... DIR")
+    check_update(files, settings, arguments.force)
+    return files
+
+
+def parse_assignment(text: str) -> tuple[str, str, Any]:
+    """FILE.KEY=VALUE -> file, key, value. The value is JSON, or a text that is no JSON."""
+    place, equals, written = text.partition("=")
+    file, _, key = place.rpartition(".")
+    if not file or not equals:
+        raise Unpublishable("--set %s: write FILE.KEY=VALUE, as in ou-comm-config.send_chunk_size=2048" % text)
     try:
-        with seqfile.open_directory(data_dir, [unit, "updates"]) as updates:
-            return [name for name in os.listdir(updates) if not name.startswith(".")]
-    except FileNotFoundError:
-        return []
+        value = parse_json(written)
+    except json.JSONDecodeError:
+        value = written
+    except ValueError as error:
+        raise Unpublishable("--set %s: %s" % (text, error))
+    return file if file.endswith(".json") else file + ".json", key, value
+
+
+def _warn_of_silence(files: dict[str, bytes]) -> None:
+    """Tell where nobody answers at a URL that units are sent to."""
+    patch = parse_json(files.get(PATCHES + COMM_FILE, b"{}").decode())
+    for url in _as_list(patch.get("sync_dest", [])):
+        found = _URL.match(url)
+        if found:
+            try:
+                port = int(found[3] or {"http": 80, "https": 443}[found[1]])
+                socket.create_connection((found[2], port), timeout=5).close()
+            except OSError as error:
+                _warn("nobody answers at %s: %s" % (url, error))
+
+
+def daemon_user(settings: Settings) -> os.stat_result:
+    """What belongs to the user who runs the daemon: the directory of pings, which the daemon makes itself."""
+    pings = os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)
+    return os.stat(pings if os.path.isdir(pings) else settings.data_dir)
+
+
+def _name_and_groups(uid: int) -> tuple[str, list[int]]:
+    """Name and groups of a user; its number and none where it has no name."""
+    import pwd                                                  # the daemon does not need it
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return "#%d" % uid, []
+    return user.pw_name, os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def explain_refusal(error: OSError, uid: int) -> str:
+    """What the system refused; where another user is needed, which."""
+    remedy = "; call it as the user of the daemon: sudo -u %s %s" % (_name_and_groups(uid)[0], " ".join(sys.argv))
+    return str(error) + (remedy if isinstance(error, PermissionError) else "")
+
+
+def become_owner(settings: Settings) -> int:
+    """Go on as the daemon's user, if root calls; what is written has the mode of the data directory. That user's id.
+
+    So the daemon can read what is published, whoever publishes and whatever the umask.
+    """
+    daemon = daemon_user(settings)
+    os.umask(0o777 & ~(os.stat(settings.data_dir).st_mode | 0o700))
+    if os.geteuid() == 0 and daemon.st_uid != 0:
+        os.setgroups(_name_and_groups(daemon.st_uid)[1] or [daemon.st_gid])
+        os.setegid(daemon.st_gid)
+        os.seteuid(daemon.st_uid)
+    return daemon.st_uid
+
+
+def _check_readable(uid: int, directory: int) -> None:
+    """PermissionError when a user may not read everything below an open directory."""
+    user, groups = _name_and_groups(uid)
+    for _, _, files, below in os.fwalk(dir_fd=directory):
+        for name in [".", *files]:
+            there = os.stat(name, dir_fd=below)
+            who = 6 if there.st_uid == uid else 3 if there.st_gid in groups else 0      # bits to the left of "others"
+            needed = 5 if name == "." else 4                    # r-x, r--
+            if (there.st_mode >> who) & needed != needed:
+                raise PermissionError(errno.EACCES, "%s, who runs the daemon, could not read it" % user)
+
+
+def install_update(settings: Settings, unit: str, name: str, files: dict[str, bytes], daemon: int) -> None:
+    """Stage under a hidden name, sync, publish with one rename; nothing stays behind when that fails."""
+    def check(staged: int) -> None:
+        _check_readable(daemon, staged)
+
+    folder = os.path.join(settings.data_dir, unit, seqfile.UPDATES_FOLDER)
+    made = [path for path in (folder, os.path.dirname(folder)) if not os.path.isdir(path)]
+    try:
+        with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER], True, settle=True) as updates:
+            seqfile.publish_tree(updates, name, files, check)
     except OSError as error:
-        raise Unpublishable("%s: %s" % (unit, error))
+        for path in made:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        raise Unpublishable("%s: %s" % (unit, explain_refusal(error, daemon)))
+
+
+def publish_parser() -> argparse.ArgumentParser:
+    """Options of `co2d publish`."""
+    keys = "\n".join("  %-35s %s" % ("%s.%s" % (key.file[:-len(".json")], key.name), key.help) for key in CONFIGURATION)
+    parser = command_parser("publish", "Publish an update for units to take.", """\
+  co2d publish co2unit-30aea42a50bc new-firmware/       flash/ and conf-patch/ in it; checked, then offered
+  co2d publish --all new-firmware/ --dry-run            check only
+  co2d publish 50bc --nickname varanger-04
+  co2d publish --all --sync-dest http://new-host:8080
+  co2d publish --site vj_re_sn_1 --set ou-comm-config.send_chunk_size=2048
+  co2d publish --list
+
+what the firmware reads (--set):
+""" + keys)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="UNIT... DIR", help="hardware ids, ends of them (4 letters or more) or nicknames; "
+        "then the directory with flash/ and conf-patch/")
+    add("--all", action="store_true", help="for every unit there is")
+    add("--site", help="for the unit that is deployed at this site")
+    add("--name", help="name of the update (default: update-DATEzTIME)")
+    add("--nickname", help="no DIR: give the unit this nickname")
+    add("--sync-dest", action="append", metavar="URL", help="no DIR: let the units report to this server (repeatable)")
+    add("--set", action="append", metavar="FILE.KEY=VALUE", help="no DIR: set a key of the configuration (repeatable)")
+    add("--force", action="store_true", help="publish keys and files, too, that no firmware reads")
+    add("--withdraw", metavar="NAME", help="no DIR: take an update back from units that have not fetched it")
+    add("--list", action="store_true", help="show what is published, what was fetched, and what is seen of it")
+    add("--dry-run", action="store_true", help="check only")
+    return parser
+
+
+def publish(argv: Sequence[str]) -> int:
+    """`co2d publish`; the exit status."""
+    arguments = publish_parser().parse_args(argv)
+    settings = settings_of(arguments)
+    now = time.time()
+    try:
+        if not os.path.isdir(settings.data_dir):
+            raise Unpublishable("there is no data directory %s" % settings.data_dir)
+        if arguments.list:
+            arguments.all |= not (arguments.names or arguments.site)
+            for line in update_report(settings, units_meant(settings, arguments, now)):
+                print(line)
+        elif arguments.withdraw:
+            become_owner(settings)
+            _withdraw(settings, units_meant(settings, arguments, now), arguments, now)
+        else:
+            _publish(settings, arguments, now)
+    except OSError as error:
+        print("co2d: not published: %s" % explain_refusal(error, daemon_user(settings).st_uid), file=sys.stderr)
+        return 1
+    except (Unpublishable, importer.Unusable) as error:
+        print("co2d: not published: %s" % error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _publish(settings: Settings, arguments: argparse.Namespace, now: float) -> None:
+    files = files_to_publish(arguments, settings)               # as who calls: DIR may be closed to others
+    units = units_meant(settings, arguments, now)
+    patch = parse_json(files.get(PATCHES + ID_FILE, b"{}").decode())
+    if "site_code" in patch and len(units) > 1:
+        raise Unpublishable("a nickname is for one unit, not for %d" % len(units))
+    _warn_of_silence(files)
+    history = read_history(settings)
+    used = {unit: used_names(settings, history, unit) for unit in units}
+    name = arguments.name or default_name(set().union(*used.values()), now)
+    for unit in units:                                          # all or nothing, as far as that can be known
+        check_name(name, unit, used[unit])
+    daemon = become_owner(settings)
+    for unit in units:
+        waiting = max(visible_updates(settings.data_dir, unit), default="")
+        if not arguments.dry_run:
+            install_update(settings, unit, name, files, daemon)
+        done = "would be published" if arguments.dry_run else "published"
+        print("%s: %s %s, %d files" % (unit, name, done, len(files)))
+        if waiting and (unit, waiting) not in history:
+            _warn("%s has not fetched %s yet, and now will not: a unit takes the last update only" % (unit, waiting))
+
+
+def _withdraw(settings: Settings, units: Sequence[str], arguments: argparse.Namespace, now: float) -> None:
+    name = arguments.withdraw
+    having = [unit for unit in units if name in visible_updates(settings.data_dir, unit)]
+    if not having:
+        raise Unpublishable("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
+    history = read_history(settings)
+    for unit in having:
+        if not arguments.dry_run:
+            with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER]) as updates:
+                os.rename(name, ".withdrawn-%s-%d" % (name, now), src_dir_fd=updates, dst_dir_fd=updates)
+                os.fsync(updates)
+        print("%s: %s %s" % (unit, name, "would be withdrawn" if arguments.dry_run else "withdrawn"))
+        if (unit, name) in history:
+            _warn("%s has fetched %s before" % (unit, name))
+        others = [other for other in visible_updates(settings.data_dir, unit) if other != name]
+        if others and (unit, others[-1]) not in history:
+            _warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted"
+                  % (unit, others[-1]))
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -1550,12 +2084,13 @@ class Server(socketserver.TCPServer):
 
         No client can hold that one up: a response that others send is so short that the socket's buffer takes it.
         """
-        wait = None
+        wait = sent = None
         try:
             response = stored or serve(self.station, connection, self.tls)
             wait = None if stored else response.after
             if not wait:
                 reply(self.station, connection, response)
+                sent = response.sent
         except (OSError, Gone) as error:
             if str(error) and not self.station.settings.quiet:
                 log.info("%s went away in its %s: %s", connection.peer, connection.phase, error)
@@ -1568,6 +2103,8 @@ class Server(socketserver.TCPServer):
             with self._lock:
                 self._open.pop(connection, None)
             connection.close()
+            if sent:
+                sent()
 
     def drop_slowest(self, most: int) -> None:
         """End the connections that have been in their phase the longest beyond our patience."""
@@ -1827,7 +2364,7 @@ class Daemon:
         self.importing.start()
         self.watching.start()
         settings = self.station.settings
-        log.info("co2d %s listens on %s, data in %s", importer.__version__, _host_port(settings.listen, self.server.port),
+        log.info("co2d %s listens on %s, data in %s", __version__, _host_port(settings.listen, self.server.port),
                  settings.data_dir)
         notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
         while self._tick():
@@ -1905,7 +2442,7 @@ class Daemon:
         self.importing.stop()
         self.watching.stop()
         self.station.pings.close()
-        self.station.fetches.close()
+        self.station.fetches.log.close()
         log.info("stopped")
         return 0
 
@@ -1919,7 +2456,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")
     parser.add_argument("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
                         help="print a systemd unit for this installation and exit (default: service)")
-    parser.add_argument("--version", action="version", version="co2d " + importer.__version__)
+    parser.add_argument("--version", action="version", version="co2d " + __version__)
     for name, setting in SETTINGS.items():
         default = importer.format_value(getattr(Settings(), name), example=True).replace("%", "%%")
         parser.add_argument("--" + name.replace("_", "-"), metavar=setting.parse.__name__[len("parse_"):].upper(),
@@ -1927,14 +2464,6 @@ def make_parser() -> argparse.ArgumentParser:
     for name in importer.GONE:
         parser.add_argument("--" + name.replace("_", "-"), help=argparse.SUPPRESS)
     return parser
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The settings in force; what is to be told about them is told."""
-    settings = importer.load_settings(arguments.config, vars(arguments))
-    for line in settings.warnings:
-        log.warning("%s", line)
-    return settings
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -630,19 +630,45 @@ def _write_new(directory: int, name: str, blocks: Iterator[bytes], sync: Sync) -
     os.fsync(directory)
 
 
-def publish_tree(directory: int, name: str, files: Dict[str, bytes]) -> None:
-    """Create a directory with files (relative path -> bytes) that appears complete and durable, or not at all."""
+def publish_tree(directory: int, name: str, files: Dict[str, bytes], check: Callable[[int], None]) -> None:
+    """Create a directory with files (relative path -> bytes) that appears complete and durable, or not at all.
+
+    `check` gets it as an open directory before it appears, and may raise OSError.
+    """
     hidden = ".%s.%d" % (name, os.getpid())
     os.mkdir(hidden, dir_fd=directory)
-    for path, content in files.items():
-        *parents, last = path.split("/")
-        with contextlib.ExitStack() as opened:
-            below = directory
-            for part in [hidden, *parents]:
-                below = opened.enter_context(open_beneath(below, part, create=True))
-            _write_new(below, last, iter([content]), fdatasync)
-    os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
+    try:
+        for path, content in files.items():
+            _write_below(directory, [hidden, *path.split("/")], content)
+        with open_beneath(directory, hidden) as staged:
+            check(staged)
+        os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            remove_tree(directory, hidden)
+        raise
     os.fsync(directory)
+
+
+def _write_below(directory: int, path: List[str], content: bytes) -> None:
+    """Create a file below an open directory, and the directories on the way to it."""
+    first, *rest = path
+    if rest:
+        with open_beneath(directory, first, create=True) as below:
+            _write_below(below, rest, content)
+    else:
+        _write_new(directory, first, iter([content]), fdatasync)
+
+
+def remove_tree(directory: int, name: str) -> None:
+    """Remove a directory in an open directory, with all that is in it."""
+    with open_beneath(directory, name) as below:
+        for entry in os.listdir(below):
+            if stat.S_ISDIR(os.stat(entry, dir_fd=below, follow_symlinks=False).st_mode):
+                remove_tree(below, entry)
+            else:
+                os.unlink(entry, dir_fd=below)
+    os.rmdir(name, dir_fd=directory)
 
 
 def _load_memory(directory: int) -> Memory:

@@ -742,7 +742,7 @@ def test_a_failing_sync_is_logged_for_each_ping_that_waits_and_all_are_answered(
 
 def test_a_file_of_an_update_does_not_wait_until_it_is_noted_that_it_was_taken(server):
     one, go_on, noted = server(), threading.Event(), threading.Event()
-    one.station.fetches._sync = lambda fd: (go_on.wait(10), noted.set())
+    one.station.fetches.log._sync = lambda fd: (go_on.wait(10), noted.set())
     make_update(one.station, "update-1", {"flash/main.py": b"new"})
     assert talk(one, b"GET /ou/co2unit-1/updates/update-1/flash/main.py HTTP/1.0\r\n\r\n").endswith(b"\r\n\r\nnew")
     assert not noted.is_set()                                   # who notes it may be kept noting what others take

@@ -1,65 +1,205 @@
-"""`co2d.py publish`: what may reach a unit, and how a unit over HTTP takes it."""
+"""`co2d publish`: what may reach a unit, how a unit over HTTP takes it, and what is seen of it."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
 import threading
 
 import pytest
 
 import co2d
 import fipy
+import seqfile
 
 UNIT = "co2unit-30aea42a50bc"
 
 
+class Place:
+    """A station with one known unit, a server that starts when it is needed, and a directory `new` with an update."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        settings = co2d.Settings(data_dir=str(directory / "data"), var_dir=str(directory / "var"), port=0,
+                                 db=str(directory / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
+        self.station = co2d.Station(settings)
+        os.makedirs(os.path.join(settings.data_dir, UNIT))
+        (directory / "new" / "flash" / "lib").mkdir(parents=True)
+        (directory / "new" / "flash" / "lib" / "x.py").write_text("x = 1\n")
+        (directory / "new" / "flash" / "main.py").write_text("print()\n")
+
+    @functools.cached_property
+    def server(self):
+        server = co2d.Server(self.station)
+        server.start()
+        return server
+
+
 @pytest.fixture
 def place(tmp_path):
-    """A station with one known unit, a server, and a directory with an update."""
-    settings = co2d.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"), port=0,
-                                   db=str(tmp_path / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
-    station = co2d.Station(settings)
-    os.makedirs(os.path.join(settings.data_dir, UNIT))
-    (tmp_path / "new" / "flash" / "lib").mkdir(parents=True)
-    (tmp_path / "new" / "flash" / "lib" / "x.py").write_text("x = 1\n")
-    (tmp_path / "new" / "flash" / "main.py").write_text("print()\n")
-    server = co2d.Server(station)
-    server.start()
-    yield station, server, tmp_path
-    server.stop()
+    place = Place(tmp_path)
+    yield place
+    if "server" in vars(place):
+        place.server.stop()
 
 
 def publish(place, *arguments):
-    station, _, tmp_path = place
+    station = place.station
     return co2d.publish([*map(str, arguments), "--data-dir", station.settings.data_dir, "--var-dir", station.settings.var_dir])
 
 
 def unit_of(place, **options):
-    return fipy.Unit(UNIT, str(place[2] / "card"), ["http://127.0.0.1:%d" % place[1].port], **options)
+    return fipy.Unit(UNIT, str(place.directory / "card"), ["http://127.0.0.1:%d" % place.server.port], **options)
 
 
 def report(place):
-    return list(co2d.update_report(place[0], [UNIT]))
+    return list(co2d.update_report(place.station.settings, [UNIT]))
+
+
+def say(place, path, method="GET", now=0.0):
+    """What a request is answered, as if its last byte was handed over."""
+    request = co2d.parse_head(b"%s /ou/%s/%s HTTP/1.0\r\n\r\n" % (method.encode(), UNIT.encode(), path.encode()))
+    response = co2d.respond(place.station, request._replace(now=now))
+    if response.sent:
+        response.sent()
+    return response
+
+
+def ping(place, when, nickname, server=""):
+    """A row of a ping file."""
+    folder = os.path.join(place.station.settings.data_dir, server, "var", "pings") if server else place.station.var("pings")
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "pings-0000.tsv"), "a", encoding="utf-8") as file:
+        file.write("\t".join([when, UNIT, nickname, "None", "None"]) + "\n")
+
+
+# -- taking an update -------------------------------------------------------------------------------------------------
 
 
 def test_a_published_update_is_taken_once_and_the_report_says_so(place, capsys):
-    assert publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a") == 0
+    station, server, tmp_path = place.station, place.server, place.directory
+    assert publish(place, UNIT, tmp_path / "new", "--name", "update-2026-11-22a") == 0
     assert capsys.readouterr().out == UNIT + ": update-2026-11-22a published, 2 files\n"
     assert report(place)[0].endswith("\tnot fetched")
     unit = unit_of(place)
     assert unit.sync().error is None
     assert unit.flash == {"main.py": b"print()\n", "lib/x.py": b"x = 1\n"}
-    assert "\tcomplete " in report(place)[0] and "\tcame back " in report(place)[0]
     assert [request for request in unit.sync().requests if "update-2026" in request.target] == []
+    server.stop()                                               # what was handed over is noted after the connection's end
+    assert "\tcomplete " in report(place)[0] and "\tcalled again " in report(place)[0]
+    rows = [row[2:] for row in co2d.read_rows(station.var("fetches"), seqfile.FETCHES, 4)]
+    assert rows[0] == ["update-2026-11-22a", "(started)"]
+    assert sorted(row[1] for row in rows[1:]) == ["(complete)", "flash/lib/x.py", "flash/main.py"]
+
+
+def test_a_file_that_was_asked_for_but_not_handed_over_does_not_count(place):
+    publish(place, UNIT, place.directory / "new", "--name", "update-1")
+    request = co2d.parse_head(b"GET /ou/%s/updates/update-1/flash/main.py HTTP/1.0\r\n\r\n" % UNIT.encode())
+    response = co2d.respond(place.station, request)
+    assert response.body == b"print()\n" and report(place)[0].endswith("\tnot fetched")
+    say(place, "updates/update-1/flash/lib/x.py", method="HEAD")
+    assert report(place)[0].endswith("\tnot fetched")
+    response.sent()
+    assert report(place)[0].endswith("\t1 of 2 files in 0 nights")
+
+
+def test_after_three_nights_in_vain_an_update_is_no_longer_listed_and_the_data_come_first(place, caplog):
+    for name in ("update-1", "update-2"):
+        publish(place, UNIT, place.directory / "new", "--name", name)
+    day = 86400.0
+    for night in range(3):
+        assert say(place, "updates", now=night * day).body == b'["update-1","update-2"]\n'
+        for again in (0, 60):                                   # two tries in a night are one night
+            assert say(place, "updates/update-2?recursive=True", now=night * day + again).status == 200
+        assert say(place, "updates/update-2/flash/main.py", now=night * day).status == 200
+    assert report(place)[1].endswith("\t1 of 2 files in 3 nights")
+    restarted = co2d.Station(place.station.settings)
+    for station in (place.station, restarted):
+        place.station = station
+        assert say(place, "updates", now=2 * day + 90).status == 200
+        assert [say(place, "updates", now=night * day).status for night in (3, 4)] == [404, 404]
+    assert report(place)[1].endswith("\t1 of 2 files in 3 nights, given up: publish it in smaller parts")
+    assert {record.getMessage() for record in caplog.records} == {
+        "updates/update-2 of %s is not listed any more: it took 3 nights in vain" % UNIT}
+    publish(place, UNIT, place.directory / "new", "--name", "update-3")
+    assert say(place, "updates", now=4 * day).body == b'["update-1","update-2","update-3"]\n'
+
+
+def test_a_unit_that_asks_again_does_not_have_what_was_handed_over_to_the_kernel(place):
+    publish(place, UNIT, place.directory / "new", "--name", "update-1")
+    for night, status in enumerate([200, 200, 200, 200, 404]):
+        now = night * 86400
+        assert say(place, "updates", now=now).status == status
+        if status == 200:
+            say(place, "updates/update-1?recursive=True", now=now)
+            assert not night or report(place)[0].endswith("\t2 of 2 files in %d nights" % (night + 1))
+            say(place, "updates/update-1/flash/lib/x.py", now=now + 1)
+            say(place, "updates/update-1/flash/main.py", now=now + 2)
+            assert "\tcomplete " in report(place)[0]
+
+
+def test_an_update_that_came_over_in_the_third_night_stays_listed(place, caplog):
+    publish(place, UNIT, place.directory / "new", "--name", "update-1")
+    for night in range(3):
+        say(place, "updates/update-1?recursive=True", now=night * 86400)
+        say(place, "updates/update-1/flash/" + ("lib/x.py" if night == 0 else "main.py"), now=night * 86400)
+    assert say(place, "updates", now=10 * 86400).status == 200 and caplog.records == []
+
+
+def test_an_update_that_the_daemon_cannot_offer_is_in_the_list_with_the_reason(place):
+    folder = os.path.join(place.station.settings.data_dir, UNIT, "updates", "update-1", "flash")
+    os.makedirs(folder)
+    assert report(place) == [UNIT + "\tupdate-1\tnot listed for the unit: flash/ is empty"]
+
+
+# -- what is seen of an update ----------------------------------------------------------------------------------------
 
 
 def test_a_nickname_and_a_server_are_changed_by_a_patch(place):
-    other = "http://127.0.0.1:%d/secret" % place[1].port
+    other = "http://127.0.0.1:%d/secret" % place.server.port
     assert publish(place, UNIT, "--nickname", "varanger-04", "--sync-dest", other) == 0
     unit = unit_of(place, nickname="varanger-03")
     unit.sync()
     assert (unit.nickname, unit.urls) == ("varanger-04", [other])
+
+
+@pytest.mark.parametrize("calls, seen", [
+    ([], "has not called since"),
+    ([("2026-11-22T03:00:00.000000", "old")], "has not called since"),      # before it had the update
+    ([("2026-11-22T03:20:00.000000", "old")], "still calls itself old"),    # twice, as after a power-on, proves nothing
+    ([("2026-11-22T03:20:00.000000", "old"), ("2026-11-22T03:21:00.000000", "new"), ("2026-11-23T03:15:00.000000", "new")],
+     "calls itself new since 2026-11-22T03:21:00"),
+    ([("2026-11-22T03:20:00.000000", "new"), ("2026-11-23T03:15:00.000000", "old")], "still calls itself old"),
+    ([("2026-11-22T03:20:00.000000", "new", "server-b")], "calls itself new since 2026-11-22T03:20:00"),
+])
+def test_a_nickname_has_taken_effect_when_the_unit_calls_itself_by_it(place, calls, seen):
+    assert publish(place, UNIT, "--nickname", "new", "--name", "update-1") == 0
+    say(place, "updates/update-1/conf-patch/ou-id.json", now=1_795_317_300)     # 2026-11-22T03:15:00
+    for call in calls:
+        ping(place, *call)
+    assert report(place)[0].split("\t")[3:] == ["complete 2026-11-22T03:15:00", seen]
+
+
+@pytest.mark.parametrize("calls, seen", [
+    ([], "went to http://127.0.0.1:9"),
+    ([("2026-11-22T03:20:00.000000", "n")], "calls here again since 2026-11-22T03:20:00"),
+    ([("2026-11-22T03:20:00.000000", "n", "server-b")], "calls at server-b since 2026-11-22T03:20:00"),
+])
+def test_silence_here_is_what_is_expected_of_a_unit_that_was_sent_elsewhere(place, calls, seen):
+    assert publish(place, UNIT, "--sync-dest", "http://127.0.0.1:9", "--name", "update-1") == 0
+    say(place, "updates/update-1/conf-patch/ou-comm-config.json", now=1_795_317_300)
+    for call in calls:
+        ping(place, *call)
+    assert report(place)[0].split("\t")[3:] == ["complete 2026-11-22T03:15:00", seen]
+
+
+# -- what must not reach a unit ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("files, complaint", [
@@ -69,15 +209,25 @@ def test_a_nickname_and_a_server_are_changed_by_a_patch(place):
     ({"conf-patch/a.json": "{"}, "conf-patch/a.json: no JSON"),
     ({"conf-patch/a.json": "[1]"}, "a patch is a .json file with one object"),
     ({"conf-patch/a.txt": "{}"}, "a patch is a .json file with one object"),
-    ({"conf-patch/a.json": '{"sync_dest": "lab.example.org"}'}, "is not a URL that a unit could reach"),
-    ({"conf-patch/a.json": '{"sync_dest": []}'}, "would never report again"),
+    ({"conf-patch/a.json": "{}"}, "conf-patch/a.json: no firmware reads this file; --force publishes it all the same"),
+    ({"conf-patch/ou-id.json": '{"nickname": "x"}'}, "no firmware uses the key nickname, only site_code, hw_id; --force"),
+    ({"conf-patch/ou-comm-config.json": '{"ntp_max_drift_secs": 4}'}, "no firmware uses the key ntp_max_drift_secs, only"),
+    ({"conf-patch/OU-ID.json": '{"hw_id": "co2unit-1"}'}, "hw_id: this replaces the id of the hardware"),
+    ({"conf-patch/ou-comm-config.json": '{"sync_dest": "lab.example.org"}'}, "is not a URL that a unit could reach"),
+    ({"conf-patch/ou-comm-config.json": '{"sync_dest": []}'}, "would never report again"),
+    ({"conf-patch/ou-comm-config.json": '{"sync_dest": null}'}, "would never report again"),
+    ({"conf-patch/ou-comm-config.json": '{"send_chunk_size": NaN}'}, "no JSON: NaN is no number that a unit could read"),
     ({"conf-patch/a.json": "[" * 100000}, "conf-patch/a.json: no JSON"),
+    ({"conf-patch/more/ou-id.json": "{}"}, "with a directory in conf-patch/ a unit cannot install the update"),
+    ({"flash/x.py": "", "flash/X.py": ""}, "flash/X.py and flash/x.py are the same file on a card (FAT)"),
+    ({"flash/x.py": "", "flash/lib": "", "flash/x.py.": ""}, "flash/x.py and flash/x.py. are the same file on a card (FAT)"),
+    ({"flash/frozen.bin": "x" * 300_001}, "flash/frozen.bin has 300001 bytes: a file of more than 300000 is not through"),
     ({"flash/.hidden": "x"}, "units cannot ask for"),
     ({"flash/my file.py": "x"}, "units cannot ask for"),
     ({"flash/big.bin": "x" * (1 << 20) + "x"}, "a unit can take"),
 ])
 def test_what_must_not_reach_a_unit_is_refused(place, capsys, files, complaint):
-    directory = place[2] / "bad"
+    directory = place.directory / "bad"
     directory.mkdir()
     for name, content in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -88,89 +238,104 @@ def test_what_must_not_reach_a_unit_is_refused(place, capsys, files, complaint):
 
 
 @pytest.mark.parametrize("arguments, complaint", [
-    ([], "which directory"), (["co2unit-ffff", "DIR"], "no such unit: co2unit-ffff"), (["DIR"], "for which units"),
+    ([], "which directory"), (["co2unit-ffff", "DIR"], "no unit is called 'co2unit-ffff'; the nearest names are co2unit-30ae"),
+    (["DIR"], "for which units"), ([UNIT, "--set", "x"], "write FILE.KEY=VALUE"), ([UNIT, "--set", "ou-id=4"], "write FILE.KEY=VALUE"),
     ([UNIT, "DIR", "--name", "2026"], "must start with update-"), ([UNIT, "DIR", "--name", "update-../x"], "must start with update-"),
     ([UNIT, "--sync-dest", "ftp://x"], "is not a URL"), ([UNIT, "nowhere"], "nowhere"),
     ([UNIT, "--nickname", "a&b"], "units send their nickname as it is"), ([UNIT, "--nickname", "50%20"], "units send their nickname"),
     ([UNIT, "--withdraw", "update-1"], "update-1"), (["DIR", "--site", "x"], "no database yet"),
 ])
 def test_wrong_arguments_are_named_and_publish_nothing(place, capsys, arguments, complaint):
-    assert publish(place, *[str(place[2] / "new") if word == "DIR" else word for word in arguments]) == 1
+    assert publish(place, *[str(place.directory / "new") if word == "DIR" else word for word in arguments]) == 1
     assert complaint in capsys.readouterr().err
     assert report(place) == []
 
 
 def test_a_data_directory_that_is_not_there_is_named_and_not_made(tmp_path, capsys):
-    assert co2d.publish(["--all", "--sync-dest", "http://x", "--data-dir", str(tmp_path / "d"), "--var-dir", str(tmp_path / "v")]) == 1
+    assert co2d.publish(["--all", "--nickname", "x", "--data-dir", str(tmp_path / "d"), "--var-dir", str(tmp_path / "v")]) == 1
     assert capsys.readouterr().err == "co2d: not published: there is no data directory %s\n" % (tmp_path / "d")
     assert os.listdir(str(tmp_path)) == []
 
 
 def test_when_a_unit_in_the_middle_fails_what_is_published_is_told_apart(place, capsys, monkeypatch):
-    def fail(directory, name, files, publish_tree=co2d.seqfile.publish_tree, done=[]):
+    def fail(directory, name, files, check, publish_tree=seqfile.publish_tree, done=[]):
         done.append(name)
         if len(done) == 2:
             raise OSError(28, "No space left on device")
-        publish_tree(directory, name, files)
+        publish_tree(directory, name, files, check)
 
-    os.makedirs(os.path.join(place[0].settings.data_dir, UNIT + "2"))
-    monkeypatch.setattr(co2d.seqfile, "publish_tree", fail)
-    assert publish(place, "--all", place[2] / "new", "--name", "update-1") == 1
+    os.makedirs(os.path.join(place.station.settings.data_dir, UNIT + "2"))
+    monkeypatch.setattr(seqfile, "publish_tree", fail)
+    assert publish(place, "--all", place.directory / "new", "--name", "update-1") == 1
     out, err = capsys.readouterr()
     assert out == UNIT + ": update-1 published, 2 files\n"
     assert err == "co2d: not published: %s2: [Errno 28] No space left on device\n" % UNIT
 
 
 def test_a_name_must_sort_after_the_latest(place, capsys):
-    assert publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22b") == 0
-    assert publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a") == 1
+    assert publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22b") == 0
+    assert publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22a") == 1
     assert "must start with update- and sort after update-2026-11-22b" in capsys.readouterr().err
 
 
-def test_names_follow_the_date_and_the_letter():
-    assert co2d.next_update_name([], 1_795_305_600) == "update-2026-11-22a"
-    assert co2d.next_update_name(["update-2026-11-22a"], 1_795_305_600) == "update-2026-11-22b"
-    with pytest.raises(co2d.Unpublishable):
-        co2d.next_update_name(["update-2027"], 1_795_305_600)
+def test_the_name_is_the_second_and_sorts_behind_the_letters_and_all_names_in_use():
+    assert co2d.default_name(set(), 1_795_305_600) == "update-2026-11-22z000000"
+    assert co2d.default_name({"update-2026-11-22a", "update-2026-11-21z235959"}, 1_795_305_600) == "update-2026-11-22z000000"
+    assert co2d.default_name({"update-2026-11-22z000000"}, 1_795_305_600) == "update-2026-11-22z000001"
+    with pytest.raises(co2d.Unpublishable, match="does not sort after update-2027: give one that does with --name"):
+        co2d.default_name({"update-2027"}, 1_795_305_600)
+
+
+def test_a_name_that_another_server_has_offered_is_used_as_well(place, capsys):
+    folder = os.path.join(place.station.settings.data_dir, "server-b", "var", "fetches")
+    os.makedirs(folder)
+    with open(os.path.join(folder, "fetches-0000.tsv"), "w") as file:
+        file.write("2026-11-22T03:15:00.000000\t%s\tupdate-b\tflash/main.py\n" % UNIT)
+    assert publish(place, UNIT, place.directory / "new", "--name", "update-b") == 1
+    assert publish(place, UNIT, place.directory / "new", "--name", "update-c") == 0
+    assert "must start with update- and sort after update-b" in capsys.readouterr().err
 
 
 def test_an_update_that_was_not_fetched_is_warned_about_when_another_supersedes_it(place, capsys):
-    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a")
-    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22b")
+    publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22a")
+    publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22b")
     assert "has not fetched update-2026-11-22a yet" in capsys.readouterr().err
     unit_of(place).sync()
-    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22c")
+    place.server.stop()
+    publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22c")
     assert capsys.readouterr().err == ""
 
 
 def test_a_withdrawn_update_is_not_listed_any_more(place):
-    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a")
+    publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22a")
     assert publish(place, UNIT, "--withdraw", "update-2026-11-22a") == 0
     unit = unit_of(place)
     assert unit.sync().error is None and unit.flash == {}
+    assert publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22a") == 1
 
 
 def test_a_name_that_a_unit_took_is_not_used_again_after_a_withdrawal(place, capsys):
-    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22b")
+    publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22b")
     unit_of(place).sync()
+    place.server.stop()
     assert publish(place, UNIT, "--withdraw", "update-2026-11-22b") == 0
     assert "%s has fetched update-2026-11-22b before" % UNIT in capsys.readouterr().err
     for name in "ab":
-        assert publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22" + name) == 1
+        assert publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22" + name) == 1
     assert "must start with update- and sort after update-2026-11-22b" in capsys.readouterr().err
 
 
 def test_a_withdrawal_warns_of_the_older_update_that_comes_to_light(place, capsys):
     for name in "ab":
-        publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22" + name)
+        publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22" + name)
     capsys.readouterr()
     assert publish(place, UNIT, "--withdraw", "update-2026-11-22b") == 0
     assert "has not fetched update-2026-11-22a, and will take that now" in capsys.readouterr().err
 
 
 def test_a_withdrawal_is_for_the_units_that_have_the_update_and_can_be_tried(place, capsys):
-    os.makedirs(os.path.join(place[0].settings.data_dir, "co2unit-other"))
-    publish(place, UNIT, place[2] / "new", "--name", "update-2026-11-22a")
+    os.makedirs(os.path.join(place.station.settings.data_dir, "co2unit-other"))
+    publish(place, UNIT, place.directory / "new", "--name", "update-2026-11-22a")
     capsys.readouterr()
     for arguments, said in ((["--dry-run"], "would be withdrawn"), ([], "withdrawn")):
         assert len(report(place)) == 1
@@ -181,13 +346,13 @@ def test_a_withdrawal_is_for_the_units_that_have_the_update_and_can_be_tried(pla
 
 
 def test_a_dry_run_changes_nothing(place, capsys):
-    assert publish(place, UNIT, place[2] / "new", "--dry-run") == 0
+    assert publish(place, UNIT, place.directory / "new", "--dry-run") == 0
     assert "would be published" in capsys.readouterr().out
-    assert not os.path.exists(os.path.join(place[0].settings.data_dir, UNIT, "updates"))
+    assert not os.path.exists(os.path.join(place.station.settings.data_dir, UNIT, "updates"))
 
 
 def test_no_unit_ever_sees_a_half_of_an_update(place):
-    station, _, tmp_path = place
+    station, tmp_path = place.station, place.directory
     for n in range(60):
         (tmp_path / "new" / "flash" / ("f%02d.py" % n)).write_text("x = %d\n" % n)
     seen, stop = set(), threading.Event()
@@ -217,8 +382,176 @@ def test_a_url_that_would_cut_units_off_is_refused(place, url, capsys):
 def test_what_is_published_lies_in_the_files_and_keys_that_the_firmware_reads(place, url):
     assert publish(place, UNIT, "--sync-dest", url, "--nickname", "varanger-04", "--name", "update-a") == 0
     written = {}
-    folder = os.path.join(place[0].settings.data_dir, UNIT, "updates", "update-a", "conf-patch")
+    folder = os.path.join(place.station.settings.data_dir, UNIT, "updates", "update-a", "conf-patch")
     for name in os.listdir(folder):
         with open(os.path.join(folder, name), encoding="utf-8") as file:
             written[name] = json.load(file)
     assert written == {"ou-id.json": {"site_code": "varanger-04"}, "ou-comm-config.json": {"sync_dest": [url]}}
+
+
+@pytest.mark.parametrize("assignment, written", [
+    ("ou-comm-config.send_chunk_size=2048", {"send_chunk_size": 2048}),
+    ("ou-comm-config.json.total_connect_secs_max=600", {"total_connect_secs_max": 600}),
+    ("ou-comm-config.ntp_host=ntp.uio.no", {"ntp_host": "ntp.uio.no"}), ("ou-comm-config.ntp_host=null", {"ntp_host": None}),
+    ('ou-comm-config.sync_dirs=[["data/readings","push_sequential"],["updates","pull_last_dir"]]',
+     {"sync_dirs": [["data/readings", "push_sequential"], ["updates", "pull_last_dir"]]}),
+    ("ou-id.site_code=vads\u00f8 4", {"site_code": "vads\u00f8 4"}),
+    ('schedule.tasks=[[6,"minutes",30,0],[7,"daily_random",3,2,25]]', {"tasks": [[6, "minutes", 30, 0], [7, "daily_random", 3, 2, 25]]}),
+])
+def test_a_key_of_the_configuration_is_set(place, assignment, written):
+    assert publish(place, UNIT, "--set", assignment, "--name", "update-a") == 0
+    file = assignment.split(".")[0] + ".json"
+    body = say(place, "updates/update-a/conf-patch/" + file).body
+    assert json.loads(body.decode("utf-8")) == written
+
+
+@pytest.mark.parametrize("assignment, complaint", [
+    ("ou-comm-config.send_chunk_size=0", "a whole number from 256 (less is too slow for a night) to 65536 (max_body) is needed"),
+    ("ou-comm-config.send_chunk_size=65537", "to 65536 (max_body) is needed"),
+    ("ou-comm-config.send_chunk_size=4096.0", "a whole number"), ("ou-comm-config.send_chunk_size=true", "a whole number"),
+    ("ou-comm-config.send_chunk_size=many", "a whole number"), ("ou-comm-config.send_chunk_size=NaN", "NaN is no number"),
+    ("ou-comm-config.total_connect_secs_max=null", "seconds from 60"), ("ou-comm-config.total_connect_secs_max=5", "seconds from 60"),
+    ("ou-comm-config.total_connect_secs_max=1e999", "Infinity is no number"),
+    ("ou-comm-config.connect_backoff_max=null", "a whole number from 1 to 30"), ("ou-comm-config.ntp_host=4", "a host name is needed"),
+    ("ou-comm-config.sync_dest=", "with no server at all"), ("ou-comm-config.sync_dest=null", "with no server at all"),
+    ("ou-comm-config.sync_dest=[4]", "4 is not a URL"), ("ou-comm-config.sync_dest={}", "{} is not a URL"),
+    ("ou-comm-config.sync_dirs=[]", "without 'updates' no updates would come through, and no update could mend it"),
+    ('ou-comm-config.sync_dirs=[["data/readings","push_sequential"]]', "without 'updates' no updates"),
+    ('ou-comm-config.sync_dirs=[["updates","pull_last_dir"]]', "without 'data/readings' no readings"),
+    ('ou-comm-config.sync_dirs=[["updates","pull_all"]]', "the way of updates is pull_last_dir"),
+    ('ou-comm-config.sync_dirs=[["updates"]]', "['updates'] is not a pair"), ("ou-comm-config.sync_dirs=4", "a list is needed"),
+    ('ou-comm-config.sync_dirs=[["logs","push_sequential"]]', "this server takes uploads below data and errors only"),
+    ('ou-comm-config.sync_dirs=[["data/../x","push_sequential"]]', "this server takes uploads below data and errors only"),
+    ("ou-id.site_code=4", "so it is a text"), ("ou-id.site_code=None", "so it is a text"), ("ou-id.site_code=", "so it is a text"),
+    ("ou-id.hw_id=co2unit-1", "the readings of two units would be mixed"),
+    ("ou-id.nickname=x", "no firmware uses the key nickname"), ("sync-dest.sync_dest=x", "no firmware reads this file"),
+    ("schedule.tasks=[]", "old firmware falls silent without task 6 (measure) and task 7 (communicate)"),
+    ('schedule.tasks=[[6,"minutes",30,0]]', "old firmware falls silent"),
+    ('schedule.tasks=[[6,"hourly",30],[7,"daily",3,15]]', "old firmware knows only minutes, daily, minutes_random, daily_random"),
+    ('schedule.tasks=[[6,"minutes",30,0],[7,"daily",3]]', "[7, 'daily', 3]: daily takes numbers within ((0, 23), (0, 59))"),
+    ('schedule.tasks=[[6,"minutes",0,0],[7,"daily",3,15]]', "minutes takes numbers within ((1, 60), (0, 59))"),
+    ('schedule.tasks=[[6,"minutes",30,0],[7,"daily_random",3,15,15]]', "from must be less than to"),
+    ('schedule.tasks=[[2,"minutes",30,0]]', "a task is 6 (measure) or 7 (communicate)"),
+    ('schedule.tasks=[[6]]', "[6] is not a task"),
+])
+def test_a_value_that_would_harm_a_unit_is_refused_with_the_reason(place, capsys, assignment, complaint):
+    assert publish(place, UNIT, "--set", assignment) == 1
+    assert complaint in capsys.readouterr().err
+    assert report(place) == []
+
+
+def test_force_publishes_what_no_firmware_reads_and_warns_but_never_what_harms(place, capsys):
+    assert publish(place, UNIT, "--set", "ou-id.colour=red", "--set", "other.x=1", "--force") == 0
+    assert capsys.readouterr().err == (
+        "co2d: warning: conf-patch/ou-id.json: no firmware uses the key colour, only site_code, hw_id\n"
+        "co2d: warning: conf-patch/other.json: no firmware reads this file\n")
+    assert publish(place, UNIT, "--set", "ou-id.hw_id=x", "--force") == 1
+
+
+def test_a_module_that_an_old_one_on_the_unit_would_hide_is_warned_about(place, capsys):
+    (place.directory / "new" / "flash" / "main.mpy").write_text("")
+    assert publish(place, UNIT, place.directory / "new") == 0
+    assert capsys.readouterr().err == "co2d: warning: flash/main.mpy: a unit would go on using the .py beside it\n"
+
+
+# -- units ------------------------------------------------------------------------------------------------------------
+
+OTHER = "co2unit-30aea4ffffff"
+
+
+@pytest.mark.parametrize("units, reached", [
+    ([OTHER], [OTHER]), (["--all"], [UNIT, OTHER]), (["ffff"], [OTHER]), (["lab desk"], [OTHER])])
+def test_a_unit_that_has_only_pinged_is_a_unit(place, capsys, units, reached):
+    with open(place.station.var("pings", "pings-0000.tsv"), "w") as file:
+        file.write("2026-11-22T03:15:00.000000\t%s\tlab desk\tNone\tNone\n" % OTHER)
+        file.write("2026-11-22T03:15:00.000000\t../x\tlab desk\tNone\tNone\n")
+    assert publish(place, *units, place.directory / "new", "--name", "update-1") == 0
+    assert capsys.readouterr().out == "".join("%s: update-1 published, 2 files\n" % unit for unit in reached)
+
+
+def test_a_site_that_there_is_not_is_told_from_one_where_no_unit_stands(place, capsys):
+    folder = os.path.join(place.station.settings.data_dir, "manual")
+    os.makedirs(folder)
+    with open(os.path.join(folder, "deploy_durations_tiered.tsv"), "w") as file:
+        file.write("unit_id\tnickname\tsite\ttier\tstatus\tstart_ts\tend_ts\tnote\n")
+        file.write("%s\tn\tvj_re_sn_1\t30\tdeployed\t2019-08-01\t\t\n" % UNIT)
+        file.write("%s\tn\tlab\t30\tdeployed\t2018-08-01\t2019-08-01\t\n" % UNIT)
+    co2d.importer.import_new(place.station.archive)
+    for site, status, said in (("vj_re_sn_9", 1, "no site is called 'vj_re_sn_9'; the nearest names are vj_re_sn_1"),
+                               ("lab", 1, "no unit stands at lab today"), ("vj_re_sn_1", 0, "")):
+        assert publish(place, "--site", site, place.directory / "new") == status
+        assert said in capsys.readouterr().err
+
+
+# -- who publishes ----------------------------------------------------------------------------------------------------
+
+PYTHON = shutil.which("python3", path="/usr/bin")              # one that other users can run
+needs_root = pytest.mark.skipif(os.geteuid() != 0 or not PYTHON or not shutil.which("runuser"),
+                                reason="needs root, runuser and a Python for all users")
+
+
+def publish_as(place, user, umask, *arguments):
+    """Publish as another Unix user."""
+    scripts = place.directory / "scripts"
+    for name in ("co2d.py", "importer.py", "seqfile.py"):
+        scripts.mkdir(exist_ok=True)
+        shutil.copy(os.path.join(os.path.dirname(co2d.__file__), name), str(scripts))
+    settings = place.station.settings
+    command = ["runuser", "-u", user, "--", "sh", "-c", 'umask %o; exec "$@"' % umask, "-", PYTHON, "-B", str(scripts / "co2d.py"),
+               "publish", *arguments, "--data-dir", settings.data_dir, "--var-dir", settings.var_dir]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, cwd="/")
+
+
+@pytest.fixture
+def station_of_nobody(place):
+    """The station belongs to the user nobody, its group is nogroup; nobody else may enter."""
+    nobody = pwd.getpwnam("nobody")
+    for folder in (place.station.settings.data_dir, place.station.settings.var_dir):
+        for where, folders, files in os.walk(folder):
+            for path in [where, *(os.path.join(where, name) for name in files)]:
+                os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        os.chmod(folder, 0o750)
+    for folder in (place.directory, place.directory.parent, place.directory.parent.parent):
+        folder.chmod(0o755)
+    return place, nobody
+
+
+def tree(place):
+    """(path, owner, mode) of all that is published."""
+    found = []
+    for where, folders, files in os.walk(place.station.settings.data_dir):
+        for name in folders + files:
+            status = os.stat(os.path.join(where, name))
+            found.append((os.path.relpath(os.path.join(where, name), place.station.settings.data_dir), status.st_uid, stat.S_IMODE(status.st_mode)))
+    return sorted(found)
+
+
+@needs_root
+def test_what_root_publishes_with_any_umask_belongs_to_the_daemon_s_user(station_of_nobody):
+    place, nobody = station_of_nobody
+    (place.directory / "new").chmod(0o700)                             # root's own
+    done = publish_as(place, "root", 0o077, UNIT, str(place.directory / "new"), "--name", "update-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {entry[1] for entry in tree(place)} == {nobody.pw_uid}
+    modes = {path: mode for path, _, mode in tree(place)}
+    assert modes[UNIT + "/updates"] == modes[UNIT + "/updates/update-1/flash"] == 0o750
+    assert modes[UNIT + "/updates/update-1/flash/main.py"] == 0o640
+
+
+@needs_root
+def test_another_user_is_told_how_to_publish_and_leaves_nothing_behind(station_of_nobody):
+    place, nobody = station_of_nobody
+    before = tree(place)
+    done = publish_as(place, "daemon", 0o022, UNIT, str(place.directory / "new"))
+    assert done.returncode == 1 and "call it as the user of the daemon: sudo -u nobody " in done.stderr, done.stderr
+    os.chmod(place.station.settings.data_dir, 0o777)                 # it may write there, but what it writes belongs to itself
+    os.chmod(place.station.settings.var_dir, 0o755)
+    os.chmod(os.path.join(place.station.settings.data_dir, UNIT), 0o777)
+    assert publish_as(place, "daemon", 0o022, UNIT, str(place.directory / "new")).returncode == 0
+    os.chmod(place.station.settings.data_dir, 0o770)
+    os.chown(place.station.settings.data_dir, -1, 1)                 # the group of daemon: the files are not for nobody's eyes
+    shutil.rmtree(os.path.join(place.station.settings.data_dir, UNIT, "updates"))
+    before = tree(place)
+    done = publish_as(place, "daemon", 0o022, UNIT, str(place.directory / "new"))
+    assert done.returncode == 1 and "nobody, who runs the daemon, could not read it" in done.stderr, done.stderr
+    assert tree(place) == before
