@@ -69,7 +69,6 @@ from importer import SEGMENT, SETTINGS, BadConfig, Settings
 if TYPE_CHECKING:
     import ssl
 
-__version__ = "1.0.0"
 HERE = os.path.dirname(os.path.realpath(__file__))
 EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
 
@@ -1107,7 +1106,7 @@ def command_parser(command: str, description: str, examples: str) -> argparse.Ar
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
-    add("--version", action="version", version="co2d " + __version__)
+    add("--version", action="version", version="co2d " + importer.__version__)
     if command:                                                 # run has them among the settings
         add("--data-dir", metavar="DIR", help="data directory, instead of the configuration's")
         add("--var-dir", metavar="DIR", help="server directory, instead of the configuration's")
@@ -1531,7 +1530,7 @@ def units_meant(settings: Settings, arguments: argparse.Namespace, now: float) -
     if arguments.site:
         units += _units_at(settings, arguments.site, now)
     for name in arguments.names:
-        units += importer.units_called(known, name)
+        units += importer.find_names("unit", known, name)
     if not units:
         raise Unpublishable("for which units? Name them, or --all, or --site SITE")
     return list(dict.fromkeys(units))
@@ -2364,7 +2363,7 @@ class Daemon:
         self.importing.start()
         self.watching.start()
         settings = self.station.settings
-        log.info("co2d %s listens on %s, data in %s", __version__, _host_port(settings.listen, self.server.port),
+        log.info("co2d %s listens on %s, data in %s", importer.__version__, _host_port(settings.listen, self.server.port),
                  settings.data_dir)
         notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
         while self._tick():
@@ -2456,7 +2455,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")
     parser.add_argument("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
                         help="print a systemd unit for this installation and exit (default: service)")
-    parser.add_argument("--version", action="version", version="co2d " + __version__)
+    parser.add_argument("--version", action="version", version="co2d " + importer.__version__)
     for name, setting in SETTINGS.items():
         default = importer.format_value(getattr(Settings(), name), example=True).replace("%", "%%")
         parser.add_argument("--" + name.replace("_", "-"), metavar=setting.parse.__name__[len("parse_"):].upper(),

@@ -33,7 +33,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import csv
 import fcntl
 import functools
 import io
@@ -48,7 +47,7 @@ import sys
 import time
 import zlib
 from datetime import date
-from itertools import accumulate, count, groupby, repeat
+from itertools import accumulate, chain, count, groupby, repeat
 from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
                     Sequence, Set, Tuple, get_type_hints)
 
@@ -57,6 +56,7 @@ import seqfile
 Row = Tuple[Any, ...]                   # of a table or a query
 Progress = Optional[Callable[[int], None]]      # is told of bytes that were dealt with
 Troubles = List[Tuple[str, str]]        # path, what is wrong with it
+__version__ = "1.0.0"                   # of all four files
 HERE = os.path.dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 4
 BLOCK = 1 << 18                         # bytes read at once
@@ -193,7 +193,162 @@ CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts);
 CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
 CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
+CREATE INDEX stays_by_unit ON deploy_durations_tiered(unit_id, tier DESC, since DESC, site, until);
 """
+
+# -- what people take elsewhere ---------------------------------------------------------------------------------------
+# One declaration of what `export` gives. Files, PostgreSQL's tables, the data package and the view `readings` have the
+# same columns, made from it.
+
+
+class Column(NamedTuple):
+    """A column of an export."""
+
+    name: str
+    kind: str                           # time, text, integer or number
+    unit: str                           # of a quantity, else ""
+    about: str
+
+
+class Export(NamedTuple):
+    """A table as people take it. In its SQL `r` is the table, `d` the stay of the unit at the time of a row."""
+
+    about: str
+    columns: list[Column]
+    rows: str                           # what stands behind FROM
+    order: str
+    values: dict[str, str]              # of columns that are not those of `r`
+    tests: dict[str, str]               # option -> condition
+
+
+def _columns(text: str) -> list[Column]:
+    """Columns from lines of name, kind, unit (or -) and what it is."""
+    columns = []
+    for line in filter(None, text.splitlines()):
+        name, kind, unit, about = line.split(None, 3)
+        columns.append(Column(name, kind, unit.replace("-", ""), about))
+    return columns
+
+
+_PLACED = """
+time            time    -       UTC; seconds
+unit_id         text    -       hardware id of the unit
+nickname        text    -       what the unit called itself then, else its name in the table of deployments
+site            text    -       where the unit was deployed at that time; empty: nowhere
+tier            integer -       importance of that site: 0 lab desk, 8 backyard, 10 and up real deployments
+status          text    -       deployed, en_route or lab_check
+"""
+QC_RULES = {
+    QC_SOME_CO2: "some of the ten are not usable", QC_NO_CO2: "none of the ten is usable", QC_SPIKE: "spike of CO2",
+    QC_FLAT: "flat line of CO2", QC_POWER_ON: "power-on value of the temperature sensor",
+    QC_TEMP_RANGE: "temperature out of range", QC_FUTURE: "dated in the future",
+    QC_FEW_CO2: "less than five of the ten are usable", QC_CO2_MISSING: "all ten are missing",
+    QC_TEMP_MISSING: "temperature is missing"}
+_FLAGS = "QARTOD: 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing"
+_READINGS = _PLACED + """
+temp            number  degC    temperature of the air
+co2             number  ppm     mean of those of the ten that are usable
+co2_flag        integer -       what co2 is worth, by {flags}
+temp_flag       integer -       what temp is worth, by {flags}
+{ten}
+flash_count     integer -       camera flashes since the reading before
+qc              integer -       bits of the quality rules that the row breaks: {bits}
+co2_filtered    number  -       raw value of the sensor: filtered CO2 output
+led_normalised  number  -       raw value of the sensor: normalised LED
+led_signal      number  -       raw value of the sensor: LED signal
+zero_point      number  -       raw value of the sensor: zero point
+sensor_temp     number  -       raw value of the sensor: its temperature
+""".format(
+    flags=_FLAGS,
+    ten="\n".join("%s integer ppm one of ten readings, taken within 5 s" % name for name in CO2),
+    bits=", ".join("%d %s" % rule for rule in QC_RULES.items()))
+_PINGS = _PLACED + """
+rssi_raw        integer -       strength of the signal, as the modem says it
+rssi_dbm        integer dBm     strength of the signal
+"""
+_ERRORS = _PLACED + """
+level           text    -       INFO, WARN or EXC
+etype           text    -       uncaught, watchdog, signal, backoff or transmit, where it is one of these
+message         text    -       first line of the entry
+text            text    -       its further lines
+written         text    -       date and time as they stand in the log
+"""
+_DEPLOYMENTS = """
+unit_id         text    -       hardware id of the unit
+nickname        text    -       its name in the table of deployments
+site            text    -       where it was
+tier            integer -       importance of that site: 0 lab desk, 8 backyard, 10 and up real deployments
+status          text    -       deployed, en_route or lab_check
+start_ts        time    -       UTC; from then on; empty: since ever
+end_ts          time    -       UTC; until before then; empty: until now
+note            text    -       what people wrote
+"""
+_GAPS = """
+unit_id         text    -       hardware id of the unit
+nickname        text    -       its name
+site            text    -       where it was deployed
+last_before     time    -       UTC; last reading before the gap
+first_after     time    -       UTC; first reading after it; empty: there is none yet
+missing         integer -       readings, by the unit's rhythm
+state           text    -       what became of them
+pings           integer -       calls in the meantime
+"""
+_UNITS = """
+unit_id         text    -       hardware id of the unit
+nickname        text    -       its name
+site            text    -       where it is deployed now
+tier            integer -       importance of that site
+status          text    -       deployed, en_route or lab_check
+first_ping      time    -       UTC
+last_ping       time    -       UTC
+ping_days       integer -       days with a ping
+pings           integer -       in all
+first_reading   time    -       UTC
+last_reading    time    -       UTC
+reading_days    integer -       days with a reading
+readings        integer -       in all
+"""
+_ISO = "strftime('%Y-%m-%dT%H:%M:%SZ', {0}, 'unixepoch')"
+_STAY = """
+    LEFT JOIN deploy_durations_tiered d ON d.rowid = (
+        SELECT s.rowid FROM deploy_durations_tiered s
+        WHERE s.unit_id = r.unit_id AND (s.since IS NULL OR s.since <= r.ts) AND (s.until IS NULL OR r.ts < s.until)
+        ORDER BY s.tier DESC, s.since DESC, s.site LIMIT 1)"""
+_PLACE = {"time": _ISO.format("r.ts"), "nickname": "coalesce(r.nickname, d.nickname)", "site": "d.site",
+          "tier": "d.tier", "status": "d.status"}
+_OF_UNIT = {"unit": "r.unit_id IN (SELECT name FROM temp.wanted_unit)",
+            "site": "r.site IN (SELECT name FROM temp.wanted_site)"}
+_OF_ROW = {**_OF_UNIT, "site": "d.site IN (SELECT name FROM temp.wanted_site)",
+           "since": "r.ts >= :since", "until": "r.ts < :until"}
+EXPORTS = {
+    "readings": Export("CO2 and temperature", _columns(_READINGS), "co2_readings r" + _STAY, "r.unit_id, r.ts",
+                       {**_PLACE, "time": "r.date || 'T' || r.time || 'Z'"}, {**_OF_ROW, "flag": "r.co2_flag = :flag"}),
+    "pings": Export("calls of the units", _columns(_PINGS), "pings r" + _STAY, "r.unit_id, r.ts", _PLACE, _OF_ROW),
+    "errors": Export("error logs of the units", _columns(_ERRORS), "error_logs r" + _STAY, "r.unit_id, r.ts",
+                     {**_PLACE, "nickname": "d.nickname", "written": "r.odate || 'T' || r.otime"}, _OF_ROW),
+    "deployments": Export("which unit was where, and when", _columns(_DEPLOYMENTS), "deploy_durations_tiered r",
+                          "r.tier DESC, r.site, r.since, r.unit_id",
+                          {"start_ts": _ISO.format("r.since"), "end_ts": _ISO.format("r.until")},
+                          {**_OF_UNIT, "since": "coalesce(r.until > :since, 1)",
+                           "until": "coalesce(r.since < :until, 1)"}),
+    "gaps": Export("missing readings", _columns(_GAPS), "temp.made r", "r.rowid", {},
+                   {**_OF_UNIT, "since": ":since", "until": ":until"}),     # the rows are made for these times
+    "units": Export("first and last sign of each unit", _columns(_UNITS), "temp.made r", "r.rowid", {}, _OF_UNIT),
+}
+
+
+def value_of(export: Export, column: Column) -> str:
+    """SQL of a column of an export."""
+    return export.values.get(column.name, "r." + column.name)
+
+
+def _view(name: str) -> str:
+    export = EXPORTS[name]
+    values = ["%s AS %s" % (value_of(export, column), column.name) for column in export.columns]
+    return "CREATE VIEW %s AS SELECT %s FROM %s;" % (name, ", ".join(values), export.rows)
+
+
+SCHEMA += _view("readings")
 
 # -- configuration ----------------------------------------------------------------------------------------------------
 # Each setting is declared once, in `Settings`: its default, how its text is read, what it means. The options of
@@ -634,10 +789,10 @@ def _distinct(same: List[Source]) -> Iterator[Source]:
 
 
 _LISTING = """
-PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;
-CREATE TABLE found(key TEXT, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL);
-CREATE TABLE files(key TEXT PRIMARY KEY, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL, until INTEGER,
-    id INTEGER) WITHOUT ROWID;
+CREATE TEMP TABLE found(key TEXT, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL);
+CREATE TEMP TABLE files(key TEXT PRIMARY KEY, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL,
+    until INTEGER, id INTEGER) WITHOUT ROWID;
+BEGIN;
 """
 _LISTED = "f.key, f.path, f.kind, f.unit_id, f.size, f.ctime, f.until"
 _ONLY_TIERED = """
@@ -656,59 +811,61 @@ Share = Tuple[str, str, int]            # first key, last key, bytes
 
 
 class Listing:
-    """The sources of an archive in order of their keys, in a file beside the database: millions take no memory."""
+    """The sources of an archive in order of their keys, in the temporary table `files`: millions take no memory.
 
-    def __init__(self, archive: Archive) -> None:
-        self.file = archive.db + ".files"
+    The table belongs to `db`, or to a database of its own, which is closed at the end of a `with`.
+    """
+
+    def __init__(self, archive: Archive, db: Optional[sqlite3.Connection] = None) -> None:
+        self.db = db or sqlite3.connect("", isolation_level=None)
+        self.is_own = db is None
         self.unreadable: Troubles = []
         self.disputed: List[str] = []                           # keys of files of which two servers differ
-        _remove(self.file)
-        with _connected(self.file) as db:
-            db.executescript(_LISTING)
-            db.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", map(
-                _to_list, find_sources(archive, self.unreadable)))
-            db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, NULL, ?)", (
-                (*_to_list(source), source.id) for source in self._each_once(db)))
-            for key, path, owner in db.execute(_SAME_IDS).fetchall():
-                self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
-                db.execute("DELETE FROM files WHERE key = ?", (key,))
-            db.execute(_ONLY_TIERED)                            # the older, simpler table is read only without that
-            db.execute("COMMIT")
+        self.db.executescript(_LISTING)
+        found = map(_to_list, find_sources(archive, self.unreadable))
+        self.db.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", found)
+        each = ((*_to_list(source), source.id) for source in self._each_once())
+        self.db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, NULL, ?)", each)
+        for key, path, owner in self.db.execute(_SAME_IDS).fetchall():
+            self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
+            self.db.execute("DELETE FROM files WHERE key = ?", (key,))
+        self.db.execute(_ONLY_TIERED)                           # the older, simpler table is read only without that
+        self.db.execute("COMMIT")
 
-    def _each_once(self, db: sqlite3.Connection) -> Iterator[Source]:
-        rows = db.execute("SELECT *, NULL FROM found ORDER BY key")
+    def _each_once(self) -> Iterator[Source]:
+        rows = self.db.execute("SELECT *, NULL FROM found ORDER BY key")
         for key, same in groupby(map(_listed, rows), operator.attrgetter("key")):
             versions = list(_distinct(list(same)))
-            self.disputed += [key] * (len(versions) > 1)
+            if len(versions) > 1:
+                self.disputed.append(key)
             yield from versions
 
     def between(self, first: str = "", last: str = chr(sys.maxunicode)) -> Iterator[Source]:
-        """The sources with these keys. The file is opened by whoever asks for the first: another process may."""
+        """The sources with these keys."""
         query = "SELECT %s FROM files f WHERE f.key BETWEEN ? AND ? ORDER BY f.key" % _LISTED
-        with _connected(self.file) as db:
-            yield from map(_listed, db.execute(query, (first, last)))
+        return map(_listed, self.db.execute(query, (first, last)))
 
     def shares(self, processes: int) -> List[Share]:
         """The keys cut into ranges that take about the same time."""
-        with _connected(self.file) as db:
-            total = db.execute("SELECT total(%s) FROM files" % _COST).fetchone()[0]
-            number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
-            return db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
+        total = self.db.execute("SELECT total(%s) FROM files" % _COST).fetchone()[0]
+        number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
+        return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
 
     def limit(self, ledger: str) -> List[str]:
         """Only what the ledger of a database knows, as far as it was read; the keys of what it knows, but is gone."""
-        with _connected(self.file) as db:
-            db.execute("ATTACH ? AS known", (ledger,))
-            db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known.sources)")
-            db.execute("UPDATE files SET until = (SELECT done FROM known.sources WHERE path = key)")
-            gone = db.execute("SELECT path FROM known.sources WHERE path NOT IN (SELECT key FROM files)")
-            return [path for path, in gone]
+        self.db.execute("ATTACH ? AS known", (ledger,))
+        self.db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known.sources)")
+        self.db.execute("UPDATE files SET until = (SELECT done FROM known.sources WHERE path = key)")
+        gone = self.db.execute("SELECT path FROM known.sources WHERE path NOT IN (SELECT key FROM files)").fetchall()
+        self.db.execute("DETACH known")
+        return [path for path, in gone]
 
     def __enter__(self) -> Listing:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _remove(self.file)
+        if self.is_own:
+            self.db.close()
 
 
 def _to_list(source: Source) -> Row:
@@ -1632,9 +1789,7 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
     with contextlib.ExitStack() as stack:
         db = stack.enter_context(_connected(archive.db))
         db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
-        listing = stack.enter_context(Listing(archive)) if named is None else None
-        if listing:
-            db.execute("ATTACH ? AS listing", (listing.file,))
+        listing = Listing(archive, db) if named is None else None
         db.execute("BEGIN IMMEDIATE")
         run = Import(db, now, archive.limits, progress)
         run.release_future()
@@ -1655,9 +1810,9 @@ def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
     run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
     listing.unreadable += _not_mounted(run.db, archive)
     if not listing.unreadable:
-        gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM listing.files)"
+        gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM files)"
         run.forget(run.db.execute(gone).fetchall())
-    changed = ("SELECT %s FROM listing.files f LEFT JOIN sources s ON s.path = f.key "
+    changed = ("SELECT %s FROM files f LEFT JOIN sources s ON s.path = f.key "
                "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key" % _LISTED)
     run.take(map(_listed, run.db.execute(changed)))
 
@@ -1736,9 +1891,9 @@ def _build(path: str, listing: Listing, now: float, progress: Progress, limits: 
     own, *others = listing.shares(processes)
     with contextlib.ExitStack() as stack:
         parts = [stack.enter_context(_Part("%s-part%d" % (path, n), functools.partial(
-            _fill, listing, share, now, limits, None))) for n, share in enumerate(others)]
+            _fill, list(listing.between(*share[:2])), now, limits, None))) for n, share in enumerate(others)]
         db = stack.enter_context(_connected(path))
-        run = _fill(listing, own, now, limits, progress, db)
+        run = _fill(listing.between(*own[:2]), now, limits, progress, db)
         if parts:
             db.executescript("PRAGMA threads = %d; PRAGMA cache_size = -4000" % processes)      # to sort the indexes
             _unite(run, [(part.summary(), part.path) for part in parts])
@@ -1748,13 +1903,12 @@ def _build(path: str, listing: Listing, now: float, progress: Progress, limits: 
     return run.summary
 
 
-def _fill(listing: Listing, share: Share, now: float, limits: Limits, progress: Progress,
-          db: sqlite3.Connection) -> Import:
+def _fill(sources: Iterable[Source], now: float, limits: Limits, progress: Progress, db: sqlite3.Connection) -> Import:
     """A share of the text in an empty database."""
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, now, limits, progress)
     run.whole = {}
-    run.take(listing.between(*share[:2]))
+    run.take(sources)
     db.executescript("BEGIN;" + INDEXES)
     run.whole = {kind: _units_in(db, TABLES[kind]) for kind in run.new}
     run.settle()
@@ -2502,40 +2656,44 @@ def find_units(db: sqlite3.Connection, text: str) -> list[str]:
     A name is a hardware id, the end of one (four letters or more), or a nickname: what a unit calls itself, or what the
     table of deployments calls it. UnknownName when nothing has that name, or when several units have it.
     """
-    names = unit_names(db)
-    found: list[str] = []
-    for name in text.split(","):
-        found += units_called(names, name.strip())
-    return list(dict.fromkeys(found))
+    return find_names("unit", unit_names(db), text)
+
+
+def find_sites(db: sqlite3.Connection, text: str) -> list[str]:
+    """The sites that `text` names, as in `find_units`."""
+    sites = db.execute("SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> '' ORDER BY site")
+    return find_names("site", {site: set() for site, in sites}, text)
 
 
 def unit_names(db: sqlite3.Connection) -> dict[str, set[str]]:
-    """Hardware id -> nicknames, of all units of which anything is known."""
-    names = {unit: {_nickname(db, unit)} for unit in _units(db)}
+    """Hardware id -> other names, of all units of which anything is known."""
+    names = {unit: {unit.removeprefix(seqfile.UNIT_PREFIX), _nickname(db, unit)} for unit in _units(db)}
     for unit, nickname in db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''"):
         names[unit].add(nickname)
     return names
 
 
-def units_called(names: dict[str, set[str]], name: str) -> list[str]:
-    """Hardware ids of the units of `names` (id -> nicknames) that one name, or a pattern with `*`, means."""
-    if name in names:
-        return [name]
+def find_names(what: str, names: Mapping[str, set[str]], text: str) -> list[str]:
+    """The keys of `names` that are called so, or whose other names are."""
+    found: list[str] = []
+    for name in map(str.strip, text.split(",")):
+        if name in names:
+            found.append(name)
+            continue
+        keys = [key for key, others in names.items() if _is_called(name, key, others)]
+        if not keys:
+            raise unknown(what, name, [*names, *set().union(*names.values())])
+        if len(keys) > 1 and "*" not in name:
+            raise UnknownName("%r can be %s: say which by its hardware id" % (name, " or ".join(keys)))
+        found += keys
+    return list(dict.fromkeys(found))
+
+
+def _is_called(name: str, key: str, others: set[str]) -> bool:
     if "*" in name:
-        found = [unit for unit in names if _fits(name, unit, names[unit])]
-    else:
-        ends = len(name) >= LEAST_END
-        found = [unit for unit in names if name in names[unit] or ends and unit.endswith(name.lower())]
-        if len(found) > 1:
-            raise UnknownName("%r can be %s: say which by its hardware id" % (name, " or ".join(found)))
-    if not found:
-        raise unknown("unit", name, [*names, *set().union(*names.values())])
-    return found
-
-
-def _fits(pattern: str, unit: str, nicknames: set[str]) -> bool:
-    from fnmatch import fnmatchcase
-    return any(fnmatchcase(name, pattern) for name in (unit, unit.removeprefix("co2unit-"), *nicknames))
+        from fnmatch import fnmatchcase
+        return any(fnmatchcase(known, name) for known in (key, *others))
+    return name in others or bool(others) and len(name) >= LEAST_END and key.endswith(name.lower())
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
@@ -2600,98 +2758,140 @@ def _different_rows(db: sqlite3.Connection, table: str, paths: Dict[int, str]) -
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
+# SQLite itself makes each row a line of text: that takes less than half the time of Python's csv module.
 
-_ISO = "strftime('%Y-%m-%dT%H:%M:%SZ', {0}, 'unixepoch')"
-_EXPORT = """
-    SELECT {time} AS time, r.unit_id, {nickname} AS nickname, d.site, d.tier, d.status, {columns}
-    FROM {table} r
-    LEFT JOIN deploy_durations_tiered d ON d.rowid = (
-        SELECT s.rowid FROM deploy_durations_tiered s
-        WHERE s.unit_id = r.unit_id AND (s.since IS NULL OR s.since <= r.ts) AND (s.until IS NULL OR r.ts < s.until)
-        ORDER BY s.tier DESC, s.since DESC, s.site LIMIT 1)
-    LEFT JOIN behind b ON b.source = r.source
-    WHERE r.offset >= coalesce(b.done, 0) {tests}
-    ORDER BY r.unit_id, r.ts"""
-_EXPORT_DEPLOYMENTS = """
-    SELECT unit_id, nickname, site, tier, status, {0} AS start_ts, {1} AS end_ts, note FROM deploy_durations_tiered
-    WHERE (?1 IS NULL OR unit_id = ?1) AND (?2 IS NULL OR site = ?2)
-    ORDER BY tier DESC, site, since""".format(_ISO.format("since"), _ISO.format("until"))
-_NAME_THEN = "coalesce(r.nickname, d.nickname)"
-EXPORTS = {                             # table, nickname, columns behind time, unit and place
-    "readings": ("co2_readings", _NAME_THEN,
-                 ", ".join("r." + name for name in ["temp", "flash_count", *CO2, "co2", "co2_flag", "temp_flag", "qc", *RAW])),
-    "pings": ("pings", _NAME_THEN, "r.rssi_raw, r.rssi_dbm"),
-    "errors": ("error_logs", "d.nickname",
-               "r.level, r.etype, r.message, r.text, r.odate || 'T' || r.otime AS written"),
+
+class Form(NamedTuple):
+    """How a row is written as a line. `text` and `time` are the SQL of columns of that kind, {0} their value."""
+
+    between: str
+    null: str
+    text: str
+    time: str = "{0}"
+    named: bool = False                 # each value behind its name, and no header
+
+
+_IF_ANY = "CASE WHEN {0} GLOB '*[' || char(%s) || ']*' THEN %s ELSE {0} END"
+_QUOTED = """'"' || replace({0}, '"', '""') || '"'"""
+_ESCAPED = "replace(replace(replace(replace({0}, '\\', '\\\\'), char(9), '\\t'), char(10), '\\n'), char(13), '\\r')"
+FORMS = {
+    "csv": Form(",", "", _IF_ANY % ("34, 44, 10, 13", _QUOTED)),
+    "tsv": Form("\t", "\\N", _IF_ANY % ("92, 9, 10, 13", _ESCAPED)),      # the text format of PostgreSQL
+    "jsonl": Form(", ", "null", "as_json({0})", "'\"' || {0} || '\"'", named=True),
+}
+FLAGS = ("1", "2", "3", "4", "9")
+OPTIONS = {                             # of an export, on the command line and in URLs: metavar, what it is
+    "since": ("UTC", "from this ISO date or time on"),
+    "until": ("UTC", "before this ISO date or time"),
+    "unit": ("NAME", "units by hardware id, the end of it, or nickname; several with commas, patterns with *"),
+    "site": ("NAME", "sites of deployments; several with commas, patterns with *"),
+    "flag": ("N", "readings with this co2_flag: " + ", ".join(FLAGS)),
 }
 
 
-class Wanted(NamedTuple):
-    """What to export."""
+def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, Optional[str]],
+           now: float) -> Iterator[str]:
+    """Lines of text, each with its newline: a header, except in jsonl, then the rows.
 
-    since: Optional[int] = None         # UTC seconds
-    until: Optional[int] = None
-    unit: Optional[str] = None
-    site: Optional[str] = None
-    flag: Optional[int] = None
-
-
-def export(db: sqlite3.Connection, what: str, wanted: Wanted, behind: Dict[str, int]) -> Iterator[Row]:
-    """The header, then rows: UTC time, unit, nickname, site, tier and status at that time, then the values.
-
-    `behind` says how many bytes of each source an earlier export has seen, and is brought up to date.
+    `given` holds texts of `OPTIONS`, or None. Usage when they make no sense, UnknownName for names that nothing has.
     """
-    if what in ("gaps", "deployments"):
-        yield from _export_gaps(db, wanted) if what == "gaps" else _export_deployments(db, wanted)
-        return
-    table, nickname, columns = EXPORTS[what]
-    tests = {"r.ts >= ?": wanted.since, "r.ts < ?": wanted.until, "r.unit_id = ?": wanted.unit,
-             "d.site = ?": wanted.site, "r.co2_flag = ?": wanted.flag if what == "readings" else None}
-    used = {test: value for test, value in tests.items() if value is not None}
-    db.execute("CREATE TEMP TABLE behind(source INTEGER PRIMARY KEY, done INTEGER)")
-    db.executemany("INSERT INTO behind VALUES (?, ?)", [(int(id), done) for id, done in behind.items()])
-    query = _EXPORT.format(time=_ISO.format("r.ts"), nickname=nickname, columns=columns, table=table,
-                           tests="".join(" AND " + test for test in used))
-    yield from _with_header(db.execute(query, list(used.values())))
-    behind.update((str(id), done) for id, done in db.execute("SELECT id, done FROM sources"))
+    table = EXPORTS[what]
+    wanted = read_options(db, what, given)
+    for name in ("unit", "site"):
+        if name in wanted:
+            _make_table(db, "wanted_" + name, ["name"], ((value,) for value in wanted[name]))
+    if what == "gaps":
+        _make_table(db, "made", [column.name for column in table.columns], _gap_rows(db, wanted, int(now)))
+    if what == "units":
+        _make_table(db, "made", [column.name for column in table.columns], _unit_rows(db, int(now)))
+    db.create_function("as_json", 1, functools.lru_cache(10000)(json.JSONEncoder(ensure_ascii=False).encode))
+    bound = {name: value for name, value in wanted.items() if not isinstance(value, list)}
+    lines = db.execute(lines_query(what, form, [table.tests[name] for name in wanted]), bound)
+    header = FORMS[form].between.join(column.name for column in table.columns) + "\n"
+    return chain([] if FORMS[form].named else [header], map(operator.itemgetter(0), lines))
 
 
-def _with_header(rows: sqlite3.Cursor) -> Iterator[Row]:
-    yield tuple(column[0] for column in rows.description)
-    yield from rows
+def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, Optional[str]]) -> dict[str, Any]:
+    """The options that are given: times as UTC seconds, units and sites as lists of those that are named."""
+    wanted: dict[str, Any] = {}
+    for name, text in given.items():
+        if text is None:
+            continue
+        if name not in EXPORTS[what].tests:
+            raise Usage("%s: no option %r; there are %s" % (what, name, ", ".join(EXPORTS[what].tests)))
+        if name == "unit":
+            wanted[name] = find_units(db, text)
+        elif name == "site":
+            wanted[name] = find_sites(db, text)
+        elif name == "flag":
+            if text not in FLAGS:
+                raise Usage("flag: %r is none of %s" % (text, ", ".join(FLAGS)))
+            wanted[name] = int(text)
+        else:
+            try:
+                wanted[name] = parse_instant(text, name)
+            except Rejected as rejected:
+                raise Usage(str(rejected))
+    return wanted
 
 
-def _export_deployments(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Row]:
-    return _with_header(db.execute(_EXPORT_DEPLOYMENTS, (wanted.unit, wanted.site)))
+def _make_table(db: sqlite3.Connection, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    db.execute("CREATE TEMP TABLE %s(%s)" % (name, ", ".join(columns)))
+    db.executemany("INSERT INTO temp.%s VALUES (%s)" % (name, ", ".join("?" * len(columns))), rows)
 
 
-def _export_gaps(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Row]:
-    now = int(time.time()) if wanted.until is None else wanted.until
-    stays = [stay for stay in deployments(db)
-             if wanted.unit in (None, stay.unit_id) and wanted.site in (None, stay.site)]
-    names = {stay.unit_id: stay for stay in stays}
-    yield ("unit_id", "nickname", "site", "last_before", "first_after", "missing", "state", "pings")
-    for gap in gaps(db, stays, wanted.since or 0, now):
-        stay, times = names[gap.unit_id], [seqfile.utc(ts) + "Z" for ts in (gap.start, gap.end)]
-        yield (gap.unit_id, stay.nickname, stay.site, *times, gap.missing, gap.state, gap.calls)
+def lines_query(what: str, form: str, conditions: Sequence[str], days: str = "") -> str:
+    """The query for lines of text. `days`: a table to start from."""
+    table, how = EXPORTS[what], FORMS[form]
+    places = ['"%s": %%s' % column.name if how.named else "%s" for column in table.columns]
+    line = how.between.join(places)
+    if how.named:
+        line = "{%s}" % line
+    values = [_as_text(column, value_of(table, column), how) for column in table.columns]
+    where = " AND ".join(conditions) or "1"
+    return "SELECT printf('%s\n', %s) FROM %s WHERE %s ORDER BY %s" % (
+        line, ", ".join(values), days + table.rows, where, table.order)
 
 
-def write_rows(rows: Iterator[Row], form: str, out: IO[str], titled: bool = True) -> None:
-    """Write rows behind their header as csv, tsv (PostgreSQL's text format) or jsonl; NULL is empty, in tsv \\N."""
-    header = next(rows)
-    if form == "jsonl":
-        for row in rows:
-            out.write(json.dumps(dict(zip(header, row)), ensure_ascii=False) + "\n")
-    elif form == "csv":
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerows([header] if titled else [])
-        writer.writerows(rows)
-    else:
-        escape = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-        if titled:
-            out.write("\t".join(header) + "\n")
-        for row in rows:
-            out.write("\t".join("\\N" if value is None else str(value).translate(escape) for value in row) + "\n")
+def _as_text(column: Column, value: str, form: Form) -> str:
+    if column.kind == "text":
+        value = form.text.format(value)
+    elif column.kind == "time":
+        value = form.time.format(value)
+    return "ifnull(%s, '%s')" % (value, form.null)
+
+
+def _gap_rows(db: sqlite3.Connection, wanted: Mapping[str, Any], now: int) -> Iterator[Row]:
+    names: dict[str, Deployment] = {}
+    for stay in deployments(db):
+        if stay.unit_id in wanted.get("unit", [stay.unit_id]) and stay.site in wanted.get("site", [stay.site]):
+            names[stay.unit_id] = stay
+    until = wanted.get("until", now)
+    for gap in gaps(db, list(names.values()), wanted.get("since", 0), until):
+        stay = names[gap.unit_id]
+        end = None if gap.end >= until else _iso(gap.end)
+        yield gap.unit_id, stay.nickname, stay.site, _iso(gap.start), end, gap.missing, gap.state, gap.calls
+
+
+def _unit_rows(db: sqlite3.Connection, now: int) -> Iterator[Row]:
+    """First and last ping, first and last reading of each unit, and on how many days there were some."""
+    for unit, stay in sorted(whereabouts(deployments(db), now).items()):
+        place: Row = (None, None, None)
+        if stay.since <= now < stay.until:
+            place = (stay.site, stay.tier, stay.status)
+        signs: list[Any] = []
+        for query in _SIGNS:
+            first, last, days, n = db.execute(query, (unit, now)).fetchone()
+            signs += [_iso(first), _iso(last), days, n]
+        yield (unit, stay.nickname, *place, *signs)
+
+
+_SIGNS = ["SELECT min(ts), max(ts), count(DISTINCT ts / 86400), count(*) FROM %s WHERE unit_id = ? AND ts <= ?" % table
+          for table in ("pings", "co2_readings")]
+
+
+def _iso(ts: Optional[int]) -> Optional[str]:
+    return None if ts is None else seqfile.utc(ts) + "Z"
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -2769,41 +2969,19 @@ def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
 
 
 def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
-    """Write rows to stdout or a file; --resume appends what is new since the last time."""
-    since, until = (parse_instant(getattr(arguments, name) or "", "--" + name) for name in ("since", "until"))
-    wanted = Wanted(since, until, arguments.unit, arguments.site, arguments.flag)
-    if arguments.resume and (not arguments.output or arguments.what in ("gaps", "deployments")):
-        raise Usage("--resume needs -o FILE, and readings, pings or errors")
-    behind = _take_up(arguments.output) if arguments.resume else {}
+    """Take data elsewhere: as CSV, TSV or JSON lines."""
+    if arguments.resume:
+        raise Usage("--resume is no more: rows change after they were exported, and a file cannot take them back. "
+                    "Export the whole file again")
+    given = {name: getattr(arguments, name) for name in OPTIONS}
     with contextlib.closing(open_db(archive.db)) as db, contextlib.ExitStack() as files:
-        db.execute("BEGIN")                                     # one state from the first row to the ledger
-        rows = export(db, arguments.what, wanted, behind)
+        db.execute("BEGIN")                                     # one state from the first row to the last
+        lines = export(db, arguments.what, arguments.format, given, time.time())
         out = sys.stdout
         if arguments.output:
-            out = files.enter_context(open(arguments.output, "a" if behind else "w", encoding="utf-8", newline=""))
-        write_rows(rows, arguments.format, out, titled=not behind)
-    if arguments.resume:
-        notes = arguments.output + ".resume"
-        with open(notes + ".new", "w", encoding="ascii") as file:
-            json.dump({"size": os.path.getsize(arguments.output), "behind": behind}, file)
-        os.rename(notes + ".new", notes)
+            out = files.enter_context(open(arguments.output, "w", encoding="utf-8", newline=""))
+        out.writelines(lines)
     return 0
-
-
-def _take_up(output: str) -> Dict[str, int]:
-    """How far the exports into `output` have come, by their notes; what one that was killed has left is cut off."""
-    if not os.path.exists(output + ".resume") or not os.path.exists(output):
-        return {}
-    try:
-        with open(output + ".resume", encoding="ascii") as file:
-            notes = json.load(file)
-        size, behind = int(notes["size"]), dict(notes["behind"])
-        if os.path.getsize(output) < size:
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise Usage("%s.resume and %s are not as an export left them: remove both to begin anew" % (output, output))
-    os.truncate(output, size)
-    return behind
 
 
 def place_of(error: BaseException) -> str:
@@ -2820,21 +2998,50 @@ def _printable(text: str) -> str:
 
 COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
             "rebuild": command_import, "export": command_export}
+EXAMPLES = {                            # command -> what stands at the end of its --help
+    "": """
+  %(prog)s                              import what is new
+  %(prog)s status                       what became of each file
+  %(prog)s export readings -o readings.csv""",
+    "import": """
+  %(prog)s                              what is new
+  %(prog)s --data-dir lab-a/remote_data --data-dir lab-b/remote_data --var-dir merged""",
+    "status": """
+  %(prog)s                              what became of each file
+  %(prog)s | sort -k3,3nr | head        files with the most rejected bytes first""",
+    "rejects": """
+  %(prog)s                              all of them
+  %(prog)s | grep 'clock not set'""",
+    "verify": """
+  %(prog)s                              exit status 0: database and text agree
+  %(prog)s --db copy.sqlite3            the same of a copy""",
+    "rebuild": """
+  %(prog)s                              after a change of [quality] in co2d.conf
+  sudo -u co2d %(prog)s                 on a station that runs as a service""",
+    "export": """
+  %(prog)s readings --site vj_re_sn_4 --since 2026-10-01 -o site.csv
+  %(prog)s units                        first and last ping, days with pings, of each unit
+  %(prog)s errors --unit varanger-03 --format jsonl""",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line; the common options may stand before the command or behind it."""
-    parser = argparse.ArgumentParser(prog="importer.py",
-                                     description="From text files to SQLite, every byte accounted for.")
+    parser = _parser("", argparse.ArgumentParser, description="From text files to SQLite, every byte accounted for.")
+    parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     _add_common_options(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run in COMMANDS.items():
-        text = "all text into a new database" if name == "rebuild" else (run.__doc__ or "").splitlines()[0]
-        sub = commands.add_parser(name, help=text)
+        about = "All text into a new database." if name == "rebuild" else (run.__doc__ or "").splitlines()[0]
+        sub = _parser(name, functools.partial(commands.add_parser, name), help=about, description=about)
         _add_common_options(sub, argparse.SUPPRESS)             # does not undo what stands before the command
         if name == "export":
             _add_export_options(sub)
     return parser
+
+
+def _parser(name: str, make: Callable[..., argparse.ArgumentParser], **texts: str) -> argparse.ArgumentParser:
+    return make(epilog="examples:" + EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
 
 
 def archive_of(arguments: argparse.Namespace) -> Archive:
@@ -2854,21 +3061,19 @@ def _add_common_options(parser: argparse.ArgumentParser, default: Optional[str])
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=[*EXPORTS, "gaps", "deployments"])
-    parser.add_argument("--format", choices=["csv", "tsv", "jsonl"], default="csv")
-    parser.add_argument("--since", metavar="UTC", help="from this ISO date or time on")
-    parser.add_argument("--until", metavar="UTC", help="before this ISO date or time")
-    parser.add_argument("--unit", help="hardware id")
-    parser.add_argument("--site", help="site of the deployment at that time")
-    parser.add_argument("--flag", type=int, choices=[1, 2, 3, 4, 9], help="readings with this QARTOD flag")
-    parser.add_argument("-o", "--output", metavar="FILE", help="instead of stdout")
-    parser.add_argument("--resume", action="store_true",
-                        help="append what is new since the last time (notes in FILE.resume)")
+    add = parser.add_argument
+    add("what", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
+    add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
+    for name, (metavar, about) in OPTIONS.items():
+        add("--" + name, metavar=metavar, help=about)
+    add("-o", "--output", metavar="FILE", help="instead of stdout")
+    add("--resume", action="store_true", help=argparse.SUPPRESS)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command; the exit status."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
     arguments.command = arguments.command or "import"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):                # never by the locale
@@ -2884,10 +3089,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Rejected, Usage) as error:
-        print("importer: %s" % error, file=sys.stderr)
+        print("%s: %s" % (parser.prog, _printable(str(error))), file=sys.stderr)
         return 2
     except (Unusable, OSError, sqlite3.Error) as error:
-        print("importer: %s" % error, file=sys.stderr)
+        print("%s: %s" % (parser.prog, _printable(str(error))), file=sys.stderr)
         return 1
 
 

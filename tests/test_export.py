@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import json
+import shutil
+import subprocess
 
 import pytest
 
 import importer
-from test_importer import LINE, place        # noqa: F401  (a fixture)
+from test_importer import LINE, NOW, TABLE, dirty, place, reading        # noqa: F401  (two are fixtures)
 
 A, B = "co2unit-30aea42a50bc", "co2unit-30aea42a60bc"
 FIELDS = LINE.split("\t", 2)[2]
@@ -58,3 +63,106 @@ def test_a_name_of_several_units_is_refused_with_their_ids(place):              
             importer.find_units(db, "north")
         assert str(refused.value) == "'north' can be %s or %s: say which by its hardware id" % (A, B)
         assert importer.find_units(db, A) == [A] and importer.find_units(db, "a50bc") == [A]
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+def exported(place, what, *options):                            # noqa: F811
+    done = place.command("export", what, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_readings_are_exported_with_the_deployment_of_their_time(place):           # noqa: F811
+    place.readings("co2unit-a\tn\t%sco2unit-a\tn\t%s" % (FIELDS.replace("08:30:00", "08:29:59"), FIELDS))
+    place.deployments(TABLE)
+    place.run()
+    assert exported(place, "readings").splitlines() == [
+        "time,unit_id,nickname,site,tier,status,temp,co2,co2_flag,temp_flag,co2_01,co2_02,co2_03,co2_04,co2_05,co2_06,co2_07,co2_08,"
+        "co2_09,co2_10,flash_count,qc,co2_filtered,led_normalised,led_signal,zero_point,sensor_temp",
+        "2019-09-12T08:29:59Z,co2unit-a,n,site_1,20,deployed,4.5,405.5,1,1,401,402,403,404,405,406,407,408,409,410,2,0,,,,,",
+        "2019-09-12T08:30:00Z,co2unit-a,n,site_2,,en_route,4.5,405.5,1,1,401,402,403,404,405,406,407,408,409,410,2,0,,,,,"]
+    assert len(exported(place, "readings", "--site", "site_2").splitlines()) == 2
+    assert len(exported(place, "readings", "--site", "site_*").splitlines()) == 3
+    assert len(exported(place, "readings", "--since", "2019-09-12T08:30").splitlines()) == 2
+    assert len(exported(place, "readings", "--until", "2019-09-12T08:30").splitlines()) == 2
+    assert len(exported(place, "readings", "--flag", "4").splitlines()) == 1
+    assert len(exported(place, "readings", "--unit", "n").splitlines()) == 3
+
+
+@pytest.mark.skipif(not shutil.which("sqlite3"), reason="no sqlite3 shell")
+def test_the_view_readings_of_the_sqlite_shell_is_what_export_gives(dirty):         # noqa: F811
+    place, _ = dirty
+    head, *rows = csv.reader(io.StringIO(exported(place, "readings")))
+    shell = ["sqlite3", "-csv", "-header", place.archive.db, "SELECT * FROM readings ORDER BY unit_id, time"]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, check=True, universal_newlines=True)
+    their_head, *theirs = csv.reader(io.StringIO(done.stdout))
+    assert (head, sorted(rows)) == (their_head, sorted(theirs)) and len(rows) > 1000
+    assert place.ask("SELECT DISTINCT substr(v.time, 1, 19) = strftime('%Y-%m-%dT%H:%M:%S', r.ts, 'unixepoch') FROM co2_readings r "
+                     "JOIN readings v ON v.unit_id = r.unit_id AND v.time = r.date || 'T' || r.time || 'Z'") == [(1,)]
+
+
+@pytest.mark.parametrize("what", list(importer.EXPORTS))
+def test_all_tables_are_exported_in_all_formats_with_the_same_rows(dirty, what):    # noqa: F811
+    place, _ = dirty
+    what = [what] if what == "units" else [what, "--until", "2019-11-01"]
+    as_csv = list(csv.DictReader(io.StringIO(exported(place, *what))))
+    as_json = [json.loads(line) for line in exported(place, *what, "--format", "jsonl").splitlines()]
+    head, *as_tsv = [line.split("\t") for line in exported(place, *what, "--format", "tsv").split("\n")[:-1]]
+    assert len(as_csv) == len(as_json) == len(as_tsv) > 0
+    assert head == [column.name for column in importer.EXPORTS[what[0]].columns]
+    for one, other, third in zip(as_csv, as_json, as_tsv):
+        plain = {name: "" if value is None else str(value) for name, value in other.items()}
+        assert plain == one and list(plain) == head
+        assert [value.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t") or "\\N" for value in plain.values()] == [
+            value or "\\N" for value in third]
+
+
+def test_text_that_means_something_to_a_format_comes_back_as_it_was(place):         # noqa: F811
+    place.errors('----- 2019-09-16 10:55:57 WARN a "b", c\\d\nmore\n"x",\n', A)
+    place.deployments('unit_id\tnickname\tsite\tnote\n%s\tn, m\ta "b"\tc\\d\n' % A)
+    place.run()
+    row, = csv.DictReader(io.StringIO(exported(place, "errors")))
+    assert (row["message"], row["text"]) == ('a "b", c\\d', 'more\n"x",')
+    row = json.loads(exported(place, "errors", "--format", "jsonl"))
+    assert (row["message"], row["text"], row["etype"]) == ('a "b", c\\d', 'more\n"x",', None)
+    assert exported(place, "errors", "--format", "tsv").splitlines()[1].split("\t")[8:10] == ['a "b", c\\\\d', 'more\\n"x",']
+    row, = csv.DictReader(io.StringIO(exported(place, "deployments", "--site", 'a "b"')))
+    assert (row["nickname"], row["site"], row["note"]) == ("n, m", 'a "b"', "c\\d")
+
+
+def test_units_shows_the_first_and_the_last_ping_and_the_days_with_pings_of_each_unit(place):       # noqa: F811
+    place.put("var/pings/pings-0000.tsv", "".join("2019-%s.000000\t%s\tnorth\t8\t-97\n" % (when, A) for when in (
+        "08-30T03:02:11", "09-01T03:02:11", "09-01T09:00:00", "09-12T03:15:00")))
+    place.readings("%s\tsouth\t%s" % (B, FIELDS), B)
+    place.run()
+    assert exported(place, "units").splitlines() == [
+        "unit_id,nickname,site,tier,status,first_ping,last_ping,ping_days,pings,first_reading,last_reading,reading_days,readings",
+        A + ",north,,,,2019-08-30T03:02:11Z,2019-09-12T03:15:00Z,3,4,,,0,0",
+        B + ",south,,,,,,0,0,2019-09-12T08:30:00Z,2019-09-12T08:30:00Z,1,1"]
+
+
+@pytest.mark.parametrize("options, status, reason", [
+    (["readings", "--unit", "nroth"], 1, "no unit is called 'nroth'; the nearest names are north"),
+    (["readings", "--site", "site_x"], 1, "no site is called 'site_x'; the nearest names are site_"),
+    (["readings", "--flag", "5"], 2, "flag: '5' is none of 1, 2, 3, 4, 9"),
+    (["pings", "--flag", "1"], 2, "pings: no option 'flag'; there are unit, site, since, until"),
+    (["units", "--since", "2019-01-01"], 2, "units: no option 'since'; there are unit, site"),
+    (["readings", "--since", "yesterday"], 2, "since is no ISO date: yesterday"),
+    (["readings", "--resume", "-o", "x"], 2, "--resume is no more: "),
+])
+def test_an_option_that_makes_no_sense_is_refused_by_name(place, options, status, reason):          # noqa: F811
+    place.readings("%s\tnorth\t%s" % (A, FIELDS), A)
+    place.deployments(TABLE)
+    place.run()
+    done = place.command("export", *options)
+    assert done.returncode == status and done.stderr.startswith("importer.py: " + reason)
+
+
+def test_a_gap_that_is_still_open_has_no_end(place):                               # noqa: F811
+    place.readings("".join(reading(30 * n) for n in range(4)) + reading(600))
+    place.run()
+    rows = list(csv.DictReader(io.StringIO(exported(place, "gaps", "--until", "2019-09-20"))))
+    assert [(row["last_before"], row["first_after"]) for row in rows] == [
+        ("2019-09-12T01:30:00Z", "2019-09-12T10:00:00Z"), ("2019-09-12T10:00:00Z", "")]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import glob
-import io
 import os
 import re
 import shutil
 import socket
 import sqlite3
 import subprocess
-import tempfile
 import time
 
 import pytest
@@ -140,52 +136,3 @@ def free_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
-
-
-@pytest.fixture
-def postgres(tmp_path):
-    """psql(command) on a server of its own."""
-    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
-    if not found:
-        pytest.skip("PostgreSQL is not installed")
-    binaries, home = os.path.dirname(found[-1]), tempfile.mkdtemp(prefix="co2d-pg-")
-    become = []
-    if os.getuid() == 0:
-        become = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(home, "postgres")
-
-    def run(*command, **options):
-        return subprocess.run([*become, *command], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/", **options)
-
-    try:
-        run(binaries + "/initdb", "-D", home + "/data", "-A", "trust", "-N")
-        run(binaries + "/pg_ctl", "-D", home + "/data", "-w", "-o", "-c listen_addresses='' -k %s" % home, "-l", home + "/log", "start")
-        yield lambda sql, text=None: run("psql", "-h", home, "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-qAtc", sql,
-                                         input=text).stdout.decode()
-        run(binaries + "/pg_ctl", "-D", home + "/data", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def test_postgresql_is_fed_with_what_is_new(serve, postgres, tmp_path):
-    _, server = serve(tmp_path)
-    units = units_for(tmp_path, 3, server, names={0: "lab desk", 1: "vadsø"})
-    arguments = ["--data-dir", str(tmp_path / "remote_data"), "--var-dir", str(tmp_path / "var")]
-    output, seen = str(tmp_path / "out.csv"), 0
-    for days in (2, 1):
-        night(units, days=days)
-        assert importer.main([*arguments]) == 0
-        assert importer.main(["export", "readings", *arguments, "--resume", "-o", output]) == 0
-        with open(output, encoding="utf-8") as file:
-            text = file.read()
-        if not seen:
-            columns = next(csv.reader(io.StringIO(text)))
-            kinds = {"time": "timestamptz", "temp": "real", "co2": "real", "co2_flag": "integer", "temp_flag": "integer"}
-            postgres("CREATE TABLE readings(%s)" % ", ".join("%s %s" % (name, kinds.get(name, "text")) for name in columns))
-            seen = len(text.splitlines(True)[0])
-        new, seen = text[seen:], len(text)
-        postgres("COPY readings FROM STDIN (FORMAT csv)", new.encode())
-    with contextlib.closing(sqlite3.connect(str(tmp_path / "var" / "db.sqlite3"))) as db:
-        expected = db.execute("SELECT count(*), count(DISTINCT unit_id), round(sum(co2)), max(ts) FROM co2_readings").fetchone()
-    got = postgres("SELECT count(*), count(DISTINCT unit_id), round(sum(co2)::numeric), extract(epoch FROM max(time))::bigint FROM readings")
-    assert [int(float(value)) for value in got.split("|")] == [int(value) for value in expected]
