@@ -281,61 +281,6 @@ class Health:
 
 
 # -- what units take of their updates ---------------------------------------------------------------------------------
-# A row of var/fetches has UTC time, unit, update, and what happened: the path of a file whose last byte was handed
-# over, or one of the words below. (No path has parentheses.) A unit that has an update never asks for its files again.
-# So the days with STARTED, less the last one if COMPLETE follows it, are the nights that were spent in vain.
-
-STARTED = "(started)"                   # the unit asked which files there are
-COMPLETE = "(complete)"                 # all files have been handed over, in this night or in earlier ones
-GIVEN_UP = "(given up)"                 # it is not listed any more
-MOST_NIGHTS = 3                         # to spend on one update; an update goes before the data of its night
-
-
-def read_rows(directory: str, match: seqfile.Match, fields: int, since: float = 0.0) -> Iterator[list[str]]:
-    """The rows of a log of ours that have so many fields, in order, without files that ended before `since`."""
-    try:
-        names = seqfile.files_in_sequence(directory, match)
-    except FileNotFoundError:
-        return
-    for name in names:
-        file = os.path.join(directory, name)
-        if os.stat(file).st_mtime < since:
-            continue
-        with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
-            for line in stream:
-                row = line.rstrip("\n").split("\t")
-                if len(row) == fields:
-                    yield row
-
-
-class Course:
-    """How far one unit is with one update, from the rows about both."""
-
-    def __init__(self) -> None:
-        self.days: list[str] = []       # with STARTED, in order
-        self.taken: set[str] = set()    # paths, until all were handed over
-        self.was_complete = False       # all were handed over, even if the unit asked again since
-        self.is_over = True             # complete since it last started
-        self.given_up = False
-
-    def learn(self, day: str, what: str) -> None:
-        """Take a row in."""
-        if what == STARTED:
-            self.is_over = False
-            if day not in self.days:
-                self.days.append(day)
-        elif what == COMPLETE:
-            self.was_complete = self.is_over = True
-            self.taken.clear()
-        elif what == GIVEN_UP:
-            self.given_up = True
-        elif not self.was_complete:
-            self.taken.add(what)
-
-    def nights_in_vain(self, today: str) -> int:
-        """Days before `today` on which the unit began, and could not finish."""
-        begun = self.days[:-1] if self.is_over else self.days
-        return sum(day != today for day in begun)
 
 
 class Fetches:
@@ -344,16 +289,14 @@ class Fetches:
     def __init__(self, directory: str, sync: seqfile.Sync) -> None:
         self.log = seqfile.RowLog(directory, seqfile.FETCHES, sync=sync)
         self._lock = threading.Lock()                           # guards _courses and what is in it
-        self._courses: dict[tuple[str, str], Course] = {}       # by unit and update
-        for when, unit, name, what in read_rows(directory, seqfile.FETCHES, 4):
-            self._course_locked(unit, name).learn(when[:10], what)
+        self._courses = importer.read_courses(directory)        # by unit and update
 
-    def _course_locked(self, unit: str, name: str) -> Course:
-        return self._courses.setdefault((unit, name), Course())
+    def _course_locked(self, unit: str, name: str) -> importer.Course:
+        return self._courses.setdefault((unit, name), importer.Course())
 
     def started(self, unit: str, name: str, now: float) -> None:
         """The unit asks for the list of the files of update `name`. To be called before the reply: rows keep order."""
-        self._note(unit, name, STARTED, now)
+        self._note(unit, name, importer.STARTED, now)
 
     def handed_over(self, unit: str, name: str, path: str, files: Sequence[str], now: float) -> None:
         """The last byte of a file was handed over; `files` are all files of the update."""
@@ -363,18 +306,18 @@ class Fetches:
             is_news = not course.is_over and (course.was_complete or course.taken.issuperset(files))
             course.is_over |= is_news
         if is_news:
-            self._note(unit, name, COMPLETE, now)
+            self._note(unit, name, importer.COMPLETE, now)
 
     def is_given_up(self, unit: str, name: str, now: float) -> bool:
         """Whether the unit has spent so many nights on an update that it is to send its data first."""
         with self._lock:
             course = self._course_locked(unit, name)
             nights = course.nights_in_vain(seqfile.utc(now, "%Y-%m-%d"))
-        if nights < MOST_NIGHTS:
+        if nights < importer.MOST_NIGHTS:
             return False
         if not course.given_up:
             log.warning("updates/%s of %s is not listed any more: it took %d nights in vain", name, unit, nights)
-            self._note(unit, name, GIVEN_UP, now)
+            self._note(unit, name, importer.GIVEN_UP, now)
         return True
 
     def _note(self, unit: str, name: str, what: str, now: float) -> None:
@@ -1378,7 +1321,7 @@ def read_history(settings: Settings) -> History:
     """What units have taken of their updates, as far as it is known here."""
     history: History = {}
     for _, directory in _logs(settings, seqfile.FETCHES_FOLDER):
-        for when, unit, name, what in read_rows(directory, seqfile.FETCHES, 4):
+        for when, unit, name, what in importer.read_rows(directory, seqfile.FETCHES, 4):
             history.setdefault((unit, name), []).append(Event(when, what))
     return history
 
@@ -1387,7 +1330,7 @@ def read_calls(settings: Settings, since: float) -> dict[str, list[Call]]:
     """Pings by unit, in order of time; those before `since` may be left out."""
     calls: dict[str, list[Call]] = {}
     for server, directory in _logs(settings, seqfile.PINGS_FOLDER):
-        for when, unit, nickname, _, _ in read_rows(directory, seqfile.PINGS, 5, since):
+        for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5, since):
             calls.setdefault(unit, []).append(Call(when, nickname, server))
     for of_unit in calls.values():
         of_unit.sort()
@@ -1400,10 +1343,10 @@ def _progress(files: Sequence[str], events: Sequence[Event]) -> tuple[str, str]:
     held = [taken[file] for file in files if file in taken]
     if not events:
         return "not fetched", ""
-    if len(held) == len(files) and taken.get(STARTED, "") <= max(held):
+    if len(held) == len(files) and taken.get(importer.STARTED, "") <= max(held):
         return "complete " + max(held)[:19], max(held)
-    nights = {event.when[:10] for event in events if event.what == STARTED}
-    given_up = ", given up: publish it in smaller parts" if GIVEN_UP in taken else ""
+    nights = {event.when[:10] for event in events if event.what == importer.STARTED}
+    given_up = ", given up: publish it in smaller parts" if importer.GIVEN_UP in taken else ""
     return "%d of %d files in %d nights%s" % (len(held), len(files), len(nights), given_up), ""
 
 

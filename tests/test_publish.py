@@ -16,6 +16,7 @@ import pytest
 
 import co2d
 import fipy
+import importer
 import seqfile
 
 UNIT = "co2unit-30aea42a50bc"
@@ -93,7 +94,7 @@ def test_a_published_update_is_taken_once_and_the_report_says_so(place, capsys):
     assert [request for request in unit.sync().requests if "update-2026" in request.target] == []
     server.stop()                                               # what was handed over is noted after the connection's end
     assert "\tcomplete " in report(place)[0] and "\tcalled again " in report(place)[0]
-    rows = [row[2:] for row in co2d.read_rows(station.var("fetches"), seqfile.FETCHES, 4)]
+    rows = [row[2:] for row in importer.read_rows(station.var("fetches"), seqfile.FETCHES, 4)]
     assert rows[0] == ["update-2026-11-22a", "(started)"]
     assert sorted(row[1] for row in rows[1:]) == ["(complete)", "flash/lib/x.py", "flash/main.py"]
 
@@ -142,6 +143,25 @@ def test_a_unit_that_asks_again_does_not_have_what_was_handed_over_to_the_kernel
             say(place, "updates/update-1/flash/lib/x.py", now=now + 1)
             say(place, "updates/update-1/flash/main.py", now=now + 2)
             assert "\tcomplete " in report(place)[0]
+
+
+def test_the_archive_knows_which_updates_take_nights_in_vain(place):
+    def in_vain():
+        found = importer.updates_in_vain(place.station.archive)
+        return {unit: (name, course.nights_in_vain()) for unit, (name, course) in found.items()}
+
+    publish(place, UNIT, place.directory / "new", "--name", "update-1")
+    assert in_vain() == {}
+    for night in (0, 1):
+        say(place, "updates/update-1?recursive=True", now=night * 86400)
+        assert in_vain() == {UNIT: ("update-1", night + 1)}
+    for name in ("lib/x.py", "main.py"):
+        say(place, "updates/update-1/flash/" + name, now=86400)
+    assert in_vain() == {}
+    say(place, "updates/update-1?recursive=True", now=2 * 86400)            # what the kernel took did not arrive
+    assert in_vain() == {UNIT: ("update-1", 3)}
+    publish(place, UNIT, place.directory / "new", "--name", "update-2")
+    assert in_vain() == {}
 
 
 def test_an_update_that_came_over_in_the_third_night_stays_listed(place, caplog):
@@ -476,7 +496,7 @@ def test_a_site_that_there_is_not_is_told_from_one_where_no_unit_stands(place, c
         file.write("unit_id\tnickname\tsite\ttier\tstatus\tstart_ts\tend_ts\tnote\n")
         file.write("%s\tn\tvj_re_sn_1\t30\tdeployed\t2019-08-01\t\t\n" % UNIT)
         file.write("%s\tn\tlab\t30\tdeployed\t2018-08-01\t2019-08-01\t\n" % UNIT)
-    co2d.importer.import_new(place.station.archive)
+    importer.import_new(place.station.archive)
     for site, status, said in (("vj_re_sn_9", 1, "no site is called 'vj_re_sn_9'; the nearest names are vj_re_sn_1"),
                                ("lab", 1, "no unit stands at lab today"), ("vj_re_sn_1", 0, "")):
         assert publish(place, "--site", site, place.directory / "new") == status
