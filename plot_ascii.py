@@ -39,13 +39,13 @@ import sqlite3
 import struct
 import sys
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from itertools import groupby
 from math import ceil, floor, log10
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import importer
 
@@ -1260,6 +1260,455 @@ def view_gaps(c: Context) -> Page:
 
 VIEWS: Dict[str, Callable[[Context], Page]] = {"co2": view_co2, "pings": view_pings, "status": view_status,
                                                "signal": view_signal, "errors": view_errors, "gaps": view_gaps}
+
+# -- pictures: frames, paths, panels ----------------------------------------------------------------------------------
+#
+# The same pages for browsers and papers, as inline SVG: strips under each other on one time axis. A strip has text on
+# its left, the labels of its scales, a chart, and numbers on its right. In a browser x is a share of the width that
+# there is, so that text keeps its size; curves lie in an inner <svg> that is stretched: STRETCHED wide, a tenth of a
+# pixel high. Other heights are pixels. What things look like is said in STYLE alone.
+
+STRETCHED = 2000
+DESK_CHART = 820                        # px; width of a chart on a page of 1180, and in a file
+PHONE_CHART = 320                       # px; on a page of 400
+LETTER = 6.4                            # px; width of a letter
+TICK_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000]
+
+Point = tuple[int, int]
+Times = tuple[float, float]             # from, to; UTC seconds
+
+
+class Frame(NamedTuple):
+    """The time that the charts of a picture show."""
+    edges: list[int]                    # UTC seconds of the columns, one more than these
+    ticks: list[tuple[int, str]]        # UTC seconds, label
+    groups: list[tuple[int, int, str]]  # columns with one hover text: first, end, when
+
+    def share(self, ts: float) -> float:
+        """Where a time lies: 0 at the left edge, 1 at the right one."""
+        start = self.edges[0]
+        end = self.edges[-1]
+        return min(max((ts - start) / (end - start), 0), 1)
+
+    def at(self, ts: float) -> int:
+        """The same, for points of curves."""
+        return round(STRETCHED * self.share(ts))
+
+    def columns(self, stay: Any) -> tuple[int, int]:
+        """The first column that a stay is in, and the one behind its last."""
+        first = bisect_right(self.edges, stay.since) - 1
+        end = bisect_left(self.edges, stay.until)
+        return max(first, 0), min(end, len(self.edges) - 1)
+
+    def within(self, first: int, end: int, stay: Any) -> Times:
+        """The part of some columns that belongs to a stay."""
+        start = max(self.edges[first], stay.since)
+        return start, min(self.edges[end], stay.until)
+
+    def span(self, times: Times) -> str:
+        """Where a rectangle lies that long."""
+        left, right = map(self.share, times)
+        return f'x="{left:.2%}" width="{right - left:.2%}"'
+
+    def rect(self, style: str, times: Times, top: float, height: float) -> str:
+        """A rectangle; nothing where no time is."""
+        left, right = map(self.share, times)
+        if left >= right:
+            return ""
+        return f'<rect class="{style}" {self.span(times)} y="{top:g}" height="{height:g}"/>'
+
+    def text(self, style: str, ts: float, y: float, text: str) -> str:
+        """A word."""
+        return f'<text class="{style}" x="{self.share(ts):.2%}" y="{y:g}">{text}</text>'
+
+    def word(self, style: str, times: Times, y: float, text: str) -> str:
+        """A word in the middle of a time, if it has room there; a phone may have none."""
+        left, right = map(self.share, times)
+        room = (right - left) / (len(text) * LETTER)
+        if room * DESK_CHART < 1:
+            return ""
+        if room * PHONE_CHART < 1:
+            style += " more"
+        return f'<text class="{style}" x="{(left + right) / 2:.2%}" y="{y:g}">{text}</text>'
+
+    def hover(self, height: int, tell: Callable[[int, int], str]) -> str:
+        """What each day, or longer, says under the mouse."""
+        drawn = '<g class="hover">'
+        for first, end, when in self.groups:
+            x = self.span((self.edges[first], self.edges[end]))
+            drawn += f'<rect {x} height="{height}"><title>{when}: {tell(first, end)}</title></rect>'
+        return drawn + "</g>"
+
+    def grid(self, height: int) -> str:
+        """Lines on calendar steps."""
+        lines = [f"M{self.at(ts)} 0l0 {10 * height}" for ts, _ in self.ticks]
+        return curve("grid", "".join(lines))
+
+
+def fitted(height: int, curves: str) -> str:
+    """Curves, made as wide as the chart."""
+    box = f'viewBox="0 0 {STRETCHED} {10 * height}" preserveAspectRatio="none"'
+    return f'<svg {box} width="100%" height="{height}">{curves}</svg>'
+
+
+def curve(style: str, d: str) -> str:
+    """A path, unless it has no points."""
+    return f'<path class="{style}" d="{d}"/>' if d else ""
+
+
+def path(points: Sequence[Point], end: str = "") -> str:
+    """The shortest text of a line through points; a single point becomes a dot."""
+    x, y = points[0]
+    text = f"M{x} {y}l"
+    steps = []
+    for next_x, next_y in points[1:] or points:
+        steps.append(f"{next_x - x} {next_y - y}")
+        x = next_x
+        y = next_y
+    return text + " ".join(steps).replace(" -", "-") + end
+
+
+def stretches(values: Iterable[object]) -> list[tuple[int, int]]:
+    """Where values are true: begin and end of each run."""
+    found = []
+    end = 0
+    for true, group in groupby(values, bool):
+        start = end
+        end += len(list(group))
+        if true:
+            found.append((start, end))
+    return found
+
+
+def crossed(points: Sequence[Point], level: int) -> Iterator[Point]:
+    """A line with a further point wherever it crosses a level."""
+    yield points[0]
+    for (x, y), (next_x, next_y) in zip(points, points[1:]):
+        if (y - level) * (next_y - level) < 0:
+            part = (level - y) / (next_y - y)
+            yield round(x + part * (next_x - x)), level
+        yield next_x, next_y
+
+
+def signed(form: str, value: Any) -> str:
+    """Numbers with a real minus."""
+    return (form % value).replace("-", "−")
+
+
+class Panel(NamedTuple):
+    """One quantity in a strip."""
+    frame: Frame
+    chart: Any
+    top: int                            # px
+    height: int
+
+    @property
+    def name(self) -> str:
+        """The quantity's."""
+        return str(self.chart.quantity.name)
+
+    def y(self, value: Any) -> int:
+        """The height of a value; what is off the scale lies on the edge."""
+        bottom = 10 * (self.top + self.height)
+        level: int = self.chart.scale.level(value, 10 * self.height)
+        return bottom - level
+
+    def points(self, xs: Sequence[int], values: Iterable[Any]) -> list[Point]:
+        """Where values lie."""
+        return list(zip(xs, map(self.y, values)))
+
+    def ticks(self) -> list[int]:
+        """Round values, so far apart that their labels are legible."""
+        low, high, _ = self.chart.scale
+        least = (high - low) * max(12.5 / self.height, 0.14)
+        wide = [step for step in TICK_STEPS if step >= least] or TICK_STEPS[-1:]
+        step = wide[0]
+        first = ceil(low / step)
+        last = floor(high / step)
+        return [n * step for n in range(first, last + 1)]
+
+    def labels(self) -> str:
+        """The round values."""
+        drawn = ""
+        unit = "°" if self.name == "temp" else ""
+        for value in self.ticks():
+            y = self.y(value) / 10 + 4
+            text = signed("%d", value) + unit
+            drawn += f'<text class="{self.name}-label" x="30" y="{y:g}">{text}</text>'
+        return drawn
+
+    def grid(self) -> str:
+        """Lines at the round values; a dotted one at 0."""
+        lines = [f"M0 {self.y(value)}l{STRETCHED} 0" for value in self.ticks()]
+        drawn = curve("grid", "".join(lines))
+        if self.name == "temp":
+            drawn += curve("zero", f"M0 {self.y(0)}l{STRETCHED} 0")
+        return drawn
+
+    def curves(self, buckets: Buckets, kind: str) -> str:
+        """One unit's range and mean, and what lies between the mean and 0; broken where no value is usable."""
+        edges = self.frame.edges
+        middles = [self.frame.at((start + end) / 2) for start, end in zip(edges, edges[1:])]
+        zero = self.y(0)
+        line = ""
+        band = ""
+        above = ""
+        below = ""
+        for start, end in stretches(bucket and bucket.n for bucket in buckets):
+            xs = middles[start:end]
+            run: list[Any] = buckets[start:end]
+            means = self.points(xs, map(mean, run))
+            highs = self.points(xs, [bucket.high for bucket in run])
+            lows = self.points(xs, [bucket.low for bucket in run])
+            line += path(means)
+            band += path(highs + lows[::-1], "z")
+            outline = [(xs[0], zero), *crossed(means, zero), (xs[-1], zero)]
+            above += path([(x, min(y, zero)) for x, y in outline], "z")
+            below += path([(x, max(y, zero)) for x, y in outline], "z")
+        drawn = curve(f"{self.name} line-{kind}", line)
+        if kind == "second":
+            return drawn
+        is_warmth = self.name == "temp"
+        if not is_warmth or edges[1] - edges[0] >= DAY:
+            drawn = curve(f"{self.name}-band band-{kind}", band) + drawn
+        if is_warmth:
+            drawn = curve("above", above) + curve("below", below) + drawn
+        return drawn
+
+    def marks(self) -> str:
+        """Signs above where values are suspect or off the scale, with a line where column after column has some."""
+        drawn = ""
+        for mark in ("up", "down", "suspect"):
+            for first, end in stretches(each == mark for each in self.chart.marks):
+                start = self.frame.edges[first]
+                stop = self.frame.edges[end]
+                sign = str(BLOCK[mark])
+                drawn += self.frame.text("mark", (start + stop) / 2, self.top - 1, sign)
+                if end - first > 3:
+                    drawn += self.frame.rect("off", (start, stop), self.top, 1.5)
+        return drawn
+
+
+class Strip(NamedTuple):
+    """A row of a picture."""
+    left: list[Line]
+    right: list[Line]
+    height: int                         # px
+    chart: str                          # SVG
+    labels: str = ""                    # SVG: of the scales
+
+
+# -- pictures: readings -----------------------------------------------------------------------------------------------
+
+FLAT = {"co2": 48, "temp": 26}          # px; heights of panels in a page of many sites
+HIGH = {"co2": 200, "temp": 130}        # px; in a page of one
+ABOVE = 9                               # px over a panel, for marks
+
+
+def kinds_of(unit: str, frame: Frame, stays: Sequence[Any]) -> list[str]:
+    """How each column of a unit is drawn: by its status, or as second where another unit is deployed."""
+    kinds = []
+    for start, end in zip(frame.edges, frame.edges[1:]):
+        there = [stay for stay in stays if stay.since < end and stay.until > start]
+        own = [stay.status for stay in there if stay.unit_id == unit]
+        others = [stay.status for stay in there if stay.unit_id != unit]
+        kind = own[0] if own and own[0] else "deployed"
+        if kind != "deployed" and "deployed" in others:
+            kind = "second"
+        kinds.append(kind)
+    return kinds
+
+
+def unit_curves(panels: Sequence[Panel], row: Any) -> str:
+    """All quantities of a site, a line for each unit."""
+    drawn = ""
+    for strand in row.strands:
+        kinds = kinds_of(strand.unit_id, panels[0].frame, row.stays)
+        for kind in dict.fromkeys(kinds):
+            for panel in panels:
+                own = zip(kinds, strand.buckets[panel.name])
+                chosen = [bucket if each == kind else None for each, bucket in own]
+                drawn += panel.curves(chosen, kind)
+    return drawn
+
+
+def ribbon(frame: Frame, strand: Any, top: int) -> str:
+    """When a unit was there (a line), and when it measured (a bar)."""
+    drawn = ""
+    for stay in strand.stays:
+        drawn += frame.rect("stay", (stay.since, stay.until), top + 2, 1)
+        for first, end in stretches(strand.buckets["co2"]):
+            times = frame.within(first, end, stay)
+            drawn += frame.rect(f"is-{stay.status}", times, top, 5)
+    return drawn
+
+
+def reach(chart: Any, start: int, end: int) -> tuple[float, ...]:
+    """Least, greatest and mean usable value of some columns; nothing without any."""
+    there = [bucket for bucket in chart.buckets[start:end] if bucket and bucket.n]
+    if not there:
+        return ()
+    low = min(bucket.low for bucket in there)
+    high = max(bucket.high for bucket in there)
+    total = sum(bucket.total for bucket in there)
+    return low, high, total / sum(bucket.n for bucket in there)
+
+
+def told(charts: Iterable[Any], first: int, end: int) -> str:
+    """The same in words, for each quantity."""
+    words = []
+    for chart in charts:
+        form = "{0.label} {0.form}…{0.form}, mean {0.form}".format(chart.quantity)
+        found = reach(chart, first, end)
+        if found:
+            words.append(signed(form, found))
+    return "; ".join(words) or "no data"
+
+
+def site_chart(row: Any, panels: Sequence[Panel], gaps: Sequence[Any]) -> tuple[int, str]:
+    """Height and drawing: quantities of a site under each other; where readings are missing, and why."""
+    frame = panels[0].frame
+    height = panels[-1].top + panels[-1].height + 3
+    middle = panels[0].top + panels[0].height // 2 + 4
+    back = ""
+    front = ""
+    for gap in gaps:
+        times = gap.start, gap.end or frame.edges[-1]
+        if times[1] - times[0] > frame.edges[1] - frame.edges[0]:
+            back += frame.rect("gap", times, 0, height)
+            front += frame.word("word", times, middle, GAPS[gap.state][0])
+    curves = frame.grid(height)
+    for panel in panels:
+        curves += panel.grid()
+        front += panel.marks()
+    curves += unit_curves(panels, row)
+    charts = [panel.chart for panel in panels]
+    front += frame.hover(height, lambda first, end: told(charts, first, end))
+    return height, back + fitted(height, curves) + front
+
+
+def notes(chart: Any) -> list[Line]:
+    """Least and greatest value; how many are off the scale."""
+    unit = chart.quantity.label.split()[-1]
+    lines = []
+    found = reach(chart, 0, len(chart.buckets))
+    if found:
+        text = signed(f"%.0f…%.0f {unit}", found[:2])
+        lines.append([Span(text, "more")])
+    least, greatest = chart.ends
+    for sign, n, furthest in (("▲", chart.above, greatest), ("▼", chart.below, least)):
+        if n:
+            far = signed(f" to %.0f {unit}", furthest)
+            lines.append([Span(f"{sign} {n}", "bad"), Span(far, "bad more")])
+    return lines
+
+
+def newest(chart: Any) -> Line:
+    """The last value."""
+    if not chart.last:
+        return []
+    quantity = chart.quantity
+    unit = quantity.label.split()[-1]
+    value = signed(quantity.form, chart.last[1])
+    return [Span(value, quantity.name), Span(f" {unit} ")]
+
+
+def fleet_strip(frame: Frame, row: Any, gaps: Sequence[Any], now: int) -> Strip:
+    """All quantities of a site in little room."""
+    panels: list[Panel] = []
+    values: Line = []
+    remarks: list[Line] = []
+    top = ABOVE
+    for name, chart in row.charts.items():
+        panels.append(Panel(frame, chart, top, FLAT[name]))
+        top += FLAT[name] + ABOVE
+        values += newest(chart)
+        remarks += notes(chart)
+    if row.late:
+        silence = now - row.charts["co2"].last[0]
+        remarks.append([Span(f"{ago(silence)} late", "bad")])
+    height, drawn = site_chart(row, panels, gaps)
+    for strand in row.strands[-1:]:
+        drawn += ribbon(frame, strand, height + 1)
+    stay = row.stays[-1]
+    unit = stay.nickname if stay.site else "never deployed"
+    left = [[Span(row.name, "head", row.name)], [Span(unit)]]
+    labels = "".join(panel.labels() for panel in panels)
+    return Strip(left, [values, *remarks], height + 7, drawn, labels)
+
+
+def site_strips(frame: Frame, row: Any, gaps: Sequence[Any]) -> list[Strip]:
+    """One site in detail: a strip for each quantity, and one for each unit."""
+    strips = []
+    for name, chart in row.charts.items():
+        panel = Panel(frame, chart, ABOVE, HIGH[name])
+        height, drawn = site_chart(row, [panel], gaps)
+        label, unit = chart.quantity.label.split()
+        left = [[Span(label, "head")], [Span(unit)]]
+        right = [newest(chart), *notes(chart)]
+        strips.append(Strip(left, right, height, drawn, panel.labels()))
+    for strand in row.strands:
+        drawn = ribbon(frame, strand, 5)
+        for stay in strand.stays:
+            text = (stay.status or "no site").replace("_", " ")
+            drawn += frame.word("word", (stay.since, stay.until), 21, text)
+        left = [[Span(strand.nickname, "head")], [Span(strand.unit_id)]]
+        strips.append(Strip(left, [], 24, drawn))
+    return strips
+
+
+# -- pictures: pings --------------------------------------------------------------------------------------------------
+
+SILENT_DAYS = 3                         # shorter silence of a deployed unit is not coloured
+
+
+def lane(frame: Frame, row: Any, top: int, height: int) -> str:
+    """Days with pings as bars, stays as lines with ends, silence where a unit is deployed."""
+    back = ""
+    front = ""
+    for stay in row.stays:
+        first, end = frame.columns(stay)
+        called = row.columns[first:end]
+        for start, stop in stretches(called):
+            times = frame.within(first + start, first + stop, stay)
+            front += frame.rect(f"ping-{stay.status}", times, top, height)
+        if not stay.site:
+            continue
+        for start, stop in stretches(not pings for pings in called):
+            times = frame.within(first + start, first + stop, stay)
+            days = int(times[1] - times[0]) // DAY
+            if days >= SILENT_DAYS and stay.status == "deployed":
+                back += frame.rect("silence", times, top, height)
+                front += frame.word("silent", times, top + height - 3, f"{days} d")
+        back += frame.rect("stay", (stay.since, stay.until), top + height / 2, 1)
+        for ts in (stay.since, stay.until):
+            if frame.edges[0] < ts < frame.edges[-1]:
+                x = frame.share(ts)
+                front += f'<rect class="end" x="{x:.2%}" width="2" y="{top - 2}" height="{height + 4}"/>'
+    return back + front
+
+
+def ping_strip(frame: Frame, rows: Sequence[Any], now: int) -> Strip:
+    """A site; units that are there at the same time have lanes of their own, less high."""
+    row = rows[0]
+    drawn = lane(frame, row, 5, 14)
+    height = 24
+    for other in rows[1:]:
+        drawn += lane(frame, other, height, 5)
+        height += 9
+    days = [pings.days if pings else 0 for pings in row.columns]
+    drawn += frame.hover(height, lambda first, end: count(sum(days[first:end]), "day") + " with pings")
+    stay = row.stays[-1]
+    share = "not deployed"
+    if stay.site:
+        begin = max(row.stays[0].since, frame.edges[0])
+        due = ceil((min(now, stay.until) - begin) / DAY)
+        share = f"{sum(days)}/{due} = {100 * sum(days) // due} %"
+    age = f"{ago(now - row.last)} ago" if row.last else "never"
+    left = [[Span(row.name, "head", row.name)], [Span(stay.nickname)]]
+    newest = [Span(age, "bad" if row.late else "head"), Span(signed(" %d dBm", row.dbm) if row.dbm else "")]
+    return Strip(left, [newest, [Span(share, "more")]], height, fitted(height, frame.grid(height)) + drawn)
+
 
 # -- the same page as text, TSV, JSON, HTML ---------------------------------------------------------------------------
 
