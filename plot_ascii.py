@@ -1272,6 +1272,7 @@ STRETCHED = 2000
 DESK_CHART = 820                        # px; width of a chart on a page of 1180, and in a file
 PHONE_CHART = 320                       # px; on a page of 400
 LETTER = 6.4                            # px; width of a letter
+SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
 TICK_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000]
 
 Point = tuple[int, int]
@@ -1392,7 +1393,7 @@ def crossed(points: Sequence[Point], level: int) -> Iterator[Point]:
 
 def signed(form: str, value: Any) -> str:
     """Numbers with a real minus."""
-    return (form % value).replace("-", "−")
+    return str(form % value).replace("-", "−")
 
 
 class Panel(NamedTuple):
@@ -1457,7 +1458,7 @@ class Panel(NamedTuple):
         for start, end in stretches(bucket and bucket.n for bucket in buckets):
             xs = middles[start:end]
             run: list[Any] = buckets[start:end]
-            means = self.points(xs, map(mean, run))
+            means = self.points(xs, [bucket.total / bucket.n for bucket in run])
             highs = self.points(xs, [bucket.high for bucket in run])
             lows = self.points(xs, [bucket.low for bucket in run])
             line += path(means)
@@ -1478,11 +1479,10 @@ class Panel(NamedTuple):
     def marks(self) -> str:
         """Signs above where values are suspect or off the scale, with a line where column after column has some."""
         drawn = ""
-        for mark in ("up", "down", "suspect"):
+        for mark, sign in SIGNS.items():
             for first, end in stretches(each == mark for each in self.chart.marks):
                 start = self.frame.edges[first]
                 stop = self.frame.edges[end]
-                sign = str(BLOCK[mark])
                 drawn += self.frame.text("mark", (start + stop) / 2, self.top - 1, sign)
                 if end - first > 3:
                     drawn += self.frame.rect("off", (start, stop), self.top, 1.5)
@@ -1532,7 +1532,7 @@ def unit_curves(panels: Sequence[Panel], row: Any) -> str:
     return drawn
 
 
-def ribbon(frame: Frame, strand: Any, top: int) -> str:
+def stay_bars(frame: Frame, strand: Any, top: int) -> str:
     """When a unit was there (a line), and when it measured (a bar)."""
     drawn = ""
     for stay in strand.stays:
@@ -1543,7 +1543,7 @@ def ribbon(frame: Frame, strand: Any, top: int) -> str:
     return drawn
 
 
-def reach(chart: Any, start: int, end: int) -> tuple[float, ...]:
+def spread(chart: Any, start: int, end: int) -> tuple[float, ...]:
     """Least, greatest and mean usable value of some columns; nothing without any."""
     there = [bucket for bucket in chart.buckets[start:end] if bucket and bucket.n]
     if not there:
@@ -1559,7 +1559,7 @@ def told(charts: Iterable[Any], first: int, end: int) -> str:
     words = []
     for chart in charts:
         form = "{0.label} {0.form}…{0.form}, mean {0.form}".format(chart.quantity)
-        found = reach(chart, first, end)
+        found = spread(chart, first, end)
         if found:
             words.append(signed(form, found))
     return "; ".join(words) or "no data"
@@ -1591,7 +1591,7 @@ def notes(chart: Any) -> list[Line]:
     """Least and greatest value; how many are off the scale."""
     unit = chart.quantity.label.split()[-1]
     lines = []
-    found = reach(chart, 0, len(chart.buckets))
+    found = spread(chart, 0, len(chart.buckets))
     if found:
         text = signed(f"%.0f…%.0f {unit}", found[:2])
         lines.append([Span(text, "more")])
@@ -1629,7 +1629,7 @@ def fleet_strip(frame: Frame, row: Any, gaps: Sequence[Any], now: int) -> Strip:
         remarks.append([Span(f"{ago(silence)} late", "bad")])
     height, drawn = site_chart(row, panels, gaps)
     for strand in row.strands[-1:]:
-        drawn += ribbon(frame, strand, height + 1)
+        drawn += stay_bars(frame, strand, height + 1)
     stay = row.stays[-1]
     unit = stay.nickname if stay.site else "never deployed"
     left = [[Span(row.name, "head", row.name)], [Span(unit)]]
@@ -1648,7 +1648,7 @@ def site_strips(frame: Frame, row: Any, gaps: Sequence[Any]) -> list[Strip]:
         right = [newest(chart), *notes(chart)]
         strips.append(Strip(left, right, height, drawn, panel.labels()))
     for strand in row.strands:
-        drawn = ribbon(frame, strand, 5)
+        drawn = stay_bars(frame, strand, 5)
         for stay in strand.stays:
             text = (stay.status or "no site").replace("_", " ")
             drawn += frame.word("word", (stay.since, stay.until), 21, text)

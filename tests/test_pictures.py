@@ -217,7 +217,7 @@ def test_the_mouse_is_told_the_numbers_of_a_day() -> None:
 
 def test_a_ribbon_is_thin_where_a_unit_was_deployed_without_readings() -> None:
     row = site(CO2, [values(420, 420, 420), None, None, values(420, 420, 420)], Scale(400, 500), stay(since=1800))
-    assert plot_ascii.ribbon(hours(4), row.strands[0], 60) == (
+    assert plot_ascii.stay_bars(hours(4), row.strands[0], 60) == (
         '<rect class="stay" x="12.50%" width="87.50%" y="62" height="1"/>'
         '<rect class="is-deployed" x="12.50%" width="12.50%" y="60" height="5"/>'
         '<rect class="is-deployed" x="75.00%" width="25.00%" y="60" height="5"/>')
