@@ -2978,21 +2978,203 @@ def _iso(ts: Optional[int]) -> Optional[str]:
     return None if ts is None else seqfile.utc(ts) + "Z"
 
 
+# -- PostgreSQL -------------------------------------------------------------------------------------------------------
+# Readings and pings are replaced by whole days, those that imports have changed; errors and deployments are few and
+# replaced as a whole. One psql does all of it in one transaction. In the same transaction the receiver notes what it
+# holds: the identity of our database, the mark of our last import, a checksum of the stays (they give every row its
+# site). So whatever is killed, and whenever, all of it is there or nothing; the next run begins at what is noted.
+
+_POSTGRES_TYPES = {"text": "text", "time": "timestamptz", "integer": "integer", "number": "double precision"}
+_BY_DAY = ("readings", "pings")
+RECEIVED = (*_BY_DAY, "errors", "deployments")
+_NOTES = """
+    CREATE TABLE IF NOT EXISTS co2_exports(
+        name text PRIMARY KEY, identity text, mark bigint, stays bigint, at timestamptz);
+    LOCK TABLE co2_exports IN EXCLUSIVE MODE;
+    """
+_NOTE = """
+    INSERT INTO co2_exports VALUES ('%s', '%s', %d, %d, now())
+    ON CONFLICT (name) DO UPDATE SET identity = excluded.identity, mark = excluded.mark, stays = excluded.stays,
+        at = excluded.at;
+    COMMIT;
+    """
+_DELETE_DAYS = """
+    DELETE FROM %s r USING co2_days d WHERE r.unit_id = d.unit_id AND r.time >= d.since AND r.time < d.until;
+    """
+
+
+class Held(NamedTuple):
+    """What a receiver holds of a table."""
+
+    identity: str                       # of the database it came from
+    mark: int                           # of the last import it has seen
+    stays: int                          # checksum of the deployments at that time
+
+
+class Receiver:
+    """A PostgreSQL database that psql is connected to, in a transaction that `commit` ends; without it nothing happens.
+    Unusable when psql fails: it says why on stderr."""
+
+    def __init__(self, conninfo: str) -> None:
+        import subprocess                                       # no page needs it
+        options = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
+        try:
+            self.psql = subprocess.Popen(
+                ["psql", *options, "--dbname=" + conninfo], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                encoding="utf-8", env={**os.environ, "PGCLIENTENCODING": "UTF8"})
+        except FileNotFoundError:
+            raise Unusable("psql is not installed; it is in the package postgresql-client")
+        self.send(["SET client_min_messages = warning;\n", "BEGIN;\n", _NOTES])
+
+    def send(self, lines: Iterable[str]) -> None:
+        """Let psql read these lines."""
+        assert self.psql.stdin
+        try:
+            self.psql.stdin.writelines(lines)
+            self.psql.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure()
+
+    def ask(self, query: str) -> list[str]:
+        """The first row of what a query gives; empty without one."""
+        assert self.psql.stdout
+        self.send([query + ";\n", "SELECT '';\n"])
+        rows: list[str] = []
+        for line in self.psql.stdout:
+            if line == "\n":
+                return rows[0].split("|") if rows else []
+            rows.append(line.rstrip("\n"))
+        raise self._failure()
+
+    def copy(self, table: str, lines: Iterable[str]) -> None:
+        """Add rows in the text format."""
+        self.send(chain(["COPY %s FROM stdin;\n" % table], lines, ["\\.\n"]))
+
+    def commit(self, last: str) -> None:
+        """Run the last commands."""
+        assert self.psql.stdin
+        self.send([last])
+        self.psql.stdin.close()
+        if self.psql.wait():
+            raise self._failure()
+
+    def _failure(self) -> Unusable:
+        self.psql.wait()
+        return Unusable("psql failed (exit status %d): nothing has changed there" % self.psql.returncode)
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.psql.kill()
+        with self.psql:                                         # closes the pipes and waits
+            pass
+
+
+def feed(db: sqlite3.Connection, what: str, conninfo: str, progress: Progress = None) -> str:
+    """Bring a table of a PostgreSQL database up to date; says what was done. The caller has begun a transaction.
+
+    `conninfo` is what psql takes for --dbname. Passwords are read from ~/.pgpass, by psql.
+    """
+    held = _holding(db)
+    with Receiver(conninfo) as receiver:
+        before = _take_over(receiver, what)
+        if before == held:
+            return "%s: nothing has changed since the last time" % what
+        days = ""
+        conditions: list[str] = []
+        same = before and (before.identity, before.stays) == (held.identity, held.stays)
+        if before and same and before.mark <= held.mark and what in _BY_DAY:
+            days = "temp.days c CROSS JOIN "
+            conditions = ["r.unit_id = c.unit_id", "r.ts >= c.since", "r.ts < c.until"]
+            done = "%d days of units replaced" % _send_days(db, receiver, before.mark)
+            receiver.send([_DELETE_DAYS % what])
+        else:
+            done = "all replaced" if before else "all sent"
+            receiver.send(["DELETE FROM %s;\n" % what])
+        rows = Counted(db.execute(lines_query(what, "tsv", conditions, days)), progress)
+        receiver.copy("%s(%s)" % (what, ", ".join(column.name for column in EXPORTS[what].columns)), rows)
+        receiver.commit(_NOTE % (what, *held))
+    return "%s: %s, %d rows" % (what, done, rows.n)
+
+
+class Counted:
+    """The only values of rows, counted as they go."""
+
+    def __init__(self, rows: Iterable[Row], progress: Progress) -> None:
+        self.rows, self.progress, self.n = rows, progress, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line, in self.rows:
+            self.n += 1
+            if self.progress:
+                self.progress(1)
+            yield line
+
+
+def _holding(db: sqlite3.Connection) -> Held:
+    """What a receiver will hold."""
+    identity, mark = db.execute("SELECT identity, mark FROM last_import").fetchone()
+    stays = db.execute("SELECT unit_id, nickname, site, tier, status, since, until FROM deploy_durations_tiered "
+                       "ORDER BY unit_id, since, until, site, tier").fetchall()
+    return Held(identity, mark, zlib.crc32(repr(stays).encode()))
+
+
+def _take_over(receiver: Receiver, what: str) -> Optional[Held]:
+    """What the receiver holds; without its table that is made."""
+    noted = receiver.ask("SELECT identity, mark, stays FROM co2_exports WHERE name = '%s'" % what)
+    there = receiver.ask("SELECT to_regclass('%s') IS NOT NULL" % what) == ["t"]
+    if there and not noted:
+        raise Unusable("a table %s is there that we have not made: rename it, or drop it" % what)
+    if not there:
+        receiver.send(_new_table(what))
+        return None
+    identity, mark, stays = noted
+    return Held(identity, int(mark), int(stays))
+
+
+def _new_table(what: str) -> Iterator[str]:
+    table = EXPORTS[what]
+    columns = ["%s %s" % (column.name, _POSTGRES_TYPES[column.kind]) for column in table.columns]
+    yield "CREATE TABLE %s(%s);\n" % (what, ", ".join(columns))
+    yield "COMMENT ON TABLE %s IS '%s';\n" % (what, table.about)
+    for column in table.columns:
+        about = "; ".join(filter(None, [column.about, column.unit])).replace("'", "''")
+        yield "COMMENT ON COLUMN %s.%s IS '%s';\n" % (what, column.name, about)
+    if what in _BY_DAY:
+        yield "CREATE INDEX ON %s(unit_id, time);\n" % what
+
+
+def _send_days(db: sqlite3.Connection, receiver: Receiver, mark: int) -> int:
+    """Days of units that were changed by imports behind `mark`, into tables here and there; how many."""
+    db.execute("CREATE TEMP TABLE days AS SELECT unit_id, day * 86400 AS since, (day + 1) * 86400 AS until "
+               "FROM changes WHERE mark > %d" % mark)
+    unit = FORMS["tsv"].text.format("unit_id")
+    query = "SELECT printf('%%s\t%%s\t%%s\n', %s, %s, %s) FROM temp.days" % (
+        unit, _ISO.format("since"), _ISO.format("until"))
+    days = Counted(db.execute(query), None)
+    receiver.send(["CREATE TEMP TABLE co2_days(unit_id text, since timestamptz, until timestamptz) ON COMMIT DROP;\n"])
+    receiver.copy("co2_days", days)
+    receiver.send(["ANALYZE co2_days;\n"])
+    return days.n
+
+
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
 class ProgressBar:
-    """On a terminal on stderr, for imports that take longer than a moment."""
+    """On a terminal on stderr, for what takes longer than a moment."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.shown = total, 0, time.monotonic() + 0.5
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit, self.done, self.shown = total, unit, 0, time.monotonic() + 0.5
 
     def __call__(self, size: int) -> None:
         self.done += size
         if time.monotonic() > self.shown:
             self.shown = time.monotonic() + 0.1
             share = min(1.0, self.done / max(1, self.total))
-            sys.stderr.write("\r[%-40s] %3d %% of %.1f MB " % ("#" * int(40 * share), 100 * share, self.total / 1e6))
+            bar = "#" * int(40 * share)
+            sys.stderr.write("\r[%-40s] %3d %% of %s %s " % (bar, 100 * share, format(self.total, ","), self.unit))
 
     def clear(self) -> None:
         """Leave the line clean."""
@@ -3004,13 +3186,21 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def progress_bar(count: Callable[[], int], unit: str) -> Iterator[Progress]:
+    """A bar where a person looks, else None; `count` gives what is to be done."""
+    bar = ProgressBar(count(), unit) if sys.stderr.isatty() else None
+    try:
+        yield bar
+    finally:
+        if bar:
+            bar.clear()
+
+
 def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     """Import what is new, or everything anew, and print a summary."""
     run = rebuild if arguments.command == "rebuild" else import_new
-    with contextlib.ExitStack() as stack:
-        bar = ProgressBar(sum(source.size for source in find_sources(archive, []))) if sys.stderr.isatty() else None
-        if bar:
-            stack.callback(bar.clear)
+    with progress_bar(lambda: sum(source.size for source in find_sources(archive, [])), "bytes") as bar:
         summary = run(archive, progress=bar, processes=_cores())
     print(summary)
     return 1 if summary.unreadable else 0
@@ -3053,19 +3243,40 @@ def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
 
 
 def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
-    """Take data elsewhere: as CSV, TSV or JSON lines."""
+    """Take data elsewhere: as CSV, TSV or JSON lines, or into a PostgreSQL database."""
+    what = arguments.what
+    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     if arguments.resume:
         raise Usage("--resume is no more: rows change after they were exported, and a file cannot take them back. "
-                    "Export the whole file again")
-    given = {name: getattr(arguments, name) for name in OPTIONS}
+                    "Export the whole file again, or into a database with --psql")
+    if arguments.psql:
+        _check_psql(what, arguments.psql, [*given, *(["output"] if arguments.output else [])])
     with contextlib.closing(open_db(archive.db)) as db, contextlib.ExitStack() as files:
         db.execute("BEGIN")                                     # one state from the first row to the last
-        lines = export(db, arguments.what, arguments.format, given, time.time())
+        if arguments.psql:
+            with progress_bar(lambda: _count_rows(db, what), "rows") as bar:
+                done = feed(db, what, arguments.psql, bar)
+            print(done)
+            return 0
+        lines = export(db, what, arguments.format, given, time.time())
         out = sys.stdout
         if arguments.output:
             out = files.enter_context(open(arguments.output, "w", encoding="utf-8", newline=""))
         out.writelines(lines)
     return 0
+
+
+def _check_psql(what: str, conninfo: str, others: Sequence[str]) -> None:
+    if what not in RECEIVED:
+        raise Usage("--psql takes %s; %s are made anew for each export" % (", ".join(RECEIVED), what))
+    if others:
+        raise Usage("--psql takes all rows: --%s makes no sense with it" % others[0])
+    if re.search(r"password\s*=|://[^/@]*:[^/@]*@", conninfo):
+        raise Usage("a password on the command line can be seen by all users: write it to ~/.pgpass")
+
+
+def _count_rows(db: sqlite3.Connection, what: str) -> int:
+    return int(db.execute("SELECT count(*) FROM " + TABLES[what]).fetchone()[0])
 
 
 def place_of(error: BaseException) -> str:
@@ -3105,7 +3316,8 @@ EXAMPLES = {                            # command -> what stands at the end of i
     "export": """
   %(prog)s readings --site vj_re_sn_4 --since 2026-10-01 -o site.csv
   %(prog)s units                        first and last ping, days with pings, of each unit
-  %(prog)s errors --unit varanger-03 --format jsonl""",
+  %(prog)s errors --unit varanger-03 --format jsonl
+  %(prog)s readings --psql 'host=db.example.org dbname=co2 user=co2'""",
 }
 
 
@@ -3151,6 +3363,8 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     for name, (metavar, about) in OPTIONS.items():
         add("--" + name, metavar=metavar, help=about)
     add("-o", "--output", metavar="FILE", help="instead of stdout")
+    add("--psql", metavar="CONNINFO",
+        help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
     add("--resume", action="store_true", help=argparse.SUPPRESS)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
+import tempfile
 
 import pytest
 
@@ -166,3 +170,216 @@ def test_a_gap_that_is_still_open_has_no_end(place):                            
     rows = list(csv.DictReader(io.StringIO(exported(place, "gaps", "--until", "2019-09-20"))))
     assert [(row["last_before"], row["first_after"]) for row in rows] == [
         ("2019-09-12T01:30:00Z", "2019-09-12T10:00:00Z"), ("2019-09-12T10:00:00Z", "")]
+
+
+# -- PostgreSQL -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A PostgreSQL server of its own: the directory of its socket."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
+    if not found or not shutil.which("psql"):
+        pytest.skip("PostgreSQL is not installed")
+    binaries, home = os.path.dirname(found[-1]), tempfile.mkdtemp(prefix="co2d-pg-")
+    become = []
+    if os.getuid() == 0:
+        become = ["runuser", "-u", "postgres", "--"]
+        shutil.chown(home, "postgres")
+
+    def run(program, *arguments):
+        command = [*become, os.path.join(binaries, program), "-D", home + "/data", *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/")
+
+    try:
+        run("initdb", "-A", "trust", "-N", "-U", "postgres", "-E", "UTF8")
+        run("pg_ctl", "-w", "-o", "-c listen_addresses='' -c fsync=off -k " + home, "-l", home + "/log", "start")
+        yield home
+        run("pg_ctl", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+class Receiver:
+    """A database of its own for each test."""
+
+    def __init__(self, home):
+        self.conninfo = "host=%s user=postgres dbname=" % home
+
+    def ask(self, query):
+        command = ["psql", "-X", "-v", "ON_ERROR_STOP=1", "-d", self.conninfo, "-qAt", "-c", "SET TimeZone = UTC", "-c", query]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, universal_newlines=True).stdout
+
+    def rows(self, what):
+        """All rows, each value as `export` writes it."""
+        text = self.ask("COPY (SELECT * FROM %s) TO STDOUT (FORMAT csv)" % what)
+        return sorted([said(value) for value in row] for row in csv.reader(io.StringIO(text)))
+
+
+def said(value):
+    if value[4:5] == "-" and value.endswith("+00"):
+        return value[:-3].replace(" ", "T") + "Z"
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+@pytest.fixture
+def receiver(server):
+    receiver = Receiver(server)
+    receiver.conninfo += "postgres"
+    receiver.ask("DROP DATABASE IF EXISTS taken")
+    receiver.ask("CREATE DATABASE taken")
+    receiver.conninfo = receiver.conninfo.replace("postgres", "taken").replace("user=taken", "user=postgres")
+    return receiver
+
+
+def ours(place, what):                                          # noqa: F811
+    return sorted([said(value) for value in row] for row in list(csv.reader(io.StringIO(exported(place, what))))[1:])
+
+
+def fed(place, receiver, what, **options):                      # noqa: F811
+    """What the command says, once the receiver has the rows that `export` gives."""
+    done = place.command("export", what, "--psql", receiver.conninfo, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert receiver.rows(what) == ours(place, what)
+    return done.stdout.rstrip()
+
+
+def ping(day):
+    return "2019-09-%02dT03:02:11.000000\t%s\tnorth\t8\t-97\n" % (day, A)
+
+
+def stretch(first, last):
+    """Readings every half hour, no two in a row alike."""
+    return "".join(reading(30 * n, 400 + n % 7) for n in range(first, last))
+
+
+def test_a_receiver_has_each_row_once_whatever_happens_to_the_rows_here(place, receiver):           # noqa: F811
+    place.readings(stretch(0, 100) + "half a li")
+    place.put("var/pings/pings-0000.tsv", ping(12))
+    place.run()
+    assert fed(place, receiver, "readings") == "readings: all sent, 100 rows"
+    assert fed(place, receiver, "pings") == "pings: all sent, 1 rows"
+    assert fed(place, receiver, "readings") == "readings: nothing has changed since the last time"
+
+    place.readings("ne\n" + reading(30 * 100, 5000), mode="ab")
+    place.run()
+    assert fed(place, receiver, "readings") == "readings: 1 days of units replaced, 5 rows"
+    place.readings(reading(30 * 101), mode="ab")                    # only with that the 5000 ppm can be judged
+    place.run()
+    assert fed(place, receiver, "readings") == "readings: 1 days of units replaced, 6 rows"
+    assert receiver.ask("SELECT count(*) FROM readings WHERE co2_flag = 3") == "1\n"
+
+    place.put("var/pings/pings-0000.tsv", ping(13), mode="ab")
+    place.run()
+    assert fed(place, receiver, "pings") == "pings: 2 days of units replaced, 1 rows"
+
+    place.deployments("unit_id\tnickname\tsite\tstatus\n%s\tnorth\tsummit\tdeployed\n" % A)
+    place.run()
+    assert fed(place, receiver, "readings") == "readings: all replaced, 102 rows"
+    assert receiver.ask("SELECT DISTINCT site FROM readings") == "summit\n"
+    assert fed(place, receiver, "deployments") == "deployments: all sent, 1 rows"
+
+    place.readings(stretch(20, 40))           # another card
+    place.run()
+    assert fed(place, receiver, "readings") == "readings: 3 days of units replaced, 20 rows"
+
+    place.command("rebuild")
+    assert fed(place, receiver, "readings") == "readings: all replaced, 20 rows"
+    assert fed(place, receiver, "pings") == "pings: all replaced, 2 rows"
+
+    shutil.rmtree(os.path.join(place.data, A))
+    place.run()
+    place.command("rebuild")
+    assert fed(place, receiver, "readings") == "readings: all replaced, 0 rows"
+
+
+def test_tables_at_the_receiver_have_types_and_comments(place, receiver):          # noqa: F811
+    place.readings(LINE)
+    place.errors('----- 2019-09-16 10:55:57 WARN it\\s "b"\nmore\n\tx\n----- (1970, 1, 1, 0, 0, 4, 4, 298) EXC vads\u00f8\n', A)
+    place.deployments(TABLE)
+    place.run()
+    for what in importer.RECEIVED:
+        fed(place, receiver, what)
+    types = receiver.ask("SELECT DISTINCT udt_name FROM information_schema.columns WHERE table_name = 'readings' ORDER BY 1")
+    assert types.split() == ["float8", "int4", "text", "timestamptz"]
+    assert receiver.ask("SELECT obj_description('readings'::regclass), col_description('readings'::regclass, 8)") == (
+        "CO2 and temperature|mean of those of the ten that are usable; ppm\n")
+    assert receiver.ask("SELECT text FROM errors WHERE etype IS NULL AND level = 'WARN'") == "more\n\tx\n"
+
+
+def test_a_fleet_with_dirt_arrives_as_it_is_exported(dirty, receiver):              # noqa: F811
+    place, _ = dirty
+    for what in importer.RECEIVED:
+        fed(place, receiver, what)
+
+
+BETWEEN = """#!%s
+import os, signal, subprocess, sys
+psql = subprocess.Popen([%r, *sys.argv[1:]], stdin=subprocess.PIPE)
+for number, line in enumerate(iter(sys.stdin.buffer.readline, b""), 1):
+    psql.stdin.write(line)
+    psql.stdin.flush()
+    if number == int(os.environ["LINES_THROUGH"]) or line.strip() == b"COMMIT;":
+        break
+else:
+    sys.exit(psql.wait())
+if line.strip() != b"COMMIT;":
+    os.kill(os.getppid(), signal.SIGKILL)
+psql.stdin.close()
+psql.wait()
+os.kill(os.getppid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 8, 15, 17, 19, 20, 22, 40, 90, 1000])
+def test_a_run_that_is_killed_at_any_moment_has_done_all_or_nothing(place, receiver, tmp_path, lines):       # noqa: F811
+    """`lines`: so many lines reach psql before the importer is killed; 1000: it is killed behind the COMMIT."""
+    place.readings(stretch(0, 60))
+    place.run()
+    fed(place, receiver, "readings")
+    before = receiver.rows("readings")
+    place.readings(stretch(60, 120), mode="ab")
+    place.run()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "psql").write_text(BETWEEN % (sys.executable, shutil.which("psql")))
+    (tmp_path / "bin" / "psql").chmod(0o755)
+    environ = {**os.environ, "PATH": "%s:%s" % (tmp_path / "bin", os.environ["PATH"]), "LINES_THROUGH": str(lines)}
+    assert place.command("export", "readings", "--psql", receiver.conninfo, env=environ).returncode == -9
+    assert receiver.rows("readings") == (ours(place, "readings") if lines == 1000 else before)
+    assert fed(place, receiver, "readings") == (
+        "readings: nothing has changed since the last time" if lines == 1000 else "readings: 3 days of units replaced, 120 rows")
+
+
+@pytest.mark.parametrize("what, options, status, reason", [
+    ("readings", ["host=nowhere.invalid"], 1, "psql failed (exit status 2): nothing has changed there"),
+    ("readings", ["postgresql://u:geheim@h/db"], 2, "a password on the command line can be seen by all users: write it to ~/.pgpass"),
+    ("readings", ["host=h password=geheim"], 2, "a password on the command line"),
+    ("gaps", ["dbname=x"], 2, "--psql takes readings, pings, errors, deployments; gaps are made anew for each export"),
+    ("pings", ["dbname=x", "--site", "s"], 2, "--psql takes all rows: --site makes no sense with it"),
+    ("pings", ["dbname=x", "-o", "s"], 2, "--psql takes all rows: --output makes no sense with it"),
+])
+def test_what_psql_cannot_do_is_said(place, what, options, status, reason):         # noqa: F811
+    place.readings(LINE)
+    place.run()
+    done = place.command("export", what, "--psql", *options)
+    assert done.returncode == status and "importer.py: " + reason in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_table_that_others_have_made_is_left_alone(place, receiver):              # noqa: F811
+    receiver.ask("CREATE TABLE readings(mine text)")
+    receiver.ask("INSERT INTO readings VALUES ('precious')")
+    place.readings(LINE)
+    place.run()
+    done = place.command("export", "readings", "--psql", receiver.conninfo)
+    assert (done.returncode, done.stderr) == (1, "importer.py: a table readings is there that we have not made: rename it, or drop it\n")
+    assert receiver.ask("SELECT * FROM readings") == "precious\n"
+
+
+def test_without_psql_the_package_to_install_is_named(place, tmp_path):             # noqa: F811
+    place.readings(LINE)
+    place.run()
+    done = place.command("export", "readings", "--psql", "dbname=x", env={**os.environ, "PATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (1, "importer.py: psql is not installed; it is in the package postgresql-client\n")
