@@ -851,13 +851,13 @@ class Listing:
         number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
         return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
 
-    def limit(self, ledger: str) -> List[str]:
-        """Only what the ledger of a database knows, as far as it was read; the keys of what it knows, but is gone."""
-        self.db.execute("ATTACH ? AS known", (ledger,))
-        self.db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known.sources)")
-        self.db.execute("UPDATE files SET until = (SELECT done FROM known.sources WHERE path = key)")
-        gone = self.db.execute("SELECT path FROM known.sources WHERE path NOT IN (SELECT key FROM files)").fetchall()
-        self.db.execute("DETACH known")
+    def limit(self, ledger: Iterable[Row]) -> list[str]:
+        """Keep only what a ledger (rows of path, done) knows, as far as it was read; the keys of what is gone."""
+        self.db.execute("CREATE TEMP TABLE known(path TEXT PRIMARY KEY, done INTEGER)")
+        self.db.executemany("INSERT INTO known VALUES (?, ?)", ledger)
+        self.db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known)")
+        self.db.execute("UPDATE files SET until = (SELECT done FROM known WHERE path = key)")
+        gone = self.db.execute("SELECT path FROM known WHERE path NOT IN (SELECT key FROM files) ORDER BY path")
         return [path for path, in gone]
 
     def __enter__(self) -> Listing:
@@ -2791,26 +2791,37 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
-def verify(archive: Archive, processes: int = 1) -> List[str]:
-    """Read all text again and compare, row by row and byte by byte; what does not agree."""
-    new = archive.db + ".verify"
-    with only_writer(archive.db), contextlib.closing(open_db(archive.db)) as db, Listing(archive) as listing:
-        problems = ["%s: the ledger knows it, but the file is gone" % path for path in listing.limit(archive.db)]
-        unbalanced = db.execute("SELECT path, done, imported_bytes, rejected_bytes FROM sources "
-                                "WHERE done <> imported_bytes + rejected_bytes")
-        problems += ["%s: %d bytes of lines, but %d imported and %d rejected" % account for account in unbalanced]
-        now = (db.execute("SELECT at FROM last_import").fetchone() or (0,))[0]
-        try:
-            _build(new, listing, now, None, archive.limits, processes)
-            problems += _differences(db, new)
-        finally:
-            _remove(new)
+def verify(archive: Archive, processes: int = 1) -> list[str]:
+    """Read all text again and compare, row by row and byte by byte; what does not agree.
+
+    Whoever may read the archive may call this, also while imports go on: what they add meanwhile is left out.
+    """
+    import tempfile                                             # no page needs it
+    home = os.path.dirname(os.path.abspath(archive.db))
+    beside = home if os.access(home, os.W_OK) else None         # there is room for a second database; in /tmp, perhaps
+    with contextlib.ExitStack() as stack:
+        db = stack.enter_context(contextlib.closing(open_db(archive.db)))
+        db.execute("BEGIN")                                     # one state, from the first query to the last
+        ledger = db.execute("SELECT path, done FROM sources").fetchall()
+        listing = stack.enter_context(Listing(archive))
+        problems = ["%s: the ledger knows it, but the file is gone" % path for path in listing.limit(ledger)]
+        for account in db.execute(_UNBALANCED):
+            problems.append("%s: %d bytes of lines, but %d imported and %d rejected" % account)
+        new = os.path.join(stack.enter_context(tempfile.TemporaryDirectory("", "verify-", beside)), "db.sqlite3")
+        now = db.execute("SELECT coalesce(at, 0) FROM last_import").fetchone()[0]
+        summary = _build(new, listing, now, None, archive.limits, processes)
+        for path, why in [*listing.unreadable, *summary.unreadable]:
+            problems.append("%s: could not be read: %s" % (path, why))
+        problems += _differences(db, new)
     return sorted(problems)
 
 
-_SUMS = [                               # table, key, columns that must agree
-    ("daily", "unit_id, day", "*"), *((name, "unit_id, begin", "*") for name in MONTHLY),
-    ("sources", "path, id", "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts")]
+_UNBALANCED = """
+    SELECT path, done, imported_bytes, rejected_bytes FROM sources WHERE done <> imported_bytes + rejected_bytes"""
+_SUMS = [                               # table, what it is, key, columns that must agree
+    ("daily", "rollup", "unit_id, day", "*"), *((name, "rollup", "unit_id, begin", "*") for name in MONTHLY),
+    ("sources", "account", "path, id",
+     "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts, extra_fields")]
 _DIFFERENT = """
     SELECT DISTINCT {1} FROM (
         SELECT * FROM (SELECT {2} FROM main.{0} EXCEPT SELECT {2} FROM fresh.{0})
@@ -2822,21 +2833,20 @@ def _differences(db: sqlite3.Connection, other: str) -> Iterator[str]:
     paths = dict(db.execute("SELECT id, path FROM sources"))
     for table in (*TABLES.values(), "rejects"):
         yield from _different_rows(db, table, paths)
-    for table, key, columns in _SUMS:
-        what = "account" if table == "sources" else "rollup"
+    for table, what, key, columns in _SUMS:
         for row in db.execute(_DIFFERENT.format(table, key, columns)):
             yield "%s: %s, %s: the %s is not that of the text" % (table, *row, what)
 
 
-def _different_rows(db: sqlite3.Connection, table: str, paths: Dict[int, str]) -> Iterator[str]:
+def _different_rows(db: sqlite3.Connection, table: str, paths: Mapping[int, str]) -> Iterator[str]:
     for first, second, what in (("main", "fresh", "not in the text"), ("fresh", "main", "not in the database")):
         rows = db.execute("SELECT * FROM {0}.{2} EXCEPT SELECT * FROM {1}.{2}".format(first, second, table))
         columns = [column[0] for column in rows.description]
         for row in rows:
             values = dict(zip(columns, row))
             yield "%s: byte %s: row of %s is %s" % (paths.get(values["source"], "?"), values["offset"], table, what)
-    ours, theirs = db.execute("SELECT (SELECT count(*) FROM main.{0}), (SELECT count(*) FROM fresh.{0})"
-                              .format(table)).fetchone()
+    counts = "SELECT (SELECT count(*) FROM main.{0}), (SELECT count(*) FROM fresh.{0})".format(table)
+    ours, theirs = db.execute(counts).fetchone()
     if ours != theirs:
         yield "%s: %d rows, but %d in the text" % (table, ours, theirs)
 

@@ -16,7 +16,7 @@ import tempfile
 import pytest
 
 import importer
-from test_importer import LINE, NOW, TABLE, dirty, place, reading        # noqa: F401  (two are fixtures)
+from test_importer import LINE, Place, TABLE, dirty, place, reading        # noqa: F401  (two are fixtures)
 
 A, B = "co2unit-30aea42a50bc", "co2unit-30aea42a60bc"
 FIELDS = LINE.split("\t", 2)[2]
@@ -383,3 +383,35 @@ def test_without_psql_the_package_to_install_is_named(place, tmp_path):         
     place.run()
     done = place.command("export", "readings", "--psql", "dbname=x", env={**os.environ, "PATH": str(tmp_path)})
     assert (done.returncode, done.stderr) == (1, "importer.py: psql is not installed; it is in the package postgresql-client\n")
+
+
+# -- readers without rights ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("arguments, words", [
+    (["verify"], "database and text agree\n"), (["status"], "total\n"), (["rejects"], "no hardware id"),
+    (["export", "readings"], "time,unit_id,"), (["export", "gaps", "--unit", "north"], "unit_id,nickname,"),
+])
+def test_another_user_who_may_only_read_can_use_all_commands_that_read(arguments, words):
+    import tempfile as _                                        # noqa: F401  (whoever gives up its rights can load no more)
+    with tempfile.TemporaryDirectory() as home:
+        place = Place(home)                                     # noqa: F811
+        place.readings("%s\tnorth\t%sx\ty\n" % (A, FIELDS), A)
+        place.run()
+        subprocess.run(["chmod", "-R", "go+rX,go-w", home], check=True)
+        out = os.path.join(home, "out")
+        child = os.fork()
+        if not child:
+            status = 99
+            try:
+                with open(os.open(out, os.O_WRONLY | os.O_CREAT), "w") as sys.stdout:
+                    os.setgid(65534)
+                    os.setuid(65534)
+                    status = importer.main([*arguments, "--data-dir", place.data, "--var-dir", place.var])
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        with open(out) as file:
+            assert words in file.read()
+        assert sorted(os.listdir(place.var)) == ["db.sqlite3", "db.sqlite3.lock"]
