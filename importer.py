@@ -739,6 +739,16 @@ def find_sources(archive: Archive, unreadable: Troubles) -> Iterator[Source]:
                 yield from _collect(data_dir, "data/", os.path.join(entry.path, folder), unreadable)
         yield from _collect(data_dir, "data/", os.path.join(data_dir, "manual"), unreadable)
     yield from _collect(archive.var_dir, "var/", os.path.join(archive.var_dir, "pings"), unreadable)
+    for home in _other_homes(archive):
+        yield from _collect(os.path.dirname(home), "data/", os.path.join(home, "var", "pings"), unreadable)
+
+
+def _other_homes(archive: Archive) -> list[str]:
+    """Of data directories that are merged, those above them: HOME/var has the pings of that server. Their keys are those
+    of a copy in HOME's name below a data directory."""
+    homes = [os.path.dirname(os.path.realpath(data_dir)) for data_dir in archive.data_dirs]
+    own = os.path.realpath(archive.var_dir)
+    return [home for home in homes if len(homes) > 1 and os.path.join(home, "var") != own]
 
 
 def _scan(directory: str, unreadable: Troubles) -> Iterator[os.DirEntry[str]]:

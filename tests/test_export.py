@@ -415,3 +415,20 @@ def test_another_user_who_may_only_read_can_use_all_commands_that_read(arguments
         with open(out) as file:
             assert words in file.read()
         assert sorted(os.listdir(place.var)) == ["db.sqlite3", "db.sqlite3.lock"]
+
+
+# -- several archives as one -------------------------------------------------------------------------------------------
+
+
+def test_the_pings_of_each_data_directory_that_is_merged_are_taken(place):          # noqa: F811
+    for name, day in (("lab-a", 12), ("lab-b", 13), ("lab-c", 14)):
+        place.put("%s/remote_data/%s/data/readings/readings-00%d.tsv" % (name, A, day), reading(30 * day))
+        place.put("%s/var/pings/pings-0000.tsv" % name, ping(day))
+    homes = [os.path.join(place.root, name) for name in ("lab-a", "lab-b", "lab-c")]
+    dirs = [option for home in homes for option in ("--data-dir", home + "/remote_data")]
+    command = [sys.executable, importer.__file__, *dirs, "--var-dir", homes[0] + "/var"]
+    for arguments, words in ([], "6 files, 3 readings, 3 pings"), (["verify"], "database and text agree"):
+        done = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, universal_newlines=True)
+        assert done.returncode == 0 and words in done.stdout, done.stdout
+    units = subprocess.run([*command, "export", "units"], stdout=subprocess.PIPE, universal_newlines=True).stdout
+    assert ",2019-09-12T03:02:11Z,2019-09-14T03:02:11Z,3,3," in units
