@@ -2900,19 +2900,26 @@ def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, Opt
     `given` holds texts of `OPTIONS`, or None. Usage when they make no sense, UnknownName for names that nothing has.
     """
     table = EXPORTS[what]
+    conditions, bound = _conditions(db, what, given)
+    names = [column.name for column in table.columns]
+    if what == "gaps":
+        _make_table(db, "made", names, _gap_rows(db, bound, int(now)))
+    if what == "units":
+        _make_table(db, "made", names, _unit_rows(db, int(now)))
+    db.create_function("as_json", 1, functools.lru_cache(10000)(json.JSONEncoder(ensure_ascii=False).encode))
+    lines = db.execute(lines_query(what, form, conditions), bound)
+    header = FORMS[form].between.join(names) + "\n"
+    return chain([] if FORMS[form].named else [header], map(operator.itemgetter(0), lines))
+
+
+def _conditions(db: sqlite3.Connection, what: str,
+                given: Mapping[str, Optional[str]]) -> tuple[list[str], dict[str, Any]]:
+    """Conditions in SQL for the options that are given, and what is bound in them; names are in temporary tables."""
     wanted = read_options(db, what, given)
     for name in ("unit", "site"):
         if name in wanted:
             _make_table(db, "wanted_" + name, ["name"], ((value,) for value in wanted[name]))
-    if what == "gaps":
-        _make_table(db, "made", [column.name for column in table.columns], _gap_rows(db, wanted, int(now)))
-    if what == "units":
-        _make_table(db, "made", [column.name for column in table.columns], _unit_rows(db, int(now)))
-    db.create_function("as_json", 1, functools.lru_cache(10000)(json.JSONEncoder(ensure_ascii=False).encode))
-    bound = {name: value for name, value in wanted.items() if not isinstance(value, list)}
-    lines = db.execute(lines_query(what, form, [table.tests[name] for name in wanted]), bound)
-    header = FORMS[form].between.join(column.name for column in table.columns) + "\n"
-    return chain([] if FORMS[form].named else [header], map(operator.itemgetter(0), lines))
+    return [EXPORTS[what].tests[name] for name in wanted], wanted
 
 
 def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, Optional[str]]) -> dict[str, Any]:
@@ -2940,6 +2947,7 @@ def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, Optional
 
 
 def _make_table(db: sqlite3.Connection, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    db.execute("DROP TABLE IF EXISTS temp." + name)
     db.execute("CREATE TEMP TABLE %s(%s)" % (name, ", ".join(columns)))
     db.executemany("INSERT INTO temp.%s VALUES (%s)" % (name, ", ".join("?" * len(columns))), rows)
 
@@ -2966,12 +2974,13 @@ def _as_text(column: Column, value: str, form: Form) -> str:
 
 
 def _gap_rows(db: sqlite3.Connection, wanted: Mapping[str, Any], now: int) -> Iterator[Row]:
+    stays = deployments(db)
     names: dict[str, Deployment] = {}
-    for stay in deployments(db):
+    for stay in stays:
         if stay.unit_id in wanted.get("unit", [stay.unit_id]) and stay.site in wanted.get("site", [stay.site]):
             names[stay.unit_id] = stay
     until = wanted.get("until", now)
-    for gap in gaps(db, list(names.values()), wanted.get("since", 0), until):
+    for gap in gaps(db, [stay for stay in stays if stay.unit_id in names], wanted.get("since", 0), until):
         stay = names[gap.unit_id]
         end = None if gap.end >= until else _iso(gap.end)
         yield gap.unit_id, stay.nickname, stay.site, _iso(gap.start), end, gap.missing, gap.state, gap.calls
@@ -3179,6 +3188,68 @@ def _send_days(db: sqlite3.Connection, receiver: Receiver, mark: int) -> int:
     return days.n
 
 
+# -- a data package ---------------------------------------------------------------------------------------------------
+# CSV files with a description of each column, as a Frictionless Data Package (specs.frictionlessdata.io, version 1).
+
+_FIELD_TYPES = {"text": "string", "time": "datetime", "integer": "integer", "number": "number"}
+PACKAGED = ("readings", "pings", "deployments")
+DESCRIPTOR = "datapackage.json"
+
+
+def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, Optional[str]], now: float) -> list[str]:
+    """Write the package into a directory; says what is in it. The caller has begun a transaction.
+
+    `given` as in `export`. Usage for a directory that holds something else.
+    """
+    os.makedirs(directory, exist_ok=True)
+    if os.listdir(directory) and not os.path.exists(os.path.join(directory, DESCRIPTOR)):
+        raise Usage("%s holds something else than a data package: name an empty directory" % directory)
+    resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
+    package = {
+        "profile": "tabular-data-package",
+        "name": "co2-readings",
+        "title": "CO2 and temperature measured by units in the field",
+        "description": "Times are UTC, by the units' clocks. A deployment lasts from start_ts until before end_ts. "
+                       "Flags are those of " + _FLAGS + ".",
+        "version": seqfile.utc(now, "%Y.%m.%d"),
+        "created": _iso(int(now)),
+        "generator": "co2d " + __version__,
+        "temporal": _time_covered(db, given, now),
+        "resources": resources,
+    }
+    with open(os.path.join(directory, DESCRIPTOR), "w", encoding="utf-8") as file:
+        json.dump(package, file, ensure_ascii=False, indent=2)
+    return ["%s: %d bytes" % (resource["path"], resource["bytes"]) for resource in resources] + [DESCRIPTOR]
+
+
+def _write_resource(db: sqlite3.Connection, directory: str, what: str, given: Mapping[str, Optional[str]],
+                    now: float) -> dict[str, Any]:
+    import hashlib                                              # brings 4 MB of OpenSSL
+    path, digest = what + ".csv", hashlib.sha256()
+    with open(os.path.join(directory, path), "wb") as file:
+        for line in export(db, what, "csv", given, now):
+            raw = line.encode()
+            file.write(raw)
+            digest.update(raw)
+        size = file.tell()
+    fields = []
+    for column in EXPORTS[what].columns:
+        field = {"name": column.name, "type": _FIELD_TYPES[column.kind], "description": column.about}
+        fields.append({**field, "unit": column.unit} if column.unit else field)
+    return {"name": what, "path": path, "profile": "tabular-data-resource", "title": EXPORTS[what].about,
+            "format": "csv", "mediatype": "text/csv", "encoding": "utf-8", "bytes": size,
+            "hash": "sha256:" + digest.hexdigest(), "schema": {"fields": fields, "missingValues": [""]}}
+
+
+def _time_covered(db: sqlite3.Connection, given: Mapping[str, Optional[str]], now: float) -> dict[str, Optional[str]]:
+    """Times of the first and the last reading in the package; the temporary tables of the export are there still."""
+    conditions, bound = _conditions(db, "readings", given)
+    query = "SELECT min(r.ts), max(r.ts) FROM %s WHERE %s" % (
+        EXPORTS["readings"].rows, " AND ".join(["r.ts <= :now", *conditions]))
+    first, last = db.execute(query, {**bound, "now": now}).fetchone()
+    return {"start": _iso(first), "end": _iso(last)}
+
+
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -3263,27 +3334,50 @@ def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
 
 
 def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
-    """Take data elsewhere: as CSV, TSV or JSON lines, or into a PostgreSQL database."""
-    what = arguments.what
+    """Take data elsewhere: as CSV, TSV or JSON lines, into a PostgreSQL database, or as a data package."""
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
+    _check_export(arguments, given)
+    with contextlib.closing(open_db(archive.db)) as db:
+        db.execute("BEGIN")                                     # one state from the first row to the last
+        if arguments.psql:
+            with progress_bar(lambda: _count_rows(db, arguments.what), "rows") as bar:
+                said = [feed(db, arguments.what, arguments.psql, bar)]
+        elif arguments.package:
+            said = write_package(db, arguments.package, given, time.time())
+        else:
+            said = []
+            lines = export(db, arguments.what, arguments.format, given, time.time())
+            _write(lines, arguments.output)
+    for line in said:
+        print(line)
+    return 0
+
+
+def _write(lines: Iterable[str], output: Optional[str]) -> None:
+    """To stdout; or to a file, which a reader sees whole or not at all."""
+    if not output or os.path.exists(output) and not os.path.isfile(output):
+        with open(output or sys.stdout.fileno(), "w", encoding="utf-8", newline="", closefd=bool(output)) as out:
+            out.writelines(lines)
+        return
+    target = os.path.realpath(output)
+    new = target + ".new"
+    with open(new, "w", encoding="utf-8", newline="") as out:
+        out.writelines(lines)
+    os.replace(new, target)
+
+
+def _check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
+    """Usage for options that do not go together."""
+    what, output = arguments.what, arguments.output
     if arguments.resume:
         raise Usage("--resume is no more: rows change after they were exported, and a file cannot take them back. "
                     "Export the whole file again, or into a database with --psql")
+    if arguments.package and (what or output or arguments.psql):
+        raise Usage("--package DIR writes %s: nothing else can be named with it" % ", ".join(PACKAGED))
+    if not arguments.package and not what:
+        raise Usage("say what to export: " + ", ".join(EXPORTS))
     if arguments.psql:
-        _check_psql(what, arguments.psql, [*given, *(["output"] if arguments.output else [])])
-    with contextlib.closing(open_db(archive.db)) as db, contextlib.ExitStack() as files:
-        db.execute("BEGIN")                                     # one state from the first row to the last
-        if arguments.psql:
-            with progress_bar(lambda: _count_rows(db, what), "rows") as bar:
-                done = feed(db, what, arguments.psql, bar)
-            print(done)
-            return 0
-        lines = export(db, what, arguments.format, given, time.time())
-        out = sys.stdout
-        if arguments.output:
-            out = files.enter_context(open(arguments.output, "w", encoding="utf-8", newline=""))
-        out.writelines(lines)
-    return 0
+        _check_psql(what, arguments.psql, [*given, *(["output"] if output else [])])
 
 
 def _check_psql(what: str, conninfo: str, others: Sequence[str]) -> None:
@@ -3337,7 +3431,8 @@ EXAMPLES = {                            # command -> what stands at the end of i
   %(prog)s readings --site vj_re_sn_4 --since 2026-10-01 -o site.csv
   %(prog)s units                        first and last ping, days with pings, of each unit
   %(prog)s errors --unit varanger-03 --format jsonl
-  %(prog)s readings --psql 'host=db.example.org dbname=co2 user=co2'""",
+  %(prog)s readings --psql 'host=db.example.org dbname=co2 user=co2'
+  %(prog)s --package co2-2026 --since 2026-01-01 --until 2027-01-01""",
 }
 
 
@@ -3378,13 +3473,14 @@ def _add_common_options(parser: argparse.ArgumentParser, default: Optional[str])
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("what", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
+    add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
     add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
     for name, (metavar, about) in OPTIONS.items():
         add("--" + name, metavar=metavar, help=about)
     add("-o", "--output", metavar="FILE", help="instead of stdout")
     add("--psql", metavar="CONNINFO",
         help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
+    add("--package", metavar="DIR", help="write a data package: %s as CSV, and a description" % ", ".join(PACKAGED))
     add("--resume", action="store_true", help=argparse.SUPPRESS)
 
 

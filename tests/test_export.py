@@ -432,3 +432,81 @@ def test_the_pings_of_each_data_directory_that_is_merged_are_taken(place):      
         assert done.returncode == 0 and words in done.stdout, done.stdout
     units = subprocess.run([*command, "export", "units"], stdout=subprocess.PIPE, universal_newlines=True).stdout
     assert ",2019-09-12T03:02:11Z,2019-09-14T03:02:11Z,3,3," in units
+
+
+# -- a data package ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(dirty, tmp_path):                                   # noqa: F811
+    place, _ = dirty
+    done = place.command("export", "--package", str(tmp_path / "package"), "--until", "2019-11-01")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "readings.csv", "pings.csv", "deployments.csv", "datapackage.json"]
+    return place, tmp_path / "package"
+
+
+def test_a_package_describes_each_column_and_the_time_it_covers(package):
+    _, directory = package
+    described = json.loads((directory / "datapackage.json").read_text())
+    assert sorted(os.listdir(directory)) == ["datapackage.json", "deployments.csv", "pings.csv", "readings.csv"]
+    fields = {field["name"]: field for field in described["resources"][0]["schema"]["fields"]}
+    assert fields["co2"] == {"name": "co2", "type": "number", "description": "mean of those of the ten that are usable", "unit": "ppm"}
+    assert fields["co2_flag"]["description"] == "what co2 is worth, by QARTOD: 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing"
+    assert "64 dated in the future" in fields["qc"]["description"]
+    assert [field["type"] for field in fields.values()][:7] == ["datetime", "string", "string", "string", "integer", "string", "number"]
+    rows = [line.split(",")[0] for line in (directory / "readings.csv").read_text().splitlines()[1:]]
+    assert described["temporal"] == {"start": min(rows), "end": max(rows)}
+
+
+def test_the_frictionless_library_finds_a_package_valid(package):
+    frictionless = pytest.importorskip("frictionless")
+    _, directory = package
+    report = frictionless.validate(str(directory / "datapackage.json"))
+    assert report.valid, report.to_summary()
+    assert [task.name for task in report.tasks] == ["readings", "pings", "deployments"]
+
+
+def test_pandas_reads_a_package_as_it_is(package):
+    pandas = pytest.importorskip("pandas")
+    place, directory = package
+    frame = pandas.read_csv(directory / "readings.csv", parse_dates=["time"])
+    count, total = place.ask("SELECT count(*), sum(co2) FROM co2_readings WHERE ts < 1572566400")[0]
+    assert len(frame) == count and frame.co2.sum() == pytest.approx(total)
+    assert str(frame.time.dtype).endswith("UTC]") and frame.co2_flag.dtype == "int64"
+
+
+def test_a_package_is_written_anew_over_itself_but_over_nothing_else(package):
+    place, directory = package
+    assert place.command("export", "--package", str(directory)).returncode == 0
+    (directory / "datapackage.json").unlink()
+    done = place.command("export", "--package", str(directory))
+    assert (done.returncode, done.stderr) == (
+        2, "importer.py: %s holds something else than a data package: name an empty directory\n" % directory)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_that_fails_leaves_the_file_as_it_was(place):                    # noqa: F811
+    place.readings(LINE)
+    place.run()
+    file = place.put("out.csv", "precious")
+    assert place.command("export", "readings", "--unit", "nobody", "-o", file).returncode == 1
+    with open(file) as stream:
+        assert stream.read() == "precious"
+    assert exported(place, "readings", "-o", file) == ""
+    with open(file) as stream:
+        assert stream.readline().startswith("time,unit_id,")
+    assert exported(place, "readings", "-o", "/dev/stdout").startswith("time,unit_id,")
+
+
+@pytest.mark.parametrize("options, reason", [
+    ([], "say what to export: readings, pings, errors, deployments, gaps, units"),
+    (["readings", "--package", "x"], "--package DIR writes readings, pings, deployments: nothing else can be named with it"),
+    (["--package", "x", "--psql", "y"], "--package DIR writes readings, pings, deployments: nothing else can be named with it"),
+])
+def test_options_that_do_not_go_together_are_refused(place, options, reason):      # noqa: F811
+    done = place.command("export", *options)
+    assert (done.returncode, done.stderr) == (2, "importer.py: %s\n" % reason)
