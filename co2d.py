@@ -2,30 +2,34 @@
 """co2d: the daemon that CO2 sensor units in the field report to.
 
 A *unit* wakes once a day, says that it is alive (a *ping*), looks for *updates*, pushes its files in *chunks*, and
-sleeps. What it can bear is narrow: one request per connection, the reply ends when we close, any surprising status ends
-its day. So every reply has Content-Length and ``Connection: close``; the routes are the table `ROUTES`.
+sleeps. Its firmware is fragile: one request per connection; a reply ends when the server closes; an unexpected status
+ends its day. So every reply has Content-Length and ``Connection: close``. All routes are in the table `ROUTES`.
 
-How a request flows: bytes -> `parse_head` -> `Request` -> `respond(station, request)` -> `Response` -> bytes. Nothing
-in the middle touches a socket. Text files are the truth: a request only appends to them, durably (`seqfile`); one
-thread alone imports what is new into the database, moments later (`importer`); the status pages are drawn from the
-database (`plot_ascii`). Without a database uploads and pings go on as ever.
+How a request flows: bytes -> `RequestReader` -> `Request` -> `respond(station, request)` -> `Response` -> bytes. Nothing
+in the middle touches a socket. Text files are the truth: a request only appends to them, durably (`seqfile`). One thread
+alone imports what is new into the database, moments later (`importer`). The status pages are drawn from the database
+(`plot_ascii`). Uploads and pings do not need the database.
 
-Threads, and where they meet:
+Threads:
 
     main            signals, configuration, systemd
-    workers         each accepts a connection, serves it, closes it; idle ones wait in accept. What a reply waits for
-                    (`Response.after`) does not hold up its worker: the one that writes, for many at once, sends it
-    tend            starts workers, and thins out slow clients when there may be no more
+    accept, resume  workers. The first accept connections and serve them as far as their clients let them; the others
+                    go on with those that were parked. A connection belongs to one thread at a time.
+    parked          waits for all clients that have to do something first, and keeps their deadlines
+    people          answers what can take long (status pages, metrics), one request after the other
     import          takes `Station.changed`, the files that requests have written to, and imports them
     health          looks for problems every minute, and when one is reported; writes health.json
 
-    Server._lock    guards the numbers of threads and the table of open connections
+Where they meet:
+
+    Server._lock    guards the table of parked connections and the selector that belongs to it
+    Server._ready, Server._for_people       queues of connections that go on
     Station._lock   guards counters, `changed`, the known units and their usage
     Health._lock    guards the list of problems
-    Station.drawing is held by the one that draws a status page: together they would take all memory there is, and
-                    `viewers` counts who waits for it: all of them would take all threads
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
+
+A ping is answered by the thread that writes its row, which may be that of another ping (`Response.after`).
 
 Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupted twice.
 """
@@ -46,7 +50,7 @@ import os
 import queue
 import re
 import resource
-import select
+import selectors
 import signal
 import socket
 import socketserver
@@ -58,7 +62,7 @@ import threading
 import time
 from collections import Counter
 from http import HTTPStatus
-from typing import (TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set,
+from typing import (TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set,
                     Tuple)
 from urllib.parse import unquote_to_bytes
 
@@ -74,6 +78,7 @@ EX_CONFIG = 78                          # sysexits.h; systemd is told not to res
 
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
 MAX_FIELDS = 64
+SMALL_FILE = 64 << 10                   # bytes of a file that is sent at once
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
@@ -85,10 +90,10 @@ log = logging.getLogger("co2d")
 
 # -- messages ---------------------------------------------------------------------------------------------------------
 
-
 Headers = Tuple[Tuple[str, str], ...]
 Labels = Tuple[Tuple[str, Any], ...]
-_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Request(NamedTuple):
@@ -97,6 +102,7 @@ class Request(NamedTuple):
     method: str
     target: str                         # as sent, for the log
     path: Tuple[str, ...]               # decoded segments; "/" is ("",)
+    last_segment: bytes                 # of the path, not decoded
     query: List[Tuple[str, str]]        # decoded, in order
     headers: Dict[str, str]             # names in lower case
     body: bytes = b""
@@ -105,41 +111,89 @@ class Request(NamedTuple):
 
     def argument(self, name: str) -> str:
         """The first value of a query argument, "" without one."""
-        return next((value for key, value in self.query if key == name), "")
+        for key, value in self.query:
+            if key == name:
+                return value
+        return ""
 
 
 class Response(NamedTuple):
-    """What goes back; `note` is for the log."""
+    """What goes back."""
 
     status: int
     body: bytes = b""
     content_type: str = "application/json"
     headers: Headers = ()
-    note: str = ""
+    note: str = ""                      # for the log
+    file: Optional[BinaryIO] = None     # sent in place of `body`, piece by piece, up to the size that it has at the start
+    sent: Optional[Callable[[], None]] = None       # called when the kernel has taken the last byte, before the end
     after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what belongs to it, and calls what sends it
-    sent: Optional[Callable[[], None]] = None                   # called when its last byte was handed to the kernel
 
 
 class Refused(Exception):
-    """Raised anywhere, answered in one place."""
+    """A request that gets an error status. Raised anywhere, answered in one place."""
 
     def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:
         super().__init__(reason)
-        self.status, self.reason, self.headers = status, reason, headers
+        self.status = status
+        self.reason = reason
+        self.headers = headers
 
     def response(self) -> Response:
-        """The JSON that says why."""
+        """The status, with JSON that says why."""
         return json_response({"error": self.reason}, self.status, self.reason, self.headers)
 
 
 def json_response(value: Any, status: int = 200, note: str = "", headers: Headers = ()) -> Response:
     """Compact JSON on one line."""
-    return Response(status, _compact(value).encode() + b"\n", "application/json", tuple(headers), note)
+    return Response(status, _to_json(value).encode() + b"\n", "application/json", headers, note)
 
 
 def text_response(text: str, kind: str = "text/plain", headers: Headers = ()) -> Response:
     """Text in UTF-8."""
-    return Response(200, text.encode("utf-8", "replace"), kind + "; charset=utf-8", tuple(headers))
+    return Response(200, text.encode("utf-8", "replace"), kind + "; charset=utf-8", headers)
+
+
+def open_regular(root: str, parts: Sequence[str]) -> BinaryIO:
+    """A regular file below root, open for reading; no link on the way is followed."""
+    with seqfile.open_directory(root, list(parts[:-1])) as directory:
+        return os.fdopen(seqfile.open_file(directory, parts[-1], os.O_RDONLY), "rb")
+
+
+def read_regular(root: str, parts: Sequence[str]) -> bytes:
+    """The bytes of such a file."""
+    with open_regular(root, parts) as file:
+        return file.read()
+
+
+def file_response(file: BinaryIO, kind: Optional[str] = None, headers: Headers = ()) -> Response:
+    """The content of an open file. A small one is read here, another goes from the disk to the socket by itself."""
+    kind = kind or "application/octet-stream"
+    if os.fstat(file.fileno()).st_size > SMALL_FILE:
+        return Response(200, b"", kind, headers, file=file)
+    with file:
+        return Response(200, file.read(), kind, headers)
+
+
+def http_date(now: float) -> str:
+    """UTC seconds as RFC 9110 wants them: Mon, 07 Oct 2019 03:23:39 GMT."""
+    return seqfile.utc(now, "%a, %d %b %Y %H:%M:%S GMT")         # in English: nothing here sets LC_TIME
+
+
+def encode_head(response: Response, length: int, now: float) -> bytes:
+    """Status line and header fields of a response whose body has `length` bytes."""
+    lines = [
+        "HTTP/1.1 %d %s" % (response.status, HTTPStatus(response.status).phrase),
+        "Date: " + http_date(now),
+        "Server: co2d",
+        "Connection: close",
+    ]
+    if response.status != HTTPStatus.NOT_MODIFIED:
+        lines.append("Content-Type: " + response.content_type)
+        lines.append("Content-Length: %d" % length)
+    for header in response.headers:
+        lines.append("%s: %s" % header)
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 
 
 # -- parsing ----------------------------------------------------------------------------------------------------------
@@ -152,48 +206,114 @@ _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ((?:https?://[^/?#\x00-\x20\x7f
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)[ \t]*\Z")
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?:^|[^\r])\n")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
-METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"}
+_LENGTH = re.compile(r"[0-9]{1,10}\Z")
+_END_OF_HEAD = b"\r\n\r\n"
+METHODS = {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT"}
+_NOT_REPEATED = ("host", "content-length", "transfer-encoding")
 
 
-def head_length(buffer: bytes) -> int:
-    """Bytes of the request's head, its empty line included; 0: not complete. Refused: can never become a request."""
-    end = buffer.find(b"\r\n\r\n")
-    head = buffer if end < 0 else buffer[:end + 4]
-    if end < 0 and _FORBIDDEN.search(head):                     # in a complete one parse_head finds it
-        raise Refused(400, "control character, or a line that does not end in CRLF")
-    line, complete, _ = head.partition(b"\r\n")
-    if len(head) > MAX_HEAD:
-        raise Refused(431 if complete else 414, "head longer than %d bytes" % MAX_HEAD)
-    if complete and end < 0:                                    # what is complete is left to parse_head
-        _parse_request_line(line)
-    return end + 4 if end >= 0 else 0
+class RequestReader:
+    """Makes a request out of the bytes of a connection, which come in pieces of any size. It knows no sockets.
+
+    `request` is there as soon as its head is complete; `is_complete` says that it has its body, too.
+    """
+
+    def __init__(self, max_body: int) -> None:
+        self.request: Optional[Request] = None
+        self.is_complete = False
+        self._max_body = max_body
+        self._buffer = b""
+        self._searched = 0              # bytes of the buffer that hold no end of the head
+        self._line_is_checked = False
+        self._body_length = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take what has come. Refused: this can never become a request."""
+        self._buffer += data
+        if self.request is None:
+            self._take_head()
+        if self.request is not None and len(self._buffer) >= self._body_length:
+            self.request = self.request._replace(body=self._buffer[:self._body_length])
+            self.is_complete = True
+
+    @property
+    def has_begun(self) -> bool:
+        """The client has sent something."""
+        return self.request is not None or self._buffer != b""
+
+    @property
+    def expects_continue(self) -> bool:
+        """The client waits for a 100 Continue before it sends its body."""
+        return self.request is not None and not self.is_complete and "expect" in self.request.headers
+
+    def _take_head(self) -> None:
+        """Search only what is new: a head can come byte by byte."""
+        start = max(0, self._searched - len(_END_OF_HEAD) + 1)
+        end = self._buffer.find(_END_OF_HEAD, start)
+        if end < 0:
+            self._check_beginning(start)
+            self._searched = len(self._buffer)
+            return
+        end += len(_END_OF_HEAD)
+        if end > MAX_HEAD:
+            raise Refused(431, "head longer than %d bytes" % MAX_HEAD)
+        request = parse_head(self._buffer[:end])
+        self._buffer = self._buffer[end:]
+        self.request = request
+        self._body_length = int(request.headers.get("content-length", "0"))
+        if self._body_length > self._max_body:
+            raise Refused(413, "body longer than %d bytes" % self._max_body)
+
+    def _check_beginning(self, start: int) -> None:
+        """Refuse a head as early as possible. Its bytes before `start` have been checked."""
+        if _FORBIDDEN.search(self._buffer, start):
+            raise Refused(400, "control character, or a line that does not end in CRLF")
+        end_of_line = self._buffer.find(b"\r\n", start)
+        if len(self._buffer) > MAX_HEAD:
+            is_long_line = end_of_line < 0 and not self._line_is_checked
+            raise Refused(414 if is_long_line else 431, "head longer than %d bytes" % MAX_HEAD)
+        if end_of_line >= 0 and not self._line_is_checked:
+            _parse_request_line(self._buffer[:end_of_line])
+            self._line_is_checked = True
 
 
 def parse_head(head: bytes) -> Request:
     """The request of a complete head; Refused when it is malformed."""
-    line, *lines = head[:-4].split(b"\r\n")
-    method, target, version = _parse_request_line(line)
-    headers = _parse_fields(lines)
-    _check_headers(headers, version)
+    request_line, *field_lines = head[:-len(_END_OF_HEAD)].split(b"\r\n")
+    method, target, minor_version = _parse_request_line(request_line)
+    headers = _parse_fields(field_lines)
+    _check_headers(headers, minor_version)
     place, _, query = _origin_form(target).partition(b"?")
-    return Request(method, target.decode("utf-8", "replace"), tuple(map(_decode, place[1:].split(b"/"))),
-                   _parse_query(query), headers)
+    segments = place[1:].split(b"/")
+    return Request(
+        method.decode(),
+        target.decode("utf-8", "replace"),
+        tuple(map(_decode, segments)),
+        segments[-1],
+        _parse_query(query),
+        headers,
+    )
 
 
-def _parse_request_line(line: bytes) -> Tuple[str, bytes, str]:
+def _parse_request_line(line: bytes) -> Tuple[bytes, bytes, bytes]:
+    """Method, target and minor version."""
     found = _REQUEST_LINE.match(line)
     if not found:
         raise Refused(400, "malformed request line")
-    if found[3] + found[4] not in (b"10", b"11"):
+    method, target, major, minor = found.groups()
+    if major != b"1" or minor not in b"01":
         raise Refused(505, "HTTP/1.0 or HTTP/1.1 only")
-    if found[1].decode() not in METHODS:
+    if method not in METHODS:
         raise Refused(501, "unknown method")
-    return found[1].decode(), found[2], "1.%c" % found[4][0]
+    return method, target, minor
 
 
 def _origin_form(target: bytes) -> bytes:
     """/path?query of a target that may be an absolute URI."""
-    return target if target.startswith(b"/") else b"/" + target.split(b"/", 3)[3]
+    if target.startswith(b"/"):
+        return target
+    _, _, _, rest = target.split(b"/", 3)
+    return b"/" + rest
 
 
 def _parse_fields(lines: Sequence[bytes]) -> Dict[str, str]:
@@ -205,36 +325,42 @@ def _parse_fields(lines: Sequence[bytes]) -> Dict[str, str]:
         if not found:
             raise Refused(400, "malformed header field")
         name = found[1].decode().lower()
-        if name in headers and name in ("host", "content-length", "transfer-encoding"):
+        if name in headers and name in _NOT_REPEATED:
             raise Refused(400, "repeated header field " + name)
         headers[name] = found[2].decode("latin-1")
     return headers
 
 
-def _check_headers(headers: Dict[str, str], version: str) -> None:
+def _check_headers(headers: Dict[str, str], minor_version: bytes) -> None:
     if "transfer-encoding" in headers:
-        doubtful = "content-length" in headers or version == "1.0"
-        raise Refused(400 if doubtful else 501, "Transfer-Encoding is not accepted")
-    if not re.match(r"[0-9]{1,10}\Z", headers.get("content-length", "0")):
+        is_smuggling = "content-length" in headers or minor_version == b"0"
+        raise Refused(400 if is_smuggling else 501, "Transfer-Encoding is not accepted")
+    if not _LENGTH.match(headers.get("content-length", "0")):
         raise Refused(400, "malformed Content-Length")
-    if version == "1.1" and "host" not in headers:
+    if minor_version == b"1" and "host" not in headers:
         raise Refused(400, "no Host")
     if headers.get("host") and not _HOST.match(headers["host"].encode("latin-1")):
         raise Refused(400, "malformed Host")
-    if version == "1.0":
+    if minor_version == b"0":
         headers.pop("expect", None)                             # RFC 9110, 10.1.1: such a client cannot read a 100
     if headers.get("expect", "100-continue").lower() != "100-continue":
         raise Refused(417, "unknown expectation")
 
 
 def _decode(raw: bytes) -> str:
-    return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
+    if b"%" in raw:
+        raw = unquote_to_bytes(raw)
+    return raw.decode("utf-8", "replace")
 
 
 def _parse_query(query: bytes) -> List[Tuple[str, str]]:
     """Arguments in order. A plus stays a plus: the units do not encode anything, and nicknames may hold one."""
-    pairs = (part.partition(b"=") for part in query.split(b"&") if part)
-    return [(_decode(name), _decode(value)) for name, _, value in pairs]
+    pairs = []
+    for part in query.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if part:
+            pairs.append((_decode(name), _decode(value)))
+    return pairs
 
 
 # -- health -----------------------------------------------------------------------------------------------------------
@@ -368,8 +494,7 @@ class Station:
         self.pings = seqfile.RowLog(self.var("pings"), seqfile.PINGS, sync=self.sync)
         self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync)
         self.started = self._latest = clock()
-        self._lock, self.drawing = threading.Lock(), threading.Lock()
-        self.viewers = threading.BoundedSemaphore(max(1, settings.threads // 8))
+        self._lock = threading.Lock()
         self.counters: Dict[Tuple[str, Labels], float] = Counter()    # type: ignore[assignment]
         self.changed: Set[str] = set()
         self._changed_since = self.started
@@ -650,15 +775,13 @@ def update(station: Station, request: Request, unit: str, path: tuple[str, ...])
     parts = [unit, seqfile.UPDATES_FOLDER, *path]
     try:
         files = files_of_update(station.settings.data_dir, unit, name)
-        body = _read_file(station.settings.data_dir, parts)[0]
+        file = open_regular(station.settings.data_dir, parts)
     except IsADirectoryError:
         return _list_files(station, request, parts)
     except (NotServable, OSError):
         raise Refused(404, "no such update, or no such file in it")
-    if request.method == "HEAD":
-        return Response(200, body, "application/octet-stream")
     taken = functools.partial(station.fetches.handed_over, unit, name, "/".join(path[1:]), files, request.now)
-    return Response(200, body, "application/octet-stream", sent=taken)
+    return file_response(file)._replace(sent=taken)
 
 
 def _list_files(station: Station, request: Request, parts: list[str]) -> Response:
@@ -671,13 +794,6 @@ def _list_files(station: Station, request: Request, parts: list[str]) -> Respons
     if not below and request.method != "HEAD":
         station.fetches.started(unit, name, request.now)
     return reply
-
-
-def _read_file(root: str, parts: Sequence[str]) -> Tuple[bytes, float]:
-    """Bytes and time of change of a regular file, reached without following links."""
-    with seqfile.open_directory(root, list(parts[:-1])) as directory:
-        with os.fdopen(seqfile.open_file(directory, parts[-1], os.O_RDONLY), "rb") as file:
-            return file.read(), os.fstat(file.fileno()).st_mtime
 
 
 # -- endpoints: people ------------------------------------------------------------------------------------------------
@@ -729,15 +845,10 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
     import plot_ascii                                           # a daemon that nobody looks at stays small
     html = not accept.startswith("text/plain") and not agent.startswith("curl/")
-    if not station.viewers.acquire(blocking=False):
-        raise Refused(503, "too many status pages at once", (("Retry-After", "60"),))
     try:
-        with station.drawing:
-            text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
+        text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
     except ValueError as error:
         raise Refused(400, str(error))
-    finally:
-        station.viewers.release()
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
         headers.append(("Refresh", str(refresh)))
@@ -759,19 +870,16 @@ def published(max_age: int) -> Callable[..., Response]:
     def serve(station: Station, request: Request, path: Tuple[str, ...]) -> Response:
         allow(request, station.settings.status_allow)
         try:
-            body, changed = _read_file(station.var("pub"), path)
+            file = open_regular(station.var("pub"), path)
         except OSError:
             raise Refused(404, "no such file")
+        changed = os.fstat(file.fileno()).st_mtime
         headers = (("Cache-Control", "max-age=%d" % max_age), ("Last-Modified", http_date(changed)))
         if not _changed_since(request.headers.get("if-modified-since", ""), changed):
+            file.close()
             return Response(304, headers=headers)
-        return Response(200, body, mimetypes.guess_type(path[-1])[0] or "application/octet-stream", headers)
+        return file_response(file, mimetypes.guess_type(path[-1])[0], headers)
     return serve
-
-
-def http_date(now: float) -> str:
-    """UTC seconds as RFC 9110 wants them: Mon, 07 Oct 2019 03:23:39 GMT."""
-    return seqfile.utc(now, "%a, %d %b %Y %H:%M:%S GMT")         # in English: we leave LC_TIME alone
 
 
 def _changed_since(date: str, changed: float) -> bool:
@@ -956,54 +1064,73 @@ def unit_states(station: Station, now: float) -> Dict[str, int]:
 
 # -- routes -----------------------------------------------------------------------------------------------------------
 
-ROUTES: List[Tuple[str, str, Callable[..., Response]]] = [
-    ("GET", "/", hello),
-    ("POST", "/ou/<unit>/alive", alive),
-    ("PUT", "/ou/<unit>/push-sequential/<path>", push),
-    ("GET", "/ou/<unit>/updates", list_updates),
-    ("GET", "/ou/<unit>/updates/<path>", update),
-    ("GET", "/status/alive/recent", recent),
-    ("GET", "/status/alive/summary", alive_summary),
-    ("GET", "/data/co2/summary", co2_summary),
-    ("GET", "/status/alive/<path>", published(590)),
-    ("GET", "/data/co2/<path>", published(3590)),
-    ("GET", "/var/pub/<path>", published(590)),
-    ("GET", "/healthz", healthz),
-    ("GET", "/readyz", readyz),
-    ("GET", "/metrics", metrics),
+
+class Route(NamedTuple):
+    """An endpoint and when it answers. In the pattern, <path> takes one segment or more, and <file> the last, undecoded."""
+
+    method: str
+    pattern: str
+    endpoint: Callable[..., Response]
+    is_slow: bool = False               # what it does can take long: a thread of its own answers, one after the other
+
+
+ROUTES = [
+    Route("GET", "/", hello, is_slow=True),
+    Route("POST", "/ou/<unit>/alive", alive),
+    Route("PUT", "/ou/<unit>/push-sequential/<path>", push),
+    Route("GET", "/ou/<unit>/updates", list_updates),
+    Route("GET", "/ou/<unit>/updates/<path>", update),
+    Route("GET", "/status/alive/recent", recent),
+    Route("GET", "/status/alive/summary", alive_summary, is_slow=True),
+    Route("GET", "/data/co2/summary", co2_summary, is_slow=True),
+    Route("GET", "/status/alive/<path>", published(590)),
+    Route("GET", "/data/co2/<path>", published(3590)),
+    Route("GET", "/var/pub/<path>", published(590)),
+    Route("GET", "/healthz", healthz),
+    Route("GET", "/readyz", readyz, is_slow=True),
+    Route("GET", "/metrics", metrics, is_slow=True),
 ]
-_PATTERNS = [(method, tuple(pattern[1:].split("/")), pattern, endpoint) for method, pattern, endpoint in ROUTES]
+_SPLIT_ROUTES = [(route, tuple(route.pattern[1:].split("/"))) for route in ROUTES]
 
 
-def match_route(pattern: Tuple[str, ...], path: Tuple[str, ...]) -> Optional[Dict[str, Any]]:
-    """What a path fills into a pattern, or None; <path> takes all the rest, and every segment must be a plain name."""
-    parts: List[Any] = list(path)
-    if pattern[-1] == "<path>" and len(path) >= len(pattern):
-        parts[len(pattern) - 1:] = [path[len(pattern) - 1:]]
-    if len(parts) != len(pattern):
+def match_route(parts: Tuple[str, ...], request: Request) -> Optional[Dict[str, Any]]:
+    """What a request fills into the parts of a pattern, or None. What it fills in are plain names, but for <file>."""
+    filled: Dict[str, Any] = {}
+    path = request.path
+    if parts[-1] == "<file>":
+        filled["file"] = request.last_segment
+        parts, path = parts[:-1], path[:-1]
+    if parts[-1] == "<path>" and len(path) >= len(parts):
+        rest = path[len(parts) - 1:]
+        if not all(map(SEGMENT.match, rest)):
+            return None
+        filled["path"] = rest
+        parts, path = parts[:-1], path[:len(parts) - 1]
+    if len(parts) != len(path):
         return None
-    filled = {}
-    for expected, segment in zip(pattern, parts):
-        if expected.startswith("<"):
-            filled[expected[1:-1]] = segment
-            if not all(map(SEGMENT.match, segment if isinstance(segment, tuple) else (segment,))):
+    for part, segment in zip(parts, path):
+        if part[:1] == "<":
+            if not SEGMENT.match(segment):
                 return None
-        elif expected != segment:
+            filled[part[1:-1]] = segment
+        elif part != segment:
             return None
     return filled
 
 
-def route(request: Request) -> Tuple[str, Callable[..., Response], Dict[str, Any]]:
-    """The first route that fits; 405 when only the method does not."""
-    allowed: List[str] = []
-    for method, pattern, name, endpoint in _PATTERNS:
-        filled = match_route(pattern, request.path)
-        if filled is not None:
-            if request.method in (method, "HEAD" if method == "GET" else method):
-                return name, endpoint, filled
-            allowed += [method, "HEAD"] if method == "GET" else [method]
+def find_route(request: Request) -> Tuple[Route, Dict[str, Any]]:
+    """The first route that fits, and what the request fills in; 405 when only the method does not fit."""
+    allowed: Dict[str, None] = {}
+    for route, parts in _SPLIT_ROUTES:
+        filled = match_route(parts, request)
+        if filled is None:
+            continue
+        methods = (route.method, "HEAD") if route.method == "GET" else (route.method,)
+        if request.method in methods:
+            return route, filled
+        allowed.update(dict.fromkeys(methods))
     if allowed:
-        raise Refused(405, "method not allowed", (("Allow", ", ".join(dict.fromkeys(allowed))),))
+        raise Refused(405, "method not allowed", (("Allow", ", ".join(allowed)),))
     raise Refused(404, "not found")
 
 
@@ -1020,13 +1147,25 @@ def strip_secret(secret: str, request: Request) -> Request:
     return request
 
 
-def respond(station: Station, request: Request) -> Response:
-    """The answer to a well-formed request, whatever happens."""
+def unit_of(secret: str, request: Request) -> str:
+    """The id of the unit that a request comes from, as it says; "" where it is no unit's request."""
+    try:
+        path = strip_secret(secret, request).path
+    except Refused:
+        return ""
+    return path[1] if path[0] == "ou" and len(path) > 2 and SEGMENT.match(path[1]) else ""
+
+
+def respond(station: Station, request: Request, can_be_slow: bool = True) -> Optional[Response]:
+    """The answer to a well-formed request, whatever happens; None where it can take long but is not to."""
     name = "none"
     try:
         known = strip_secret(station.settings.secret, request)
-        name, endpoint, filled = route(known)
-        response = endpoint(station, known, **filled)
+        route, filled = find_route(known)
+        if route.is_slow and not can_be_slow:
+            return None
+        name = route.pattern
+        response = route.endpoint(station, known, **filled)
     except Refused as refused:
         response = refused.response()
     except Exception as error:                                  # one line, not a traceback: the log is read by grep
@@ -1035,6 +1174,16 @@ def respond(station: Station, request: Request) -> Response:
         response = json_response({"error": "internal error"}, 500, repr(error))
     station.count("co2d_requests_total", route=name, status=response.status)
     return response
+
+
+def masked_target(secret: str, request: Request) -> str:
+    """The target for the log; where a secret is expected, what stands in its place is not shown."""
+    if not secret:
+        return request.target
+    first, rest = request.path[0], request.path[1:]
+    known = {parts[0] for _, parts in _SPLIT_ROUTES}
+    query = request.target.partition("?")[1:]
+    return "".join(["/", "/".join([first if first in known else "*", *rest]), *query]).replace(secret, "*")
 
 
 # -- the command line: what all commands share ------------------------------------------------------------------------
@@ -1279,7 +1428,7 @@ def read_update(directory: str) -> dict[str, bytes]:
         with seqfile.open_directory(directory, []) as opened:
             names = list(update_files(opened))
         _check_sizes({name: os.path.getsize(os.path.join(directory, name)) for name in names})
-        return {name: _read_file(directory, name.split("/"))[0] for name in names}
+        return {name: read_regular(directory, name.split("/")) for name in names}
     except (NotServable, OSError) as error:
         raise Unpublishable("%s: %s" % (directory, error))
 
@@ -1390,7 +1539,7 @@ def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict
         if file.startswith(PATCHES):
             parts = [unit, seqfile.UPDATES_FOLDER, name, *file.split("/")]
             with contextlib.suppress(ValueError):               # not published by us
-                patch.update(parse_json(_read_file(data_dir, parts)[0].decode()))
+                patch.update(parse_json(read_regular(data_dir, parts).decode()))
     return patch
 
 
@@ -1706,228 +1855,380 @@ def _withdraw(settings: Settings, units: Sequence[str], arguments: argparse.Name
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
+# A connection is an automaton: what it does in a state and where it goes from there is a row of STATES. No step waits. A
+# client that has to do something first is *parked*: it holds a descriptor, and no thread.
+
+MOST_DESCRIPTORS = 65536
+FILE_DESCRIPTORS = 64                   # for files, directories and the database; of many, a quarter
+WORKERS = 8                             # threads that serve; one that waits for the disk can do nothing else
+TICK = 0.5                              # seconds after which a thread that waits looks at the clock
+CLIENT_FAULTS = (501, 505)              # what a client asked for, not what went wrong here
+LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
+CROWDED_TICK = 0.02                     # the same while descriptors are lacking
+STOP_PATIENCE = 5.0                     # seconds that a stop leaves to clients that are to do something
+MOST_VIEWERS = 16                       # requests that wait for the thread that answers people
+PIECE = 64 << 10                        # bytes that are read at once
+FILE_PIECE = 256 << 10                  # bytes of a file that are sent before others have their turn
+TLS_RECORD = 16 << 10                   # bytes that TLS encrypts at once
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_RESET = struct.pack("@ii", 1, 0)       # struct linger (SO_LINGER in socket(7))
+_IN_ORDER = struct.pack("@ii", 0, 0)
 
 
 class Gone(Exception):
     """The client went away, was too slow, or was dropped."""
 
 
-TICK = 0.5                              # seconds after which a thread that waits looks at the clock
-_TICK = struct.pack("@ll", 0, int(TICK * 1e6))                   # as a struct timeval
-_ORDERLY, _RESET = struct.pack("@ii", 0, 0), struct.pack("@ii", 1, 0)       # as a struct linger
-# When all workers are taken, who has been in a phase for longer than this may be dropped, the first of these first.
-PATIENCE = {"head": 0.5, "linger": 0.5, "body": 10.0, "reply": 10.0, "answer": float("inf")}   # the answer is up to us
-LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
-STOP_PATIENCE = 5.0                     # seconds that a stop leaves to those who have not sent their head
+class Link:
+    """The bytes of one client. No method waits: None says that the client has to do something first, `event` what.
+
+    The listener is set to reset connections that are closed, and the kernel hands this on to each of them (`Server`). A
+    unit ignores Content-Length: an orderly close in the middle of a reply would be the end of the file for it, and half
+    an update would reach its flash. So whoever closes the socket resets the connection, the kernel after a SIGKILL
+    included, until `end_in_order`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.event = READ
+
+    def receive(self, flags: int = 0) -> Optional[bytes]:
+        """What has come; nothing at the end."""
+        try:
+            return self.sock.recv(PIECE, socket.MSG_DONTWAIT | flags)
+        except BlockingIOError:
+            self.event = READ
+            return None
+
+    def send(self, data: memoryview) -> Optional[int]:
+        """Hand over the beginning of data; how many bytes that was."""
+        try:
+            return self.sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.event = WRITE
+            return None
+
+    def send_file(self, file: BinaryIO, offset: int, length: int) -> Optional[int]:
+        """Hand over some bytes of a file, which do not pass through this process; how many that was."""
+        self.sock.setblocking(False)
+        try:
+            return os.sendfile(self.sock.fileno(), file.fileno(), offset, min(length, FILE_PIECE))
+        except BlockingIOError:
+            self.event = WRITE
+            return None
+
+    def end_in_order(self) -> None:
+        """All is handed over: what is left in the kernel is sent, and then an orderly end."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)
+
+    def say_goodbye(self) -> None:
+        """Say that nothing follows."""
+
+    def shut_down(self) -> None:
+        """End our side, but still read."""
+        self.say_goodbye()
+        self.sock.shutdown(socket.SHUT_WR)
+
+
+class TlsLink(Link):
+    """A link over TLS."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        sock.setblocking(False)
+        self.tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        super().__init__(self.tls)
+
+    def _attempt(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        import ssl                                              # it is there already
+        try:
+            return call(*arguments)
+        except (ssl.SSLWantReadError, BlockingIOError):
+            self.event = READ
+        except ssl.SSLWantWriteError:
+            self.event = WRITE
+        return None
+
+    def shake_hands(self) -> bool:
+        """Go on with the handshake; whether it is over."""
+        return self._attempt(self._shake_hands) is not None
+
+    def _shake_hands(self) -> bool:
+        self.tls.do_handshake()
+        return True
+
+    def receive(self, flags: int = 0) -> Optional[bytes]:
+        found: Optional[bytes] = self._attempt(self.tls.recv, PIECE)
+        return found
+
+    def send(self, data: memoryview) -> Optional[int]:
+        sent: Optional[int] = self._attempt(self.tls.send, data)
+        return sent
+
+    def send_file(self, file: BinaryIO, offset: int, length: int) -> Optional[int]:
+        piece = os.pread(file.fileno(), min(length, TLS_RECORD), offset)
+        return self.send(memoryview(piece)) if piece else 0
+
+    def say_goodbye(self) -> None:
+        """Without it the client could take the reply for cut off."""
+        with contextlib.suppress(OSError, ValueError):          # said before, or nobody there to hear it
+            self.tls.unwrap()
 
 
 class Connection:
-    """One client, from accept to close. Other threads read `phase` and `since`, and may call `drop`."""
+    """One client, from accept to close. One thread at a time has it: a worker, or the one where it is parked."""
 
-    def __init__(self, sock: socket.socket, peer: str, settings: Settings) -> None:
-        self.sock, self.peer, self.settings = sock, peer, settings
-        self.accepted = self.since = time.monotonic()
-        self.phase = "head"
-        self.buffer = b""
+    def __init__(self, sock: socket.socket, peer: str, station: Station, tls: Optional[ssl.SSLContext]) -> None:
+        self.link = Link(sock)
+        self.peer = peer
+        self.station = station
+        self.tls = tls
+        self.accepted = self.heard = time.monotonic()           # heard: when the client last sent or took a byte
+        self.reader = RequestReader(station.settings.max_body)
         self.request: Optional[Request] = None
-        self.is_complete = True         # False: bytes of a reply are missing, so the end must not look like its end
-        self.dropped = False            # by another thread, to serve others
+        self.response: Optional[Response] = None
+        self.is_complete = False        # the kernel has taken the whole reply
+        self._unsent = memoryview(b"")
+        self._file_position = 0
+        self._file_size = 0
+        self.enter("tls" if tls else "head")
 
-    def enter(self, phase: str) -> None:
-        """From here on the time counts for another phase."""
-        self.phase, self.since = phase, time.monotonic()
+    def enter(self, state: str) -> None:
+        """From here on the time counts for another state."""
+        self.state = state
+        self.since = time.monotonic()
+        if state != CLOSED:
+            self.deadline = STATES[state].deadline(self)
 
-    def _remaining(self, allowed: float) -> float:
-        left = self.accepted + allowed - time.monotonic()
-        if left <= 0:
-            raise Refused(408, "%s took longer than %g s" % (self.phase, allowed))
-        return left
-
-    def _receive(self, allowed: float, flags: int = 0) -> bytes:
-        """What comes next, within `allowed` seconds from accept."""
-        while self._remaining(allowed):
+    def advance(self) -> bool:
+        """Go on until the client has to do something; True when the answer is to be found before."""
+        while self.state not in (ANSWER, CLOSED):
+            row = STATES[self.state]
             try:
-                data = self.sock.recv(65536, flags)
-                break
-            except (BlockingIOError, socket.timeout):           # nothing within TICK
-                pass
-        if not data:
-            raise Gone("closed by the client" if self.buffer or self.request else "")
-        return data
+                if not row.step(self):
+                    return False
+                self.enter(row.then)
+            except Refused as refused:
+                self.refuse(refused)
+        return self.state == ANSWER
 
-    def start_tls(self, context: ssl.SSLContext) -> None:
-        """Shake hands if the client begins to; plain HTTP goes on if it may."""
-        if self._receive(self.settings.head_seconds, socket.MSG_PEEK)[:1] == b"\x16":
-            self.sock.settimeout(self._remaining(self.settings.head_seconds))       # for the whole handshake
-            self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-            self.sock.do_handshake()
-            self.sock.settimeout(TICK)
-        elif self.settings.tls_only:
+    def refuse(self, refused: Refused) -> None:
+        """Answer a request that is not complete."""
+        if STATES[self.state].refused == CLOSED:
+            raise Gone(refused.reason)
+        self.station.count("co2d_requests_total", route="malformed", status=refused.status)
+        self.request = self.reader.request
+        self.reply(refused.response(), STATES[self.state].refused)
+
+    def reply(self, response: Response, state: str = "reply") -> None:
+        """From here on the response is sent."""
+        self.response = response
+        self._unsent = memoryview(self._encode(response))
+        self.enter(state)
+
+    def _encode(self, response: Response) -> bytes:
+        now = self.station.clock()
+        if response.file is None:
+            head = encode_head(response, len(response.body), now)
+            return head if self.is_head else head + response.body
+        size = os.fstat(response.file.fileno()).st_size
+        self._file_size = 0 if self.is_head else size
+        return encode_head(response, size, now)
+
+    def complete_request(self, now: float) -> Request:
+        """The request that is to be answered, at UTC seconds `now`."""
+        assert self.reader.request is not None
+        self.request = self.reader.request._replace(peer=self.peer, now=now)
+        return self.request
+
+    @property
+    def is_head(self) -> bool:
+        """Only the head of the reply is wanted."""
+        return self.request is not None and self.request.method == "HEAD"
+
+    # The steps: each returns whether the state has all that it needs.
+
+    def shake_hands(self) -> bool:
+        """Begin TLS if the client does; plain HTTP goes on if it may."""
+        if isinstance(self.link, TlsLink):
+            return self.link.shake_hands()
+        first = self.link.receive(socket.MSG_PEEK)
+        if first is None:
+            return False
+        if first[:1] == b"\x16" and self.tls:
+            self.link = TlsLink(self.link.sock, self.tls)
+            return self.link.shake_hands()
+        if first and self.station.settings.tls_only:
             raise Refused(400, "this port speaks TLS")
+        return True
 
-    def read_request(self) -> Request:
-        """The head; Refused when malformed, too big or too slow."""
-        length = 0
-        while not length:
-            self.buffer += self._receive(self.settings.head_seconds)
-            length = head_length(self.buffer)
-        request, self.buffer = parse_head(self.buffer[:length]), self.buffer[length:]
-        return request
+    def read_head(self) -> bool:
+        """Read the head; whoever waits for a 100 Continue gets it."""
+        while self.reader.request is None:
+            if not self._read():
+                return False
+        if self.reader.expects_continue:
+            self.link.send(memoryview(b"HTTP/1.1 100 Continue\r\n\r\n"))
+        return True
 
-    def read_body(self, request: Request) -> bytes:
-        """What follows the head; Refused when too big or too slow."""
-        self.enter("body")
-        length = int(request.headers.get("content-length", "0"))
-        if length > self.settings.max_body:
-            raise Refused(413, "body longer than %d bytes" % self.settings.max_body)
-        if length > len(self.buffer) and "expect" in request.headers:
-            self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while len(self.buffer) < length:
-            self.buffer += self._receive(self.settings.request_seconds)
-        body, self.buffer = self.buffer[:length], self.buffer[length:]
-        return body
+    def read_body(self) -> bool:
+        """Read what follows the head."""
+        while not self.reader.is_complete:
+            if not self._read():
+                return False
+        return True
 
-    def send(self, data: bytes) -> None:
-        """Send all of a reply within the deadline; one that says the deadline is over has a moment of its own.
+    def _read(self) -> bool:
+        data = self.link.receive()
+        if data is None:
+            return False
+        if not data:
+            raise Gone("closed by the client" if self.reader.has_begun else "")
+        self.heard = time.monotonic()
+        self.reader.feed(data)
+        return True
 
-        A unit ignores Content-Length: an orderly close in the middle would be the end of the file for it, and half an
-        update would reach its flash. So until the last byte is handed over, whatever closes the socket (this method,
-        `drop`, or the kernel after a SIGKILL) resets the connection.
-        """
-        self.enter("reply")
-        end = max(self.accepted + self.settings.request_seconds, self.since + LAST_WORDS)
-        self._reset_on_close(True)
-        while data:
-            if time.monotonic() > end:
-                raise Gone("it took too long")
-            if self.dropped:
-                raise Gone("dropped to serve others")
-            with contextlib.suppress(BlockingIOError, socket.timeout):      # it takes nothing for a TICK
-                data = data[self.sock.send(data):]
-        self._reset_on_close(False)
+    def write(self) -> bool:
+        """Hand over what is left of the reply."""
+        while self._unsent:
+            count = self.link.send(self._unsent)
+            if count is None:
+                return False
+            self.heard = time.monotonic()
+            self._unsent = self._unsent[count:]
+        if self._file_position < self._file_size:
+            self._write_file()
+        if self._file_position < self._file_size:
+            return False
+        self.link.end_in_order()
+        self.is_complete = True
+        return True
 
-    def _reset_on_close(self, reset: bool) -> None:
-        """Whether closing the socket sends a reset, or what is left and an orderly end (SO_LINGER in socket(7))."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET if reset else _ORDERLY)
-        self.is_complete = not reset
+    def write_refusal(self) -> bool:
+        """Hand over the refusal, and say that nothing follows."""
+        if not self.write():
+            return False
+        with contextlib.suppress(OSError):                      # the client may have gone
+            self.link.shut_down()
+        return True
 
-    def linger(self) -> None:
-        """Read away what is still coming: closing before would take the reply back from the client."""
-        self.enter("linger")
-        self._farewell()
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
-            self.sock.settimeout(LAST_WORDS / 2)
-            while time.monotonic() < self.since + LAST_WORDS:
-                if not self.sock.recv(65536):
-                    break
+    def _write_file(self) -> None:
+        """Hand over one piece: others are to have their turn before the next."""
+        assert self.response and self.response.file
+        left = self._file_size - self._file_position
+        count = self.link.send_file(self.response.file, self._file_position, left)
+        self.link.event = WRITE
+        if count is not None:
+            if count == 0:
+                raise Gone("the file has become shorter")
+            self.heard = time.monotonic()
+            self._file_position += count
+
+    def drain(self) -> bool:
+        """Read away what still comes: closing before would take the refusal back from the client."""
+        return self.link.receive() == b""
 
     def close(self) -> None:
         """End the connection."""
-        self._farewell()
-        self.sock.close()
-
-    def _farewell(self) -> None:
-        """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
-        if self.is_complete and hasattr(self.sock, "unwrap"):
-            with contextlib.suppress(OSError, ValueError):      # said before, or nobody there to hear it
-                self.sock.setblocking(False)
-                self.sock.unwrap()
-
-    def drop(self) -> None:
-        """End the connection from another thread; its own notices and closes.
-
-        Only the reading side is shut down, which the client does not hear: the other would look like a reply's end.
-        """
-        self.dropped = True
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.sock, socket.SHUT_RD)
+        if self.is_complete:
+            self.link.say_goodbye()
+        self.link.sock.close()
+        if self.response and self.response.file:
+            self.response.file.close()
 
 
-def encode(response: Response, now: float, with_body: bool = True) -> bytes:
-    """A reply as it goes over the wire."""
-    head = ["HTTP/1.1 %d %s" % (response.status, HTTPStatus(response.status).phrase), "Date: " + http_date(now),
-            "Server: co2d", "Connection: close"]
-    if response.status != 304:
-        head += ["Content-Type: " + response.content_type, "Content-Length: %d" % len(response.body)]
-    head += ["%s: %s" % header for header in response.headers]
-    return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + (response.body if with_body else b"")
+class State(NamedTuple):
+    """A row of STATES: `step` until it has all, then `then`; `refused` when the request is refused, or late."""
+
+    step: Callable[[Connection], bool]
+    then: str
+    refused: str
+    limit: str = ""                     # setting: seconds from accept
+    at_least: float = 0.0               # seconds from the beginning of the state
+    needs_worker: bool = False          # it can take the disk, or much computing
+
+    def deadline(self, connection: Connection) -> float:
+        """When the state is to be over, as time.monotonic()."""
+        allowed = getattr(connection.station.settings, self.limit) if self.limit else 0.0
+        return max(connection.accepted + allowed, connection.since + self.at_least)
 
 
-def serve(station: Station, connection: Connection, tls: Optional[ssl.SSLContext]) -> Response:
-    """Read a request and find its answer. Raises what the network raises."""
-    try:
-        if tls:
-            connection.start_tls(tls)
-        request = connection.request = connection.read_request()
-        body = connection.read_body(request)
-        connection.enter("answer")
-        connection.request = request._replace(body=body, peer=connection.peer, now=station.now())
-        return respond(station, connection.request)
-    except Refused as refused:
-        station.count("co2d_requests_total", route="malformed", status=refused.status)
-        return refused.response()
+ANSWER = "answer"                       # the request is complete, and what comes next is up to us
+CLOSED = "closed"
+STATES = {
+    "tls": State(Connection.shake_hands, "head", "refusal", "head_seconds", needs_worker=True),
+    "head": State(Connection.read_head, "body", "refusal", "head_seconds"),
+    "body": State(Connection.read_body, ANSWER, "refusal", "request_seconds"),
+    ANSWER: State(Connection.advance, "reply", CLOSED, at_least=float("inf"), needs_worker=True),
+    "reply": State(Connection.write, CLOSED, CLOSED, "request_seconds", LAST_WORDS, needs_worker=True),
+    "refusal": State(Connection.write_refusal, "linger", CLOSED, "request_seconds", LAST_WORDS),
+    "linger": State(Connection.drain, CLOSED, CLOSED, at_least=LAST_WORDS),
+}
 
 
-def reply(station: Station, connection: Connection, response: Response) -> None:
-    """Send the answer and log it. Raises what the network raises."""
-    request, received = connection.request, len(connection.request.body) if connection.request else 0
-    connection.send(encode(response, station.clock(), request is None or request.method != "HEAD"))
-    level = logging.INFO if response.status < 500 else logging.ERROR
-    if level > logging.INFO or not station.settings.quiet:
-        line = "%s %s" % (request.method, masked_target(station.settings.secret, request)) if request else "-"
-        took = (time.monotonic() - connection.accepted) * 1000
-        log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status, received, took, response.note)
-    station.count("co2d_received_bytes_total", received)
-    if response.status >= 400:
-        connection.linger()
+def log_request(connection: Connection, response: Response) -> None:
+    """One line, and the bytes for /metrics."""
+    settings = connection.station.settings
+    request = connection.request
+    received = len(request.body) if request else 0
+    connection.station.count("co2d_received_bytes_total", received)
+    level = logging.INFO if response.status < 500 or response.status in CLIENT_FAULTS else logging.ERROR
+    if settings.quiet and level == logging.INFO:
+        return
+    line = "%s %s" % (request.method, masked_target(settings.secret, request)) if request else "-"
+    milliseconds = (connection.since - connection.accepted) * 1000
+    log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status, received, milliseconds,
+            response.note)
 
 
-def masked_target(secret: str, request: Request) -> str:
-    """The target for the log; where a secret is expected, what stands in its place is not shown."""
-    if not secret:
-        return request.target
-    first, rest = request.path[0], request.path[1:]
-    known = {pattern[0] for _, pattern, _, _ in _PATTERNS}
-    query = request.target.partition("?")[1:]
-    return "".join(["/", "/".join([first if first in known else "*", *rest]), *query]).replace(secret, "*")
+# -- the server -------------------------------------------------------------------------------------------------------
+
+# When descriptors run out and clients wait, connections are dropped in this order: whose, and after how many seconds
+# without a byte. A unit that is refused loses a day, so those that are known here come last.
+DROP_ORDER = {"no head": 2.0, "page": 0.0, "unknown unit": 5.0, "unit": 30.0}
 
 
 class Server(socketserver.TCPServer):
-    """A pool of threads that each accept, serve, close.
+    """Workers that serve, a thread where connections are parked, and one that answers people.
 
-    Idle threads wait in accept; the rest of a crowd waits in the kernel's queue. Two threads serve fast clients best,
-    one that syncs and one that reads: more would only pass Python's lock around. So another is started only for those
-    that a slow client or disk holds up (`_tend`), up to `threads`; when all are at work and clients wait, the slowest
-    are dropped (`PATIENCE`). `_lock` guards `_threads`, `_idle` and `_open`.
+    Half of the workers wait in accept, and each takes a connection as far as it goes: that of a unit that sends its
+    request at once, to the end. The others take those that were parked, as soon as there is something to do. The rest of
+    a crowd waits in the kernel's queue. A status page takes long, so a thread of its own draws them, one after the other:
+    all together would take all memory and all workers.
+
+    `_open` holds all connections, `_parked` those of which the client has to do something first. What is written to
+    `_open` are single operations on a dictionary, which Python makes whole.
     """
 
     request_queue_size = 1024
     allow_reuse_address = True
-    ready = 2                           # threads that no client holds up; as many stay when there is nothing to do
-    held_up = 0.002, 0.02               # seconds in one phase from which a thread counts as held up, by a slow disk
-                                        # too; the second while we are busy: then it may only wait for Python's lock
-    idle_rounds = 60                    # of TICK; then threads beyond `ready` go
 
     def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
         settings = station.settings
         self.address_family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
         super().__init__((settings.listen, settings.port), socketserver.BaseRequestHandler, bind_and_activate=False)
-        self.station, self.inherited = station, listener is not None
+        self.station = station
+        self.is_inherited = listener is not None
         self.tls = _tls_context(settings)
         if listener:
             self.socket.close()
             self.socket = listener
         else:
             self._bind(settings)
-        self.socket.setblocking(True)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK)
+        self._set_options()
         self.port = self.socket.getsockname()[1]
-        self._lock, self._stopping, self._all_busy = threading.Lock(), threading.Event(), threading.Event()
-        self._threads = self._idle = 0
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)   # each needs some; one that waits in accept holds one
-        self._most = settings.threads if files < 0 else min(settings.threads, max(self.ready, files // 8))
+        self._stopped_at = float("inf")                         # as time.monotonic()
+        self._accepts_no_more = threading.Event()
+        self._is_over = threading.Event()
         self._open: Dict[Connection, None] = {}
+        self._lock = threading.Lock()                           # guards the next two together
+        self._parked: Dict[Connection, None] = {}
+        self._selector = selectors.DefaultSelector()
+        self._ready: queue.SimpleQueue[Optional[Connection]] = queue.SimpleQueue()
+        self._for_people: queue.SimpleQueue[Optional[Connection]] = queue.SimpleQueue()
+        self._threads: List[threading.Thread] = []
+        self._acceptors: List[threading.Thread] = []
+        self._most = _most_connections()
+        self._lacks_descriptors = False
         station.connections = self._open.__len__
 
     def _bind(self, settings: Settings) -> None:
@@ -1940,145 +2241,256 @@ class Server(socketserver.TCPServer):
             self.server_close()
             raise OSError(error.errno, "%s port %d: %s" % (settings.listen, settings.port, error.strerror))
 
+    def _set_options(self) -> None:
+        """Options of the listener. Accepted sockets inherit them, which saves system calls for each."""
+        self.socket.setblocking(True)
+        tick = struct.pack("@ll", 0, int(TICK * 1e6))           # struct timeval
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
     def start(self) -> None:
         """Begin to serve."""
         threading.stack_size(512 * 1024)
-        with self._lock:
-            for _ in range(self.ready):
-                self._spawn_locked()
-        threading.Thread(target=self._tend, name="tend", daemon=True).start()
+        self._threads = [_started(self._watch_parked, "parked"), _started(self._answer_people, "people")]
+        for _ in range(WORKERS // 2):
+            self._acceptors.append(_started(self._accept_new, "accept"))
+            self._threads.append(_started(self._resume_ready, "resume"))
 
-    def _tend(self) -> None:
-        """Keep threads ready that no client holds up; when there are as many as may be, drop the slowest clients."""
-        while not self._stopping.is_set():
-            self._all_busy.wait(1)
-            self._all_busy.clear()
-            before, used_before = time.monotonic(), time.process_time()
-            while not self._idle and not self._stopping.wait(0.01):
-                now, used = time.monotonic(), time.process_time()
-                busy = used - used_before > 0.7 * (now - before)
-                before, used_before = now, used
-                if self._grow(now - self.held_up[busy]) and self._is_waited_for():
-                    self.drop_slowest(1 + self._threads // 16)
+    # The workers
 
-    def _is_waited_for(self) -> bool:
-        return self.socket.fileno() >= 0 and bool(select.select([self.socket], [], [], 0)[0])
-
-    def _grow(self, since: float) -> bool:
-        """Start threads, two for each that has been held up since before then; whether there are as many as may be."""
-        with self._lock:
-            held_up = sum(connection.since < since for connection in self._open)
-            try:
-                for _ in range(min(2 * held_up + self.ready, self._most) - self._threads):
-                    self._spawn_locked()
-            except RuntimeError:                                # the system gives us no more
-                return True
-            return self._threads >= self._most
-
-    def _spawn_locked(self) -> None:
-        threading.Thread(target=self._work, name="worker", daemon=True).start()
-        self._threads += 1
-
-    def _work(self) -> None:
-        try:
-            for connection in iter(self._next_connection, None):
-                self._attend(connection)
-        finally:
-            with self._lock:
-                self._threads -= 1
-
-    def _next_connection(self) -> Optional[Connection]:
-        """Wait for a connection; None when this thread is not needed any more.
-
-        When we stop, those in the queue of our own socket are still served; an inherited one is left to our successor.
-        """
-        with self._lock:
-            self._idle += 1
-        connection, waited = None, 0
-        while not (connection or self._stopping.is_set() or (waited > self.idle_rounds and self._idle > self.ready)):
-            connection, waited = self._accept(), waited + 1
-        if not connection and self._stopping.is_set() and not self.inherited:
-            connection = self._accept()
-        with self._lock:
-            self._idle -= 1
+    def _accept_new(self) -> None:
+        """Take new connections, but first those that are ready to go on."""
+        while not self._accepts_no_more.is_set():
+            connection = None
+            if not self._ready.empty():
+                with contextlib.suppress(queue.Empty):
+                    connection = self._ready.get_nowait()
+            elif self._is_full():
+                time.sleep(CROWDED_TICK)
+            else:
+                connection = self._accept()
             if connection:
-                self._open[connection] = None
-                if not self._idle:
-                    self._all_busy.set()
-        return connection
+                self._serve(connection)
+
+    def _resume_ready(self) -> None:
+        for connection in iter(self._ready.get, None):
+            self._serve(connection)
 
     def _accept(self) -> Optional[Connection]:
         try:
             sock, address = self.socket.accept()                # the kernel wakes one thread for one connection
-        except BlockingIOError:                                 # nobody came within TICK
+        except OSError as error:                                # nobody came within TICK, or is gone again
+            self._lacks_descriptors = error.errno in (errno.EMFILE, errno.ENFILE)
             return None
-        except OSError as error:                                # gone again, or out of descriptors
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self.drop_slowest(8)
-                time.sleep(0.05)
-            return None
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):     # the kernel's: Python's take two more system calls
-            sock.setsockopt(socket.SOL_SOCKET, option, _TICK)
-        return Connection(sock, address[0], self.station.settings)
+        connection = Connection(sock, address[0], self.station, self.tls)
+        self._open[connection] = None
+        return connection
 
-    def _attend(self, connection: Connection, stored: Optional[Response] = None) -> None:
-        """Serve a connection to its end, or until its response must wait: who stores what it waits for goes on here.
+    def _serve(self, connection: Connection) -> None:
+        """Go on until the client has to do something, or another thread goes on, or all is over."""
+        while self._advance(connection):
+            if connection.state == CLOSED:
+                self._end(connection)
+                return
+            if not self._answer(connection):
+                return
+        self._park(connection)
 
-        No client can hold that one up: a response that others send is so short that the socket's buffer takes it.
-        """
-        wait = sent = None
+    def _advance(self, connection: Connection) -> bool:
+        """Go on as far as the client lets us: to the answer or the end; False when it has to do something before."""
         try:
-            response = stored or serve(self.station, connection, self.tls)
-            wait = None if stored else response.after
-            if not wait:
-                reply(self.station, connection, response)
-                sent = response.sent
+            connection.advance()
         except (OSError, Gone) as error:
             if str(error) and not self.station.settings.quiet:
-                log.info("%s went away in its %s: %s", connection.peer, connection.phase, error)
+                log.info("%s went away in its %s: %s", connection.peer, connection.state, error)
+            connection.enter(CLOSED)
         except Exception as error:
-            log.error("%s: %r at %s", connection.peer, error, importer.place_of(error))
-        if wait:
-            connection.since = float("inf")                     # it holds up no thread, and is not to be dropped
-            wait(functools.partial(self._attend, connection, response))
-        else:
-            with self._lock:
-                self._open.pop(connection, None)
-            connection.close()
-            if sent:
-                sent()
+            self._fail(connection, error)
+        return connection.state in (ANSWER, CLOSED)
 
-    def drop_slowest(self, most: int) -> None:
-        """End the connections that have been in their phase the longest beyond our patience."""
-        now = time.monotonic()
+    def _fail(self, connection: Connection, error: Exception) -> None:
+        """A mistake in the program costs one connection, no thread."""
+        log.error("%s: %r at %s", connection.peer, error, importer.place_of(error))
+        connection.enter(CLOSED)
+
+    def _answer(self, connection: Connection, can_be_slow: bool = False) -> bool:
+        """Find the answer; False when another thread goes on with the connection."""
+        try:
+            request = connection.complete_request(self.station.now())
+            response = respond(self.station, request, can_be_slow)
+            if response is None:
+                return self._leave_to_people_thread(connection)
+            if response.after:
+                response.after(functools.partial(self._reply, connection, response))
+                return False
+            connection.reply(response)
+        except Exception as error:
+            self._fail(connection, error)
+        return True
+
+    def _reply(self, connection: Connection, response: Response) -> None:
+        """Send what had to wait for the disk."""
+        connection.reply(response)
+        self._serve(connection)
+
+    def _leave_to_people_thread(self, connection: Connection) -> bool:
+        if self._for_people.qsize() < MOST_VIEWERS:
+            self._for_people.put(connection)
+            return False
+        connection.reply(Refused(503, "too many status pages at once", (("Retry-After", "60"),)).response())
+        return True
+
+    def _answer_people(self) -> None:
+        """Answer what can take long, one after the other."""
+        for connection in iter(self._for_people.get, None):
+            self._answer(connection, can_be_slow=True)
+            self._serve(connection)
+
+    def _end(self, connection: Connection) -> None:
+        """Close a connection; note before that the reply was sent, and log it after that."""
+        response = connection.response if connection.is_complete else None
+        if response and response.sent and not connection.is_head:
+            response.sent()
+        self._open.pop(connection, None)
+        connection.close()
+        if response:
+            log_request(connection, response)
+
+    # Where connections are parked
+
+    def _park(self, connection: Connection) -> None:
+        """Leave a connection until its client has done something."""
         with self._lock:
-            slow = [c for c in self._open if now - c.since > PATIENCE[c.phase]]
-        order = list(PATIENCE)
-        for connection in sorted(slow, key=lambda c: (order.index(c.phase), c.since))[:most]:
-            connection.drop()
-            self.station.count("co2d_dropped_connections_total", phase=connection.phase)
+            self._parked[connection] = None
+            self._selector.register(connection.link.sock, connection.link.event, connection)
+
+    def _unpark(self, connection: Connection) -> None:
+        """Go on with a connection, or end it."""
+        with self._lock:
+            del self._parked[connection]
+            self._selector.unregister(connection.link.sock)
+        if connection.state == CLOSED:
+            self._end(connection)
+        else:
+            self._ready.put(connection)
+
+    def _watch_parked(self) -> None:
+        """Read what parked clients send, keep their deadlines, and hand over to the workers what they have to do."""
+        looked_at = 0.0
+        while not self._is_over.is_set():
+            tick = CROWDED_TICK if self._is_full() else TICK / 2
+            for key, _ in self._selector.select(tick):
+                self._wake(key.data)
+            now = time.monotonic()
+            if now - looked_at >= tick:
+                looked_at = now
+                self._look_after(now)
+
+    def _wake(self, connection: Connection) -> None:
+        """The client of a parked connection has done something."""
+        event = connection.link.event
+        if STATES[connection.state].needs_worker or self._advance(connection) or connection.link.event != event:
+            self._unpark(connection)
+
+    def _look_after(self, now: float) -> None:
+        """Keep the deadlines, and make room when there is none."""
+        for connection in list(self._parked):
+            if now > connection.deadline:
+                self._come_too_late(connection)
+            elif now > self._stopped_at + STOP_PATIENCE and not self._is_taking_update(connection):
+                self._drop(connection, "the daemon stops")
+        if self._is_full() and self._is_waited_for():
+            self._make_room(now)
+
+    def _come_too_late(self, connection: Connection) -> None:
+        try:
+            connection.refuse(Refused(408, "%s took too long" % connection.state))
+        except Gone as gone:
+            self._drop(connection, str(gone))
+        else:
+            self._unpark(connection)
+
+    def _drop(self, connection: Connection, reason: str) -> None:
+        """End a parked connection."""
+        if not self.station.settings.quiet:
+            log.info("%s dropped in its %s: %s", connection.peer, connection.state, reason)
+        connection.enter(CLOSED)
+        self._unpark(connection)
+
+    def _make_room(self, now: float) -> None:
+        """Drop some of those that are the first in DROP_ORDER, the ones that have been silent the longest."""
+        for kind, patience in DROP_ORDER.items():
+            silent = [c for c in list(self._parked) if now - c.heard >= patience and self._kind_of(c) == kind]
+            silent.sort(key=lambda connection: connection.heard)
+            for connection in silent[:1 + self._most // 16]:
+                self.station.count("co2d_dropped_connections_total", phase=connection.state)
+                self._drop(connection, "others need the descriptor")
+            if silent:
+                self._lacks_descriptors = False
+                return
+
+    def _kind_of(self, connection: Connection) -> str:
+        """A key of DROP_ORDER."""
+        request = connection.reader.request
+        if request is None or connection.state in ("refusal", "linger"):
+            return "no head"
+        unit = unit_of(self.station.settings.secret, request)
+        if not unit:
+            return "page"
+        return "unit" if os.path.isdir(self.station.data(unit)) else "unknown unit"
+
+    def _is_taking_update(self, connection: Connection) -> bool:
+        return connection.state == "reply" and self._kind_of(connection) == "unit"
+
+    def _is_full(self) -> bool:
+        return self._lacks_descriptors or len(self._open) >= self._most
+
+    def _is_waited_for(self) -> bool:
+        """Clients wait in the kernel's queue."""
+        with contextlib.suppress(ValueError, OSError), selectors.DefaultSelector() as selector:
+            selector.register(self.socket, READ)
+            return bool(selector.select(0))
+        return False                                            # the socket is closed, or there is no descriptor for us
 
     def stop(self) -> None:
-        """Finish running requests and those that wait in the kernel's queue, then close."""
-        if self._stopping.is_set():
+        """Finish running requests and those that wait in the kernel's queue, then close.
+
+        The queue of an inherited socket is left to the next daemon.
+        """
+        if self._is_over.is_set():
             return
-        self._stopping.set()
-        if not self.inherited:
-            self.socket.setblocking(False)                      # workers take what waits, and nobody waits for more
-        began = time.monotonic()
-        while time.monotonic() < began + self.station.settings.request_seconds:
-            if not self.inherited and self._is_waited_for():
-                self._grow(time.monotonic() - min(self.held_up))
-            elif not self._threads:
-                break
-            with self._lock:
-                late = [c for c in self._open if c.phase == "head" and time.monotonic() - c.since > STOP_PATIENCE]
-            for connection in late:
-                connection.drop()
-            if time.monotonic() > began + STOP_PATIENCE:
-                self.socket.close()                             # whoever keeps coming is to come to our successor
-            time.sleep(0.02)
+        self._stopped_at = time.monotonic()
+        while not self.is_inherited and self._is_waited_for() and not self._has_stopped_for(STOP_PATIENCE):
+            time.sleep(CROWDED_TICK)
+        self._accepts_no_more.set()
+        for thread in self._acceptors:
+            thread.join(self.station.settings.request_seconds)
         self.server_close()
+        while self._open and not self._has_stopped_for(self.station.settings.request_seconds):
+            time.sleep(CROWDED_TICK)
+        self._is_over.set()
+        self._for_people.put(None)
+        for _ in self._threads:
+            self._ready.put(None)
+        for thread in self._threads:
+            thread.join(TICK)
+
+    def _has_stopped_for(self, seconds: float) -> bool:
+        return time.monotonic() > self._stopped_at + seconds
+
+
+def _started(work: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _most_connections() -> int:
+    """Connections that may be open at once: as many descriptors as there may be, without those for files."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit <= 0:                                              # no limit
+        limit = MOST_DESCRIPTORS
+    return limit - max(limit // 4, min(FILE_DESCRIPTORS, limit // 2))
 
 
 def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:

@@ -57,13 +57,12 @@ MALFORMED = [
 
 
 def parse(pieces):
-    """What the adapter does: feed pieces until the head is complete. The request, or None while it is not."""
-    buffer = b""
+    """What a connection does: feed pieces until the head is complete. The request, or None while it is not."""
+    reader = co2d.RequestReader(max_body=65536)
     for piece in pieces:
-        buffer += piece
-        length = co2d.head_length(buffer)
-        if length:
-            return co2d.parse_head(buffer[:length])
+        reader.feed(piece)
+        if reader.request:
+            return reader.request
     return None
 
 

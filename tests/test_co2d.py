@@ -337,33 +337,6 @@ def test_pages_and_metrics_are_for_their_networks(tmp_path):
     assert [ask(station, "GET", "/metrics", peer=p).status for p in peers] == [200, 403, 403, 403, 200]
 
 
-def test_status_pages_are_drawn_one_after_the_other_and_only_so_many_wait(tmp_path, monkeypatch):
-    import plot_ascii
-    station = co2d.Station(make_settings(tmp_path, threads=128))
-    drawing, most, answers = [], [], []
-
-    def slow_page(*arguments):
-        drawing.append(1)
-        most.append(len(drawing))
-        time.sleep(0.02)
-        drawing.pop()
-        return "a page"
-
-    monkeypatch.setattr(plot_ascii, "web_page", slow_page)
-    threads = [threading.Thread(target=lambda: answers.append(ask(station, "GET", "/data/co2/summary").status)) for _ in range(8)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert answers == [200] * 8 and max(most) == 1
-    answers.clear()
-    with station.drawing:
-        threads = [threading.Thread(target=lambda: answers.append(ask(station, "GET", "/data/co2/summary").status)) for _ in range(20)]
-        [thread.start() for thread in threads]
-        while len(answers) < 4:
-            time.sleep(0.01)
-    [thread.join() for thread in threads]
-    assert answers == [503] * 4 + [200] * 16
-
-
 def test_metrics_follow_the_text_format(station):
     ask(station, "POST", "/ou/co2unit-1/alive")
     ask(station, "PUT", PUSH + "?offset=0", b"hello")
@@ -662,17 +635,8 @@ def test_who_waits_in_the_queue_when_the_daemon_stops_is_still_served(server):
     [sock.close() for sock in socks]
 
 
-def test_who_comes_when_the_last_worker_has_gone_is_still_served(tmp_path):
-    one = co2d.Server(co2d.Station(make_settings(tmp_path)))
-    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
-        sock.sendall(b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n")
-        one.stop()
-        assert read_all(sock).startswith(b"HTTP/1.1 200 OK")
-
-
 def test_slow_uploads_keep_nobody_in_the_queue_from_being_served_when_the_daemon_stops(server, monkeypatch):
     monkeypatch.setattr(co2d, "STOP_PATIENCE", 2.0)
-    monkeypatch.setattr(co2d.Server, "_tend", lambda self: None)                     # stop comes before more threads do
     one = server()
     socks = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(16)]
     [sock.sendall(b"".join(PUT_HELLO[:-1])) for sock in socks[:8]]
@@ -713,10 +677,10 @@ def ping_many(one, disk, number):
 
 
 def test_pings_that_wait_for_the_disk_take_no_threads_and_hold_up_nobody(server):
-    one, disk = server(threads=8), SlowDisk()
+    one, disk = server(), SlowDisk()
     socks = ping_many(one, disk, 40)
     assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")
-    assert one._threads <= 8 and len(one._open) == 40
+    assert len(one._open) == 40
     assert all(not select.select([sock], [], [], 0)[0] for sock in socks)    # none is answered before it is on disk
     disk.go_on.set()
     assert [read_all(sock)[:15] for sock in socks] == [b"HTTP/1.1 200 OK"] * 40
@@ -740,13 +704,26 @@ def test_a_failing_sync_is_logged_for_each_ping_that_waits_and_all_are_answered(
     [sock.close() for sock in socks]
 
 
+<<<<<<< HEAD
 def test_a_file_of_an_update_does_not_wait_until_it_is_noted_that_it_was_taken(server):
     one, go_on, noted = server(), threading.Event(), threading.Event()
     one.station.fetches.log._sync = lambda fd: (go_on.wait(10), noted.set())
+=======
+def test_that_a_file_of_an_update_was_taken_is_on_disk_before_the_unit_sees_its_end(server):
+    one = server()
+>>>>>>> 617bc77 (co2d: a slow client holds a descriptor, no thread: eight workers, and one thread where connections are parked)
     make_update(one.station, "update-1", {"flash/main.py": b"new"})
     assert talk(one, b"GET /ou/co2unit-1/updates/update-1/flash/main.py HTTP/1.0\r\n\r\n").endswith(b"\r\n\r\nnew")
-    assert not noted.is_set()                                   # who notes it may be kept noting what others take
-    go_on.set()
+    with open(one.station.var("fetches", "fetches-0000.tsv")) as file:
+        assert file.read().split("\t")[1:] == ["co2unit-1", "update-1", "flash/main.py\n"]
+
+
+def test_who_asks_for_the_head_of_a_file_has_not_taken_it(server):
+    one = server()
+    make_update(one.station, "update-1", {"flash/main.py": bytes(100_000)})
+    reply = talk(one, b"HEAD /ou/co2unit-1/updates/update-1/flash/main.py HTTP/1.0\r\n\r\n")
+    assert b"\r\nContent-Length: 100000\r\n" in reply and reply.endswith(b"\r\n\r\n")
+    assert os.listdir(one.station.var("fetches")) == []
 
 
 @pytest.mark.parametrize("linger", [struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)])      # RST, FIN
@@ -781,31 +758,22 @@ def test_a_stop_answers_the_pings_that_wait_for_the_disk(server):
     [sock.close() for sock in socks]
 
 
-def test_honest_clients_are_served_where_no_more_threads_can_be_had(server, monkeypatch):
-    def start(thread):
-        raise RuntimeError("can't start new thread")
-    one = server()
-    monkeypatch.setattr(threading.Thread, "start", start)
-    slow = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(30)]
+def test_status_pages_are_drawn_one_after_the_other_and_only_so_many_wait(server, monkeypatch):
+    import plot_ascii
+    one, entered, go_on = server(), threading.Event(), threading.Event()
+    monkeypatch.setattr(plot_ascii, "web_page", lambda *_: (entered.set(), go_on.wait(20), "a page")[-1])
+    viewers = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(co2d.MOST_VIEWERS + 2)]
+    viewers[0].sendall(b"GET /data/co2/summary HTTP/1.0\r\n\r\n")
+    assert entered.wait(20)
+    for number, sock in enumerate(viewers[1:], 1):
+        sock.sendall(b"GET /data/co2/summary HTTP/1.0\r\n\r\n")
+        while number <= co2d.MOST_VIEWERS and one._for_people.qsize() < number:
+            time.sleep(0.001)
+    assert read_all(viewers[-1]).startswith(b"HTTP/1.1 503 ")
     assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")
-    assert one._threads == one.ready
-    [sock.close() for sock in slow]
-
-
-def test_who_waits_for_our_disk_is_not_dropped_for_others(server, monkeypatch):
-    monkeypatch.setattr(co2d, "PATIENCE", {phase: min(allowed, 0.1) if allowed < 1e9 else allowed for phase, allowed in co2d.PATIENCE.items()})
-    one, disk, replies = server(threads=2), SlowDisk(), []
-    one.station.inbox.sync = disk
-
-    def unit(number):
-        replies.append(talk(one, b"".join(PUT_HELLO).replace(b"unit-1", b"unit-%d" % number))[:15])
-
-    threads = [threading.Thread(target=unit, args=(n,)) for n in range(6)]
-    [thread.start() for thread in threads]
-    time.sleep(0.5)                                             # two are at the disk, and the others wait for longer than allowed
-    disk.go_on.set()
-    [thread.join() for thread in threads]
-    assert replies == [b"HTTP/1.1 200 OK"] * 6
+    go_on.set()
+    assert [read_all(sock)[:15] for sock in viewers[:-1]] == [b"HTTP/1.1 200 OK"] * (co2d.MOST_VIEWERS + 1)
+    [sock.close() for sock in viewers]
 
 
 def test_head_answers_without_a_body(server):
@@ -824,9 +792,9 @@ def test_a_slow_head_is_refused_by_its_total_time(server):
                     raise OSError("refused as it should be")
 
 
-def test_honest_clients_are_served_while_slow_ones_take_all_threads(server):
-    one = server(threads=8)
-    slow = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(30)]
+def test_honest_clients_are_served_while_many_others_send_nothing_more(server):
+    one = server()
+    slow = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(300)]
     for sock in slow:
         sock.sendall(b"GET /")
     assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")

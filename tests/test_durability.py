@@ -87,21 +87,16 @@ def parse_trace(text):
 
 
 def replies(calls):
-    """(request, calls of the thread that received it since accept, the sendto of its reply) for each reply.
-
-    Another thread may have sent the reply to a ping.
-    """
-    threads, receivers = {}, {}
+    """(request, what the thread that replies did since the request was read, the sendto of the reply) for each reply."""
+    threads, receipts = {}, {}
     for call in calls:
-        if call.name.startswith("accept"):
-            threads[call.thread] = []
         mine = threads.setdefault(call.thread, [])
         if call.name == "recvfrom":
-            receivers.setdefault(call.file, mine)
+            receipts.setdefault(call.file, []).append(call)     # by several threads: the connection may have been parked
         elif call.name == "sendto" and "HTTP/1.1" in call.arguments:
-            theirs = receivers.pop(call.file)
-            received = "\n".join(c.arguments for c in theirs if c.name == "recvfrom" and c.file == call.file)
-            yield "".join(re.findall(r', *"((?:[^"\\]|\\.)*)"', received)), list(theirs), call
+            received = receipts.pop(call.file)
+            request = "".join(re.findall(r', *"((?:[^"\\]|\\.)*)"', "\n".join(receipt.arguments for receipt in received)))
+            yield request, [before for before in mine if before.begin > received[-1].begin], call
         mine.append(call)
 
 
@@ -116,7 +111,7 @@ def check_reply(calls, request, mine, reply):
     if request.startswith("POST"):
         unit = re.match(r"POST /ou/([^/]+)/alive", request)[1]
         since = min(call.begin for call in mine)
-        writes = [call for call in calls if call.name == "pwrite64" and unit in call.arguments and since < call.begin < reply.begin]
+        writes = [call for call in calls if call.name == "pwrite64" and unit in call.arguments and since <= call.begin < reply.begin]
         assert writes, "a ping without a write"
     else:
         writes = [call for call in mine if call.name == "pwrite64" and "/." not in call.file]
