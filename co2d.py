@@ -780,6 +780,8 @@ def update(station: Station, request: Request, unit: str, path: tuple[str, ...])
         return _list_files(station, request, parts)
     except (NotServable, OSError):
         raise Refused(404, "no such update, or no such file in it")
+    if request.method == "HEAD":
+        return file_response(file)
     taken = functools.partial(station.fetches.handed_over, unit, name, "/".join(path[1:]), files, request.now)
     return file_response(file)._replace(sent=taken)
 
@@ -2349,7 +2351,7 @@ class Server(socketserver.TCPServer):
     def _end(self, connection: Connection) -> None:
         """Close a connection; note before that the reply was sent, and log it after that."""
         response = connection.response if connection.is_complete else None
-        if response and response.sent and not connection.is_head:
+        if response and response.sent:
             response.sent()
         self._open.pop(connection, None)
         connection.close()
