@@ -46,6 +46,7 @@ import stat
 import sys
 import time
 import zlib
+from bisect import bisect_right
 from datetime import date
 from itertools import accumulate, chain, count, groupby, repeat
 from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
@@ -64,6 +65,9 @@ LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in p
 SHARE = 1 << 24                         # bytes that are worth a process of their own when all is read
 MOST_PROCESSES = 4                      # of 45 MB each
 MOST_ACCOUNTS = 1000                    # that are kept in memory
+DAY = 86400                             # s
+HOUR = 3600                             # s
+FOREVER = 1 << 40                       # UTC s; later than any time
 EPOCH = 719163                          # date.toordinal() of 1 January 1970
 PATIENCE = 10.0                         # seconds to wait for another importer
 
@@ -164,12 +168,6 @@ CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, tem
     co2_filtered NUMERIC, led_normalised NUMERIC, led_signal NUMERIC, zero_point NUMERIC, sensor_temp NUMERIC);
 CREATE TABLE daily(unit_id TEXT, day INTEGER, n INTEGER,
     {sums}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
-CREATE TABLE monthly(unit_id TEXT, begin INTEGER, first INTEGER, last INTEGER, days INTEGER, least INTEGER, n INTEGER,
-    {sums}, PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
-CREATE TABLE monthly_pings(unit_id TEXT, begin INTEGER, n INTEGER, days INTEGER, dbm_n INTEGER, dbm_sum INTEGER,
-    PRIMARY KEY(unit_id, begin)) WITHOUT ROWID;
-CREATE TABLE half_yearly(unit_id TEXT, begin INTEGER, dbm INTEGER, n INTEGER, last INTEGER,
-    PRIMARY KEY(unit_id, begin, dbm)) WITHOUT ROWID;
 CREATE TABLE pings(ping_ts TEXT, ping_date TEXT, ping_time TEXT, unit_id TEXT, nickname TEXT, rssi_raw INTEGER,
     rssi_dbm INTEGER, ts INTEGER, source INTEGER, offset INTEGER);
 CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT,
@@ -187,10 +185,11 @@ CREATE TABLE last_import(at REAL, mark INTEGER, identity TEXT);
 INSERT INTO last_import VALUES (NULL, 0, lower(hex(randomblob(8))));
 """.format(sums="""
     co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
-    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, temp_off INTEGER, temp_low REAL, temp_peak REAL""")
+    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, temp_off INTEGER, temp_low REAL, temp_peak REAL,
+    longest INTEGER""")
 INDEXES = """
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
-CREATE INDEX pings_by_unit ON pings(unit_id, ts);
+CREATE INDEX pings_by_unit ON pings(unit_id, ts, rssi_dbm);
 CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
 CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
 CREATE INDEX stays_by_unit ON deploy_durations_tiered(unit_id, tier DESC, since DESC, site, until);
@@ -1545,13 +1544,10 @@ class Import:
             judged = self._judge(unit, first, last)
             for day in judged:
                 self._roll_up(unit, day, day)
-            self.sum_up("monthly", unit, min([first, *judged]), max([last, *judged]))
+            note_distances(self.db, unit, min([first, *judged]), max([last, *judged]))
             if self.whole is None:
                 self.touched["readings"][unit].update(judged)
         self._note_changes()
-        for run in self._runs("pings"):
-            self.sum_up("monthly_pings", *run)
-            self.sum_up("half_yearly", *run)
 
     def _note_changes(self) -> None:
         """Say which days of which units this import has changed: whoever copies the data replaces these."""
@@ -1591,16 +1587,6 @@ class Import:
                                     (unit, first, last)).fetchall():
             self.db.execute(_ROLL_UP, (unit, day * 86400, (day + 1) * 86400))
 
-    def sum_up(self, table: str, unit: str, first: int, last: int) -> None:
-        """Make the rollup of months, or half years, anew where these days are."""
-        months, day, rows, columns, group = MONTHLY[table]
-        bound = {"unit": unit, "begin": month_of(first, months)[0], "end": month_of(last, months)[1]}
-        self.db.execute("DELETE FROM %s WHERE unit_id = :unit AND begin >= :begin AND begin < :end" % table, bound)
-        days = self.db.execute("SELECT DISTINCT %s FROM %s" % (day, rows), bound).fetchall()
-        each = sorted({month_of(day, months) for day, in days})
-        query = "INSERT INTO %s SELECT :unit, :begin, %s FROM %s GROUP BY %s" % (table, columns, rows, group)
-        self.db.executemany(query, [{"unit": unit, "begin": begin, "end": end} for begin, end in each])
-
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
         """Apply the rules that look at neighbours to these days, and to all rows whose stretch of equal means touches
         them; the days in which something changed."""
@@ -1639,13 +1625,13 @@ _ODD = "qc & %d AND NOT qc & %d" % (QC_TEMP, QC_ROW)
 _ROLL_UP_PLAIN = """
     INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
         count(co2), sum(co2), min(co2), max(co2), -max(qc), NULL, NULL,
-        count(temp), sum(temp), min(temp), max(temp), 0, NULL, NULL
+        count(temp), sum(temp), min(temp), max(temp), 0, NULL, NULL, NULL
     FROM co2_readings INDEXED BY readings_by_unit WHERE unit_id = ? AND ts >= ? AND ts < ?
     GROUP BY day"""                     # for days without flags, which are the rule; others get a negative co2_off
 _ROLL_UP = """
     INSERT OR REPLACE INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
         count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad),
-        count(warm), sum(warm), min(warm), max(warm), count(odd), min(odd), max(odd)
+        count(warm), sum(warm), min(warm), max(warm), count(odd), min(odd), max(odd), NULL
     FROM (SELECT unit_id, ts, CASE WHEN {0} THEN co2 END AS good, CASE WHEN {1} THEN co2 END AS bad,
                  CASE WHEN {2} THEN temp END AS warm, CASE WHEN {3} THEN temp END AS odd
           FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY unit_id, ts, source, offset)
@@ -1654,26 +1640,6 @@ _NEIGHBOURS = """
     SELECT rowid, ts, co2, qc FROM co2_readings
     WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {0} = 0 AND %s""".format(QC_ROW | QC_NO_CO2)
 
-
-_PINGS = "pings WHERE unit_id = :unit AND ts >= :begin * 86400 AND ts < :end * 86400"
-MONTHLY = {                             # table: months in a row, the day of what is summed up, where that is, sums, by
-    "monthly": (1, "day", "daily WHERE unit_id = :unit AND day >= :begin AND day < :end", """
-        min(day), max(day), count(*), min(n), sum(n),
-        sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak),
-        sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), sum(temp_off), min(temp_low), max(temp_peak)""", "unit_id"),
-    "monthly_pings": (1, "ts / 86400", _PINGS, """
-        count(*), count(DISTINCT ts / 86400), count(rssi_dbm), sum(rssi_dbm)""", "unit_id"),
-    "half_yearly": (6, "ts / 86400", _PINGS + " AND rssi_dbm IS NOT NULL", "rssi_dbm, count(*), max(ts)", "rssi_dbm")}
-
-
-@functools.lru_cache(maxsize=1000)
-def month_of(day: int, months: int = 1) -> Tuple[int, int]:
-    """Where the month (or so many) of a day begins, and the next, in days since 1970; the last has no end."""
-    found = date.fromordinal(min(day + EPOCH, date.max.toordinal()))
-    month = (found.year * 12 + found.month - 1) // months * months
-    begin, end = (date(n // 12, n % 12 + 1, 1).toordinal() - EPOCH if n // 12 <= date.max.year else FOREVER // DAY
-                  for n in (month, month + months))
-    return begin, end
 
 
 def judge(rows: Sequence[Row], begin: int, end: int, limits: Limits) -> Dict[int, int]:
@@ -1940,7 +1906,7 @@ def _unite(run: Import, parts: Iterable[Tuple[Summary, str]]) -> None:
             known[kind] |= units
         for table in (*TABLES.values(), "rejects", "sources"):   # SQLite copies pages
             run.db.execute("INSERT INTO main.%s SELECT * FROM part.%s" % (table, table))
-        for table in ("daily", *MONTHLY):
+        for table in ("daily",):
             run.db.execute("INSERT OR REPLACE INTO main.%s SELECT * FROM part.%s" % (table, table))
         run.db.execute("DETACH part")
     run.db.executescript("BEGIN;" + INDEXES)
@@ -2012,20 +1978,17 @@ def _remove(path: str, suffixes: Sequence[str] = ("", "-journal", "-wal", "-shm"
             os.unlink(path + suffix)
 
 
-# -- what the views ask ----------------------------------------------------------------------------------------------
-#
-# Everything is counted by SQLite in the columns of a page: `spans` (whose readings, from when to when) meet `edges`
-# (where the columns of the page begin and end) in two temporary tables, joined in that order on the index, so that no
-# sort is needed and what comes out is columns x rows, however many readings went in. Whole months inside a column come
-# from one rollup, the whole days left at its two ends from the other, what is then left from the readings: bounds of
-# deployments and of local days stay exact to the second. All times are UTC seconds, all ranges half open.
+# -- what the views ask -----------------------------------------------------------------------------------------------
+# All times are UTC seconds, all ranges half open. SQLite counts, in the columns of a page: `spans` (whose readings,
+# from when to when) and `edges` (where the columns begin and end) meet in `parts`. Of each part the whole days come from the
+# rollup `daily`, the two ends from the readings: bounds of stays and of local days are exact to the second. What comes
+# out is columns x rows, however many readings went in. The tables are temporary: the database is only read.
 
 Span = Tuple[str, int, int]             # unit, from, to
-FOREVER = 1 << 40                       # s; later than any time
-DAY = 86400                             # s
-HOUR = 3600                             # s
 QUANTILE_DAYS = 200                     # of readings; 10,000 at one every half hour
 RECENT = 40                             # the last so many pings or readings tell a rhythm
+HOLE = 1.5                              # rhythms; where two readings are further apart, one is missing
+LONGER = 1.1                            # a rhythm so many times the width of a column leaves columns without readings
 
 WEAK = -100                             # dBm; below that days are lost
 UNUSABLE = -110                         # dBm
@@ -2033,6 +1996,7 @@ UNUSABLE = -110                         # dBm
 
 class Deployment(NamedTuple):
     """A stay of a unit somewhere; for a unit that never had one, only the unit and its nickname."""
+
     unit_id: str
     nickname: str
     site: Optional[str] = None
@@ -2044,6 +2008,7 @@ class Deployment(NamedTuple):
 
 class Bucket(NamedTuple):
     """One quantity in one column of a page. Suspect values are counted apart and never enter the mean."""
+
     rows: int                           # readings, usable or not
     first: int                          # UTC seconds; the day's begin and end where they come from the rollup
     last: int
@@ -2054,10 +2019,12 @@ class Bucket(NamedTuple):
     suspects: int
     suspect_low: Optional[float]
     suspect_high: Optional[float]
+    held: bool = False                  # nothing was read in this column: all this is of the reading before it
 
 
 class Pings(NamedTuple):
     """Pings of one unit in one column of a page."""
+
     n: int
     days: int                           # on so many days
     heard: int                          # of so many the strength is known
@@ -2069,163 +2036,140 @@ class Pings(NamedTuple):
         return self.total / self.heard if self.heard else None
 
 
-class UnitState(NamedTuple):
-    """How a unit does. `verdict` is one of VERDICTS."""
-    unit_id: str
-    nickname: str
-    site: Optional[str]
-    tier: Optional[int]
-    status: Optional[str]
-    alarms: bool                        # deployed now: silence matters
-    last_ping: Optional[int]
-    last_data: Optional[int]            # newest reading, usable or not
-    ping_rhythm: int                    # s; median distance of pings
-    data_rhythm: int                    # s; median distance of readings
-    dbm: Optional[int]
-    calls: int                          # pings since data should have come
-    pings_late: float                   # how much later than usual: 1 is the limit
-    data_late: float
-    verdict: str
-    free_by: Optional[int] = None       # of a stuck one, see `free_by`
-
-
-VERDICTS = ("late", "stuck", "weak", "never", "ok", "off")      # worst first; off: not deployed, raises no alarm
-
-
-class Gap(NamedTuple):
-    """Missing readings between two that are there."""
-    unit_id: str
-    start: int                          # time of the last reading before
-    end: int                            # time of the first one after, or now
-    missing: int                        # by the unit's rhythm
-    state: str                          # one of GAP_STATES
-    calls: int                          # pings in the meantime
-
-
-SCAN = 60 * DAY                         # up to this range all readings are looked at, then only days that are not full
-MANY = 4000 * DAY                       # of many units the range is shorter: 40 days of 100, 4 days of 1,000
-# waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is
-# missing or short here and asked for; rejected: came, but could not be read; lost: later ones are here; off: unit not
-# deployed
-GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
-
-_QUANTITY = {                           # the flags that make a value unusable; the columns of the rollups
-    "co2": (QC_CO2_BAD,
-            "sum(co2_n), sum(co2_sum), min(co2_min), max(co2_max), sum(co2_off), min(co2_low), max(co2_peak)"),
-    "temp": (QC_TEMP, "sum(temp_n), sum(temp_sum), min(temp_min), max(temp_max), sum(temp_off), min(temp_low), max(temp_peak)")}
-_VALUES = "count({good}), sum({good}), min({good}), max({good}), count({bad}), min({bad}), max({bad})"
-_USED = {what: _VALUES.format(good="CASE WHEN r.qc & %d = 0 THEN r.%s END" % (bad | QC_ROW, what),
-                              bad="CASE WHEN r.qc & %d AND NOT r.qc & %d THEN r.%s END" % (bad | QC_ROW, QC_ROW, what))
-         for what, (bad, _) in _QUANTITY.items()}
-
-# What lies where a span meets a column, from a to b, without what a coarser table has, from lo to hi: two ends, x.k.
-_ENDS = """
-    SELECT s.i, c.j, {values}
-    FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN temp.ends x CROSS JOIN {table} r
-    WHERE c.b > s.a AND c.a < s.b AND {begin} < {end}
-      AND r.unit_id = s.unit AND r.{at} >= {begin} / {unit} AND r.{at} < {end} / {unit}
-    GROUP BY s.i, c.j"""
-_A, _B = "max(c.{0}a, s.{0}a)", "min(c.{0}b, s.{0}b)"
-
-
-def _ends(table: str, values: str, at: str, outer: str, inner: str) -> str:
-    """Of all `outer` (seconds, whole days or months) where a span meets a column, those in no whole `inner`."""
-    a, b = _A.format(outer), _B.format(outer)
-    lo, hi = (_A if inner else _B).format(inner or outer), _B.format(inner or outer)
-    return _ENDS.format(table=table, values=values, at=at, unit=DAY if outer else 1,
-                        begin="CASE x.k WHEN 0 THEN %s ELSE max(%s, %s) END" % (a, lo, hi),
-                        end="CASE x.k WHEN 0 THEN min(%s, %s) ELSE %s END" % (b, lo, b))
+QUANTITIES = {"co2": QC_CO2_BAD | QC_ROW, "temp": QC_TEMP | QC_ROW}     # column -> flags with which it is not used
+_LAY_OUT = """
+PRAGMA temp_store = MEMORY;
+CREATE TEMP TABLE IF NOT EXISTS spans(i INTEGER PRIMARY KEY, unit TEXT, a INTEGER, b INTEGER);
+CREATE TEMP TABLE IF NOT EXISTS edges(j INTEGER PRIMARY KEY, a INTEGER, b INTEGER);
+CREATE TEMP TABLE IF NOT EXISTS parts(i INTEGER, j INTEGER, unit TEXT, a INTEGER, b INTEGER,
+    PRIMARY KEY(i, j)) WITHOUT ROWID;
+DELETE FROM temp.spans; DELETE FROM temp.edges; DELETE FROM temp.parts;
+"""
+_MEET = """
+    INSERT INTO temp.parts SELECT s.i, c.j, s.unit, max(s.a, c.a), min(s.b, c.b)
+    FROM temp.spans s CROSS JOIN temp.edges c WHERE c.b > s.a AND c.a < s.b"""
+_CUT = """
+CREATE TEMP TABLE IF NOT EXISTS days(i INTEGER, j INTEGER, unit TEXT, first INTEGER, behind INTEGER,
+    PRIMARY KEY(i, j)) WITHOUT ROWID;
+CREATE TEMP TABLE IF NOT EXISTS ends(i INTEGER, j INTEGER, unit TEXT, a INTEGER, b INTEGER,
+    PRIMARY KEY(i, j, a)) WITHOUT ROWID;
+DELETE FROM temp.days; DELETE FROM temp.ends;
+INSERT INTO temp.days SELECT i, j, unit, (a + 86399) / 86400, b / 86400 FROM temp.parts
+    WHERE (a + 86399) / 86400 < b / 86400;
+INSERT INTO temp.ends SELECT i, j, unit, a, b FROM temp.parts WHERE (a + 86399) / 86400 >= b / 86400;
+INSERT INTO temp.ends SELECT p.i, p.j, p.unit, p.a, d.first * 86400
+    FROM temp.days d JOIN temp.parts p ON p.i = d.i AND p.j = d.j WHERE p.a < d.first * 86400;
+INSERT INTO temp.ends SELECT p.i, p.j, p.unit, d.behind * 86400, p.b
+    FROM temp.days d JOIN temp.parts p ON p.i = d.i AND p.j = d.j WHERE d.behind * 86400 < p.b;
+"""
+_GOOD = "CASE WHEN r.qc & {bad} = 0 THEN r.{what} END"
+_SUSPECT_VALUE = "CASE WHEN r.qc & {bad} AND NOT r.qc & %d THEN r.{what} END" % QC_ROW
+_OF_ENDS = """
+    SELECT p.i, p.j, count(*), min(r.ts), max(r.ts), count({good}), total({good}), min({good}), max({good}),
+        count({suspect}), min({suspect}), max({suspect})
+    FROM temp.ends p CROSS JOIN co2_readings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
+    GROUP BY p.i, p.j""".format(good=_GOOD, suspect=_SUSPECT_VALUE)
+_OF_DAYS = """
+    SELECT p.i, p.j, sum(r.n), min(r.day) * 86400, max(r.day) * 86400 + 86399,
+        sum(r.{what}_n), total(r.{what}_sum), min(r.{what}_min), max(r.{what}_max),
+        sum(r.{what}_off), min(r.{what}_low), max(r.{what}_peak)
+    FROM temp.days p CROSS JOIN daily r WHERE r.unit_id = p.unit AND r.day >= p.first AND r.day < p.behind
+    GROUP BY p.i, p.j"""
 
 
 def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> None:
-    """Put spans and columns where SQL can join them (temporary tables: the database itself is not written to)."""
-    bounds = "a INTEGER, b INTEGER, day_a INTEGER, day_b INTEGER, month_a INTEGER, month_b INTEGER"
-    db.executescript("""
-        PRAGMA temp_store = MEMORY;
-        CREATE TEMP TABLE IF NOT EXISTS spans(i INTEGER PRIMARY KEY, unit TEXT, {0});
-        CREATE TEMP TABLE IF NOT EXISTS edges(j INTEGER PRIMARY KEY, {0});
-        CREATE TEMP TABLE IF NOT EXISTS ends(k INTEGER PRIMARY KEY);
-        INSERT OR IGNORE INTO temp.ends VALUES (0), (1);
-        DELETE FROM temp.spans; DELETE FROM temp.edges;""".format(bounds))
-    db.executemany("INSERT INTO temp.spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                   [(i, unit, *_bounds(a, b)) for i, (unit, a, b) in enumerate(spans)])
-    db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?, ?, ?, ?, ?)",
-                   [(j, *_bounds(a, b)) for j, (a, b) in enumerate(zip(edges, edges[1:]))])
-
-
-def _bounds(a: int, b: int, months: int = 1) -> Tuple[int, ...]:
-    """Begin and end of a range, of the whole days and of the whole months (or so many) in it."""
-    first, last = (a + DAY - 1) // DAY, b // DAY
-    return a, b, first * DAY, last * DAY, month_of(first - 1, months)[1] * DAY, month_of(last, months)[0] * DAY
+    """Put spans and columns where SQL can join them."""
+    db.executescript(_LAY_OUT)
+    db.executemany("INSERT INTO temp.spans VALUES (?, ?, ?, ?)", [(i, *span) for i, span in enumerate(spans)])
+    columns = zip(edges, edges[1:])
+    db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", [(j, a, b) for j, (a, b) in enumerate(columns)])
+    db.execute(_MEET)
 
 
 def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Sequence[Span]],
             edges: Sequence[int]) -> Dict[str, List[List[Optional[Bucket]]]]:
     """Each of the quantities (co2, temp) for each row of a page and each of its columns, None where nothing was read.
 
-    The spans of a row are joined (a site with several units). A column that is empty only because the units measure
-    more seldom than it is wide, so that the readings around it are at most two of their rhythms apart, has its left
-    neighbour's.
+    The spans of a row are joined (a site with several units). Where a unit measures more seldom than a column is wide,
+    columns in which no reading was due are filled from the left (`Bucket.held`).
     """
-    owners = [number for number, row in enumerate(rows) for _ in row]
-    filled: Dict[str, List[List[Optional[Bucket]]]] = {
-        what: [[None] * (len(edges) - 1) for _ in rows] for what in quantities}
-    tables = [(filled[what], 5 + 7 * k) for k, what in enumerate(quantities)]
-    _lay_out(db, [span for row in rows for span in row], edges)
-    used = ", ".join(["count(*), min(ts), max(ts)", *(_USED[what] for what in quantities)])
-    summed = ", ".join(["sum(n), min({0}) * 86400, max({1}) * 86400 + 86399",
-                        *(_QUANTITY[what][1] for what in quantities)])
-    for query in (_ends("co2_readings", used, "ts", "", "day_"),
-                  _ends("daily", summed.format("day", "day"), "day", "day_", "month_"),
-                  _ends("monthly", summed.format("first", "last"), "begin", "month_", "")):
-        for values in db.execute(query):
-            for table, k in tables:
-                cells, j = table[owners[values[0]]], values[1]
-                bucket = tuple.__new__(Bucket, values[2:5] + values[k:k + 7])       # _make takes twice as long
-                old = cells[j]
-                cells[j] = bucket if old is None else _joined(old, bucket)
-    for table, _ in tables:
+    owners: List[int] = []
+    spans: List[Span] = []
+    for number, row in enumerate(rows):
+        owners += [number] * len(row)
+        spans += row
+    _lay_out(db, spans, edges)
+    db.executescript(_CUT)
+    found: Dict[str, List[List[Optional[Bucket]]]] = {}
+    for what in quantities:
+        table: List[List[Optional[Bucket]]] = [[None] * (len(edges) - 1) for _ in rows]
+        for query in (_OF_ENDS, _OF_DAYS):
+            for i, j, *values in db.execute(query.format(what=what, bad=QUANTITIES[what])):
+                cells, bucket = table[owners[i]], Bucket(*values)
+                cells[j] = _joined(cells[j], bucket)
         for cells, row in zip(table, rows):
             _hold(db, cells, row, edges)
-    return filled
+        found[what] = table
+    return found
 
 
-def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[Span], axis: Sequence[int]) -> None:
-    there = [(j, bucket) for j, bucket in enumerate(cells) if bucket] if None in cells else []
-    if there and there[-1][0] - there[0][0] >= len(there):
-        longest = 2 * max(cadence(db, unit, axis[-1]) for unit in {span[0] for span in row})
-        if longest > min(other - one for one, other in zip(axis, axis[1:])):
-            for (one, before), (other, after) in zip(there, there[1:]):
-                if after.first - before.last <= longest:
-                    cells[one + 1:other] = [before] * (other - one - 1)
+def _joined(bucket: Optional[Bucket], other: Bucket) -> Bucket:
+    """Two buckets of the same column as one."""
+    if bucket is None:
+        return other
+    return Bucket(bucket.rows + other.rows, min(bucket.first, other.first), max(bucket.last, other.last),
+                  bucket.n + other.n, bucket.total + other.total,
+                  _least(bucket.low, other.low), _greatest(bucket.high, other.high),
+                  bucket.suspects + other.suspects, _least(bucket.suspect_low, other.suspect_low),
+                  _greatest(bucket.suspect_high, other.suspect_high))
 
 
-def _joined(one: Bucket, other: Bucket) -> Bucket:
-    def ends(a: Optional[float], b: Optional[float], choose: Any) -> Optional[float]:
-        return choose(a, b) if a is not None and b is not None else b if a is None else a
-    return Bucket(one.rows + other.rows, min(one.first, other.first), max(one.last, other.last), one.n + other.n,
-                  (one.total or 0) + (other.total or 0), ends(one.low, other.low, min), ends(one.high, other.high, max),
-                  one.suspects + other.suspects, ends(one.suspect_low, other.suspect_low, min),
-                  ends(one.suspect_high, other.suspect_high, max))
+def _least(value: Optional[float], other: Optional[float]) -> Optional[float]:
+    return other if value is None else value if other is None else min(value, other)
+
+
+def _greatest(value: Optional[float], other: Optional[float]) -> Optional[float]:
+    return other if value is None else value if other is None else max(value, other)
+
+
+def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[Span], edges: Sequence[int]) -> None:
+    """Fill the columns between two readings of a unit that are no more than a rhythm apart."""
+    if None not in cells:
+        return
+    narrowest = min(b - a for a, b in zip(edges, edges[1:]))
+    for unit, a, b in row:
+        rhythm = cadence(db, unit, edges[-1])
+        if rhythm < LONGER * narrowest:
+            continue
+        bound = (unit, max(a, edges[0]), min(b, edges[-1]))
+        times = db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts", bound)
+        before = FOREVER
+        for ts, in times:
+            if 0 < ts - before <= HOLE * rhythm:
+                first = bisect_right(edges, before) - 1
+                for j in range(first + 1, bisect_right(edges, ts) - 1):
+                    held = cells[first]
+                    cells[j] = cells[j] or held and held._replace(held=True)
+            before = ts
 
 
 def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> Tuple[int, int]:
-    """How many values, suspect ones included, are below and above the limits; looks only where rollups have some."""
+    """How many values, suspect ones included, are below and above the limits; looks only into days that have some."""
     _lay_out(db, spans, ())
-    outside = {"co2": "{0}.co2_min < :low OR {0}.co2_max > :high OR {0}.co2_low < :low OR {0}.co2_peak > :high",
-               "temp": "{0}.temp_min < :low OR {0}.temp_max > :high OR {0}.temp_low < :low OR {0}.temp_peak > :high"}[what]
     query = """
-        SELECT total(r.{name} < :low), total(r.{name} > :high)
-        FROM temp.spans s CROSS JOIN monthly m CROSS JOIN daily d CROSS JOIN co2_readings r
-        WHERE m.unit_id = s.unit AND m.begin > s.a / 86400 - 31 AND m.begin <= s.b / 86400 AND ({months})
-          AND d.unit_id = s.unit AND d.day >= max(m.first, s.a / 86400) AND d.day <= min(m.last, s.b / 86400)
-          AND ({days})
+        SELECT total(r.{0} < :low), total(r.{0} > :high)
+        FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
+        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day <= s.b / 86400
+          AND (d.{0}_min < :low OR d.{0}_max > :high OR d.{0}_low < :low OR d.{0}_peak > :high)
           AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
-          AND r.{name} IS NOT NULL AND r.qc & {skip} = 0"""
-    skip = QC_ROW
-    query = query.format(name=what, months=outside.format("m"), days=outside.format("d"), skip=skip)
-    below, above = db.execute(query, {"low": low, "high": high}).fetchone()
+          AND r.{0} IS NOT NULL AND r.qc & {1} = 0"""
+    below, above = db.execute(query.format(what, QC_ROW), {"low": low, "high": high}).fetchone()
     return int(below), int(above)
+
+
+_DAYS_OF_SPANS = """
+    FROM temp.spans s CROSS JOIN daily d
+    WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400"""
 
 
 def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span],
@@ -2233,15 +2177,16 @@ def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span],
     """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS days, then of an
     evenly spread sample of days."""
     _lay_out(db, spans, ())
-    days = db.execute("SELECT count(*) FROM temp.spans s CROSS JOIN daily d WHERE d.unit_id = s.unit "
-                      "AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400").fetchone()[0]
-    every, bad = 1 + days // QUANTILE_DAYS, _QUANTITY[what][0] | QC_ROW
-    values = sorted(value for value, in db.execute("""
-        SELECT r.{name} FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
-        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400 AND d.day % {every} = 0
-          AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
-          AND r.{name} IS NOT NULL AND r.qc & {bad} = 0""".format(name=what, every=every, bad=bad)))
-    return [values[min(len(values) - 1, int(share * len(values)))] if values else None for share in shares]
+    days = db.execute("SELECT count(*)" + _DAYS_OF_SPANS).fetchone()[0]
+    query = "SELECT r.{0} " + _DAYS_OF_SPANS.replace("WHERE", "CROSS JOIN co2_readings r WHERE") + """
+          AND d.day % {1} = 0 AND r.unit_id = s.unit
+          AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
+          AND r.{0} IS NOT NULL AND r.qc & {2} = 0"""
+    rows = db.execute(query.format(what, 1 + days // QUANTILE_DAYS, QUANTITIES[what]))
+    values = sorted(value for value, in rows)
+    if not values:
+        return [None] * len(shares)
+    return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
 
 
 def _units_in(db: sqlite3.Connection, table: str) -> Set[str]:
@@ -2256,31 +2201,44 @@ def _units_in(db: sqlite3.Connection, table: str) -> Set[str]:
 
 def _units(db: sqlite3.Connection) -> List[str]:
     """All units of which anything is known."""
-    found = set().union(*(_units_in(db, table) for table in ("daily", "pings", "error_logs")))
-    return sorted(found | {unit for unit, in db.execute("SELECT DISTINCT unit_id FROM deploy_durations_tiered")})
+    found = {unit for unit, in db.execute("SELECT DISTINCT unit_id FROM deploy_durations_tiered")}
+    for table in ("daily", "pings", "error_logs"):
+        found |= _units_in(db, table)
+    return sorted(found)
 
 
-def _nickname(db: sqlite3.Connection, unit: str) -> str:
-    """What a unit last called itself, else its id without the prefix all share."""
+def _own_name(db: sqlite3.Connection, unit: str) -> Optional[str]:
+    """What a unit last called itself."""
     for table in ("pings", "co2_readings"):
         row = db.execute("SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ? ORDER BY ts DESC LIMIT 50) "
                          "WHERE nickname IS NOT NULL LIMIT 1" % table, (unit,)).fetchone()
         if row:
             return str(row[0])
-    return unit[8:] if unit.startswith("co2unit-") else unit
+    return None
+
+
+def _nickname(db: sqlite3.Connection, unit: str) -> str:
+    """What a unit last called itself, else its id without the prefix that all share."""
+    return _own_name(db, unit) or unit.removeprefix(seqfile.UNIT_PREFIX)
 
 
 def deployments(db: sqlite3.Connection) -> List[Deployment]:
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
-    rows = db.execute("""
+    rows = [Deployment(*row) for row in db.execute("""
         SELECT unit_id, nickname, site, tier, status, coalesce(since, 0), coalesce(until, ?)
-        FROM deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id""", (FOREVER,)).fetchall()
-    names = {row[0]: row[1] for row in rows if row[1]}
-    units = _units(db)
-    names.update((unit, _nickname(db, unit)) for unit in units if unit not in names)
-    placed = {row[0] for row in rows}
-    return ([Deployment(row[0], row[1] or names[row[0]], *row[2:]) for row in rows] +
-            sorted((Deployment(unit, names[unit]) for unit in units if unit not in placed), key=lambda d: d.nickname))
+        FROM deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id""", (FOREVER,))]
+    names = {stay.unit_id: stay.nickname for stay in rows if stay.nickname}
+    placed = {stay.unit_id for stay in rows}
+    others = [Deployment(unit, _nickname(db, unit)) for unit in _units(db) if unit not in placed]
+    for n, stay in enumerate(rows):
+        if not stay.nickname:
+            rows[n] = stay._replace(nickname=names.get(stay.unit_id) or _nickname(db, stay.unit_id))
+    return rows + sorted(others, key=lambda stay: stay.nickname)
+
+
+def whereabouts(stays: Iterable[Deployment], at: int) -> Dict[str, Deployment]:
+    """Each unit's stay at a time, else its latest."""
+    return {stay.unit_id: stay for stay in sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))}
 
 
 def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> Tuple[Optional[int], Optional[int]]:
@@ -2293,22 +2251,23 @@ def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -
     return min((first for first, _ in there), default=None), max((last for _, last in there), default=None)
 
 
-def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Optional[float]:
-    """The newest usable value."""
+def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Optional[Tuple[int, float]]:
+    """Time and value of the newest usable one. It is old news when that was more than two rhythms ago."""
     query = ("SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
-             "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1").format(what, _QUANTITY[what][0] | QC_ROW)
-    return max((row for span in spans for row in db.execute(query, span)), default=(0, None))[1]
+             "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1").format(what, QUANTITIES[what])
+    rows = [db.execute(query, span).fetchone() for span in spans]
+    return max((row for row in rows if row), default=None)
 
 
 # Dated ahead when they came, but past now. Asked of two indexes, so that the readings themselves are left alone.
-_NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= ?)"
+_NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= :now)"
 
 
 def _recent(db: sqlite3.Connection, table: str, unit: str, now: int) -> List[int]:
     """Times of the last pings or readings up to now, newest first."""
-    valid, values = ("AND " + _NOT_FUTURE, (unit, now, now)) if table == "co2_readings" else ("", (unit, now))
-    return [ts for ts, in db.execute("SELECT ts FROM %s WHERE unit_id = ? AND ts <= ? %s ORDER BY ts DESC LIMIT %d"
-                                     % (table, valid, RECENT), values)]
+    query = "SELECT ts FROM %s WHERE unit_id = :unit AND ts <= :now %s ORDER BY ts DESC LIMIT %d"
+    valid = "AND " + _NOT_FUTURE if table == "co2_readings" else ""
+    return [ts for ts, in db.execute(query % (table, valid, RECENT), {"unit": unit, "now": now})]
 
 
 def _rhythm(times: Sequence[int], least: int, default: int) -> int:
@@ -2319,33 +2278,23 @@ def _rhythm(times: Sequence[int], least: int, default: int) -> int:
 
 def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
     """Seconds between two readings of a unit, as of late."""
-    return _rhythm(_recent(db, "co2_readings", unit, now), 1, 1800)
+    return _rhythm(_recent(db, "co2_readings", unit, now), 1, HOUR // 2)
 
 
-def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int],
-          signal: bool = True) -> Dict[Tuple[int, int], Pings]:
-    """Pings by number of span and number of column. Without signal strength the index alone is read."""
+def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Pings]:
+    """Pings by number of span and number of column."""
     _lay_out(db, spans, edges)
-    found: Dict[Tuple[int, int], Pings] = {}
-    strength = "count(rssi_dbm), total(rssi_dbm)" if signal else "0, 0"
-    for query in (_ends("pings", "count(*), count(DISTINCT ts / 86400), " + strength, "ts", "", "month_"),
-                  _ends("monthly_pings", "sum(n), sum(days), sum(dbm_n), total(dbm_sum)", "begin", "month_", "")):
-        for row in db.execute(query):
-            at, one = row[:2], Pings._make(row[2:])
-            found[at] = one if at not in found else Pings._make(map(operator.add, found[at], one))
-    return found
+    return {(i, j): Pings(*values) for i, j, *values in db.execute("""
+        SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
+        FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
+        GROUP BY p.i, p.j""")}
 
 
 def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[Tuple[int, int, int]]:
     """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
-    first, last = extent(db, "pings", [unit], FOREVER)
-    a, b = 0 if a <= (first or 0) else a, FOREVER if b > (last or 0) else b        # then all its half years are whole
     return db.execute("""
-        SELECT dbm, sum(n), max(last) FROM (
-            SELECT dbm, n, last FROM half_yearly WHERE unit_id = ?1 AND begin >= ?4 / 86400 AND begin < ?5 / 86400
-            UNION ALL SELECT rssi_dbm, 1, ts FROM pings WHERE unit_id = ?1 AND ts >= ?2 AND ts < min(?3, ?4)
-            UNION ALL SELECT rssi_dbm, 1, ts FROM pings WHERE unit_id = ?1 AND ts >= max(?4, ?5) AND ts < ?3)
-        WHERE dbm IS NOT NULL GROUP BY dbm ORDER BY dbm""", (unit, a, b, *_bounds(a, b, 6)[4:])).fetchall()
+        SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL
+        GROUP BY rssi_dbm ORDER BY rssi_dbm""", (unit, a, b)).fetchall()
 
 
 def errors(db: sqlite3.Connection, spans: Sequence[Span],
@@ -2354,10 +2303,9 @@ def errors(db: sqlite3.Connection, spans: Sequence[Span],
     _lay_out(db, spans, edges)
     found: Dict[Tuple[int, int], Dict[str, int]] = {}
     for i, j, kind, n in db.execute("""
-            SELECT s.i, c.j, coalesce(e.etype, ''), count(*)
-            FROM temp.spans s CROSS JOIN temp.edges c CROSS JOIN error_logs e
-            WHERE c.b > s.a AND c.a < s.b AND e.unit_id = s.unit AND e.ts >= max(c.a, s.a) AND e.ts < min(c.b, s.b)
-            GROUP BY s.i, c.j, coalesce(e.etype, '')"""):
+            SELECT p.i, p.j, coalesce(e.etype, '') AS kind, count(*)
+            FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
+            GROUP BY p.i, p.j, kind"""):
         found.setdefault((i, j), {})[kind] = n
     return found
 
@@ -2457,170 +2405,6 @@ def _newest_update(archive: Archive, unit: str) -> str:
     return ""
 
 
-# -- how the fleet does ------------------------------------------------------------------------------------------------
-#
-# Pings and data are judged apart, each by the unit's own rhythm. A unit is late when the next ping, or the next upload,
-# is overdue by more than a quarter of the usual distance and an hour. It is stuck when it has called at least twice
-# since its data should have come: it talks, but what it measured does not arrive. Only units that are deployed now are
-# judged; where no deployments are known at all, every unit counts as deployed.
-
-
-def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deployment]] = None,
-                ping_limit: Optional[float] = None, data_limit: Optional[float] = None) -> List[UnitState]:
-    """Every unit's state, worst first, then by tier and site. The limits, in seconds, replace the units' rhythms."""
-    stays = deployments(db) if stays is None else stays
-    known = db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone() is not None
-    order = {stay.unit_id: number for number, stay in enumerate(stays)}
-    states = [_unit_state(db, stay, now, known, ping_limit, data_limit) for stay in whereabouts(stays, now).values()]
-    return sorted(states, key=lambda state: (VERDICTS.index(state.verdict), -_lateness(state), order[state.unit_id]))
-
-
-def whereabouts(stays: Iterable[Deployment], at: int) -> Dict[str, Deployment]:
-    """Each unit's stay at a time, else its latest."""
-    return {stay.unit_id: stay for stay in sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))}
-
-
-def _lateness(state: UnitState) -> float:
-    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
-
-
-def _unit_state(db: sqlite3.Connection, stay: Deployment, now: int, known: bool, ping_limit: Optional[float],
-                data_limit: Optional[float]) -> UnitState:
-    unit = stay.unit_id
-    called, read = _recent(db, "pings", unit, now), _recent(db, "co2_readings", unit, now)
-    ping_rhythm, data_rhythm = _rhythm(called, HOUR, DAY), _rhythm(read, 1, HOUR // 2)
-    alarms = not known or stay.status == "deployed" and stay.since <= now < stay.until
-    last_ping, last_data = (called or [None])[0], (read or [None])[0]   # type: ignore
-    due = (read[0] if read else max(stay.since, called[-1] if called else 0)) + 2 * data_rhythm + HOUR
-    signal = db.execute("SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
-                        "ORDER BY ts DESC LIMIT 14", (unit, now)).fetchall()
-    ping_limit = ping_limit or 1.25 * ping_rhythm + HOUR
-    data_limit = data_limit or 1.25 * ping_rhythm + 2 * data_rhythm + HOUR
-    state = UnitState(unit, stay.nickname, stay.site, stay.tier, stay.status, alarms, last_ping, last_data, ping_rhythm,
-                      data_rhythm, signal[0][0] if signal else None, sum(1 for ts in called if ts > due),
-                      (now - last_ping) / ping_limit if called else 0.0,
-                      (now - last_data) / data_limit if read else 0.0, "")
-    verdict = _verdict(state, sorted(row[0] for row in signal), called, now)
-    known_rhythm = verdict == "stuck" and len(read) > 3
-    return state._replace(verdict=verdict, free_by=_free_by(db, unit, due, state) if known_rhythm else None)
-
-
-def _verdict(state: UnitState, signal: Sequence[int], called: Sequence[int], now: int) -> str:
-    if not state.alarms:
-        return "off"
-    if state.last_ping is None and state.last_data is None:
-        return "never"
-    if state.pings_late > 1 or state.last_ping is None and state.data_late > 1:
-        return "late"
-    if (state.data_late > 1 or state.last_data is None) and state.calls >= 2:
-        return "stuck"
-    if state.data_late > 1:
-        return "late"
-    fortnight = len({ts // DAY for ts in called if ts > now - 14 * DAY})
-    missed = fortnight < min(13, (now - called[-1]) // DAY if called else 0)
-    return "weak" if missed and signal and signal[len(signal) // 2] < WEAK else "ok"
-
-
-# A unit keeps the position in its file that the server acknowledged: the size of what we hold. If its own file is
-# suddenly shorter, it calls but sends nothing until the file has outgrown that position. How long this takes is known
-# here but for the size that was left: so it is said when it will be over at the latest.
-
-SLACK = 1.05                            # lines and rhythm vary by so much
-
-
-def free_by(since: int, size: int, line: float, data_rhythm: int, ping_rhythm: int) -> Optional[int]:
-    """UTC seconds at which a unit sends again at the latest, if its file of readings was cut to nothing just before its
-    first call without data, at `since`: when `size` bytes, in lines of `line` bytes, have grown anew, it calls once
-    more. None where that cannot be known: a file that was full may be closed, one short line before it gets there."""
-    if not 0 < size <= seqfile.FILE_SIZE or line <= 0:
-        return None
-    return since + int(SLACK * size / line * data_rhythm) + ping_rhythm
-
-
-def _free_by(db: sqlite3.Connection, unit: str, due: int, state: UnitState) -> Optional[int]:
-    """`free_by` from the ledger: the file of the unit that has its newest readings is where its position is."""
-    folder = "data/%s/data/readings" % unit
-    file = db.execute("""
-        SELECT size, done, lines FROM sources
-        WHERE path > ? || '/' AND path < ? || '0' AND path NOT LIKE '%#%' AND lines > 0
-        ORDER BY last_ts DESC, path DESC LIMIT 1""", (folder, folder)).fetchone()
-    since = db.execute("SELECT min(ts) FROM pings WHERE unit_id = ? AND ts > ?", (unit, due)).fetchone()[0]
-    if file is None or since is None or state.last_data is None:
-        return None
-    return free_by(since, file[0], file[1] / file[2], state.data_rhythm, state.ping_rhythm)
-
-
-# -- gaps --------------------------------------------------------------------------------------------------------------
-
-
-def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> List[Gap]:
-    """Stretches longer than twice the unit's rhythm without readings between a and now, and what became of them."""
-    found: List[Gap] = []
-    units = sorted({stay.unit_id for stay in stays})
-    for unit in units:
-        own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
-        step = cadence(db, unit, now)
-        for start, end in _holes(db, unit, a, now, step, min(SCAN, MANY // len(units))):
-            called = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
-                                (unit, start + step, end)).fetchone()[0]
-            away = own and not any(s.status == "deployed" and s.since < end and start + step < s.until for s in own)
-            state = "off" if away else _why(db, unit, start, end) if end < now else "silent" if called else "waiting"
-            found.append(Gap(unit, start, end, (end - start) // step - (end < now), state, called))
-    return found
-
-
-def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan: int) -> List[Tuple[int, int]]:
-    """Times of the reading before and the one after; the last hole may end now."""
-    holes: List[Tuple[int, int]] = []
-    before = 0
-    for lo, hi in _short_days(db, unit, a, now, step, scan):
-        times = [ts for ts, in db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts <= ? "
-                                          "AND %s ORDER BY ts" % _NOT_FUTURE, (unit, lo, hi, hi))]
-        holes += [(one, other) for one, other in zip(times, times[1:]) if other - one > 2 * step]
-        before = times[-1] if times else before
-    return holes + [(before, now)] * (before > 0 and now - before > max(2 * step, DAY + HOUR))
-
-
-_FULL = """
-    SELECT begin, last, least FROM monthly WHERE unit_id = :unit AND begin >= :a AND last <= :b AND {0}
-    UNION ALL SELECT d.day, d.day, d.n FROM monthly m CROSS JOIN daily d
-        WHERE m.unit_id = :unit AND m.begin > :a - 31 AND m.begin <= :b AND NOT (m.begin >= :a AND m.last <= :b AND {0})
-          AND d.unit_id = m.unit_id AND d.day >= max(m.first, :a) AND d.day <= min(m.last, :b)
-    ORDER BY 1""".format("first = begin AND days = last + 1 - first AND least >= :full")
-
-
-def _short_days(db: sqlite3.Connection, unit: str, a: int, now: int, step: int, scan: int) -> List[Tuple[int, int]]:
-    """Time ranges to look into: all of a short range, of a long one the days that have fewer readings than fit."""
-    before = "SELECT coalesce(max(ts), ?) FROM co2_readings WHERE unit_id = ? AND ts <= ?"
-    lo = db.execute(before, (a, unit, a)).fetchone()[0]
-    if now - lo <= scan:
-        return [(lo, now)]
-    days = db.execute(_FULL, {"unit": unit, "a": lo // DAY, "b": now // DAY, "full": DAY // step}).fetchall()
-    ranges: List[Tuple[int, int]] = []
-    for (_, day, n), (following, _, _) in zip(days, days[1:] + [(now // DAY + 2, 0, 0)]):
-        if n < DAY // step or following > day + 1:
-            begin, end = max(lo, (day - 1) * DAY), min(now, (following + 1) * DAY)
-            if ranges and begin <= ranges[-1][1]:
-                begin = ranges.pop()[0]
-            ranges.append((begin, end))
-    return ranges
-
-
-def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
-    """What became of readings that are missing between two that are there, by the files these two came from."""
-    files = db.execute("SELECT s.id, s.path, s.size FROM co2_readings r LEFT JOIN sources s ON s.id = r.source "
-                       "WHERE r.unit_id = ? AND r.ts IN (?, ?) ORDER BY r.ts", (unit, start, end)).fetchall()
-    (source, path, size), (next_source, next_path, _) = files[0], files[-1]
-    if db.execute("SELECT 1 FROM rejects WHERE source IN (?, ?) AND before_ts >= ? AND after_ts <= ? LIMIT 1",
-                  (source, next_source, start, end)).fetchone():
-        return "rejected"
-    one, other = (seqfile.extract_sequence_number(os.path.basename(name or ""), ("readings-", ".tsv"))
-                  for name in (path, next_path))
-    if one is None or other is None or other <= one:
-        return "lost"
-    return "resend" if other > one + 1 or size < seqfile.FILE_SIZE else "lost"
-
-
 # -- problems ---------------------------------------------------------------------------------------------------------
 # One list says what is wrong, in words for people. What the database and the files show is found here; what only the
 # daemon knows (imports fail, the disk is full) is reported to `co2d.Health`. The daemon writes the whole list to
@@ -2648,12 +2432,368 @@ def worst_first(found: Iterable[Problem]) -> List[Problem]:
     return sorted(found, key=lambda one: (one.level != CRITICAL, one.unit != "", one.since, one.key))
 
 
+class RefusedRow(NamedTuple):
+    """A row of the deployment table that cannot be used."""
+
+    path: str                           # key of the source
+    line: int
+    reason: str
+    since: int                          # UTC seconds at which the file last changed
+    units: List[str]                    # that it names
+
+
+def _refused_rows(db: sqlite3.Connection) -> List[RefusedRow]:
+    rows = db.execute("""
+        SELECT s.path, r.line, r.reason, CAST(s.ctime AS INTEGER), r.text
+        FROM sources s JOIN rejects r ON r.source = s.id WHERE s.kind = 'deployments' ORDER BY s.path, r.line""")
+    return [RefusedRow(path, line, reason, since, re.findall(r"co2unit-[0-9A-Za-z._-]+", text))
+            for path, line, reason, since, text in rows]
+
+
+def _when(ts: int) -> str:
+    return seqfile.utc(ts, "%Y-%m-%d %H:%M UTC")
+
+
+# -- how the fleet does ------------------------------------------------------------------------------------------------
+#
+# Pings and data are judged apart, each by the unit's own rhythm. A unit is late when the next ping, or the next upload,
+# is overdue by more than a quarter of the usual distance and an hour. It is stuck when it has called at least twice
+# since its data should have come: it talks, but what it measured does not arrive. Judged are units that are deployed
+# now, those of which a row of the deployment table was refused, and those that report though they are in no row;
+# where no deployments are known at all, every unit counts as deployed.
+
+
+class Verdict(NamedTuple):
+    """What can be said of a unit."""
+
+    level: str                          # of the problem; "" for none
+    about: str                          # what it means
+
+
+VERDICTS = {                            # worst first
+    "late": Verdict(WARNING, "no ping, or no data, though they are due"),
+    "stuck": Verdict(CRITICAL, "calls, but its data do not come"),
+    "update": Verdict(WARNING, "spends its nights on an update that it cannot finish"),
+    "refused": Verdict(CRITICAL, "its newest lines cannot be read"),
+    "sensor": Verdict(WARNING, "readings come, but without usable CO2"),
+    "weak": Verdict("", "days without a ping, and a weak signal"),
+    "never": Verdict(WARNING, "deployed, but never heard of"),
+    "ok": Verdict("", "as it should be"),
+    "off": Verdict("", "not deployed"),
+}
+MUCH_TOO_LATE = 3                       # times the limit; then late data are critical
+SENSOR_ROWS = 6                         # readings in the last day; fewer say nothing about the sensor
+REFUSED_LINES = 2                       # at the end of a file; a single one is a line that was cut
+NEW_UNIT = 30 * DAY                     # s; a unit in no row of the table is judged when it has reported since
+
+
+class UnitState(NamedTuple):
+    """How a unit does."""
+
+    unit_id: str
+    nickname: str
+    site: Optional[str]
+    tier: Optional[int]
+    status: Optional[str]
+    alarms: bool                        # it is judged: silence matters
+    in_table: bool                      # it has a row in the deployment table, or there is no such table
+    own_name: Optional[str]             # what it calls itself
+    last_ping: Optional[int]
+    last_data: Optional[int]            # newest reading, usable or not
+    ping_rhythm: int                    # s; median distance of pings
+    data_rhythm: int                    # s; median distance of readings
+    dbm: Optional[int]
+    calls: int                          # pings since data should have come
+    pings_late: float                   # how much later than usual: 1 is the limit
+    data_late: float
+    verdict: str = ""                   # of VERDICTS
+    level: str = ""                     # of its problem
+    why: str = ""                       # in words: what is wrong, since when, what to do
+    since: int = 0
+
+
+def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deployment]] = None,
+                archive: Optional[Archive] = None) -> List[UnitState]:
+    """Every unit's state, worst first, then by tier and site. `archive`: where updates and fetches can be looked up."""
+    stays = deployments(db) if stays is None else stays
+    order = {stay.unit_id: number for number, stay in enumerate(stays)}
+    judge = _Judge(db, now, archive)
+    states = [judge.state(stay) for stay in whereabouts(stays, now).values()]
+    verdicts = list(VERDICTS)
+    return sorted(states, key=lambda state: (verdicts.index(state.verdict), -_lateness(state), order[state.unit_id]))
+
+
+def _lateness(state: UnitState) -> float:
+    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
+
+
+class _Judge:
+    """Finds what is to be said of each unit at a time."""
+
+    def __init__(self, db: sqlite3.Connection, now: int, archive: Optional[Archive]) -> None:
+        self.db, self.now, self.archive = db, now, archive
+        self.has_table = bool(db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone())
+        self.refused_rows = {unit for row in _refused_rows(db) for unit in row.units}
+        self.nights = _nights_of_updates(archive, now) if archive else {}
+        servers = db.execute("SELECT id FROM sources WHERE kind = 'pings' AND path LIKE 'data/%'")
+        self.other_servers = [source for source, in servers]
+
+    def state(self, stay: Deployment) -> UnitState:
+        """The state of one unit, with its verdict."""
+        unit = stay.unit_id
+        called = _recent(self.db, "pings", unit, self.now)
+        read = _recent(self.db, "co2_readings", unit, self.now)
+        ping_rhythm = _rhythm(called, HOUR, DAY)
+        data_rhythm = _rhythm(read, 1, HOUR // 2)
+        last_ping = called[0] if called else None
+        last_data = read[0] if read else None
+        due = (last_data or max(stay.since, called[-1] if called else 0)) + 2 * data_rhythm + HOUR
+        nights = {day for day in self.nights.get(unit, ()) if day * DAY > (last_data or 0)}
+        ping_limit = 1.25 * ping_rhythm + HOUR
+        data_limit = 1.25 * ping_rhythm + 2 * data_rhythm + HOUR + (ping_rhythm if len(nights) == 1 else 0)
+        signal = self._signal(unit)
+        in_table = not self.has_table or stay.status is not None
+        state = UnitState(
+            unit, stay.nickname, stay.site, stay.tier, stay.status, self._is_judged(stay), in_table,
+            _own_name(self.db, unit), last_ping, last_data, ping_rhythm, data_rhythm, signal[0] if signal else None,
+            calls=sum(1 for ts in called if ts > due and ts // DAY not in nights),
+            pings_late=(self.now - last_ping) / ping_limit if last_ping else 0.0,
+            data_late=(self.now - last_data) / data_limit if last_data else 0.0)
+        return self._judged(state, called, signal, len(nights))
+
+    def _signal(self, unit: str) -> List[int]:
+        """dBm of the last two weeks of pings, newest first."""
+        return [dbm for dbm, in self.db.execute(
+            "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
+            "ORDER BY ts DESC LIMIT 14", (unit, self.now))]
+
+    def _is_judged(self, stay: Deployment) -> bool:
+        if not self.has_table or stay.unit_id in self.refused_rows:
+            return True
+        if stay.status is not None:
+            return stay.status == "deployed" and stay.since <= self.now < stay.until
+        bound = (stay.unit_id, self.now - NEW_UNIT, self.now)
+        reads = self.db.execute("SELECT 1 FROM co2_readings WHERE unit_id = ? AND ts BETWEEN ? AND ?", bound).fetchone()
+        days = self.db.execute("SELECT count(DISTINCT ts / 86400) FROM pings WHERE unit_id = ? AND ts BETWEEN ? AND ?",
+                               bound).fetchone()[0]
+        return bool(reads) or days >= 3
+
+    def _judged(self, state: UnitState, called: Sequence[int], signal: Sequence[int], nights: int) -> UnitState:
+        """The state with its verdict."""
+        verdict, why, since = self._verdict(state, nights)
+        if verdict == "ok" and self._misses_days(called) and signal and sorted(signal)[len(signal) // 2] < WEAK:
+            verdict = "weak"
+        level = VERDICTS[verdict].level
+        if verdict == "late" and state.data_late > MUCH_TOO_LATE:
+            level = CRITICAL
+        if level and not state.in_table:
+            level = WARNING
+        return state._replace(verdict=verdict, level=level, why=why, since=since)
+
+    def _misses_days(self, called: Sequence[int]) -> bool:
+        """Whether more than one of the last 14 days went by without a ping."""
+        days = {ts // DAY for ts in called if ts > self.now - 14 * DAY}
+        return len(days) < min(13, (self.now - called[-1]) // DAY if called else 0)
+
+    def _verdict(self, state: UnitState, nights: int) -> Tuple[str, str, int]:
+        """Verdict, why, since when."""
+        last_ping, last_data = state.last_ping or 0, state.last_data or 0
+        if not state.alarms:
+            return "off", "", 0
+        if not last_ping and not last_data:
+            return "never", "never heard of: is it switched on, and does its sync_dest name this server?", 0
+        if state.pings_late > 1:
+            return "late", "no ping since %s" % _when(last_ping), last_ping
+        refused = self._refused(state)
+        no_data = "no data since %s" % _when(last_data) if last_data else "no data yet"
+        if state.data_late > 1 or not last_data:
+            if nights > 1:
+                return "update", "%s: %d nights went into an update that is not complete" % (no_data, nights), last_data
+            if refused:
+                return refused
+            if self._has_other_server(state):
+                return "ok", "", 0
+            if state.calls > 1:
+                return "stuck", "%s, but %d pings: its data do not come" % (no_data, state.calls), last_data
+            if state.data_late > 1:
+                return "late", no_data, last_data
+        return refused or self._sensor(state) or ("ok", "", 0)
+
+    def _refused(self, state: UnitState) -> Optional[Tuple[str, str, int]]:
+        """When the newest lines of a unit are rejected."""
+        last = state.last_data or 0
+        count, reason, path = self.db.execute("""
+            SELECT count(*), max(r.reason), max(s.path) FROM sources s CROSS JOIN rejects r
+            WHERE s.unit_id = ? AND s.kind = 'readings' AND s.rejected > 0 AND r.source = s.id
+              AND r.after_ts IS NULL AND coalesce(r.before_ts, ?) >= ?""",
+            (state.unit_id, last if state.data_late > 1 or not last else -1, last)).fetchone()
+        if count < REFUSED_LINES:
+            return None
+        text = "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, _printable(reason))
+        return "refused", text, last
+
+    def _sensor(self, state: UnitState) -> Optional[Tuple[str, str, int]]:
+        """When no reading of the last day has usable CO2."""
+        unit, last = state.unit_id, state.last_data or 0
+        rows, usable = self.db.execute(
+            "SELECT count(*), total(co2_flag = 1) FROM co2_readings WHERE unit_id = ? AND ts > ? AND ts <= ?",
+            (unit, last - DAY, last)).fetchone()
+        if rows < SENSOR_ROWS or usable:
+            return None
+        good = last_value(self.db, "co2", [(unit, 0, last + 1)])
+        since = self.db.execute("SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > ?",
+                                (unit, good[0] if good else 0)).fetchone()[0]
+        return "sensor", "readings come, but no usable CO2 since %s" % _when(since), since
+
+    def _has_other_server(self, state: UnitState) -> bool:
+        """Whether another server takes the unit's data, as far as is known here."""
+        marks = ", ".join(map(str, self.other_servers))
+        query = "SELECT 1 FROM pings WHERE unit_id = ? AND ts > ? AND source IN (%s) LIMIT 1" % marks
+        recent = self.now - 7 * DAY
+        return bool(self.db.execute(query, (state.unit_id, recent)).fetchone()
+                    or self.archive and _servers_of(self.archive, state.unit_id) > 1)
+
+
+def _nights_of_updates(archive: Archive, now: int) -> Dict[str, Set[int]]:
+    """Unit -> days since 1970 on which it fetched files of an update."""
+    nights: Dict[str, Set[int]] = {}
+    directory = os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER)
+    for when, unit, _, _ in read_rows(directory, seqfile.FETCHES, 4, now - NEW_UNIT):
+        with contextlib.suppress(Rejected):
+            nights.setdefault(unit, set()).add(DAYS[when[:10]] // DAY)
+    return nights
+
+
+def _servers_of(archive: Archive, unit: str) -> int:
+    """How many servers the newest configuration names that was published for a unit here; 0 for none."""
+    for data_dir in archive.data_dirs:
+        updates = os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER)
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(updates), reverse=True):
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    path = os.path.join(updates, name, "conf-patch", "ou-comm-config.json")
+                    with open(path, encoding="utf-8") as file:
+                        servers = json.load(file).get("sync_dest")
+                    if servers:
+                        return len(servers) if isinstance(servers, list) else 1
+    return 0
+
+
+# -- gaps --------------------------------------------------------------------------------------------------------------
+
+GAP_STATES = {
+    "waiting": "the unit has not called since",
+    "silent": "it calls, but sends no readings",
+    "resend": "a file of the sequence is missing or short here, and asked for",
+    "rejected": "lines came, but could not be read",
+    "lost": "later readings are here",
+    "off": "the unit was not deployed",
+}
+
+
+class Gap(NamedTuple):
+    """Missing readings between two that are there."""
+
+    unit_id: str
+    start: int                          # time of the last reading before
+    end: Optional[int]                  # time of the first one after; None: the gap is open
+    missing: int                        # by the unit's rhythm
+    state: str                          # one of GAP_STATES
+    calls: int                          # pings in the meantime
+
+
+def note_distances(db: sqlite3.Connection, unit: str, first: int, last: int) -> None:
+    """Write into the rollup of these days, and of the next day with readings, the longest distance in seconds of a
+    reading from the one before. Without that, a look for gaps would have to look at all readings."""
+    last = db.execute("SELECT coalesce(min(day), :last) FROM daily WHERE unit_id = :unit AND day > :last",
+                      {"unit": unit, "last": last}).fetchone()[0]
+    times = _times_from(db, unit, first * DAY, (last + 1) * DAY)
+    longest: Dict[int, int] = {}
+    for before, ts in zip(times, times[1:]):
+        day = ts // DAY
+        longest[day] = max(longest.get(day, 0), ts - before)
+    db.executemany("UPDATE daily SET longest = ? WHERE unit_id = ? AND day = ?",
+                   [(distance, unit, day) for day, distance in longest.items()])
+
+
+def _times_from(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[int]:
+    """Times of the last reading before a, and of those from a to b."""
+    return [ts for ts, in db.execute("""
+        SELECT ts FROM co2_readings WHERE unit_id = :unit AND ts < :b
+          AND ts >= coalesce((SELECT max(ts) FROM co2_readings WHERE unit_id = :unit AND ts < :a), :a)
+        ORDER BY ts""", {"unit": unit, "a": a, "b": b})]
+
+
+def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> List[Gap]:
+    """Stretches of more than HOLE rhythms without readings between a and now, and what became of them."""
+    found: List[Gap] = []
+    for unit in sorted({stay.unit_id for stay in stays}):
+        own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
+        step = cadence(db, unit, now)
+        for start, end in _holes(db, unit, a, now, step):
+            until = now if end is None else end
+            calls = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
+                               (unit, start + step, until)).fetchone()[0]
+            missing = round((until - start) / step) - 1 if end else (until - start) // step
+            if own and not any(_is_deployed(stay, start + step, until) for stay in own):
+                state = "off"
+            elif end is None:
+                state = "silent" if calls else "waiting"
+            else:
+                state = _why(db, unit, start, end)
+            found.append(Gap(unit, start, end, missing, state, calls))
+    return found
+
+
+def _is_deployed(stay: Deployment, a: int, b: int) -> bool:
+    return stay.status == "deployed" and stay.since < b and a < stay.until
+
+
+def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> Iterator[Tuple[int, Optional[int]]]:
+    """Times of the reading before and the one after; the last hole may be open."""
+    days = db.execute("SELECT day FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? AND longest > ?",
+                      (unit, a // DAY, now // DAY, HOLE * step)).fetchall()
+    for day, in days:
+        times = _times_from(db, unit, day * DAY, min(now + 1, (day + 1) * DAY))
+        for before, ts in zip(times, times[1:]):
+            if ts - before > HOLE * step and ts > a:
+                yield before, ts
+    last = _recent(db, "co2_readings", unit, now)[:1]
+    if last and now - last[0] > max(2 * step, DAY + HOUR):
+        yield last[0], None
+
+
+def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
+    """What became of readings that are missing between two that are there, by the files these two came from."""
+    files = db.execute("SELECT s.id, s.path, s.size FROM co2_readings r LEFT JOIN sources s ON s.id = r.source "
+                       "WHERE r.unit_id = ? AND r.ts IN (?, ?) ORDER BY r.ts", (unit, start, end)).fetchall()
+    (source, path, size), (next_source, next_path, _) = files[0], files[-1]
+    if db.execute("SELECT 1 FROM rejects WHERE source IN (?, ?) AND before_ts >= ? AND after_ts <= ? LIMIT 1",
+                  (source, next_source, start, end)).fetchone():
+        return "rejected"
+    number, next_number = _number_of(path), _number_of(next_path)
+    if number is None or next_number is None or next_number <= number:
+        return "lost"
+    return "resend" if next_number > number + 1 or size < seqfile.FILE_SIZE else "lost"
+
+
+def _number_of(path: Optional[str]) -> Optional[int]:
+    return seqfile.extract_sequence_number(os.path.basename(path or ""), seqfile.READINGS)
+
+
+# -- the list of problems -----------------------------------------------------------------------------------------
+
+
 def problems(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem]:
     """What the database and the directories of the archive show."""
     found = _missing_directories(db, archive, now)
     found += _troubled_sources(db, now)
-    found += _refused_rows(db)
-    found += _unit_problems(db, now)
+    for row in _refused_rows(db):
+        text = "line %d of %s is refused: %s; until it is corrected, its unit counts as deployed" % (
+            row.line, _printable(row.path), row.reason)
+        found.append(Problem("row:%s:%d" % (row.path, row.line), WARNING, "", text, row.since))
+    for state in fleet_state(db, now, archive=archive):
+        found += _unit_problems(state)
     return worst_first(found)
 
 
@@ -2667,34 +2807,19 @@ def _troubled_sources(db: sqlite3.Connection, now: int) -> List[Problem]:
             for path, trouble in db.execute("SELECT path, trouble FROM sources WHERE trouble IS NOT NULL")]
 
 
-def _refused_rows(db: sqlite3.Connection) -> List[Problem]:
-    found = []
-    for path, line, reason, changed in db.execute("""
-            SELECT s.path, r.line, r.reason, CAST(s.ctime AS INTEGER) FROM rejects r JOIN sources s ON s.id = r.source
-            WHERE s.kind = 'deployments' ORDER BY s.path, r.line"""):
-        text = "line %d of %s is refused: %s; until it is corrected, its unit counts as deployed" % (
-            line, _printable(path), reason)
-        found.append(Problem("row:%s:%d" % (path, line), WARNING, "", text, changed))
-    return found
-
-
-def _unit_problems(db: sqlite3.Connection, now: int) -> List[Problem]:
-    found = []
-    for state in fleet_state(db, now):
-        if state.verdict in _LEVELS:
-            name = "%s (%s)" % (state.site or "no site", state.nickname)
-            text = "%s is %s: last ping %s, last reading %s" % (
-                _printable(name), state.verdict, _when(state.last_ping), _when(state.last_data))
-            found.append(Problem("%s:%s" % (state.verdict, state.unit_id), _LEVELS[state.verdict], state.unit_id, text,
-                                 max(state.last_ping or 0, state.last_data or 0)))
-    return found
-
-
-_LEVELS = {"late": WARNING, "stuck": CRITICAL, "never": WARNING}
-
-
-def _when(ts: Optional[int]) -> str:
-    return "never" if ts is None else seqfile.utc(ts, "%Y-%m-%d %H:%M")
+def _unit_problems(state: UnitState) -> Iterator[Problem]:
+    """What is wrong with one unit."""
+    unit = state.unit_id
+    name = _printable("%s (%s)" % (state.site or "no site", state.nickname))
+    if state.level:
+        yield Problem("%s:%s" % (state.verdict, unit), state.level, unit, "%s: %s" % (name, state.why), state.since)
+    if state.alarms and not state.in_table:
+        text = "%s, %s, reports, but is in no row of the deployment table" % (name, unit)
+        yield Problem("no-row:" + unit, WARNING, unit, text, 0)
+    if state.alarms and state.in_table and state.own_name not in (None, state.nickname):
+        text = "%s calls itself %s: correct the deployment table, or publish --nickname" % (
+            name, _printable(state.own_name or ""))
+        yield Problem("nickname:" + unit, WARNING, unit, text, 0)
 
 
 def write_health(var_dir: str, found: Sequence[Problem], now: int) -> None:
@@ -2829,7 +2954,7 @@ def verify(archive: Archive, processes: int = 1) -> list[str]:
 _UNBALANCED = """
     SELECT path, done, imported_bytes, rejected_bytes FROM sources WHERE done <> imported_bytes + rejected_bytes"""
 _SUMS = [                               # table, what it is, key, columns that must agree
-    ("daily", "rollup", "unit_id, day", "*"), *((name, "rollup", "unit_id, begin", "*") for name in MONTHLY),
+    ("daily", "rollup", "unit_id, day", "*"),
     ("sources", "account", "path, id",
      "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts, extra_fields")]
 _DIFFERENT = """
@@ -2982,8 +3107,7 @@ def _gap_rows(db: sqlite3.Connection, wanted: Mapping[str, Any], now: int) -> It
     until = wanted.get("until", now)
     for gap in gaps(db, [stay for stay in stays if stay.unit_id in names], wanted.get("since", 0), until):
         stay = names[gap.unit_id]
-        end = None if gap.end >= until else _iso(gap.end)
-        yield gap.unit_id, stay.nickname, stay.site, _iso(gap.start), end, gap.missing, gap.state, gap.calls
+        yield gap.unit_id, stay.nickname, stay.site, _iso(gap.start), _iso(gap.end), gap.missing, gap.state, gap.calls
 
 
 def _unit_rows(db: sqlite3.Connection, now: int) -> Iterator[Row]:

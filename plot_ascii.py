@@ -852,7 +852,7 @@ def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
 
 def _fleet_row(c: Context, row: Row, spans: Sequence[importer.Span], co2: Buckets, temp: Buckets, scale: Scale,
                warmth: Scale, late: bool) -> List[Cell]:
-    ppm, celsius = (importer.last_value(c.db, what, spans) for what in ("co2", "temp"))
+    ppm, celsius = ((importer.last_value(c.db, what, spans) or (0, None))[1] for what in ("co2", "temp"))
     marks = marks_of(co2, scale)
     (low, high), (below, above) = ends(co2), off_scale(c, "co2", row, co2, scale, marks)
     flags = "".join(c.g[name] + (compact(n) if n > 1 else "") for name, n in (("up", above), ("down", below)) if n)
@@ -945,7 +945,7 @@ def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis:
         drawn.append([Span("    " + g["side"]), *runs((g[one] if one else " ", "bad") for one in marks),
                       Span(c.say(" " + beyond) * aside, "bad")])
     stretched, labels = make_rows(scale, max(lines - len(drawn), 1))
-    last = importer.last_value(c.db, what, spans)
+    last = (importer.last_value(c.db, what, spans) or (0, None))[1]
     at = -1 if last is None else len(labels) - 1 - stretched.level(last, len(labels))
     tail = " %s %s" % (g["last"], shown("%.0f" if what == "co2" else "%+.1f", last))
     for i, (line, label) in enumerate(zip(plot(g, buckets, stretched, len(labels), what), reversed(labels))):
@@ -1031,7 +1031,7 @@ def view_pings(c: Context) -> Page:
         return nothing("pings", "No unit was there in this time.")
     here = stays[:c.room(3)]
     spans = [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here]
-    found = importer.pings(c.db, spans, axis.edges, signal=False)
+    found = importer.pings(c.db, spans, axis.edges)
     late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, here)
             if state.last_ping is not None and state.pings_late > 1 and state.alarms}
     rows = []
@@ -1073,27 +1073,25 @@ def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[import
 # -- status -----------------------------------------------------------------------------------------------------------
 
 VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"),
-            "weak": ("weak", "warn", "weak"), "never": ("none", "warn", "never"),
+            "update": ("upd.", "bad", "at an UPDATE"), "refused": ("REF.", "bad", "send REFUSED lines"),
+            "sensor": ("CO2", "bad", "without CO2"), "weak": ("weak", "warn", "weak"), "never": ("none", "warn", "never"),
             "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
 SIGNAL = Scale(-115, -70)               # dBm, of small charts
 
 
 def states_of(c: Context) -> List[importer.UnitState]:
     """How the units do, worst first, by the limits that were asked for."""
-    limits = [limit and limit * 3600 for limit in (c.o.ping_limit, c.o.data_limit)]
-    return importer.fleet_state(c.db, c.now, c.stays, *limits)
+    return importer.fleet_state(c.db, c.now, c.stays)
 
 
 def view_status(c: Context) -> Page:
     """How each unit does, worst first; pings and data are judged apart."""
     states = states_of(c)
-    stuck = [[(0, c.name(state.site or state.nickname)), (1, why_stuck(c, state))] for state in states if state.free_by]
-    stuck = stuck[:3 if c.rows else None]
-    here = states[:c.room(3 + len(stuck))]
+    here = states[:c.room(3)]
     t = Table(c, [Column(("state",), "", 4), *who(c, states), Column(("ping_age", "data_age"), "last", 8, 1, True),
                   Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True),
                   Column(("celsius",), c.g["degree"], 5, 6, True), Column(("dbm",), "dBm", 4, 5, True),
-                  Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7), Column(("free_by",), "", 0, gap=0)])
+                  Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7)])
     days = t.axes["pings"] = t.axes["rssi"] = make_axis(c.zone, c.now - 13 * DAY, c.now + 1, 14, True, least="1 d")
     found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in here], days.edges)
     rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)])
@@ -1105,19 +1103,8 @@ def view_status(c: Context) -> Page:
     title = [(3, "fleet"), (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
              (1, (count(len(states), "unit") + ": " + said, said, *filter(None, [wrong])))]
     legend = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
-    page = t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
+    return t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
                   [(1, (legend + "  rssi −115 … −70 dBm", legend))], **counts)
-    return page._replace(lines=page.lines + [c.head(parts, "") for parts in stuck])
-
-
-def why_stuck(c: Context, state: importer.UnitState) -> List[str]:
-    """Until when a unit that calls may bring no data, in shorter and shorter forms; none where that is not known."""
-    if state.free_by is None:
-        return []
-    shrunk = ["stuck: pings, no data; if its file shrank, free by %s", "if its file shrank, free by %s", "free by %s?"]
-    other = ["stuck: pings, no data; not by a shrunken file: free by %s then", "not free by %s"]
-    forms = shrunk if state.free_by >= c.now else other
-    return [form % c.zone.local(state.free_by).strftime("%Y-%m-%d") for form in forms]
 
 
 def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[importer.Pings]]) -> List[Cell]:
@@ -1129,14 +1116,13 @@ def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[
     parts = [[dbm for dbm in signal[i:i + every] if dbm is not None] for i in range(0, len(signal), every)]
     chart = "".join(c.g["pings"][min(pings.n, 2) if pings else 0] for pings in cells)
     none, span = c.g["none"], [(state.unit_id, 0, c.now + 1)]
-    ppm, celsius = (importer.last_value(c.db, what, span) for what in ("co2", "temp"))
+    ppm, celsius = ((importer.last_value(c.db, what, span) or (0, None))[1] for what in ("co2", "temp"))
     return [cell(word, state.verdict, style), *who_cells(c, state),
             Cell(ages, [Span("never" if age is None else ago(age), style if style == "bad" else "")]),
             Cell([[pings.n if pings else 0 for pings in cells]], [Span(chart)]),
             Cell([ppm], [Span(compact(ppm) or none)]), Cell([celsius], [Span(shown("%.1f", celsius, none))]),
             cell(shown("%d", state.dbm, none), state.dbm),
-            Cell([signal], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL)),
-            Cell([state.free_by and c.zone.iso(state.free_by)], ())]
+            Cell([signal], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL))]
 
 
 # -- signal -----------------------------------------------------------------------------------------------------------
@@ -1241,16 +1227,16 @@ GAPS = {"waiting": ("not uploaded", "warn"), "silent": ("calls, no data", "bad")
 def view_gaps(c: Context) -> Page:
     """Stretches without readings, newest first, and what became of them."""
     a, b, _ = c.range("co2_readings", spans_of(c.stays), 30)
-    found = sorted(importer.gaps(c.db, c.stays, a, b), key=lambda gap: (-gap.end, gap.start))
+    found = sorted(importer.gaps(c.db, c.stays, a, b), key=lambda gap: (-(gap.end or b), gap.start))
     if not found:
         return nothing("gaps", "No gaps in this time.")
     t = Table(c, [*who(c, c.stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1),
                   Column(("missing",), "missing", 7, 2, True), Column(("state", "calls"), "state", 14)])
     here = found[:c.room(3)]
     own = {gap.unit_id: [stay for stay in c.stays if stay.unit_id == gap.unit_id] for gap in here}
-    place = {gap: importer.whereabouts(own[gap.unit_id], gap.start if gap.end < b else b)[gap.unit_id] for gap in here}
+    place = {gap: importer.whereabouts(own[gap.unit_id], gap.start if gap.end else b)[gap.unit_id] for gap in here}
     rows = [[*who_cells(c, place[gap]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
-             cell("now" if gap.end >= b else c.zone.short(gap.end, b), c.zone.iso(gap.end)),
+             cell(c.zone.short(gap.end, b) if gap.end else "now", gap.end and c.zone.iso(gap.end)),
              cell("%d" % gap.missing, gap.missing), Cell([gap.state, gap.calls], [Span(*GAPS[gap.state])])]
             for gap in here]
     title = [(0, "gaps"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
@@ -1870,8 +1856,8 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     if not states:
         put("CO2 CRITICAL: %s\n" % why)
         return 2
-    bad = [state for state in states if state.verdict in ("late", "stuck", "never")]
-    worst = max([2 if state.verdict == "stuck" or state.data_late > 3 else 1 for state in bad], default=0)
+    bad = [state for state in states if state.level]
+    worst = max([2 if state.level == importer.CRITICAL else 1 for state in bad], default=0)
     names = [(c.name(state.site or state.nickname), VERDICTS[state.verdict][2]) for state in bad]
     counts = " ".join("%s=%d" % (verdict, sum(state.verdict == verdict for state in states)) for verdict in VERDICTS)
     said = ", ".join(map(" ".join, names)) or count(len(states), "unit")
@@ -1879,7 +1865,7 @@ def check(a: Any, db: str, o: Options, now: float) -> int:
     lines += ["%-4s %s (%s): last ping %s, last reading %s%s" % (
         VERDICTS[state.verdict][0], c.name(state.site or "no site"), c.name(state.nickname),
         *("never" if ts is None else ago(c.now - ts) + " ago" for ts in (state.last_ping, state.last_data)),
-        "".join("; " + why for why in why_stuck(c, state)[:1])) for state in bad]
+        "; " + state.why) for state in bad]
     if not a.changes or _changed(a.changes, names, c.now, a.repeat * 3600, lines):
         put("".join(line + "\n" for line in lines))
     return worst

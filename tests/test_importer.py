@@ -31,7 +31,7 @@ VALUES = "\t".join("%d" % n for n in range(401, 411))
 LINE = UNIT + "\tvaranger-03\t2019-09-12\t08:30:00\t4.5\t2\t" + VALUES + "\n"
 RAW = LINE[:-1] + "\t405\t-0.25\t1234\tNone\t21.5\n"
 T = 1_568_277_000                                               # of LINE
-TABLES = ("co2_readings", "pings", "error_logs", "deploy_durations_tiered", "daily", *importer.MONTHLY, "rejects")
+TABLES = ("co2_readings", "pings", "error_logs", "deploy_durations_tiered", "daily", "rejects")
 
 
 class Place:
@@ -182,7 +182,7 @@ def test_a_reading_becomes_a_row_with_the_original_columns_first(place):
     assert [row[:21] + row[22:] for row in place.ask("SELECT * FROM co2_readings")] == [
         (UNIT, "varanger-03", "2019-09-12", "08:30:00", 4.5, 2, *range(401, 411), T, 405.5, 1, 1, 0, 0, 405, -0.25, 1234, None, 21.5)]
     assert place.ask("SELECT * FROM daily") == [(UNIT, T // 86400, 1, 1, 405.5, 405.5, 405.5, 0, None, None,
-                                                  1, 4.5, 4.5, 4.5, 0, None, None)]
+                                                  1, 4.5, 4.5, 4.5, 0, None, None, None)]
 
 
 def fields(**changes):
@@ -650,7 +650,7 @@ def test_a_reading_of_the_year_9999_ends_no_import(place):
     place.run()
     place.readings(lines + reading(1440), mode="wb")
     place.run()
-    assert place.ask("SELECT count(*), sum(n) FROM co2_readings, (SELECT sum(n) AS n FROM monthly)") == [(3, 9)]
+    assert place.ask("SELECT count(*), sum(n) FROM co2_readings, (SELECT sum(n) AS n FROM daily)") == [(3, 9)]
     assert importer.verify(place.archive) == []
 
 
@@ -965,10 +965,9 @@ def test_names_that_are_no_utf8_empty_files_and_links_do_no_harm(place):
     ("DELETE FROM co2_readings WHERE rowid = 3", "row of co2_readings is not in the database"),
     ("INSERT INTO co2_readings SELECT * FROM co2_readings WHERE rowid = 3", "co2_readings: 6 rows, but 5 in the text"),
     ("UPDATE daily SET co2_sum = 1 WHERE rowid_is_not_needed", "daily: "),
-    ("UPDATE monthly SET co2_max = co2_max + 1", "monthly: %s, 18140: the rollup is not that of the text" % UNIT),
-    ("DELETE FROM monthly", "monthly: "),
-    ("UPDATE monthly_pings SET days = 2", "monthly_pings: %s, 18140: " % UNIT),
-    ("UPDATE half_yearly SET dbm = -90", "half_yearly: %s, 18078: " % UNIT),
+    ("UPDATE daily SET co2_max = co2_max + 1", "daily: %s, 18151: the rollup is not that of the text" % UNIT),
+    ("UPDATE daily SET longest = 7", "daily: %s, 18151: the rollup is not that of the text" % UNIT),
+    ("DELETE FROM daily", "daily: "),
     ("UPDATE rejects SET reason = ''", "row of rejects is not in the text"),
     ("UPDATE sources SET imported_bytes = imported_bytes + 1", "bytes of lines, but"),
     ("UPDATE sources SET imported = imported + 1", "the account is not that of the text"),
@@ -1029,6 +1028,8 @@ def test_the_result_does_not_depend_on_the_locale(place):
         assert place.command("export", "readings", env=environ).returncode == 0
 
 
+CASES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cases")
+
 # -- what the views ask -----------------------------------------------------------------------------------------------
 
 
@@ -1048,11 +1049,11 @@ def test_no_query_of_the_views_scans_a_table_of_readings_pings_or_errors(dirty):
     plans = {step for steps in asked.values() for step in steps}
     assert any("USING INDEX readings_by_unit" in plan for plan in plans)
     assert [plan for plan in plans if plan.startswith("SCAN") and any(
-        name in plan.split() for name in ("co2_readings", "r", "pings", "p", "error_logs", "e", "daily", "d", "monthly", "m",
-                                          "monthly_pings", "half_yearly"))
+        name in plan.split() for name in ("co2_readings", "r", "pings", "error_logs", "e", "daily", "d"))
         and "temp" not in plan] == []
-    tables = {query.split(" r\n")[0].split()[-1]: steps for query, steps in asked.items() if "temp.ends" in query}
-    assert sorted(tables) == ["co2_readings", "daily", "monthly", "monthly_pings", "pings"]
+    tables = {query.split(" CROSS JOIN ")[-1].split()[0]: steps for query, steps in asked.items() if "GROUP BY p.i, p.j" in query}
+    assert sorted(tables) == ["co2_readings", "daily", "error_logs", "pings"]
+    del tables["error_logs"]                                    # sorted by type too: they are few
     assert [steps for steps in tables.values() if any("GROUP BY" in step for step in steps)] == []         # no sort
 
 
@@ -1093,24 +1094,23 @@ def field(place, chance, unit, days=430):
 
 
 def cuts(chance, begin, end):
-    """Bounds of columns: seconds, hours, days, months, half years; on whole days and months, and beside them."""
+    """Bounds of columns: seconds, hours, days, months, half years; on whole days, and beside them."""
     edges = [begin]
     while edges[-1] < end:
         edge = edges[-1] + chance.choice([1, 3600, 43200, 86400, 7 * 86400, 45 * 86400, 95 * 86400, 200 * 86400])
         day = edge // 86400
-        edges.append(max(edges[-1] + 1, chance.choice([edge, day * 86400, importer.month_of(day)[1] * 86400,
-                                                       importer.month_of(day)[1] * 86400 - 7200, edge + chance.randrange(86400)])))
+        edges.append(max(edges[-1] + 1, chance.choice([edge, day * 86400, day * 86400 - 7200, edge + chance.randrange(86400)])))
     return edges
 
 
 def plainly(place, what, unit, a, b):
-    """A bucket by a query that knows no rollup (which knows no suspect temperatures)."""
+    """A bucket by a query that knows no rollup."""
     bad = (importer.QC_CO2_BAD if what == "co2" else importer.QC_TEMP) | importer.QC_ROW
     rows = place.ask("SELECT %s, qc FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ?" % what, unit, a, b)
     good = [value for value, qc in rows if value is not None and not qc & bad]
     odd = [value for value, qc in rows if value is not None and qc & bad and not qc & importer.QC_ROW]
     return [len(rows), len(good), pytest.approx(sum(good)), min(good, default=None), max(good, default=None), len(odd),
-            min(odd, default=None), max(odd, default=None)][:8 if what == "co2" else 5]
+            min(odd, default=None), max(odd, default=None)]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -1148,23 +1148,78 @@ def compare_columns(place, db, spans, edges):
         for j, (a, b) in enumerate((max(since, a), min(until, b)) for a, b in zip(edges, edges[1:])):
             for what in ("co2", "temp"):
                 bucket, expected = found[what][i][j], plainly(place, what, unit, a, b)
-                if bucket is None or bucket.last < a or bucket.first >= b:                  # or held
+                if bucket is None or bucket.held:
                     assert expected[0] == 0
                 else:
-                    assert [bucket.rows, bucket.n, bucket.total or 0, *bucket[5:]][:len(expected)] == expected, (what, unit, a, b)
+                    assert [bucket.rows, bucket.n, bucket.total, *bucket[5:10]] == expected, (what, unit, a, b)
             n, days, dbm = place.ask("SELECT count(*), count(DISTINCT ts / 86400), avg(rssi_dbm) FROM pings "
                                      "WHERE unit_id = ? AND ts >= ? AND ts < ?", unit, a, b)[0]
             mine = pings.get((i, j))
             assert (mine and (mine.n, mine.days, mine.dbm)) == ((n, days, dbm and pytest.approx(dbm)) if n else None)
 
 
-def test_months_end_where_the_calendar_says(place):
-    for day in range(-40, 40000, 17):
-        begin, end = importer.month_of(day)
-        first = time.gmtime(begin * 86400)
-        assert begin <= day < end and first.tm_mday == time.gmtime(end * 86400).tm_mday == 1 and 28 <= end - begin <= 31
-        begin, end = importer.month_of(day, 6)
-        assert begin <= day < end and time.gmtime(begin * 86400).tm_mon in (1, 7) and 181 <= end - begin <= 184
+@pytest.mark.parametrize("seed", range(3))
+def test_gaps_are_the_distances_of_more_than_one_and_a_half_rhythms_in_whatever_order_files_come(place, seed):
+    chance = random.Random(seed)
+    files = field(place, chance, UNIT)
+    for n, (path, content) in enumerate(files):
+        place.put(path, content)
+        if n % 7 == 0:
+            place.run()
+    place.run()
+    os.remove(os.path.join(place.root, files[0][0]))
+    place.run()
+    times = [ts for ts, in place.ask("SELECT ts FROM co2_readings ORDER BY ts")]
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        for now in (times[-1], times[-1] - 100 * 86400, times[-1] + 40 * 3600):
+            step = importer.cadence(db, UNIT, now)
+            for a in (0, times[100], times[300] + 1):
+                seen = [ts for ts in times if ts <= now]
+                expected = [(one, other) for one, other in zip(seen, seen[1:]) if other - one > 1.5 * step and other > a]
+                expected += [(seen[-1], None)] * (now - seen[-1] > 25 * 3600)
+                assert [(gap.start, gap.end) for gap in importer.gaps(db, importer.deployments(db), a, now)] == expected
+
+
+def case(place, name, unit=UNIT):
+    """A file of tests/cases where a unit's readings lie."""
+    with open(os.path.join(CASES, name), "rb") as file:
+        text = file.read().decode()
+    place.readings(text, unit=text.split("\t")[0])
+    place.run(now=2e9)
+    return text.split("\t")[0]
+
+
+def test_seconds_of_jitter_decide_nothing_about_gaps(place):
+    unit = case(place, "jitter-gaps.tsv")
+    first = place.ask("SELECT min(ts) FROM co2_readings")[0][0] // 86400 * 86400
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        found = importer.gaps(db, importer.deployments(db), 0, first + 86400 - 1)
+        assert [(time.strftime("%H:%M", time.gmtime(gap.start)), time.strftime("%H:%M", time.gmtime(gap.end)), gap.missing)
+                for gap in found] == [("05:30", "06:30", 1), ("11:30", "13:00", 2)]
+        edges = list(range(first, first + 86401, 1800))
+        columns = importer.buckets(db, ["co2"], [[(unit, 0, importer.FOREVER)]], edges)["co2"][0]
+        assert [n for n, bucket in enumerate(columns) if bucket is None] == [12, 24, 25]
+        assert not any(bucket.held for bucket in columns if bucket)
+        edges = list(range(first, first + 86401, 600))
+        columns = importer.buckets(db, ["co2"], [[(unit, 0, importer.FOREVER)]], edges)["co2"][0]
+        blank = {n * 600 for n, bucket in enumerate(columns) if bucket is None}
+        assert {6 * 3600, 12 * 3600, 12 * 3600 + 1800} < blank and 3 * 3600 + 600 not in blank
+        assert columns[19].held and columns[19]._replace(held=False) == columns[18]
+
+
+def test_a_sensor_that_died_is_told_though_readings_come(place):
+    unit = case(place, "dead-sensor.tsv")
+    now = 1583539200                                            # 2020-03-07
+    place.put("var/pings/pings-0000.tsv", "".join(
+        "2020-03-%02dT03:15:00.000000\t%s\tn\t8\t-97\n" % (day, unit) for day in range(1, 7)))
+    place.run(now=now)
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        (state,) = importer.fleet_state(db, now)
+        assert (state.verdict, state.level, state.why) == (
+            "sensor", "warning", "readings come, but no usable CO2 since 2020-03-04 00:00 UTC")
+        (told,) = importer.problems(db, place.archive, now)
+        assert told.text == "no site (%s): readings come, but no usable CO2 since 2020-03-04 00:00 UTC" % state.nickname
+        assert importer.fleet_state(db, now - 3 * 86400)[0].verdict == "ok"
 
 
 def test_gaps_of_a_long_range_are_those_of_the_readings(place):
@@ -1198,7 +1253,6 @@ def test_limits_of_the_quality_rules_come_from_the_configuration(place, tmp_path
 
 # -- small inputs on which an earlier version failed; tests/cases/README.md says what is right ---------------------------
 
-CASES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cases")
 
 
 def test_a_field_that_is_too_long_is_one_rejected_line_and_stops_nothing(place):
