@@ -81,6 +81,7 @@ MAX_FIELDS = 64
 SMALL_FILE = 64 << 10                   # bytes of a file that is sent at once
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
+RECOUNT = 60                            # seconds; before that, what a unit takes on the disk is not counted anew
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 LOOK = 60.0                             # seconds between two looks for problems
 DATABASE_PATIENCE = 60                  # seconds between imports, at most, when one fails or takes long
@@ -462,22 +463,86 @@ def _told_of_fetch(file: str, problem: Optional[Exception]) -> None:
 # -- the station ------------------------------------------------------------------------------------------------------
 
 
-class Usage:
-    """Bytes and files that one unit takes on disk."""
+class Room:
+    """Whether a disk has more free than is kept back: asked of the disk once a second, and counted down between."""
 
     def __init__(self, directory: str) -> None:
-        self.bytes = self.files = 0
-        for parent, _, names in os.walk(directory):
-            for name in names:
-                self.files += 1
-                self.bytes += _size_of(os.path.join(parent, name))
+        """`directory`: a directory of that disk; made again when somebody has removed it."""
+        self.directory = directory
+        self._lock = threading.Lock()                           # guards the next two
+        self._left = 0.0                                        # bytes
+        self._asked = 0.0                                       # UTC seconds
+
+    def take(self, length: int, keep_free: float, now: float) -> bool:
+        """Whether there is room to write; `length` bytes count as written then. `keep_free` is in percent."""
+        with self._lock:
+            if self._left <= 0 or abs(now - self._asked) >= 1:
+                self._left = self._ask(keep_free)
+                self._asked = now
+            has_room = self._left >= 0
+            self._left -= length
+        return has_room
+
+    def _ask(self, keep_free: float) -> float:
+        try:
+            disk = os.statvfs(self.directory)
+        except FileNotFoundError:
+            seqfile.make_directory(self.directory)
+            disk = os.statvfs(self.directory)
+        return (disk.f_bavail - disk.f_blocks * keep_free / 100) * disk.f_frsize
 
 
-def _size_of(file: str) -> int:
-    try:
-        return os.lstat(file).st_size
-    except OSError:
-        return 0
+class Count(NamedTuple):
+    """What a unit took on the disk when it was counted at UTC second `at`, and what has been added since."""
+
+    bytes: int
+    files: int
+    at: float
+
+
+class Quota:
+    """How much of the disk each unit may take. A unit that only pings, or sends nothing that is stored, leaves no trace."""
+
+    def __init__(self, data_dir: str) -> None:
+        self.data_dir = data_dir
+        self._lock = threading.Lock()                           # guards the next
+        self._counts: dict[str, Count] = {}
+
+    def check(self, chunk: seqfile.Chunk, settings: Settings) -> None:
+        """Refuse a chunk that would exceed a limit."""
+        with self._lock:
+            count = self._counts.get(chunk.unit)
+        if count is None and not os.path.isdir(os.path.join(self.data_dir, chunk.unit)):
+            if len(os.listdir(self.data_dir)) >= settings.max_units:
+                raise Refused(403, "more than %d units" % settings.max_units)
+            count = Count(0, 0, chunk.now)
+        if count is None or self._exceeds(count, chunk, settings) and abs(chunk.now - count.at) >= RECOUNT:
+            count = self._count(chunk)
+        if chunk.end > settings.max_file:
+            raise Refused(507, "file would exceed %d bytes" % settings.max_file)
+        if self._exceeds(count, chunk, settings):
+            limits = (settings.max_unit_bytes, settings.max_unit_files)
+            raise Refused(507, "unit would exceed %d bytes or %d files" % limits)
+
+    def _exceeds(self, count: Count, chunk: seqfile.Chunk, settings: Settings) -> bool:
+        if count.bytes + len(chunk.data) > settings.max_unit_bytes:
+            return True
+        path = os.path.join(self.data_dir, *chunk.key, seqfile.kept_name(chunk.name))
+        return count.files >= settings.max_unit_files and not os.path.lexists(path)
+
+    def _count(self, chunk: seqfile.Chunk) -> Count:
+        """Count anew. That is work where there are many files, so a unit that exceeds its quota has it once a minute."""
+        usage = seqfile.usage_of(os.path.join(self.data_dir, chunk.unit))
+        count = Count(usage.bytes, usage.files, chunk.now)
+        with self._lock:
+            self._counts[chunk.unit] = count
+        return count
+
+    def charge(self, chunk: seqfile.Chunk, receipt: seqfile.Receipt) -> None:
+        """Add what a chunk took."""
+        with self._lock:
+            count = self._counts.get(chunk.unit, Count(0, 0, chunk.now))
+            self._counts[chunk.unit] = Count(count.bytes + receipt.grew, count.files + receipt.created, count.at)
 
 
 class Station:
@@ -500,8 +565,9 @@ class Station:
         self._changed_since = self.started
         self.connections: Callable[[], int] = lambda: 0         # the server's, once there is one
         self.something_changed = threading.Event()
-        self._known: Set[str] = set(os.listdir(settings.data_dir))
-        self._usage: Dict[str, Usage] = {}
+        self.quota = Quota(settings.data_dir)
+        self.room_for_data = Room(settings.data_dir)
+        self.room_for_pings = Room(settings.var_dir)
 
     def var(self, *names: str) -> str:
         """A path below the server's own directory."""
@@ -556,62 +622,10 @@ class Station:
             self.something_changed.clear()
         return taken
 
-    def admit(self, unit: str, reports: bool = True) -> None:
-        """Refuse units that may not report. Those that only look for updates leave no trace."""
+    def admit(self, unit: str) -> None:
+        """Refuse units that may not report."""
         if not any(fnmatch.fnmatchcase(unit, pattern) for pattern in self.settings.units.split()):
             raise Refused(403, "unit is not in the list of units")
-        if not reports:
-            return
-        with self._lock:
-            if unit not in self._known:
-                if len(self._known) >= self.settings.max_units:
-                    raise Refused(403, "more than %d units" % self.settings.max_units)
-                self._known.add(unit)
-
-    def reserve(self, unit: str, path: Sequence[str], end: int, length: int) -> None:
-        """Refuse a chunk that would exceed a quota or fill the disk."""
-        settings = self.settings
-        if not self.has_room():
-            raise Refused(507, "less than %g %% of the disk is free" % settings.keep_free)
-        if end > settings.max_file:
-            raise Refused(507, "file would exceed %d bytes" % settings.max_file)
-        if self._is_over_quota(unit, path, length) and self._is_over_quota(unit, path, length, recount=True):
-            raise Refused(507, "unit would exceed %d bytes or %d files"
-                          % (settings.max_unit_bytes, settings.max_unit_files))
-
-    def _is_over_quota(self, unit: str, path: Sequence[str], length: int, recount: bool = False) -> bool:
-        """`recount`: files may have been removed since we counted."""
-        if recount:
-            with self._lock:
-                self._usage.pop(unit, None)
-        usage = self._usage_of(unit)
-        full = usage.files >= self.settings.max_unit_files and not os.path.lexists(self.data(unit, *path))
-        return full or usage.bytes + length > self.settings.max_unit_bytes
-
-    def has_room(self) -> bool:
-        """Whether the disk has more free than is kept back. A data directory that was removed is made again."""
-        try:
-            disk = os.statvfs(self.settings.data_dir)
-        except FileNotFoundError:
-            seqfile.make_directory(self.settings.data_dir)
-            disk = os.statvfs(self.settings.data_dir)
-        return disk.f_bavail >= disk.f_blocks * self.settings.keep_free / 100
-
-    def _usage_of(self, unit: str) -> Usage:
-        with self._lock:
-            usage = self._usage.get(unit)
-        if usage is None:
-            usage = Usage(self.data(unit))
-            with self._lock:
-                usage = self._usage.setdefault(unit, usage)
-        return usage
-
-    def charge(self, unit: str, receipt: seqfile.Receipt) -> None:
-        """Add what a chunk took to the unit's usage."""
-        usage = self._usage_of(unit)
-        with self._lock:
-            usage.bytes += receipt.grew
-            usage.files += receipt.created
 
 
 # -- endpoints: units -------------------------------------------------------------------------------------------------
@@ -637,6 +651,7 @@ def ping_row(now: float, unit: str, request: Request) -> bytes:
 def alive(station: Station, request: Request, unit: str) -> Response:
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.admit(unit)
+    station.inbox.called(unit)
     row = ping_row(request.now, unit, request)
     return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, row))
 
@@ -650,7 +665,10 @@ def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None
             station.touch(file)
         send()
 
-    station.pings.append(row, told)
+    if station.room_for_pings.take(len(row), station.settings.keep_free, station.clock()):
+        station.pings.append(row, told)
+    else:
+        told("", OSError("less than %g %% of the disk is free" % station.settings.keep_free))
 
 
 def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
@@ -663,31 +681,57 @@ def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -
         raise Refused(400, "exactly one offset is needed, a whole number")
     if not request.body:
         raise Refused(400, "empty body")
-    return _store(station, request, unit, list(path), int(offsets[0]))
-
-
-def _store(station: Station, request: Request, unit: str, path: List[str], offset: int) -> Response:
+    chunk = seqfile.Chunk(unit, path[:-1], path[-1], int(offsets[0]), request.body, request.now)
     try:
-        station.reserve(unit, path, offset + len(request.body), len(request.body))
-        receipt = station.inbox.receive(unit, path, offset, request.body, request.now)
+        receipt = _store(station, chunk)
     except OSError as error:
-        raise _storage_refusal(station, error)
-    station.charge(unit, receipt)
+        raise _storage_refusal(station, unit, error)
+    _note_receipt(station, chunk, receipt)
+    return _acknowledge(receipt)
+
+
+def _store(station: Station, chunk: seqfile.Chunk) -> seqfile.Receipt:
+    has_room = station.room_for_data.take(len(chunk.data), station.settings.keep_free, chunk.now)
+    if chunk.is_strange:
+        return station.inbox.receive_strange(chunk, keep=has_room)
+    if not has_room:
+        raise Refused(507, "less than %g %% of the disk is free" % station.settings.keep_free)
+    station.quota.check(chunk, station.settings)
+    return station.inbox.receive(chunk)
+
+
+def _note_receipt(station: Station, chunk: seqfile.Chunk, receipt: seqfile.Receipt) -> None:
+    """Count what was done, and tell the log and the import thread."""
+    station.quota.charge(chunk, receipt)
     station.count("co2d_chunks_total", kind=receipt.kind)
     station.count("co2d_stored_bytes_total", receipt.grew)
-    name, position = receipt.ack
-    if receipt.kind == "gap":
-        return json_response({"error": "SKIPPED_PART_OF_FILE", "ack_file": [name, position, position]}, 416, "gap")
+    kept = seqfile.kept_name(chunk.name)
     if receipt.set_aside:
-        log.warning("%s sent other bytes for %s: the old ones are in %s", unit, "/".join(path), receipt.set_aside)
+        log.warning("%s sent other bytes for %s: the old ones are in %s", chunk.unit, kept, receipt.set_aside)
         station.touch(receipt.set_aside)
     if receipt.asked:
-        log.info("%s is asked for %s again", unit, name)
-    station.touch(station.data(unit, *path))
-    return json_response({"ack_file": [name, position, position]}, note=receipt.kind)
+        log.info("%s is asked for %s again", chunk.unit, receipt.ack[0])
+    if chunk.is_strange:
+        if not receipt.kept:
+            station.count("co2d_strange_bytes_dropped_total", len(chunk.data))
+    elif receipt.kind != "gap":
+        station.touch(station.data(*chunk.key, kept))
 
 
-def _storage_refusal(station: Station, error: OSError) -> Refused:
+def _acknowledge(receipt: seqfile.Receipt) -> Response:
+    """What seqfile has decided, in the words of PROTOCOL.md, section 3."""
+    name, position = receipt.ack
+    answer = {"ack_file": [name, position, position]}
+    if receipt.kind == "enough":
+        raise Refused(503, "no more of this file before the next ping")
+    if receipt.kind == "gap":
+        return json_response({"error": "SKIPPED_PART_OF_FILE", **answer}, 416, "gap")
+    if receipt.kind == "start":
+        return json_response({"error": "READINGS_FIRST", **answer}, 416, "start")
+    return json_response(answer, note=receipt.kind)
+
+
+def _storage_refusal(station: Station, unit: str, error: OSError) -> Refused:
     """How an upload ends that the disk refused: the unit comes back next day."""
     station.count("co2d_storage_errors_total")
     log.error("upload not stored: %s", error)
@@ -757,7 +801,7 @@ def servable_updates(data_dir: str, unit: str) -> list[str]:
 
 def list_updates(station: Station, request: Request, unit: str) -> Response:
     """The updates there are for a unit, or 404. A unit takes the last one; if it cannot, its data go first."""
-    station.admit(unit, reports=False)
+    station.admit(unit)
     try:
         names = servable_updates(station.settings.data_dir, unit)
     except OSError as error:
@@ -770,7 +814,7 @@ def list_updates(station: Station, request: Request, unit: str) -> Response:
 
 def update(station: Station, request: Request, unit: str, path: tuple[str, ...]) -> Response:
     """A file of an update, or the list of what is in a directory of it."""
-    station.admit(unit, reports=False)
+    station.admit(unit)
     name = path[0]
     parts = [unit, seqfile.UPDATES_FOLDER, *path]
     try:
@@ -922,10 +966,11 @@ def readyz(station: Station, request: Request) -> Response:
 
 def check_disk(station: Station) -> bool:
     """Write, sync and remove a file where uploads go, and report what is wrong; whether all is well."""
+    station.inbox.close_files()
     probe = os.path.join(station.settings.data_dir, ".probe-%d" % threading.get_ident())
     text = ""
     try:
-        if not station.has_room():
+        if not station.room_for_data.take(0, station.settings.keep_free, station.clock()):
             text = "less than %g %% of the disk of %s is free" % (station.settings.keep_free, station.settings.data_dir)
         with open(probe, "wb", buffering=0) as file:
             file.write(b"probe")

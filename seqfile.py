@@ -1,44 +1,45 @@
-"""Sequences of numbered files: their names, and writing to them so that nothing acknowledged is lost.
+"""Files of sensor units: where they lie, and how they are written so that no acknowledged byte is lost.
 
-A sensor unit keeps its readings in a *sequence* of files, ``readings-0000.tsv``, ``readings-0001.tsv``, ... and sends
-each in *chunks*: so many bytes from an *offset* on. A server holds a copy that is at any time the beginning of the
-unit's file. This module decides what a chunk does to the copy, does it durably, and answers with an *ack*: the name and
-the position from which the unit is to go on. It knows nothing of HTTP, of SQL, or of what the bytes mean.
+A unit keeps its readings in a *sequence* of files, ``readings-0000.tsv``, ``readings-0001.tsv``, ... It sends each file
+in *chunks*: some bytes from an *offset* on. The server holds a *copy* of each file. At any time, the copy is the
+beginning of the unit's file. This module decides what a chunk does to the copy, writes it durably, and answers with an
+*ack*: the name and the position from which the unit is to go on. It knows nothing of HTTP, of SQL, or of what the bytes
+mean.
 
-What a chunk does, with SIZE the bytes we hold (see `decide`):
+What a chunk does, with SIZE the bytes that we hold (see `decide`):
 
-    offset = SIZE                           append   the copy grows by the chunk            ack [name, offset + length]
-    offset < SIZE, the overlap is equal     repeat   the copy grows by what is new, if any  ack [name, offset + length]
-    offset < SIZE, the overlap differs      differ   the old bytes are set aside, then the
-                                                     copy follows the unit                  ack [name, offset + length]
-    offset > SIZE                           gap      nothing                                ack [name, SIZE]
+    offset = SIZE                       append   the copy grows by the chunk              ack [name, offset + length]
+    offset < SIZE, equal overlap        repeat   the copy grows by what is new, if any    ack [name, offset + length]
+    offset < SIZE, different overlap    differ   the old bytes are set aside, then the
+                                                 copy follows the unit                    ack [name, offset + length]
+    offset > SIZE                       gap      nothing                                  ack [name, SIZE]
 
-The ack never names a position beyond what the unit just proved to have: a unit that is sent beyond the end of its own
-file falls silent until the file outgrows that position.
+The ack never names a position beyond what the unit has just shown to have. A unit that is sent beyond the end of its own
+file is silent until the file has grown beyond that position.
 
-Files that come before the one just sent may be *missing* here, or *short* (a disk restored from an old backup, a unit
-that used to report elsewhere). One of them at a time is asked for by acking it at 0; the unit then sends it and all
-that follow, and `repeat` makes that harmless. `Memory` knows which files are worth asking for, and says why.
+A file before the one just sent can be missing here, or short: a disk was restored from an old backup, or the unit
+reported elsewhere. Then one such file is asked for: the ack names it, at position 0. The unit sends it again, and all
+files that follow; `repeat` makes that harmless. `Memory` knows which files are worth asking for.
 
 A unit's card can hold files with any name that FAT allows, and the unit sends all of them, in byte order. Each is kept
 under its `kept_name`: ``readings-0000 - Copy.tsv`` as ``readings-0000%20-%20Copy.tsv``, ``vadsø.tsv`` as
 ``vads%C3%B8.tsv``. The ack has the name as it came. In ``data/readings`` all ``readings-*.tsv`` hold readings, in
-``errors`` all ``errors-*.txt`` are error logs; what has another name is kept below ``strange``.
+``errors`` all ``errors-*.txt`` are error logs. A file with another name is *strange*: see `Inbox.receive_strange`.
 
-Durability: a chunk or row is on disk (fdatasync; fsync of the directory when a name is new) before the call returns.
-When a sync fails, the bytes it was to cover are cut off again. The kernel reports a lost page only once, so a second
-sync proves nothing: what a chunk is compared with is read from the disk, not from memory.
+Durability: when a call returns, its bytes are on disk (fdatasync), and so is a new name (fsync of the directory). When a
+sync fails, the bytes that it was to cover are cut off again. The kernel reports a lost page only once, so a second sync
+proves nothing: what a chunk is compared with is read from the disk, not from memory.
 
-Concurrency: all methods may be called from any thread. Each sequence directory has one lock, held while a chunk is
-compared, written and synced. Who brings a row to a `RowLog` does not wait for it: one thread at a time writes and syncs
-for all, and tells them. Symbolic links below the root are never followed: every step goes through an open directory.
+Threads: all methods may be called from any thread. Each sequence has one lock, held while a chunk is compared, written
+and synced. Who brings a row to a `RowLog` does not wait for it: one thread at a time writes and syncs for all, and tells
+them. Symbolic links below the root are never followed: each step goes through an open directory.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
-import itertools
 import json
 import os
 import re
@@ -47,20 +48,26 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
 
 Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
 Told = Callable[[str, Optional[Exception]], None]               # of a row: the path of its file, or why it is in none
-Sizes = Callable[[], Dict[str, int]]    # name -> bytes of all files of a directory
+Key = tuple[str, ...]                   # the parts of a directory's path below the root: (unit, "data", "readings")
 
-LONGEST_NAME = 120                      # characters of a kept name; set aside, it takes 40 more
+DAY = 86400                             # seconds
 FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file
 SESSION = 3600                          # seconds; a unit talks for 300 at most, and its clock is not ours
-MEMORY_FILE = ".sequence.json"          # hidden, so no unit can name it
-BLOCK = 1 << 16
+BLOCK = 1 << 16                         # bytes that are copied at a time
 OCCUPIED = 1 << 62                      # "size" of what is no regular file: no unit could send it, so none is asked for
+MEMORY_FILE = ".sequence.json"          # hidden: no kept name begins with a dot
+LONGEST_NAME = 120                      # characters of a kept name; set aside, it takes 40 more
+MOST_STRANGE = 1 << 20                  # bytes of strange files that are kept for a unit (PROTOCOL.md, section 4)
+LEAST_STRANGE = 4096                    # bytes that a strange file counts at least, so that their number is limited too
 MOST_SEQUENCES = 20000                  # directories that are remembered, of 1 KB each; a unit has two
-MAX_ABSENT = 1000                       # files between two that a unit can skip and be remembered not to have
+MOST_OPEN = 64                          # files that are kept open between chunks
+MOST_NUMBERS = 1000000                  # file numbers from here on are not learned about; a unit fills 15 files a year
+MOST_ENDS = 1000                        # ranges of file numbers whose ends are remembered for a sequence
+MOST_ASKED = 100                        # files that are asked for in a day
 
 fdatasync: Sync = getattr(os, "fdatasync", os.fsync)            # macOS has only fsync
 
@@ -101,69 +108,117 @@ ROW_TIME = "%Y-%m-%dT%H:%M:%S"          # UTC, in rows
 NAME_TIME = "%Y%m%dT%H%M%S"             # UTC, in names, followed by six digits of microseconds and Z
 ASIDE_ENDING = r"@[0-9]+@[0-9TZ.]+"     # regular expression: @OFFSET@TIME behind the name of a file set aside
 
-# -- names ------------------------------------------------------------------------------------------------------------
+# -- names and times --------------------------------------------------------------------------------------------------
 
 
-def make_sequence_filename(number: int, match: Match, width: int = 4) -> str:
+def make_sequence_filename(number: int, match: Match) -> str:
     """The name of file `number`: 3 -> readings-0003.tsv, 10000 -> readings-10000.tsv."""
-    return "%s%0*d%s" % (match[0], width, number, match[1])
+    prefix, suffix = match
+    return "%s%04d%s" % (prefix, number, suffix)
 
 
 def extract_sequence_number(name: str, match: Match) -> Optional[int]:
     """The number in a file name, or None when the name is not one of the sequence."""
     prefix, suffix = match
-    digits = name[len(prefix):len(name) - len(suffix)]
-    belongs = name.startswith(prefix) and name.endswith(suffix) and digits.isdigit() and digits.isascii()
-    return int(digits) if belongs else None
+    found = re.fullmatch("%s([0-9]+)%s" % (re.escape(prefix), re.escape(suffix)), name)
+    return int(found[1]) if found else None
 
 
-def files_in_sequence(directory: str, match: Match) -> List[str]:
+def belongs(name: str, match: Match) -> bool:
+    """Whether a name begins and ends as those of a sequence do, with whatever between."""
+    return name.startswith(match.prefix) and name.endswith(match.suffix)
+
+
+def files_in_sequence(directory: str, match: Match) -> list[str]:
     """Names in order of their numbers (9999 comes before 10000); other names and directories do not count."""
+    numbered = []
     with os.scandir(directory) as entries:
-        numbered = [(extract_sequence_number(entry.name, match), entry.name)
-                    for entry in entries if entry.is_file(follow_symlinks=False)]
-    return [name for _, name in sorted((number, name) for number, name in numbered if number is not None)]
-
-
-def last_file_in_sequence(directory: str, match: Match) -> Optional[str]:
-    """The name with the highest number, or None."""
-    names = files_in_sequence(directory, match)
-    return names[-1] if names else None
+        for entry in entries:
+            number = extract_sequence_number(entry.name, match)
+            if number is not None and entry.is_file(follow_symlinks=False):
+                numbered.append((number, entry.name))
+    return [name for _, name in sorted(numbered)]
 
 
 def next_sequence_filename(directory: str, match: Match) -> str:
-    """The name that follows all that are taken in a directory, by whatever is in the way; the first is number 0."""
+    """The name that follows all names in a directory, whatever they name; the first has number 0."""
     numbers = [extract_sequence_number(name, match) for name in os.listdir(directory)]
-    return make_sequence_filename(max((number + 1 for number in numbers if number is not None), default=0), match)
+    last = max((number for number in numbers if number is not None), default=-1)
+    return make_sequence_filename(last + 1, match)
 
 
 def choose_append_file(directory: str, match: Match, size_limit: int = FILE_SIZE) -> str:
     """The path to append to: the last file, or the next one when the last has `size_limit` bytes or more."""
-    last = last_file_in_sequence(directory, match)
-    if last is None or os.path.getsize(os.path.join(directory, last)) >= size_limit:
-        last = next_sequence_filename(directory, match)
-    return os.path.join(directory, last)
+    names = files_in_sequence(directory, match)
+    if names:
+        last = os.path.join(directory, names[-1])
+        if os.path.getsize(last) < size_limit:
+            return last
+    return os.path.join(directory, next_sequence_filename(directory, match))
 
 
-def split_sequence_filename(name: str) -> Optional[Tuple[Match, int, int]]:
-    """readings-0003.tsv -> (("readings-", ".tsv"), 3, 4): match, number, width; None for a name without a number."""
-    found = re.match(r"(.*?)([0-9]{1,6})(\.[^0-9]*)?$", name)
-    return found and (Match(found[1], found[3] or ""), int(found[2]), len(found[2]))
+def raw_name(name: str) -> bytes:
+    """The bytes of a name as the unit has sent them: a name is text in which bytes that are no UTF-8 are escaped."""
+    return name.encode("utf-8", "surrogateescape")
 
 
-def kept_name(name: bytes) -> str:
+def kept_name(name: str) -> str:
     """The name under which a file of a unit's card is kept: safe in a path, in a log and in a terminal.
 
-    Letters, digits, `.`, `_` and `-` stay; any other byte, and a dot at the beginning, becomes %XX. A longer name than
-    LONGEST_NAME keeps its beginning and the last four characters, with a checksum between. Different names stay different.
+    Letters, digits, `.`, `_` and `-` stay; any other byte, and a dot at the beginning, becomes %XX. A name that is then
+    longer than LONGEST_NAME is cut there; a checksum and its last four characters follow. Different names stay different.
     """
-    safe = re.sub(rb"\A\.|[^0-9A-Za-z._-]", lambda found: b"%%%02X" % ord(found[0]), name).decode()
+    raw = raw_name(name)
+    safe = re.sub(rb"\A\.|[^0-9A-Za-z._-]", lambda found: b"%%%02X" % ord(found[0]), raw).decode()
     if len(safe) <= LONGEST_NAME:
         return safe
-    return "%s%%%08x%s" % (safe[:LONGEST_NAME], zlib.crc32(name), safe[-4:])
+    return "%s%%%08x%s" % (safe[:LONGEST_NAME], zlib.crc32(raw), safe[-4:])
+
+
+def utc(now: float, form: str = ROW_TIME, fraction: bool = False) -> str:
+    """UTC seconds as text: 2019-10-07T03:23:39, or with six digits of microseconds."""
+    whole, micros = divmod(round(now * 1e6), 10 ** 6)
+    text = _formatted(whole, form)
+    return "%s.%06d" % (text, micros) if fraction else text
+
+
+@functools.lru_cache(maxsize=16)        # the same second again and again
+def _formatted(whole: int, form: str) -> str:
+    return time.strftime(form, time.gmtime(whole))
 
 
 # -- deciding ---------------------------------------------------------------------------------------------------------
+
+
+class Chunk(NamedTuple):
+    """Bytes of a file on a unit's card, from `offset` on, that came at UTC second `now`."""
+
+    unit: str
+    folder: tuple[str, ...]             # ("data", "readings")
+    name: str                           # as on the card
+    offset: int
+    data: bytes
+    now: float
+
+    @property
+    def end(self) -> int:
+        """The position behind its last byte."""
+        return self.offset + len(self.data)
+
+    @property
+    def key(self) -> Key:
+        """Where it belongs: the parts of the path of its directory."""
+        return (self.unit, *self.folder)
+
+    @property
+    def match(self) -> Optional[Match]:
+        """The names of the sequence that its directory is for."""
+        return SEQUENCES.get("/".join(self.folder))
+
+    @property
+    def is_strange(self) -> bool:
+        """Whether its name is none of those that its directory is for."""
+        return self.match is not None and not belongs(self.name, self.match)
 
 
 class Decision(NamedTuple):
@@ -189,147 +244,303 @@ def decide(size: int, offset: int, length: int, same: int) -> Decision:
     return Decision("differ", offset + same, same)
 
 
+def decide_strange(name: str, newest: Optional[str], was_sent_back: bool) -> str:
+    """What is answered to a chunk of a strange file in the folder of the readings: a kind of `Receipt`.
+
+    `newest` is the newest file of readings that is known; `was_sent_back`: in this session, from such a file.
+    """
+    if raw_name(name) < raw_name(newest or READINGS.prefix):
+        return "strange"                # all readings that are to come have later names
+    if was_sent_back:
+        return "enough"
+    return "back" if newest else "start"
+
+
 class Receipt(NamedTuple):
-    """What was done with a chunk, and what to answer: `ack` is a name and a position."""
+    """What was done with a chunk, and what to answer.
+
+    Kinds: append, repeat, differ, gap; for a strange file: strange (acknowledged), back (acknowledged, and the unit is
+    sent back to its newest readings), start (not acknowledged; nothing is known of its readings, so it is sent to the
+    first file), enough (to be refused: it was sent back before, in the same session).
+    """
 
     kind: str
-    ack: Tuple[str, int]
+    ack: tuple[str, int]                # name and position
     grew: int = 0                       # bytes that a quota counts: new in the copy and set aside
     created: int = 0                    # files that a quota counts
     set_aside: str = ""                 # path of the replaced bytes
     asked: bool = False                 # the ack names an older file
+    kept: bool = True                   # False: acknowledged, but not stored (strange files only)
+
+
+# -- what is learned about a unit -------------------------------------------------------------------------------------
+
+
+class Range(NamedTuple):
+    """Files whose numbers are at least `start` and less than `stop`, and the size at which a unit had no more of each."""
+
+    start: int
+    stop: int
+    size: int                           # 0: the unit does not have such a file
+
+
+class Ends:
+    """The sizes at which a unit had no more of its files, as far as we know. `ranges` are in order and do not overlap."""
+
+    def __init__(self, ranges: list[list[int]]) -> None:
+        self.ranges = sorted(Range(*map(int, values)) for values in ranges)
+
+    def find(self, number: int) -> Optional[Range]:
+        """The range that a number is in."""
+        index = bisect.bisect(self.ranges, (number, MOST_NUMBERS, OCCUPIED)) - 1
+        if index >= 0 and number < self.ranges[index].stop:
+            return self.ranges[index]
+        return None
+
+    def put(self, new: Range) -> None:
+        """Set the size of a range, whatever was known of its numbers."""
+        self.forget(new)
+        bisect.insort(self.ranges, new)
+
+    def forget(self, which: Range) -> None:
+        """Nothing is known any more of the numbers of a range."""
+        ranges = []
+        for known in self.ranges:
+            if known.start < which.start:
+                ranges.append(known._replace(stop=min(known.stop, which.start)))
+            if known.stop > which.stop:
+                ranges.append(known._replace(start=max(known.start, which.stop)))
+        self.ranges = ranges
+
+
+# Situations: what the unit was told.
+QUIET = "quiet"                         # nothing but echo acks
+ASKED = "asked"                         # to go to an older file; its next chunk is the answer
+ELSEWHERE = "elsewhere"                 # that, and it began another file: perhaps it has no older one
+
+# Steps: what the unit does next, as its next chunk shows.
+ARRIVES = "arrives"                     # it sends the file that it was asked for
+FOLLOWS = "follows"                     # it goes on where its last chunk ended, in the same session
+RESUMES = "resumes"                     # it goes on where its last chunk ended, in a later session
+MOVES_ON = "moves on"                   # it begins a later file, in the same session and after a chunk in order
+BEGINS = "begins"                       # it begins a later file otherwise
+STEPS_BACK = "steps back"               # it begins an earlier file
+JUMPS = "jumps"                         # anything else
+
+# Conclusions: what that says about the unit's card.
+NOTHING = "nothing"
+PASSED = "passed"                       # it has no more of the last file than we hold, and none between that and this one
+IS_FIRST = "is first"                   # this is its first file: it does not have the one that it was asked for
+WAS_FIRST = "was first"                 # the file to which it stepped back is its first: it does not have the other
+
+# (situation, step): (conclusion, next situation). For all other pairs nothing is concluded: an old request may arrive
+# late or twice, and a reply may go to nobody. So one step back counts only with a second step that follows it, and
+# moving on counts only after a chunk in order.
+RULES = {
+    # The unit goes to a later file by itself, so it has reached the end of the one before.
+    (QUIET, MOVES_ON): (PASSED, QUIET),
+    # A unit without the requested file stays where it is, if that is its first file. A unit that could not read the
+    # reply stays too, but its session is over.
+    (ASKED, FOLLOWS): (IS_FIRST, QUIET),
+    # Or it goes to its first file, and from there on, however slowly.
+    (ASKED, STEPS_BACK): (NOTHING, ELSEWHERE),
+    (ELSEWHERE, FOLLOWS): (WAS_FIRST, QUIET),
+    (ELSEWHERE, RESUMES): (WAS_FIRST, QUIET),
+    (ELSEWHERE, MOVES_ON): (WAS_FIRST, QUIET),
+    (ELSEWHERE, BEGINS): (WAS_FIRST, QUIET),
+}
+NO_RULE = (NOTHING, QUIET)
+
+
+class Sent(NamedTuple):
+    """How far a file was sent, and when that was."""
+
+    name: str
+    end: int
+    now: float
 
 
 class Memory:
-    """What one sequence directory has learned about its unit: which older files are worth asking for.
+    """What one sequence has learned about its unit: which older files are worth asking for.
 
-    ended     name -> the size at which the unit had no more of it. Learned when the unit moves on by itself from the
-              end of one file to the start of a later one; files in between do not exist on the unit, so they ended
-              at 0. A chunk beyond that size refutes it.
-    first     the unit has no file with a lower number. Learned when it was told to go back to a file, and went to (or
-              stayed at) another: that is what a unit does that does not have the file, and that other is its first.
-              Only what it does in the same session counts as staying: one that could not read the reply stays too.
-    asked     name -> the day it was last asked for, so that it happens at most once a day.
+    RULES says what is concluded from a chunk and the one before. Besides,
+    - a chunk beyond the known end of its file refutes that end;
+    - a unit that was back at a file, sent all of it that we hold, and then sends a later file, has no more of it.
 
-    These three are kept beside the files: losing them costs one superfluous re-send. The rest is of the moment.
-
-    A request can also be an old one that arrives late or twice, and its reply may go to nobody. So nothing is concluded
-    from the answer to a chunk that brought nothing new (`is_new`), from a chunk out of line (`steady`), or from a first
-    step back without a second that follows it (`elsewhere`).
+    The first four attributes are kept beside the files; to lose them costs one superfluous re-send. The others are of
+    the moment.
     """
 
-    def __init__(self, saved: Dict[str, Any]) -> None:
-        self.ended: Dict[str, int] = {name: int(size) for name, size in saved.get("ended", {}).items()}
-        self.asked: Dict[str, str] = dict(saved.get("asked", {}))
-        self.first = int(saved.get("first", 0))
-        self.last: Tuple[str, int, float] = ("", 0, 0.0)        # name, position, time of the last chunk
-        self.steady = False                                     # that chunk followed another, or began a file
-        self.unsaved = False                                    # the lasting part has changed
-        self.is_new = False                                     # that chunk brought bytes that we did not have
-        self.awaited = ""                                       # the file we have just asked for
-        self.elsewhere = ""                                     # the file the unit went to instead
-        self.resent = ("", 0)                                   # the file that was sent since we asked, and how far
-        self.checked = ("", "")                                 # name and day of the last look for missing files
+    def __init__(self, match: Optional[Match], saved: dict[str, Any]) -> None:
+        """`match` None: we do not know the order of the names here, so nothing is learned."""
+        self.ends = Ends(saved.get("ends", []))
+        self.first = int(saved.get("first", 0))                 # the unit has no file with a lower number
+        self.asked = set(map(int, saved.get("asked", [])))      # numbers asked for on one day, each once
+        self.asked_on = int(saved.get("asked_on", 0))           # that day, counted from 1970
+        self.is_saved = True                                    # those four have not changed
+        self.match = match
+        self.situation = QUIET
+        self.last: Optional[Sent] = None                        # the last chunk; None: the unit was sent elsewhere
+        self.in_order = False                                   # that chunk followed another, or began a file
+        self.newest: Optional[Sent] = None                      # the last chunk of a file that belongs here
+        self.awaited = -1                                       # number of the file that was asked for last
+        self.resent = -1                                        # how far the unit has sent it since
+        self.elsewhere = ""                                     # the file that it stepped back to
+        self.looked_for = (-1, 0)                               # file number and day of the last look for older files
 
-    def saved(self) -> Dict[str, Any]:
-        """The lasting part, for JSON; taken as saved from here on."""
-        self.unsaved = False
-        return {"ended": self.ended, "asked": self.asked, "first": self.first}
+    def to_save(self) -> dict[str, Any]:
+        """The lasting part, for JSON."""
+        return {"ends": self.ends.ranges, "first": self.first, "asked": sorted(self.asked), "asked_on": self.asked_on}
 
-    def observe(self, name: str, offset: int, end: int, is_new: bool, now: float, sizes: Sizes) -> None:
-        """Learn from a stored chunk of file `name`, bytes `offset` to `end`, of which some were new if `is_new`."""
-        before, position, at = self.last
-        follows, onward = (name, offset) == (before, position), before < name and offset == 0
-        same_session = abs(now - at) < SESSION
-        if self.awaited and name != self.awaited:
-            stayed = follows and (same_session or self.elsewhere != "")
-            self._answered(name, stayed, onward, offset == 0 and name < before)
-        else:
-            if before and onward and same_session and self.steady and not self.awaited:
-                self._passed(before, position, name, sizes())
-            self.awaited = ""
-        if end > self.ended.get(name, end):
-            del self.ended[name]
-            self.unsaved = True
-        self.first = min(self.first, _number(name))
-        self.resent = (name, end) if name == self.resent[0] else self.resent
-        self.last, self.steady, self.is_new = (name, end, now), follows or offset == 0, is_new
+    def name(self, number: int) -> str:
+        """The name of a file."""
+        return make_sequence_filename(number, self.match or READINGS)
 
-    def _answered(self, name: str, stayed: bool, onward: bool, back: bool) -> None:
-        """The unit was told to go to `awaited`, and sends `name`: it stayed, or went elsewhere and goes on there."""
-        if stayed or (onward and self.elsewhere):
-            self.first, self.unsaved = max(self.first, _number(self.elsewhere or name)), True
-            self.ended[self.awaited] = 0
-        if back and not self.elsewhere:
-            self.elsewhere = name
-        else:
-            self.awaited = ""
+    def number(self, name: str) -> Optional[int]:
+        """The number of a file, if its name is what a unit makes of that number."""
+        number = extract_sequence_number(name, self.match) if self.match else None
+        if number is None or number >= MOST_NUMBERS or name != self.name(number):
+            return None
+        return number
 
-    def _passed(self, before: str, position: int, name: str, sizes: Dict[str, int]) -> None:
-        """The unit went on to `name` from the end of what we hold of the file before."""
-        held = sizes.get(before, 0)
-        if position >= held or before == self.resent[0]:
-            self.ended[before], self.unsaved = held, True
-            for between in itertools.islice(_names_before(name, _number(before) + 1), MAX_ABSENT):
-                if between not in sizes:
-                    self.ended[between] = 0
+    def observe(self, chunk: Chunk, held: Callable[[], dict[str, int]]) -> None:
+        """Learn from a chunk that was stored; `held()` gives the sizes of all files here, by their kept names."""
+        step = self.step(chunk)
+        conclusion, self.situation = RULES.get((self.situation, step), NO_RULE)
+        if conclusion is PASSED:
+            self._pass(chunk, held())
+        elif conclusion is IS_FIRST:
+            self._begin_at(chunk.name)
+        elif conclusion is WAS_FIRST:
+            self._begin_at(chunk.name if self.number(self.elsewhere) is None else self.elsewhere)
+        elif self.situation is ELSEWHERE:
+            self.elsewhere = chunk.name
+        self._note_progress(chunk)
+        self.in_order = chunk.offset == 0 or step in (FOLLOWS, RESUMES)
+        self.last = Sent(chunk.name, chunk.end, chunk.now)
+        if self.match and belongs(chunk.name, self.match):
+            self.newest = self.last
+
+    def step(self, chunk: Chunk) -> str:
+        """What the unit does that sends this chunk."""
+        if self.situation is not QUIET and chunk.name == self.name(self.awaited):
+            return ARRIVES
+        if self.last is None:
+            return BEGINS if chunk.offset == 0 else JUMPS
+        same_session = abs(chunk.now - self.last.now) < SESSION
+        if (chunk.name, chunk.offset) == (self.last.name, self.last.end):
+            return FOLLOWS if same_session else RESUMES
+        if chunk.offset > 0 or chunk.name == self.last.name:
+            return JUMPS
+        if chunk.name < self.last.name:
+            return STEPS_BACK
+        return MOVES_ON if same_session and self.in_order else BEGINS
+
+    def _pass(self, chunk: Chunk, held: dict[str, int]) -> None:
+        """The unit went from the end of the last file to this one."""
+        assert self.last is not None
+        last = self.number(self.last.name)
+        number = self.number(chunk.name)
+        if last is None or number is None:
+            return
+        size = held.get(self.last.name, 0)
+        if self.last.end < size and last != self.awaited:
+            return                                              # an old chunk that arrived late
+        self._end(Range(last, last + 1, size))
+        start = last + 1
+        for between in sorted(filter(None, map(self.number, held))):
+            if start <= between < number:                       # this one is here
+                self._end(Range(start, between, 0))
+                start = between + 1
+        self._end(Range(start, number, 0))
+
+    def _begin_at(self, name: str) -> None:
+        """The unit does not have the file that it was asked for; its first file is `name`."""
+        self._end(Range(self.awaited, self.awaited + 1, 0))
+        number = self.number(name)
+        if number is not None:
+            self.first = max(self.first, number)
+
+    def _end(self, new: Range) -> None:
+        if new.start < new.stop:
+            self.ends.put(new)
+            self.is_saved = False
+        if len(self.ends.ranges) > MOST_ENDS:                   # files before are not asked for: better than every day
+            self.first = max(self.first, self.ends.ranges.pop(0).stop)
+
+    def _note_progress(self, chunk: Chunk) -> None:
+        number = self.number(chunk.name)
+        if number is None:
+            return
+        known = self.ends.find(number)
+        if known and chunk.end > known.size:
+            self.ends.forget(Range(number, number + 1, 0))
+            self.is_saved = False
+        if number < self.first:
+            self.first = number
+            self.is_saved = False
+        if number == self.awaited:
+            self.resent = chunk.end
 
     def redirected(self) -> None:
-        """The unit was told to go elsewhere, so its next chunk says nothing about the end of another file."""
-        self.last, self.awaited, self.steady = ("", 0, 0.0), "", False
+        """The unit was sent elsewhere, so its next chunk says nothing about the end of another file."""
+        self.situation = QUIET
+        self.last = None
+        self.in_order = False
 
-    def ask(self, name: str, day: str, sizes: Sizes, is_cut: Callable[[str], bool]) -> Optional[str]:
-        """The oldest file before `name` that the unit may have more of than we hold, not yet asked for today.
+    def ask(self, chunk: Chunk, held: Callable[[], dict[str, int]], is_cut: Callable[[str], bool]) -> Optional[str]:
+        """The oldest file before this chunk's that the unit may have more of than we hold; once a day for each file.
 
         `is_cut` tells whether a copy ends within a line.
         """
-        if self.awaited or self.checked == (name, day):
+        number = self.number(chunk.name)
+        day = int(chunk.now // DAY)
+        if number is None or self.situation is not QUIET or self.looked_for == (number, day):
             return None
-        self.checked, held = (name, day), sizes()
-        for older in _names_before(name, self.first):
-            size = held.get(older, 0)
-            if self.resent == (older, size) and older not in self.ended:
-                self.ended[older], self.unsaved = size, True    # the unit has been back there, and had no more
-            if older < name and self.asked.get(older) != day and self._is_short(older, size, is_cut):
-                self.asked = {file: date for file, date in self.asked.items() if date == day}
-                self.asked[older], self.unsaved = day, True
-                self.resent, self.elsewhere = (older, -1), ""
-                self.awaited = older if self.is_new else ""
-                return older
+        self.looked_for = (number, day)
+        sizes = held()
+        self._learn_from_return(number, sizes)
+        if self.asked_on != day:
+            self.asked_on = day
+            self.asked.clear()
+        older = self._oldest_short(number, sizes, is_cut)
+        if older is None or len(self.asked) >= MOST_ASKED:
+            return None
+        self.asked.add(older)
+        self.is_saved = False
+        self.awaited = older
+        self.resent = -1
+        self.situation = ASKED
+        return self.name(older)
+
+    def _learn_from_return(self, number: int, held: dict[str, int]) -> None:
+        back = self.awaited
+        was_back = self.first <= back < number and self.resent == held.get(self.name(back), 0)
+        if was_back and not self.ends.find(back):
+            self._end(Range(back, back + 1, self.resent))
+
+    def _oldest_short(self, stop: int, held: dict[str, int], is_cut: Callable[[str], bool]) -> Optional[int]:
+        number = self.first
+        while number < stop:
+            known = self.ends.find(number)
+            if known and known.size == 0:
+                number = known.stop                             # the unit has none of them
+                continue
+            name = self.name(number)
+            size = held.get(name, 0)
+            if known:
+                is_short = size < known.size
+            else:                                               # a full file ends with the line that has filled it
+                is_short = size < FILE_SIZE or (size < OCCUPIED and is_cut(name))
+            if is_short and number not in self.asked:
+                return number
+            number += 1
         return None
-
-    def _is_short(self, name: str, size: int, is_cut: Callable[[str], bool]) -> bool:
-        """A file that has reached FILE_SIZE ends with the line that took it there."""
-        if name in self.ended:
-            return size < self.ended[name]
-        return size < FILE_SIZE or (size < OCCUPIED and is_cut(name))
-
-
-def _number(name: str) -> int:
-    found = split_sequence_filename(name)
-    return found[1] if found else 0
-
-
-def _names_before(name: str, start: int) -> Iterator[str]:
-    found = split_sequence_filename(name)
-    if found:
-        match, number, width = found
-        width = width if name[len(match[0])] == "0" else min(width, 4)      # readings-10000 follows readings-9999
-        yield from (make_sequence_filename(n, match, width) for n in range(start, number))
-
-
-def utc(now: float, form: str = ROW_TIME, fraction: bool = False) -> str:
-    """UTC seconds as text: 2019-10-07T03:23:39, or with six digits of microseconds."""
-    whole, micros = divmod(round(now * 1e6), 10 ** 6)
-    return _written(whole, form) + (".%06d" % micros if fraction else "")
-
-
-@functools.lru_cache(maxsize=16)        # the same second again and again
-def _written(whole: int, form: str) -> str:
-    return time.strftime(form, time.gmtime(whole))
 
 
 # -- directories and files --------------------------------------------------------------------------------------------
+
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not block anyone
 
 
 def _sync_directory(path: str) -> None:
@@ -338,9 +549,6 @@ def _sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not block anyone
 
 
 def _step_into(parent: int, name: str, create: bool) -> int:
@@ -358,8 +566,11 @@ def _step_into(parent: int, name: str, create: bool) -> int:
 
 
 def make_directory(path: str, settle: bool = False) -> None:
-    """Make a directory and what is missing above it, each durable before the next. With `settle` its name is made
-    durable whoever created it, who may have failed at that; unless its parent is not ours to read."""
+    """Make a directory and what is missing above it, each durable before the next.
+
+    With `settle`: fsync the parent even if the directory exists, because its creator may have crashed before. Not if
+    the parent is not ours to read.
+    """
     parent = os.path.dirname(os.path.abspath(path))
     missing = not os.path.isdir(path)
     if missing:
@@ -371,10 +582,10 @@ def make_directory(path: str, settle: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def open_directory(root: str, parts: List[str], create: bool = False, settle: bool = False) -> Iterator[int]:
+def open_directory(root: str, parts: Sequence[str], create: bool = False, settle: bool = False) -> Iterator[int]:
     """An open descriptor of root/part/part/..., reached without following a link; NotADirectoryError for a link.
 
-    With `settle`, every name on the way is made durable, whoever created it.
+    With `settle`: fsync each directory on the way, whoever has created the next one.
     """
     if create:
         make_directory(root, settle)
@@ -383,7 +594,8 @@ def open_directory(root: str, parts: List[str], create: bool = False, settle: bo
         for part in parts:
             if settle:
                 os.fsync(fd)
-            fd, parent = _step_into(fd, part, create), fd
+            parent = fd
+            fd = _step_into(parent, part, create)
             os.close(parent)
         yield fd
     finally:
@@ -409,11 +621,44 @@ def open_file(directory: int, name: str, flags: int = os.O_RDWR) -> int:
     return fd
 
 
+class OpenFile:
+    """A regular file that stays open between writes. Its path may come to name another file: see `is_current`."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        """Takes over `fd`, and closes it when it is itself closed or forgotten."""
+        self.path = path
+        self._file = os.fdopen(fd, "r+b", buffering=0)
+        self.fd = fd
+        self._note(os.fstat(fd))
+
+    def _note(self, status: os.stat_result) -> None:
+        self.size = status.st_size
+        self._identity = (status.st_dev, status.st_ino)
+
+    def is_current(self) -> bool:
+        """Whether the path still names this file. `size` is up to date then.
+
+        While a file is open, the number of its inode is not given to another.
+        """
+        try:
+            status = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return False
+        before = self._identity
+        self._note(status)
+        return self._identity == before
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()
+
+
 def _write_all(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+        view = view[written:]
+        offset += written
 
 
 def _read_from_disk(fd: int, length: int, offset: int) -> bytes:
@@ -421,190 +666,6 @@ def _read_from_disk(fd: int, length: int, offset: int) -> bytes:
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     return os.pread(fd, length, offset)
-
-
-# -- uploads ----------------------------------------------------------------------------------------------------------
-
-
-class _Sequence:
-    """One directory of uploaded files. The lock guards its files and every attribute but `users`."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0                                          # chunks on their way here; Inbox._lock guards it
-        self.memory: Optional[Memory] = None                    # None: this process has not been here yet
-        self.doubtful: Dict[str, int] = {}                      # name -> durable size, where even cutting failed
-
-
-class Inbox:
-    """Receives chunks into the files below `root`.
-
-    `ask_older` switches the asking for missing older files; `sync` is replaced by tests of failing disks.
-    """
-
-    def __init__(self, root: str, ask_older: bool = True, sync: Sync = fdatasync) -> None:
-        self.root, self.ask_older, self.sync = root, ask_older, sync
-        self._sequences: OrderedDict[Tuple[str, ...], _Sequence] = OrderedDict()       # the last used comes last
-        self._lock = threading.Lock()                           # guards _sequences
-
-    def receive(self, owner: str, path: List[str], offset: int, chunk: bytes, now: float) -> Receipt:
-        """Store a chunk for owner/path[0]/path[1]/.../name and say what to answer.
-
-        `now` is in UTC seconds. Raises OSError when the disk refuses; what was there is then as before.
-        """
-        *parents, name = path
-        key = (owner, *parents)
-        with self._lock:
-            sequence = self._sequences.get(key)
-            if sequence is None:
-                if offset > 0 and not os.path.isdir(os.path.join(self.root, *key)):
-                    return Receipt("gap", (name, 0))            # nothing is there, and nothing worth remembering
-                sequence = self._sequences[key] = _Sequence()
-            sequence.users += 1
-            self._used_locked(key)
-        try:
-            with sequence.lock:
-                return _Delivery(self, sequence, key, name, now).store_locked(offset, chunk)
-        finally:
-            with self._lock:
-                sequence.users -= 1
-
-    def _used_locked(self, key: Tuple[str, ...]) -> None:
-        """Anyone may name any number of directories: what was used the longest ago is forgotten, as after a restart."""
-        self._sequences.move_to_end(key)
-        for _ in range(min(2, len(self._sequences) - MOST_SEQUENCES)):      # two: the first may have to stay
-            longest_ago, sequence = self._sequences.popitem(last=False)
-            if sequence.users or sequence.doubtful:
-                self._sequences[longest_ago] = sequence
-
-
-class _Delivery:
-    """One chunk on its way into one file; made and used with the lock of its sequence held."""
-
-    def __init__(self, inbox: Inbox, sequence: _Sequence, key: Tuple[str, ...], name: str, now: float) -> None:
-        self.inbox, self.sequence, self.key, self.name, self.now = inbox, sequence, key, name, now
-
-    def store_locked(self, offset: int, chunk: bytes) -> Receipt:
-        first_time = self.sequence.memory is None
-        try:
-            with open_directory(self.inbox.root, list(self.key), create=offset == 0, settle=first_time) as directory:
-                if first_time:
-                    os.fsync(directory)
-                    self.sequence.memory = _load_memory(directory)
-                return self._into(directory, offset, chunk)
-        except FileNotFoundError:
-            if offset == 0:
-                raise
-            return self._gap(0)
-        except OSError:
-            self.sequence.memory = None                         # the next chunk makes every name durable once more
-            raise
-
-    def _into(self, directory: int, offset: int, chunk: bytes) -> Receipt:
-        try:
-            fd, created = open_file(directory, self.name), False
-        except FileNotFoundError:
-            if offset > 0:
-                return self._gap(0)
-            fd, created = open_file(directory, self.name, os.O_RDWR | os.O_CREAT), True
-        try:
-            return self._write(directory, fd, offset, chunk, created)
-        finally:
-            os.close(fd)
-
-    def _write(self, directory: int, fd: int, offset: int, chunk: bytes, created: bool) -> Receipt:
-        size = self._trusted_size(fd)
-        held = _read_from_disk(fd, min(len(chunk), size - offset), offset) if offset < size else b""
-        same = len(held) if chunk.startswith(held) else len(os.path.commonprefix([held, chunk]))
-        decision = decide(size, offset, len(chunk), same)
-        if decision.kind == "gap":
-            return self._gap(size)
-        aside, rescued = self._set_aside(fd, decision.keep, size) if decision.kind == "differ" else ("", 0)
-        self._replace(fd, decision.keep, size, chunk[decision.skip:])
-        if created:
-            os.fsync(directory)
-        end = offset + len(chunk)
-        ack = self._ack(directory, offset, end, is_new=decision.skip < len(chunk))
-        grew = max(0, end - size) + rescued
-        return Receipt(decision.kind, ack, grew, created + bool(aside), aside, asked=ack[0] != self.name)
-
-    @property
-    def _memory(self) -> Memory:
-        memory = self.sequence.memory
-        assert memory is not None
-        return memory
-
-    def _trusted_size(self, fd: int) -> int:
-        """Bytes of the copy that are durable; cuts off what an earlier failed sync has left."""
-        durable = self.sequence.doubtful.get(self.name)
-        if durable is not None:                                 # not if shorter: somebody put another file there
-            os.ftruncate(fd, min(durable, os.fstat(fd).st_size))
-            del self.sequence.doubtful[self.name]
-        return os.fstat(fd).st_size
-
-    def _replace(self, fd: int, keep: int, size: int, new: bytes) -> None:
-        """Make the copy its first `keep` bytes and then `new`, durably, or leave those `keep` bytes."""
-        try:
-            if keep < size:
-                os.ftruncate(fd, keep)
-            _write_all(fd, new, keep)
-            self.inbox.sync(fd)
-        except OSError:
-            self.sequence.doubtful[self.name] = keep
-            with contextlib.suppress(OSError):
-                self._trusted_size(fd)
-            raise
-
-    def _set_aside(self, fd: int, keep: int, size: int) -> Tuple[str, int]:
-        """Copy the lines that are about to be replaced to where no unit can reach them; path and bytes."""
-        before = os.pread(fd, min(keep, BLOCK), max(0, keep - BLOCK))
-        start = max(0, keep - BLOCK) + before.rfind(b"\n") + 1
-        owner, *parents = self.key
-        parts = [owner, SET_ASIDE, *parents]
-        with open_directory(self.inbox.root, parts, create=True, settle=True) as directory:
-            name = _free_name(directory, "%s@%d" % (self.name, start), self.now)
-            _write_new(directory, name, _read_blocks(fd, start, size), self.inbox.sync)
-        return os.path.join(self.inbox.root, *parts, name), size - start
-
-    def _gap(self, size: int) -> Receipt:
-        if self.sequence.memory is not None:
-            self.sequence.memory.redirected()
-        return Receipt("gap", (self.name, size))
-
-    def _ack(self, directory: int, offset: int, end: int, is_new: bool) -> Tuple[str, int]:
-        memory, older, sizes = self._memory, None, functools.partial(_sizes, directory)
-        memory.observe(self.name, offset, end, is_new, self.now, sizes)
-        if self.inbox.ask_older:
-            older = memory.ask(self.name, utc(self.now, "%Y-%m-%d"), sizes, functools.partial(_is_cut, directory))
-        if memory.unsaved:
-            with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
-                _save_memory(directory, memory)
-        return (older, 0) if older else (self.name, end)
-
-
-def _sizes(directory: int) -> Dict[str, int]:
-    def size(entry: os.DirEntry[str]) -> int:
-        return entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else OCCUPIED
-
-    with os.scandir(directory) as entries:
-        return {entry.name: size(entry) for entry in entries}
-
-
-def _is_cut(directory: int, name: str) -> bool:
-    """Whether a file does not end in a newline; False where it cannot be read: asking would help nobody."""
-    try:
-        with os.fdopen(open_file(directory, name, os.O_RDONLY), "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read() != b"\n"
-    except OSError:
-        return False
-
-
-def _free_name(directory: int, prefix: str, now: float) -> str:
-    """prefix@time, later by microseconds where a clock that was set back would use a name again."""
-    times = (utc(now + n / 1e6, NAME_TIME, fraction=True) for n in itertools.count())
-    taken = set(os.listdir(directory))
-    return next(name for name in ("%s@%sZ" % (prefix, time) for time in times) if name not in taken)
 
 
 def _read_blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
@@ -615,8 +676,9 @@ def _read_blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
 def _write_new(directory: int, name: str, blocks: Iterator[bytes], sync: Sync) -> None:
     """Create a file that appears complete and durable under its name, or not at all."""
     hidden = "." + name
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
     try:
-        with os.fdopen(open_file(directory, hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC), "wb", buffering=0) as file:
+        with os.fdopen(open_file(directory, hidden, flags), "wb", buffering=0) as file:
             position = 0
             for block in blocks:
                 _write_all(file.fileno(), block, position)
@@ -630,7 +692,7 @@ def _write_new(directory: int, name: str, blocks: Iterator[bytes], sync: Sync) -
     os.fsync(directory)
 
 
-def publish_tree(directory: int, name: str, files: Dict[str, bytes], check: Callable[[int], None]) -> None:
+def publish_tree(directory: int, name: str, files: dict[str, bytes], check: Callable[[int], None]) -> None:
     """Create a directory with files (relative path -> bytes) that appears complete and durable, or not at all.
 
     `check` gets it as an open directory before it appears, and may raise OSError.
@@ -650,7 +712,7 @@ def publish_tree(directory: int, name: str, files: Dict[str, bytes], check: Call
     os.fsync(directory)
 
 
-def _write_below(directory: int, path: List[str], content: bytes) -> None:
+def _write_below(directory: int, path: list[str], content: bytes) -> None:
     """Create a file below an open directory, and the directories on the way to it."""
     first, *rest = path
     if rest:
@@ -671,79 +733,373 @@ def remove_tree(directory: int, name: str) -> None:
     os.rmdir(name, dir_fd=directory)
 
 
-def _load_memory(directory: int) -> Memory:
+class Usage(NamedTuple):
+    """What directories take on the disk."""
+
+    bytes: int
+    files: int
+
+
+def usage_of(*directories: str) -> Usage:
+    """Count what lies in directories and below. A file that vanishes meanwhile counts nothing."""
+    total = files = 0
+    for directory in directories:
+        for parent, _, names in os.walk(directory):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(parent, name)).st_size
+                    files += 1
+    return Usage(total, files)
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------------
+
+
+class _Sequence:
+    """One directory of uploaded files. The lock guards its files, and all attributes but `users`."""
+
+    def __init__(self) -> None:
+        self.users = 0                                          # chunks on their way here; Inbox._lock guards it
+        self.lock = threading.Lock()
+        self.memory: Optional[Memory] = None                    # None: names here may not be durable yet
+        self.file: Optional[OpenFile] = None                    # where the last chunk went
+        self.doubtful: dict[str, int] = {}                      # path -> durable size, where even cutting failed
+        self.sent_back = False                                  # since the last ping, which clears it without the lock
+
+    def close(self) -> None:
+        """Close the file; with the lock held, or when there are no users."""
+        if self.file:
+            self.file.close()
+            self.file = None
+
+
+class _Delivery:
+    """A chunk on its way to our copy of a file, in directory `key`. Made and used with the lock of the sequence held."""
+
+    def __init__(self, inbox: Inbox, sequence: _Sequence, key: Key, chunk: Chunk) -> None:
+        self.inbox = inbox
+        self.sequence = sequence
+        self.key = key
+        self.chunk = chunk
+        self.kept = kept_name(chunk.name)
+        self.path = os.path.join(inbox.root, *key, self.kept)
+
+    def store_locked(self) -> Receipt:
+        """Do what `decide` says, and answer as the table above does."""
+        chunk = self.chunk
+        file = self._open_locked()
+        if file is None:
+            return Receipt("gap", (chunk.name, 0))
+        size = self._trusted_size_locked(file)
+        held = b""
+        if chunk.offset < size:
+            held = _read_from_disk(file.fd, min(len(chunk.data), size - chunk.offset), chunk.offset)
+        same = len(held) if chunk.data.startswith(held) else len(os.path.commonprefix([held, chunk.data]))
+        decision = decide(size, chunk.offset, len(chunk.data), same)
+        if decision.kind == "gap":
+            return Receipt("gap", (chunk.name, size))
+        aside, rescued = "", 0
+        if decision.kind == "differ":
+            aside, rescued = self._set_aside(file.fd, decision.keep, size)
+        self._replace_locked(file, decision.keep, chunk.data[decision.skip:])
+        grew = max(0, chunk.end - size) + rescued
+        return Receipt(decision.kind, (chunk.name, chunk.end), grew, (size == 0) + bool(aside), aside)
+
+    def _open_locked(self) -> Optional[OpenFile]:
+        """Our copy. None when there is none: only the beginning of a file makes one."""
+        file = self.sequence.file
+        if file and file.path == self.path and file.is_current():
+            return file
+        self.sequence.close()
+        create = self.chunk.offset == 0
+        try:
+            with open_directory(self.inbox.root, self.key, create) as directory:
+                fd = open_file(directory, self.kept, os.O_RDWR | os.O_CREAT if create else os.O_RDWR)
+                file = OpenFile(self.path, fd)
+                if create:
+                    os.fsync(directory)
+        except FileNotFoundError:
+            if create:
+                raise
+            return None
+        self.sequence.file = file
+        return file
+
+    def _trusted_size_locked(self, file: OpenFile) -> int:
+        """Bytes of the copy that are durable; cuts off what an earlier failed sync has left."""
+        durable = self.sequence.doubtful.get(self.path)
+        if durable is not None:
+            if durable < file.size:                             # else somebody put another file there
+                os.ftruncate(file.fd, durable)
+                file.size = durable
+            del self.sequence.doubtful[self.path]
+        return file.size
+
+    def _replace_locked(self, file: OpenFile, keep: int, new: bytes) -> None:
+        """Make the copy its first `keep` bytes and then `new`, durably, or leave those `keep` bytes."""
+        try:
+            if keep < file.size:
+                os.ftruncate(file.fd, keep)
+            _write_all(file.fd, new, keep)
+            self.inbox.sync(file.fd)
+        except OSError:
+            self.sequence.doubtful[self.path] = keep
+            with contextlib.suppress(OSError):
+                file.size = os.fstat(file.fd).st_size
+                self._trusted_size_locked(file)
+            raise
+
+    def _set_aside(self, fd: int, keep: int, size: int) -> tuple[str, int]:
+        """Copy the lines that are about to be replaced to where no unit can reach them; path and bytes."""
+        before = os.pread(fd, min(keep, BLOCK), max(0, keep - BLOCK))
+        start = max(0, keep - BLOCK) + before.rfind(b"\n") + 1
+        unit, *folders = self.key
+        parts = [unit, SET_ASIDE, *folders]
+        with open_directory(self.inbox.root, parts, create=True, settle=True) as directory:
+            name = _free_name(directory, "%s@%d" % (self.kept, start), self.chunk.now)
+            _write_new(directory, name, _read_blocks(fd, start, size), self.inbox.sync)
+        return os.path.join(self.inbox.root, *parts, name), size - start
+
+
+def _free_name(directory: int, prefix: str, now: float) -> str:
+    """prefix@time, later by microseconds where a clock that was set back would use a name again."""
+    taken = set(os.listdir(directory))
+    microseconds = 0
+    while True:
+        name = "%s@%sZ" % (prefix, utc(now + microseconds / 1e6, NAME_TIME, fraction=True))
+        if name not in taken:
+            return name
+        microseconds += 1
+
+
+class Inbox:
+    """Receives chunks into the files below `root`.
+
+    `ask_older` switches the asking for missing older files; `sync` is replaced by tests of failing disks.
+    """
+
+    def __init__(self, root: str, ask_older: bool = True, sync: Sync = fdatasync) -> None:
+        self.root = root
+        self.ask_older = ask_older
+        self.sync = sync
+        self._lock = threading.Lock()                           # guards the next three
+        self._sequences: OrderedDict[Key, _Sequence] = OrderedDict()    # the last used comes last
+        self._open: OrderedDict[Key, _Sequence] = OrderedDict()         # those of them that keep a file open
+
+    def receive(self, chunk: Chunk) -> Receipt:
+        """Store a chunk of a file that is not strange, and say what to answer.
+
+        Raises OSError when the disk refuses; what was there is then as before.
+        """
+        with self._entered(chunk.key) as sequence:
+            memory = self._memory_locked(sequence, chunk.key, create=chunk.offset == 0)
+            if memory is None:
+                return Receipt("gap", (chunk.name, 0))
+            receipt = _Delivery(self, sequence, chunk.key, chunk).store_locked()
+            if receipt.kind == "gap":
+                memory.redirected()
+                return receipt
+            older = self._learn_locked(memory, chunk, is_new=receipt.grew > 0)
+        return receipt._replace(ack=(older, 0), asked=True) if older else receipt
+
+    def receive_strange(self, chunk: Chunk, keep: bool) -> Receipt:
+        """Acknowledge a chunk of a file that no importer reads; keep it below STRANGE, if `keep` and there is room.
+
+        When a name behind the newest readings is acknowledged, the unit stays there, and never looks back at the file
+        that grows. So the unit is sent back to that file, once after each ping; the next such chunk of the session is
+        to be refused. Not so in `errors`: a refusal there would keep back the readings, which the unit sends later.
+        """
+        with self._entered(chunk.key) as sequence:
+            memory = self._memory_locked(sequence, chunk.key, create=False)
+            newest = self._newest_readings(memory, chunk.key)
+            kind = "strange"
+            if chunk.match == READINGS:
+                kind = decide_strange(chunk.name, newest and newest.name, sequence.sent_back)
+            if kind == "enough":
+                return Receipt(kind, (chunk.name, chunk.offset), kept=False)
+            sequence.sent_back = kind != "strange"
+            if kind == "start":
+                return Receipt(kind, (make_sequence_filename(0, READINGS), 0), kept=False)
+            receipt = Receipt(kind, (chunk.name, chunk.end), kept=False)
+            if keep:
+                receipt = self._keep_strange_locked(sequence, chunk, receipt)
+            if memory and kind == "back" and newest:
+                memory.redirected()
+                return receipt._replace(ack=(newest.name, newest.end))
+            if memory:
+                memory.observe(chunk, functools.partial(_sizes, self.root, chunk.key))
+        return receipt
+
+    def called(self, unit: str) -> None:
+        """A unit has pinged: it begins a session."""
+        with self._lock:
+            sequence = self._sequences.get((unit, *READINGS_FOLDER.split("/")))
+        if sequence:
+            sequence.sent_back = False
+
+    def close_files(self) -> None:
+        """Close the files that no chunk is on its way to. A disk with open files cannot be unmounted."""
+        with self._lock:
+            for sequence in self._open.values():
+                if not sequence.users:                          # else its user puts it back
+                    sequence.close()
+            self._open.clear()
+
+    @contextlib.contextmanager
+    def _entered(self, key: Key) -> Iterator[_Sequence]:
+        """The sequence of a directory, with its lock held. After an OSError, its names are made durable once more."""
+        with self._lock:
+            sequence = self._sequences.get(key)
+            if sequence is None:
+                sequence = self._sequences[key] = _Sequence()
+            sequence.users += 1
+            self._sequences.move_to_end(key)
+            self._forget_oldest_locked()
+        try:
+            with sequence.lock:
+                try:
+                    yield sequence
+                except OSError:
+                    sequence.memory = None
+                    sequence.close()
+                    raise
+        finally:
+            with self._lock:
+                sequence.users -= 1
+                if sequence.file:
+                    self._open[key] = sequence
+                    self._open.move_to_end(key)
+                    self._close_oldest_locked()
+                elif not (sequence.users or sequence.memory or sequence.doubtful or sequence.sent_back):
+                    del self._sequences[key]                    # there is nothing worth remembering
+
+    def _forget_oldest_locked(self) -> None:
+        """Anyone may name any number of directories: what was used the longest ago is forgotten, as after a restart."""
+        for _ in range(min(2, len(self._sequences) - MOST_SEQUENCES)):      # two: the first may have to stay
+            key, oldest = self._sequences.popitem(last=False)
+            if oldest.users or oldest.doubtful:
+                self._sequences[key] = oldest
+            else:
+                self._open.pop(key, None)
+                oldest.close()
+
+    def _close_oldest_locked(self) -> None:
+        if len(self._open) > MOST_OPEN:
+            _, oldest = self._open.popitem(last=False)
+            if not oldest.users:                                # else its user puts it back
+                oldest.close()
+
+    def _memory_locked(self, sequence: _Sequence, key: Key, create: bool) -> Optional[Memory]:
+        """What was learned here. None: there is no such directory.
+
+        At the first use, all names are made durable: a process that has died may have left some that are not.
+        """
+        if sequence.memory is None:
+            try:
+                with open_directory(self.root, key, create, settle=True) as directory:
+                    os.fsync(directory)
+                    sequence.memory = _load_memory(directory, SEQUENCES.get("/".join(key[1:])))
+            except FileNotFoundError:
+                if create:
+                    raise
+        return sequence.memory
+
+    def _learn_locked(self, memory: Memory, chunk: Chunk, is_new: bool) -> Optional[str]:
+        """Note a chunk that was stored; the name of the older file that the unit is to be asked for."""
+        held = functools.partial(_sizes, self.root, chunk.key)
+        memory.observe(chunk, held)
+        older = None
+        if self.ask_older:
+            older = memory.ask(chunk, held, functools.partial(_is_cut, self.root, chunk.key))
+        if older and not is_new:
+            memory.redirected()                                 # it may be an old request, and nobody reads the reply
+        if not memory.is_saved:
+            with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
+                _save_memory(self.root, chunk.key, memory)
+        return older
+
+    def _newest_readings(self, memory: Optional[Memory], key: Key) -> Optional[Sent]:
+        """The file of readings that the unit has sent last; after a restart, the last one here, from its beginning."""
+        if memory is None:
+            return None
+        if memory.newest is None:
+            for name, size in sorted(_sizes(self.root, key).items()):
+                if belongs(name, READINGS) and size < OCCUPIED and "%" not in name:
+                    memory.newest = Sent(name, 0, 0)
+        return memory.newest
+
+    def _keep_strange_locked(self, sequence: _Sequence, chunk: Chunk, receipt: Receipt) -> Receipt:
+        """The receipt, with what was stored. Each file counts LEAST_STRANGE besides, so that their number is limited."""
+        folders = (STRANGE, os.path.join(SET_ASIDE, STRANGE))
+        used = usage_of(*[os.path.join(self.root, chunk.unit, folder) for folder in folders])
+        if used.bytes + (used.files + 1) * LEAST_STRANGE + len(chunk.data) > MOST_STRANGE:
+            return receipt
+        key = (chunk.unit, STRANGE, *chunk.folder)
+        with open_directory(self.root, key, create=True, settle=True) as directory:
+            os.fsync(directory)
+        stored = _Delivery(self, sequence, key, chunk).store_locked()
+        return stored._replace(kind=receipt.kind, ack=receipt.ack, kept=stored.kind != "gap")
+
+
+def _sizes(root: str, key: Key) -> dict[str, int]:
+    """The sizes of all files of a directory; OCCUPIED for what is no regular file."""
+    sizes = {}
+    with open_directory(root, key) as directory, os.scandir(directory) as entries:
+        for entry in entries:
+            is_file = entry.is_file(follow_symlinks=False)
+            sizes[entry.name] = entry.stat(follow_symlinks=False).st_size if is_file else OCCUPIED
+    return sizes
+
+
+def _is_cut(root: str, key: Key, name: str) -> bool:
+    """Whether a file does not end in a newline; False where it cannot be read: asking would help nobody."""
+    try:
+        with open_directory(root, key) as directory:
+            fd = open_file(directory, name, os.O_RDONLY)
+        with os.fdopen(fd, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
+    except OSError:
+        return False
+
+
+def _load_memory(directory: int, match: Optional[Match]) -> Memory:
     try:
         with os.fdopen(open_file(directory, MEMORY_FILE, os.O_RDONLY), "rb") as file:
-            return Memory(json.loads(file.read()))
+            return Memory(match, json.loads(file.read()))
     except (OSError, ValueError, TypeError, AttributeError):    # none yet, or not what we wrote
-        return Memory({})
+        return Memory(match, {})
 
 
-def _save_memory(directory: int, memory: Memory) -> None:
-    _write_new(directory, MEMORY_FILE, iter([json.dumps(memory.saved(), sort_keys=True).encode()]), lambda fd: None)
+def _save_memory(root: str, key: Key, memory: Memory) -> None:
+    content = json.dumps(memory.to_save()).encode()
+    with open_directory(root, key) as directory:
+        _write_new(directory, MEMORY_FILE, iter([content]), lambda fd: None)
+    memory.is_saved = True
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-class _RowFile:
-    """The file of a `RowLog` that takes rows at present; used by the one thread that writes."""
-
-    def __init__(self, path: str, sync: Sync) -> None:
-        self.path, self._sync = path, sync
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
-        self.failed = False
-        self.size = os.fstat(self.fd).st_size
-        try:
-            _sync_directory(os.path.dirname(path))
-            if self.size and os.pread(self.fd, 1, self.size - 1) != b"\n":
-                self._write(b"\n")                              # a crash left half a row: the next starts a line
-        except OSError:
-            os.close(self.fd)
-            raise
-
-    def append(self, rows: bytes) -> None:
-        """Write rows and return when they are on disk."""
-        self._write(rows)
-        try:
-            self._sync(self.fd)
-        except OSError:
-            self.failed = True
-            raise
-
-    def _write(self, rows: bytes) -> None:
-        try:
-            _write_all(self.fd, rows, self.size)
-        except OSError:
-            os.ftruncate(self.fd, self.size)
-            raise
-        self.size += len(rows)
-
-    def is_current(self, size_limit: int) -> bool:
-        """Whether more rows may go here: not full, not failed, and still the file of that name."""
-        if self.failed or self.size >= size_limit:
-            return False
-        try:
-            return os.stat(self.path).st_ino == os.fstat(self.fd).st_ino
-        except FileNotFoundError:
-            return False
-
-
 class RowLog:
     """Appends rows (bytes that end in a newline) to a sequence of files in `directory`, durably and in order.
 
-    A row joins those that wait. Who comes while nobody writes becomes the writer: writes and syncs all that wait, at
+    A row joins those that wait. Who comes while nobody writes becomes the writer: it writes and syncs all that wait, at
     once, tells each what became of its row, and goes on until none waits. So one sync serves all who came during the
-    one before, and nobody else is held up. After a failed sync the file is left as it is and the next row starts a new
+    one before, and nobody else is held up. After a failed sync the file is left as it is, and the next row starts a new
     one: a page that the kernel has lost would leave a hole in the middle.
     """
 
     def __init__(self, directory: str, match: Match, size_limit: int = FILE_SIZE, sync: Sync = fdatasync) -> None:
-        self.directory, self.match, self.size_limit, self._sync = directory, match, size_limit, sync
+        self.directory = directory
+        self.match = match
+        self.size_limit = size_limit
+        self._sync = sync
         self._lock = threading.Lock()                           # guards the next two
-        self._waiting: List[Tuple[bytes, Told]] = []
+        self._waiting: list[tuple[bytes, Told]] = []
         self._has_writer = False
-        self._file: Optional[_RowFile] = None                   # the writer's
+        self._file: Optional[OpenFile] = None                   # the writer's, as the next
+        self._failed = False                                    # that file may have a hole
 
     def append(self, row: bytes, told: Told) -> None:
         """Have a row written. `told` is called when it is on disk or has failed, by whoever wrote: it must not wait."""
@@ -755,18 +1111,19 @@ class RowLog:
         for batch in iter(self._take, []):
             self._write(batch)
 
-    def _take(self) -> List[Tuple[bytes, Told]]:
+    def _take(self) -> list[tuple[bytes, Told]]:
         """All that wait; when none does, the writer's part is over."""
         with self._lock:
-            batch, self._waiting = self._waiting, []
+            batch = self._waiting
+            self._waiting = []
             self._has_writer = bool(batch)
         return batch
 
-    def _write(self, batch: List[Tuple[bytes, Told]]) -> None:
+    def _write(self, batch: list[tuple[bytes, Told]]) -> None:
         path, problem = "", None
         try:
             file = self._current()
-            file.append(b"".join(row for row, _ in batch))
+            self._append(file, b"".join(row for row, _ in batch))
             path = file.path
         except Exception as error:                              # whatever it is, nobody is left waiting
             problem = error
@@ -778,18 +1135,39 @@ class RowLog:
         """Close the file, unless somebody writes; a later `append` opens it anew."""
         with self._lock:
             if self._file and not self._has_writer:
-                os.close(self._file.fd)
+                self._file.close()
                 self._file = None
 
-    def _current(self) -> _RowFile:
-        old = self._file
-        if old and old.is_current(self.size_limit):
-            return old
+    def _current(self) -> OpenFile:
+        """The file that takes the next row."""
+        file = self._file
+        if file and not self._failed and file.is_current() and file.size < self.size_limit:
+            return file
         make_directory(self.directory, settle=True)
-        path = choose_append_file(self.directory, self.match, self.size_limit)
-        if old and old.failed and os.path.exists(path) and os.path.getsize(path):
-            path = os.path.join(self.directory, next_sequence_filename(self.directory, self.match))
-        self._file = _RowFile(path, self._sync)                 # until there is a new one, the old one stays failed
-        if old:
-            os.close(old.fd)
-        return self._file
+        path = choose_append_file(self.directory, self.match, 0 if self._failed else self.size_limit)
+        new = OpenFile(path, os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666))
+        try:
+            _sync_directory(self.directory)
+            if new.size and os.pread(new.fd, 1, new.size - 1) != b"\n":
+                _write_all(new.fd, b"\n", new.size)             # a crash left half a row: the next starts a line
+                new.size += 1
+        except OSError:
+            new.close()
+            raise
+        if file:
+            file.close()
+        self._file = new                                        # until here, the old one stays failed
+        self._failed = False
+        return new
+
+    def _append(self, file: OpenFile, rows: bytes) -> None:
+        """Write rows and return when they are on disk."""
+        self._failed = True                                     # unless all goes well
+        try:
+            _write_all(file.fd, rows, file.size)
+        except Exception:
+            os.ftruncate(file.fd, file.size)
+            self._failed = False
+            raise
+        self._sync(file.fd)
+        self._failed = False

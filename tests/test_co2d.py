@@ -6,18 +6,21 @@ import errno
 import json
 import os
 import select
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 
 import co2d
 import importer
 import fuzz
+import seqfile
 from heads import MALFORMED, WELL_FORMED, parse, pieces_of
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -183,12 +186,17 @@ def test_a_unit_with_as_many_files_as_allowed_goes_on_with_those_it_has(tmp_path
     assert ask(station, "PUT", PUSH.replace("0000", "0001") + "?offset=0", b"hello").status == 507
 
 
-def test_files_that_are_removed_make_room_in_the_quota(tmp_path):
+def test_files_that_are_removed_make_room_in_the_quota_within_a_minute(tmp_path, monkeypatch):
+    counted, usage_of = [], seqfile.usage_of
+    monkeypatch.setattr(seqfile, "usage_of", lambda directory: counted.append(directory) or usage_of(directory))
     station = co2d.Station(make_settings(tmp_path, max_unit_bytes=10))
     assert ask(station, "PUT", PUSH + "?offset=0", b"12345678").status == 200
-    assert ask(station, "PUT", PUSH + "?offset=8", b"hello").status == 507
+    for second in range(60):
+        assert ask(station, "PUT", PUSH + "?offset=8", b"hello", now=NOW + second).status == 507
     os.unlink(os.path.join(station.settings.data_dir, "co2unit-1", "data", "readings", "readings-0000.tsv"))
-    assert ask(station, "PUT", PUSH + "?offset=0", b"hello").status == 200
+    assert len(counted) == 0
+    assert ask(station, "PUT", PUSH + "?offset=0", b"hello", now=NOW + 60).status == 200
+    assert len(counted) == 1
 
 
 def test_a_clock_that_goes_back_is_logged(tmp_path, caplog):
@@ -204,9 +212,42 @@ def test_units_that_are_not_listed_are_refused(tmp_path):
         200, 200, 200, 403, 403]
 
 
-def test_more_units_than_allowed_are_refused_but_known_ones_go_on(tmp_path):
+def upload(station, unit, offset=0, body=b"x"):
+    target = "/ou/%s/push-sequential/data/readings/readings-0000.tsv?offset=%d" % (unit, offset)
+    return ask(station, "PUT", target, body).status
+
+
+def test_more_units_than_allowed_may_ping_but_not_upload_and_known_ones_go_on(tmp_path):
     station = co2d.Station(make_settings(tmp_path, max_units=2))
-    assert [ask(station, "POST", "/ou/u%s/alive" % unit).status for unit in "12312"] == [200, 200, 403, 200, 200]
+    assert [ask(station, "POST", "/ou/invented%d/alive" % number).status for number in range(10)] == [200] * 10
+    assert [upload(station, "invented%d" % number, offset=9) for number in range(10)] == [416] * 10
+    assert [upload(station, unit) for unit in ("u1", "u2", "u3", "u1", "u2")] == [200, 200, 403, 200, 200]
+
+
+def test_a_unit_that_was_removed_makes_room_for_another(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, max_units=1))
+    assert upload(station, "u1") == 200
+    shutil.rmtree(os.path.join(station.settings.data_dir, "u1"))
+    assert upload(station, "u2") == 200
+
+
+def test_pings_stop_where_the_disk_is_to_be_left_free_and_are_answered_and_counted_as_lost(tmp_path, caplog):
+    station = co2d.Station(make_settings(tmp_path, keep_free=99.9))
+    assert ask(station, "POST", "/ou/co2unit-1/alive?site_code=a").status == 200
+    assert not os.path.exists(station.var("pings", "pings-0000.tsv"))
+    assert station.samples()["co2d_pings_lost_total", ()] == 1
+    assert caplog.records[0].getMessage() == "ping of co2unit-1 NOT STORED: less than 99.9 % of the disk is free"
+
+
+def test_the_disk_is_asked_for_room_once_a_second_or_when_what_it_said_is_used_up(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or mock.Mock(f_bavail=60, f_blocks=100, f_frsize=1000))
+    room = co2d.Room(str(tmp_path))
+    assert [room.take(4000, 50, NOW) for _ in range(3)] == [True] * 3                # 10,000 bytes, of which 12,000 are taken
+    assert len(asked) == 1
+    assert room.take(4000, 50, NOW) and len(asked) == 2
+    assert room.take(4000, 50, NOW + 1) and len(asked) == 3
+    assert not room.take(1, 60.1, NOW + 3)
 
 
 def test_replaced_bytes_are_reported_to_the_import_thread(station):

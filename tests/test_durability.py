@@ -305,6 +305,7 @@ def test_a_read_only_disk_is_answered_with_503_and_recovers_without_a_restart(da
     mount(one.data, "-t", "tmpfs", "tmpfs")
     one.start()
     assert put(one, "readings-0000.tsv", 0, b"one\n")[0] == 200
+    assert ask(one, "GET", "/readyz")[0] == 200                 # closes what is open, as once a minute
     subprocess.run(["mount", "-o", "remount,ro", one.data], check=True)
     assert [put(one, "readings-0000.tsv", 4, b"two\n")[0], put(one, "readings-0001.tsv", 0, b"one\n")[0],
             put(one, "readings-0000.tsv", 0, b"one\n", unit="co2unit-2")[0]] == [503] * 3

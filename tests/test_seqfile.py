@@ -17,7 +17,7 @@ import seqfile
 MATCH = ("readings-", ".tsv")
 NOW = 1_570_418_619.980794                                      # 2019-10-07T03:23:39.980794Z
 DAY = 86400.0
-READINGS = ["data", "readings"]
+READINGS = ("data", "readings")
 
 
 class FailingDisk:
@@ -39,7 +39,7 @@ def inbox(tmp_path):
 
 
 def receive(inbox, name, offset, chunk, now=NOW, unit="u"):
-    return inbox.receive(unit, READINGS + [name], offset, chunk, now)
+    return inbox.receive(seqfile.Chunk(unit, READINGS, name, offset, chunk, now))
 
 
 def put(inbox, name, content, now=NOW):
@@ -81,18 +81,18 @@ def test_ten_thousand_follows_9999_and_is_found_again(tmp_path):
     (tmp_path / "readings-9999.tsv").write_bytes(b"x")
     assert seqfile.next_sequence_filename(str(tmp_path), MATCH) == "readings-10000.tsv"
     (tmp_path / "readings-10000.tsv").write_bytes(b"x")
-    assert seqfile.last_file_in_sequence(str(tmp_path), MATCH) == "readings-10000.tsv"
+    assert seqfile.choose_append_file(str(tmp_path), MATCH) == str(tmp_path / "readings-10000.tsv")
 
 
 def test_stray_files_and_directories_are_not_the_last_file(tmp_path):
     for name in ("readings-0001.tsv", "zzz.tsv", "readings-9.tsv.swp"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "readings-0007.tsv").mkdir()
-    assert seqfile.last_file_in_sequence(str(tmp_path), MATCH) == "readings-0001.tsv"
+    assert seqfile.files_in_sequence(str(tmp_path), MATCH) == ["readings-0001.tsv"]
 
 
 def test_an_empty_directory_has_no_last_file_and_begins_with_number_0(tmp_path):
-    assert seqfile.last_file_in_sequence(str(tmp_path), MATCH) is None
+    assert seqfile.files_in_sequence(str(tmp_path), MATCH) == []
     assert seqfile.next_sequence_filename(str(tmp_path), MATCH) == "readings-0000.tsv"
     assert seqfile.choose_append_file(str(tmp_path), MATCH) == str(tmp_path / "readings-0000.tsv")
 
@@ -116,13 +116,13 @@ def test_a_full_file_is_followed_by_the_next(tmp_path, size, chosen):
     ("readings-0000 - Copy.tsv", "readings-0000%20-%20Copy.tsv"), ("readings-0000 (1).tsv", "readings-0000%20%281%29.tsv"),
     ("._readings-0000.tsv", "%2E_readings-0000.tsv"), (".~lock.readings-0000.tsv#", "%2E%7Elock.readings-0000.tsv%23"),
     ("vadsø.tsv", "vads%C3%B8.tsv"), ("SYSTEM~1", "SYSTEM%7E1"), ("%41", "%2541"), ("a@0@20200101T000000Z", "a%400%4020200101T000000Z"),
-    pytest.param("readings-" + "ø" * 100 + ".tsv", "readings-" + "%C3%B8" * 18 + "%C3" + "%f4cf775f.tsv", id="long")])
+    pytest.param("readings-" + "ø" * 100 + ".tsv", "readings-" + "%C3%B8" * 18 + "%C3" + "%f4cf775f.tsv", id="many bytes")])
 def test_a_file_of_a_card_is_kept_under_a_safe_name(name, kept):
-    assert seqfile.kept_name(name.encode()) == kept
+    assert seqfile.kept_name(name) == kept
 
 
 def test_long_names_that_differ_anywhere_are_kept_apart():
-    names = [b"readings-%s.tsv" % b"".join(b"x" if i == n else b"\xff" for i in range(246)) for n in range(246)]
+    names = ["readings-%s.tsv" % "".join("x" if i == n else "\udcff" for i in range(246)) for n in range(246)]
     assert len({seqfile.kept_name(name) for name in names}) == 246
     assert max(len(seqfile.kept_name(name)) for name in names) == 133
 
@@ -169,7 +169,7 @@ def test_an_old_chunk_is_acked_at_its_own_end_not_at_ours(inbox):
 @pytest.mark.parametrize("offset", [5, 1_000_000])
 def test_a_chunk_past_the_end_is_refused_with_our_size(inbox, tmp_path, offset):
     receive(inbox, "readings-0000.tsv", 0, b"one\n")
-    assert receive(inbox, "readings-0000.tsv", offset, b"x") == ("gap", ("readings-0000.tsv", 4), 0, 0, "", False)
+    assert receive(inbox, "readings-0000.tsv", offset, b"x") == seqfile.Receipt("gap", ("readings-0000.tsv", 4))
     assert content(tmp_path, "readings-0000.tsv") == b"one\n"
 
 
@@ -239,6 +239,91 @@ def test_a_linked_directory_is_not_followed(inbox, tmp_path):
     with pytest.raises(OSError):
         receive(inbox, "readings-0000.tsv", 0, b"x")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+# -- files that stay open ---------------------------------------------------------------------------------------------
+
+
+def open_files(path):
+    links = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+    return sorted(os.readlink(link) for link in links if os.path.islink(link) and os.readlink(link).startswith(str(path)))
+
+
+def folder_of(root, unit="u"):
+    return root / unit / "data" / "readings"
+
+
+@pytest.fixture
+def begun(inbox, tmp_path):
+    """A folder with a file that stays open after its first chunk."""
+    receive(inbox, "readings-0000.tsv", 0, b"one\n")
+    assert open_files(tmp_path) == [str(folder_of(tmp_path) / "readings-0000.tsv")]
+    return folder_of(tmp_path)
+
+
+def test_a_file_that_was_removed_is_not_written_to(inbox, begun):
+    os.unlink(begun / "readings-0000.tsv")
+    assert receive(inbox, "readings-0000.tsv", 4, b"two\n").ack == ("readings-0000.tsv", 0)
+    assert list(begun.glob("*.tsv")) == []
+
+
+def test_a_file_that_was_replaced_is_the_one_that_is_written_to(inbox, begun):
+    (begun / "new").write_bytes(b"one\ntwo\n")
+    os.rename(begun / "new", begun / "readings-0000.tsv")
+    assert receive(inbox, "readings-0000.tsv", 8, b"six\n").kind == "append"
+    assert (begun / "readings-0000.tsv").read_bytes() == b"one\ntwo\nsix\n"
+
+
+def test_a_file_that_was_cut_by_hand_is_as_long_as_it_is(inbox, begun):
+    os.truncate(begun / "readings-0000.tsv", 2)
+    assert receive(inbox, "readings-0000.tsv", 4, b"two\n").ack == ("readings-0000.tsv", 2)
+
+
+@pytest.mark.parametrize("above", [0, 1, 2, 3])
+def test_a_directory_that_was_wiped_is_made_again(inbox, begun, above, tmp_path):
+    shutil.rmtree(str([begun, *begun.parents][above]))
+    assert receive(inbox, "readings-0000.tsv", 4, b"two\n").ack == ("readings-0000.tsv", 0)
+    assert receive(inbox, "readings-0000.tsv", 0, b"two\n").ack == ("readings-0000.tsv", 4)
+    assert content(tmp_path, "readings-0000.tsv") == b"two\n"
+
+
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_a_directory_that_was_moved_away_gets_nothing_more(inbox, begun, above, tmp_path):
+    directory = [begun, *begun.parents][above]
+    os.rename(directory, tmp_path / "moved")
+    assert receive(inbox, "readings-0000.tsv", 4, b"two\n").ack == ("readings-0000.tsv", 0)
+    assert receive(inbox, "readings-0000.tsv", 0, b"two\n").ack == ("readings-0000.tsv", 4)
+    assert [path.read_bytes() for path in (tmp_path / "moved").rglob("*.tsv")] == [b"one\n"]
+
+
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_a_directory_in_whose_place_there_is_a_link_to_another_is_refused(inbox, begun, above, tmp_path):
+    directory = [begun, *begun.parents][above]
+    shutil.copytree(str(directory), str(tmp_path / "copy"))
+    shutil.rmtree(str(directory))
+    directory.symlink_to(tmp_path / "copy")
+    for _ in range(2):
+        with pytest.raises(OSError):
+            receive(inbox, "readings-0000.tsv", 4, b"two\n")
+    assert [path.read_bytes() for path in (tmp_path / "copy").rglob("*.tsv")] == [b"one\n"]
+
+
+def test_a_link_in_the_place_of_the_file_is_refused_even_to_the_same_file(inbox, begun, tmp_path):
+    os.rename(begun / "readings-0000.tsv", tmp_path / "elsewhere")
+    (begun / "readings-0000.tsv").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError):
+        receive(inbox, "readings-0000.tsv", 4, b"two\n")
+
+
+def test_only_so_many_files_stay_open(inbox, tmp_path, monkeypatch):
+    monkeypatch.setattr(seqfile, "MOST_OPEN", 3)
+    for offset in (0, 4):
+        for number in range(9):
+            assert receive(inbox, "readings-0000.tsv", offset, b"one\n", unit="u%d" % number).kind == "append"
+    assert open_files(tmp_path) == [str(folder_of(tmp_path, "u%d" % number) / "readings-0000.tsv") for number in (6, 7, 8)]
+    inbox.close_files()
+    assert open_files(tmp_path) == []
+    assert receive(inbox, "readings-0000.tsv", 8, b"one\n", unit="u8").kind == "append"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -364,6 +449,94 @@ def test_when_setting_aside_fails_the_old_bytes_stay_where_they_are(tmp_path):
         receive(inbox, "readings-0000.tsv", 0, b"new bytes\n")
     assert content(tmp_path, "readings-0000.tsv") == b"old bytes\n"
     assert put_aside(tmp_path) == {}
+
+
+# -- rules of memory --------------------------------------------------------------------------------------------------
+# A unit that was asked for readings-0001.tsv, or not, in each situation, and what is concluded from its next step.
+
+QUIET, ASKED, ELSEWHERE = seqfile.QUIET, seqfile.ASKED, seqfile.ELSEWHERE
+STEPS = {                               # name, offset, seconds later: after bytes 0 to 50 of readings-0003.tsv
+    "ARRIVES": ("readings-0001.tsv", 0, 1), "FOLLOWS": ("readings-0003.tsv", 50, 1), "RESUMES": ("readings-0003.tsv", 50, DAY),
+    "MOVES_ON": ("readings-0006.tsv", 0, 1), "BEGINS": ("readings-0006.tsv", 0, DAY), "STEPS_BACK": ("readings-0002.tsv", 0, 1),
+    "JUMPS": ("readings-0006.tsv", 9, 1)}
+
+
+def memory_in(situation):
+    """A memory whose unit has sent 50 bytes of readings-0003.tsv, and is in a situation."""
+    memory = seqfile.Memory(seqfile.READINGS, {})
+    chunk = seqfile.Chunk("u", READINGS, "readings-0003.tsv", 0, b"r" * 50, NOW)
+    memory.observe(chunk, lambda: {"readings-0003.tsv": 50})
+    if situation is not QUIET:
+        memory.situation, memory.awaited, memory.elsewhere = situation, 1, "readings-0003.tsv"
+    return memory
+
+
+def take(memory, name, offset, later):
+    memory.observe(seqfile.Chunk("u", READINGS, name, offset, b"r" * 50, NOW + later),
+                   lambda: {"readings-0003.tsv": 50, "readings-0005.tsv": 9})
+    return memory.situation, memory.first, [tuple(known) for known in memory.ends.ranges]
+
+
+@pytest.mark.parametrize("situation, step, expected", [
+    (QUIET, "FOLLOWS", (QUIET, 0, [])),
+    (QUIET, "RESUMES", (QUIET, 0, [])),
+    (QUIET, "MOVES_ON", (QUIET, 0, [(3, 4, 50), (4, 5, 0)])),   # 5 is here, so it is not concluded that the unit lacks it
+    (QUIET, "BEGINS", (QUIET, 0, [])),
+    (QUIET, "STEPS_BACK", (QUIET, 0, [])),
+    (QUIET, "JUMPS", (QUIET, 0, [])),
+    (ASKED, "ARRIVES", (QUIET, 0, [])),
+    (ASKED, "FOLLOWS", (QUIET, 3, [(1, 2, 0)])),
+    (ASKED, "RESUMES", (QUIET, 0, [])),
+    (ASKED, "MOVES_ON", (QUIET, 0, [])),
+    (ASKED, "BEGINS", (QUIET, 0, [])),
+    (ASKED, "STEPS_BACK", (ELSEWHERE, 0, [])),
+    (ASKED, "JUMPS", (QUIET, 0, [])),
+    (ELSEWHERE, "ARRIVES", (QUIET, 0, [])),
+    (ELSEWHERE, "FOLLOWS", (QUIET, 3, [(1, 2, 0)])),
+    (ELSEWHERE, "RESUMES", (QUIET, 3, [(1, 2, 0)])),
+    (ELSEWHERE, "MOVES_ON", (QUIET, 3, [(1, 2, 0)])),
+    (ELSEWHERE, "BEGINS", (QUIET, 3, [(1, 2, 0)])),
+    (ELSEWHERE, "STEPS_BACK", (QUIET, 0, [])),
+    (ELSEWHERE, "JUMPS", (QUIET, 0, [])),
+])
+def test_what_is_concluded_from_a_step(situation, step, expected):
+    memory = memory_in(situation)
+    chunk = seqfile.Chunk("u", READINGS, *STEPS[step][:2], b"r" * 50, NOW + STEPS[step][2])
+    assert memory.step(chunk) == step.lower().replace("_", " ")
+    assert take(memory, *STEPS[step]) == expected
+
+
+def test_moving_on_after_a_chunk_out_of_order_says_nothing():
+    memory = memory_in(QUIET)
+    take(memory, "readings-0003.tsv", 20, 1)
+    assert take(memory, "readings-0006.tsv", 0, 2) == (QUIET, 0, [])
+
+
+def test_a_first_file_without_a_number_is_followed_by_the_first_with_one():
+    memory = memory_in(ELSEWHERE)
+    memory.elsewhere = "readings-0000 - Copy.tsv"
+    assert take(memory, "readings-0006.tsv", 0, 1) == (QUIET, 6, [(1, 2, 0)])
+
+
+@pytest.mark.parametrize("name, number", [("readings-0012.tsv", 12), ("readings-10000.tsv", 10000), ("readings-12.tsv", None),
+                                          ("readings-00012.tsv", None), ("readings-1000000.tsv", None), ("readings-0012_old.tsv", None)])
+def test_only_the_names_that_units_make_have_a_place_in_the_order(name, number):
+    assert seqfile.Memory(seqfile.READINGS, {}).number(name) == number
+
+
+@pytest.mark.parametrize("ranges, new, expected", [
+    ([], (3, 5, 0), [(3, 5, 0)]),
+    ([(0, 9, 0)], (3, 5, 7), [(0, 3, 0), (3, 5, 7), (5, 9, 0)]),
+    ([(0, 4, 1), (4, 6, 2), (8, 9, 3)], (3, 8, 7), [(0, 3, 1), (3, 8, 7), (8, 9, 3)]),
+    ([(4, 5, 1)], (4, 5, 2), [(4, 5, 2)]),
+    ([(6, 8, 1)], (4, 5, 2), [(4, 5, 2), (6, 8, 1)]),
+])
+def test_ranges_of_ends_replace_what_they_cover(ranges, new, expected):
+    ends = seqfile.Ends(ranges)
+    ends.put(seqfile.Range(*new))
+    assert [tuple(known) for known in ends.ranges] == expected
+    covered = {number: size for start, stop, size in expected for number in range(start, stop)}
+    assert [ends.find(number) and ends.find(number).size for number in range(10)] == [covered.get(number) for number in range(10)]
 
 
 # -- older files ------------------------------------------------------------------------------------------------------
@@ -543,10 +716,32 @@ def test_a_unit_that_moved_on_between_two_days_may_have_sent_the_rest_elsewhere(
     assert put(inbox, "readings-0001.tsv", b"r" * 50, NOW + DAY) == [("readings-0000.tsv", 0)]
 
 
-def test_a_name_far_ahead_costs_no_memory(inbox):
-    put(inbox, "readings-0000.tsv", b"r" * 50)
-    put(inbox, "readings-999999.tsv", b"r" * 50)
-    assert len(inbox._sequences["u", "data", "readings"].memory.ended) <= 1 + seqfile.MAX_ABSENT
+def memory_of(inbox):
+    return inbox._sequences["u", "data", "readings"].memory
+
+
+def test_names_that_jump_cost_neither_memory_nor_time(inbox, tmp_path):
+    looks, find = [], seqfile.Ends.find
+    with mock.patch.object(seqfile.Ends, "find", lambda *arguments: looks.append(1) or find(*arguments)):
+        for number in range(200):
+            put(inbox, "readings-%04d.tsv" % (number * 7919 % 1000000), b"r" * 50, NOW + number)
+    assert len(memory_of(inbox).ends.ranges) <= 400 and len(memory_of(inbox).asked) <= seqfile.MOST_ASKED
+    assert (tmp_path / "u" / "data" / "readings" / ".sequence.json").stat().st_size < 10000
+    assert len(looks) < 200 * 1000                              # it was 200 times a million numbers
+
+
+def test_what_there_is_no_room_to_remember_is_not_asked_for(inbox, monkeypatch):
+    monkeypatch.setattr(seqfile, "MOST_ENDS", 10)
+    for number in range(0, 60, 3):                              # the unit has every third file only
+        put(inbox, "readings-%04d.tsv" % number, b"r" * 50, NOW + number)
+    assert len(memory_of(inbox).ends.ranges) == 10 and memory_of(inbox).first == 42
+    assert names(put(inbox, "readings-0057.tsv", b"r" * 99, NOW + DAY)) == []
+
+
+def test_no_more_than_so_many_files_are_asked_for_in_a_day(inbox, monkeypatch):
+    monkeypatch.setattr(seqfile, "MOST_ASKED", 3)
+    acks = [put(inbox, "readings-%04d.tsv" % number, b"r" * 50)[0] for number in (90, 80, 70, 60, 50)]
+    assert names(acks) == [("readings-%04d.tsv" % number, 0) for number in (0, 1, 2)]
 
 
 def test_numbers_beyond_9999_do_not_lengthen_the_names_before(inbox):
