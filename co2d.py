@@ -94,7 +94,7 @@ log = logging.getLogger("co2d")
 Headers = Tuple[Tuple[str, str], ...]
 Labels = Tuple[Tuple[str, Any], ...]
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class Request(NamedTuple):
@@ -147,7 +147,7 @@ class Refused(Exception):
 
 def json_response(value: Any, status: int = 200, note: str = "", headers: Headers = ()) -> Response:
     """Compact JSON on one line."""
-    return Response(status, _to_json(value).encode() + b"\n", "application/json", headers, note)
+    return Response(status, _to_json(value).encode("utf-8", "surrogateescape") + b"\n", "application/json", headers, note)
 
 
 def text_response(text: str, kind: str = "text/plain", headers: Headers = ()) -> Response:
@@ -671,17 +671,21 @@ def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None
         told("", OSError("less than %g %% of the disk is free" % station.settings.keep_free))
 
 
-def push(station: Station, request: Request, unit: str, path: Tuple[str, ...]) -> Response:
-    """A chunk of a file; see seqfile for what becomes of it."""
+def push(station: Station, request: Request, unit: str, path: Tuple[str, ...], file: bytes) -> Response:
+    """A chunk of a file, which may have any name that a card can hold; see seqfile for what becomes of it."""
     station.admit(unit)
-    if path[0] not in station.settings.upload_dirs.split() or not 2 <= len(path) <= MAX_DEPTH:
-        raise Refused(403, "uploads go below %s" % " or ".join(station.settings.upload_dirs.split()))
+    folders = station.settings.upload_dirs.split()
+    if path[0] not in folders or len(path) >= MAX_DEPTH:
+        raise Refused(403, "uploads go below %s" % " or ".join(folders))
+    if file in (b"", b".", b".."):
+        raise Refused(404, "no name of a file")
     offsets = [value for name, value in request.query if name == "offset"]
     if len(offsets) != 1 or not re.match(r"[0-9]{1,15}\Z", offsets[0]):
         raise Refused(400, "exactly one offset is needed, a whole number")
     if not request.body:
         raise Refused(400, "empty body")
-    chunk = seqfile.Chunk(unit, path[:-1], path[-1], int(offsets[0]), request.body, request.now)
+    name = file.decode("utf-8", "surrogateescape")
+    chunk = seqfile.Chunk(unit, path, name, int(offsets[0]), request.body, request.now)
     try:
         receipt = _store(station, chunk)
     except OSError as error:
@@ -1124,7 +1128,7 @@ class Route(NamedTuple):
 ROUTES = [
     Route("GET", "/", hello, is_slow=True),
     Route("POST", "/ou/<unit>/alive", alive),
-    Route("PUT", "/ou/<unit>/push-sequential/<path>", push),
+    Route("PUT", "/ou/<unit>/push-sequential/<path>/<file>", push),
     Route("GET", "/ou/<unit>/updates", list_updates),
     Route("GET", "/ou/<unit>/updates/<path>", update),
     Route("GET", "/status/alive/recent", recent),

@@ -132,15 +132,16 @@ def test_a_gap_is_refused_with_our_size(station):
     (PUSH + "?offset=0", 400),                                  # with an empty body, below
     ("/ou/co2unit-1/push-sequential/updates/update-1/flash/main.py?offset=0", 403),
     ("/ou/co2unit-1/push-sequential/set-aside/x?offset=0", 403),
-    ("/ou/co2unit-1/push-sequential/data?offset=0", 403),
+    ("/ou/co2unit-1/push-sequential/data?offset=0", 404), ("/ou/co2unit-1/push-sequential/data/?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/.?offset=0", 404), ("/ou/co2unit-1/push-sequential/data/..?offset=0", 404),
     ("/ou/co2unit-1/push-sequential/data/2/3/4/5/6/7/8/9?offset=0", 403),
     ("/ou/co2unit-1/push-sequential/data/../updates/x?offset=0", 404),
     ("/ou/co2unit-1/push-sequential/data/%2e%2e/updates/x?offset=0", 404),
-    ("/ou/co2unit-1/push-sequential/data/a%2Fb?offset=0", 404),
-    ("/ou/co2unit-1/push-sequential/data/.hidden?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/.hidden/x?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/a%2Fb/x?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/a b/x?offset=0", 404),
     ("/ou/co2unit-1/push-sequential/data//x?offset=0", 404),
-    ("/ou/co2unit-1/push-sequential/data/a b?offset=0", 404),
-    ("/ou/co2unit-1/push-sequential/data/%s?offset=0" % ("x" * 65), 404),
+    ("/ou/co2unit-1/push-sequential/data/%s/x?offset=0" % ("x" * 65), 404),
     ("/ou/../push-sequential/data/x?offset=0", 404),
     ("/ou/.x/push-sequential/data/x?offset=0", 404),
 ])
@@ -148,6 +149,89 @@ def test_what_is_not_a_chunk_is_refused_and_nothing_is_stored(station, target, s
     body = b"" if target == PUSH + "?offset=0" else b"hello"
     assert ask(station, "PUT", target, body).status == status
     assert os.listdir(station.settings.data_dir) == []
+
+
+def push(station, name, offset=0, body=b"hello", folder="data/readings", now=NOW):
+    """Status and ack of a chunk of a file with any name, given as bytes."""
+    head = b"PUT /ou/co2unit-1/push-sequential/%s/%s?offset=%d HTTP/1.0\r\n\r\n" % (folder.encode(), name, offset)
+    response = co2d.respond(station, co2d.parse_head(head)._replace(body=body, now=now))
+    return response.status, response.body
+
+
+def kept(station, *path):
+    folder = os.path.join(station.settings.data_dir, "co2unit-1", *path)
+    return sorted(os.path.relpath(os.path.join(parent, name), folder) for parent, _, names in os.walk(folder) for name in names)
+
+
+@pytest.mark.parametrize("name, where", [
+    (b"readings-0000 - Copy.tsv", "data/readings/readings-0000%20-%20Copy.tsv"),
+    (b"readings-0000 (1).tsv", "data/readings/readings-0000%20%281%29.tsv"),
+    (b"readings-0000_old.tsv", "data/readings/readings-0000_old.tsv"),
+    (b"readings-%41#\xff.tsv", "data/readings/readings-%2541%23%FF.tsv"),
+    (b"._readings-0000.tsv", "strange/data/readings/%2E_readings-0000.tsv"),
+    (b".~lock.readings-0000.tsv#", "strange/data/readings/%2E%7Elock.readings-0000.tsv%23"),
+    (b"SYSTEM~1", "strange/data/readings/SYSTEM%7E1"),
+    (b"a" * 255, "strange/data/readings/" + "a" * 120 + "%a2c40b3daaaa"),
+    (b"..a", "strange/data/readings/%2E.a"), (b".sequence.json", "strange/data/readings/%2Esequence.json")])
+def test_a_file_of_a_card_may_have_any_name_and_is_acknowledged_byte_for_byte(station, name, where):
+    assert push(station, name) == (200, b'{"ack_file":["%s",5,5]}\n' % name)
+    assert stored(station, "co2unit-1", where) == b"hello"
+    assert (os.path.join(station.settings.data_dir, "co2unit-1", where) in station.take_changed()) == where.startswith("data")
+
+
+def test_a_strange_name_behind_the_newest_readings_is_sent_back_once_after_each_ping(station):
+    assert push(station, "vadsø.tsv".encode()) == (416, b'{"error":"READINGS_FIRST","ack_file":["readings-0000.tsv",0,0]}\n')
+    push(station, b"readings-0000.tsv")
+    push(station, b"readings-0001.tsv", 0, b"hello, you\n")
+    for _ in range(3):
+        ask(station, "POST", "/ou/co2unit-1/alive")
+        assert push(station, b"readings-0001.tsv~") == (200, b'{"ack_file":["readings-0001.tsv",11,11]}\n')
+        for _ in range(2):
+            assert push(station, "vadsø.tsv".encode()) == (503, b'{"error":"no more of this file before the next ping"}\n')
+    assert push(station, b"readings-0000.tsv~")[0] == 200       # not behind
+    assert kept(station, "strange") == ["data/readings/readings-0000.tsv%7E", "data/readings/readings-0001.tsv%7E"]
+
+
+def test_after_a_restart_a_unit_with_a_strange_name_is_sent_back_to_the_beginning_of_its_newest_readings(station):
+    for number in range(3):
+        push(station, b"readings-%04d.tsv" % number)
+    later = co2d.Station(station.settings, clock=lambda: NOW)
+    assert push(later, b"zzz") == (200, b'{"ack_file":["readings-0002.tsv",0,0]}\n')
+
+
+def test_strange_names_in_errors_never_keep_the_readings_back(station):
+    push(station, b"errors-0000.txt", folder="errors")
+    for name in (b"zzz", b"errors-0000.txt.bak", b"!"):
+        for _ in range(3):
+            assert push(station, name, folder="errors") == (200, b'{"ack_file":["%s",5,5]}\n' % name)
+    assert kept(station, "strange") == ["errors/%21", "errors/errors-0000.txt.bak", "errors/zzz"]
+
+
+def test_strange_files_are_kept_up_to_a_limit_and_then_acknowledged_and_counted(station, monkeypatch):
+    monkeypatch.setattr(seqfile, "MOST_STRANGE", 3 * 4096 + 10)
+    for number in range(5):
+        assert push(station, b"!%d" % number, body=b"hello")[0] == 200
+    assert kept(station, "strange") == ["data/readings/%210", "data/readings/%211"]
+    assert push(station, b"!0", 5, body=b"x" * 99)[0] == 200
+    assert stored(station, "co2unit-1", "strange/data/readings/%210") == b"hello"
+    assert station.samples()["co2d_strange_bytes_dropped_total", ()] == 15 + 99
+
+
+def test_the_rest_of_a_strange_file_whose_beginning_is_not_here_is_acknowledged(station):
+    assert push(station, b"!", 4096) == (200, b'{"ack_file":["!",4101,4101]}\n')
+    assert kept(station, "strange") == []
+
+
+def test_strange_files_on_a_full_disk_are_acknowledged(tmp_path):
+    full = co2d.Station(make_settings(tmp_path, keep_free=99.9))
+    assert push(full, b"!")[0] == 200 and push(full, b"readings-0000.tsv")[0] == 507
+    assert kept(full) == []
+
+
+def test_what_replaces_a_strange_file_is_kept_beside_it_where_no_importer_reads(station):
+    push(station, b"!", body=b"old")
+    push(station, b"!", body=b"new")
+    assert kept(station) == ["set-aside/strange/data/readings/%21@0@20191007T032339.980794Z", "strange/data/readings/%21"]
 
 
 def test_a_name_that_is_a_directory_is_refused(station):
