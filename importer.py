@@ -92,6 +92,19 @@ class Rejected(Exception):
     """A line that cannot be imported; says why."""
 
 
+def place_of(error: BaseException) -> str:
+    """File and line where an exception was raised."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
+
+
+def _printable(text: str) -> str:
+    """Without control characters: names and texts from outside reach no terminal as they are."""
+    return re.sub("[\x00-\x1f\x7f-\x9f]", "?", text.encode("utf-8", "replace").decode())
+
+
 # -- quality rules ----------------------------------------------------------------------------------------------------
 # Values stay as they are. The bits of `qc` say which rules a row breaks. `co2_flag` and `temp_flag` sum them up, each for
 # its own quantity, in the scheme of QARTOD (U.S. IOOS Manual for Real-Time Quality Control). A value that fails or is
@@ -3421,19 +3434,27 @@ def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     return 1 if summary.unreadable else 0
 
 
+_LEDGER = """
+    SELECT size, imported_bytes, rejected_bytes, size - done, imported, repeated, rejected, coalesce(extra_fields, 0), path
+    FROM sources ORDER BY path"""
+
+
 def command_status(archive: Archive, arguments: argparse.Namespace) -> int:
-    """The ledger: per source its bytes and lines."""
-    row = "%10s %10s %9s %9s %8s %8s %8s  %s"
+    """What became of each file: bytes, rows, repeats, refused lines, unknown further fields; what could not be read."""
+    form = "%10s %10s %9s %9s %8s %8s %8s %8s  %s"
     with contextlib.closing(open_db(archive.db)) as db:
-        print(row % ("bytes", "imported", "rejected", "not yet", "rows", "repeats", "rejects", "file"))
-        total = [0] * 7
-        for *numbers, path in db.execute("""
-                SELECT size, imported_bytes, rejected_bytes, size - done, imported, repeated, rejected, path
-                FROM sources ORDER BY path"""):
-            print(row % (*numbers, _printable(path)))
-            total = [a + b for a, b in zip(total, numbers)]
-        print(row % (*total, "total"))
-    return 0
+        print(form % ("bytes", "imported", "rejected", "not yet", "rows", "repeats", "rejects", "extra", "file"))
+        totals = [0] * 8
+        for *numbers, path in db.execute(_LEDGER):
+            print(form % (*numbers, _printable(path)))
+            totals = list(map(operator.add, totals, numbers))
+        print(form % (*totals, "total"))
+        at = db.execute("SELECT at FROM last_import").fetchone()[0]
+        print("last import: %s" % (seqfile.utc(at) + " UTC" if at else "never"))
+        troubled = db.execute("SELECT path, trouble FROM sources WHERE trouble IS NOT NULL ORDER BY path").fetchall()
+        for path, trouble in troubled:
+            print("not imported: %s: %s" % (_printable(path), _printable(trouble)))
+    return 1 if troubled else 0
 
 
 def command_rejects(archive: Archive, arguments: argparse.Namespace) -> int:
@@ -3479,15 +3500,16 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
 
 def _write(lines: Iterable[str], output: Optional[str]) -> None:
     """To stdout; or to a file, which a reader sees whole or not at all."""
-    if not output or os.path.exists(output) and not os.path.isfile(output):
-        with open(output or sys.stdout.fileno(), "w", encoding="utf-8", newline="", closefd=bool(output)) as out:
-            out.writelines(lines)
+    if not output:
+        sys.stdout.writelines(lines)
         return
     target = os.path.realpath(output)
-    new = target + ".new"
+    is_special = os.path.exists(target) and not os.path.isfile(target)      # /dev/null, a pipe
+    new = target if is_special else target + ".new"
     with open(new, "w", encoding="utf-8", newline="") as out:
         out.writelines(lines)
-    os.replace(new, target)
+    if not is_special:
+        os.replace(new, target)
 
 
 def _check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
@@ -3515,18 +3537,6 @@ def _check_psql(what: str, conninfo: str, others: Sequence[str]) -> None:
 
 def _count_rows(db: sqlite3.Connection, what: str) -> int:
     return int(db.execute("SELECT count(*) FROM " + TABLES[what]).fetchone()[0])
-
-
-def place_of(error: BaseException) -> str:
-    """File and line where an exception was raised."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
-
-
-def _printable(text: str) -> str:
-    return re.sub("[\x00-\x1f\x7f-\x9f]", "?", text.encode("utf-8", "replace").decode())
 
 
 COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
@@ -3579,11 +3589,16 @@ def _parser(name: str, make: Callable[..., argparse.ArgumentParser], **texts: st
     return make(epilog="examples:" + EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
 
 
-def archive_of(arguments: argparse.Namespace) -> Archive:
-    """The archive that the options name, else as co2d.conf says; several data directories are merged."""
-    data_dirs = arguments.data_dir or [None]
-    archive = load_settings(arguments.config, {**vars(arguments), "data_dir": data_dirs[0]}).archive()
-    return archive._replace(data_dirs=tuple(data_dirs)) if arguments.data_dir else archive
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """What co2d.conf says, and the options."""
+    data_dir = arguments.data_dir[0] if arguments.data_dir else None
+    return load_settings(arguments.config, {**vars(arguments), "data_dir": data_dir})
+
+
+def archive_of(arguments: argparse.Namespace, settings: Settings) -> Archive:
+    """The archive in force; several data directories are merged."""
+    archive = settings.archive()
+    return archive._replace(data_dirs=tuple(arguments.data_dir)) if arguments.data_dir else archive
 
 
 def _add_common_options(parser: argparse.ArgumentParser, default: Optional[str]) -> None:
@@ -3617,21 +3632,31 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if isinstance(stream, io.TextIOWrapper):                # never by the locale
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        archive = archive_of(arguments)
-        status = COMMANDS[arguments.command](archive, arguments)
+        if not sys.stdout:
+            raise Unusable("stdout is closed")
+        settings = settings_of(arguments)
+        for warning in settings.warnings:
+            print("%s: warning: %s" % (parser.prog, _printable(warning)), file=sys.stderr)
+        status = COMMANDS[arguments.command](archive_of(arguments, settings), arguments)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:                                     # who read has seen enough
+        _drop_stdout()
         return 0
-    except (Rejected, Usage) as error:
-        print("%s: %s" % (parser.prog, _printable(str(error))), file=sys.stderr)
-        return 2
     except (Unusable, OSError, sqlite3.Error) as error:
-        print("%s: %s" % (parser.prog, _printable(str(error))), file=sys.stderr)
-        return 1
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = ": ".join(filter(None, [error.filename, error.strerror]))
+            _drop_stdout()
+        print("%s: %s" % (parser.prog, _printable(reason)), file=sys.stderr)
+        return 2 if isinstance(error, Usage) else 1
+
+
+def _drop_stdout() -> None:
+    """Let Python find no unwritten text when it ends: it would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import glob
 import io
 import json
 import os
+import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -510,3 +512,58 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(place):                 
 def test_options_that_do_not_go_together_are_refused(place, options, reason):      # noqa: F811
     done = place.command("export", *options)
     assert (done.returncode, done.stderr) == (2, "importer.py: %s\n" % reason)
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *importer.COMMANDS])
+def test_help_ends_with_examples_whose_commands_and_options_there_are(command):
+    done = subprocess.run([sys.executable, importer.__file__, *command.split(), "--help"], stdout=subprocess.PIPE, universal_newlines=True)
+    examples = done.stdout[done.stdout.index("examples:\n"):].splitlines()[1:]
+    assert 2 <= len(examples) <= 6 and max(map(len, examples)) <= 100
+    for example in examples:
+        words = shlex.split(example.split("|")[0].split("      ")[0])
+        words = words[words.index("importer.py") + 1:]
+        assert importer.make_parser().parse_args(words)
+
+
+def test_a_command_calls_itself_as_it_was_called(place, tmp_path):                  # noqa: F811
+    os.symlink(importer.__file__, tmp_path / "co2d-import")
+    ask = [sys.executable, str(tmp_path / "co2d-import"), "--var-dir", place.var, "--data-dir", place.data]
+    done = subprocess.run([*ask, "status"], stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.stderr.startswith("co2d-import: no database yet: ")
+    done = subprocess.run([*ask, "--version"], stdout=subprocess.PIPE, universal_newlines=True)
+    assert done.stdout == "co2d-import %s\n" % importer.__version__
+
+
+def test_who_reads_no_further_or_has_no_room_gets_one_line_at_most(place):          # noqa: F811
+    place.readings(stretch(0, 20000))
+    place.run()
+    command = [sys.executable, importer.__file__, "export", "readings", "--var-dir", place.var, "--data-dir", place.data]
+    done = subprocess.run(["sh", "-c", '"$@" | head -1', "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.stdout[:9], done.stderr) == (b"time,unit", b"")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, universal_newlines=True)
+    assert (done.returncode, done.stderr) == (1, "importer.py: No space left on device\n")
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, universal_newlines=True)
+    assert (done.returncode, done.stderr) == (1, "importer.py: stdout is closed\n")
+
+
+def test_a_setting_that_has_gone_is_warned_about(place):                            # noqa: F811
+    place.readings(LINE)
+    place.put("co2d.conf", "[quality]\nflat_count = 5\n")
+    done = place.command("import", "--config", os.path.join(place.root, "co2d.conf"))
+    assert done.returncode == 0 and done.stderr.startswith("importer.py: warning: ") and "flat_count has no effect" in done.stderr
+
+
+def test_status_names_what_could_not_be_imported_and_why(place):                    # noqa: F811
+    place.readings(LINE)
+    place.run()
+    with contextlib.closing(sqlite3.connect(place.archive.db)) as db:
+        db.execute("UPDATE sources SET trouble = 'not readable: give the user co2d the right to'")
+        db.commit()
+    done = place.command("status")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        "not imported: data/%s/data/readings/readings-0000.tsv: not readable: give the user co2d the right to" % A)

@@ -999,7 +999,7 @@ def test_verify_finds_text_that_changed_behind_the_ledgers_back(place):
 @pytest.mark.parametrize("arguments, status, words", [
     ([], 0, "1 files, 1 readings"), (["import"], 0, "1 files"), (["rebuild"], 0, "1 files"), (["status"], 1, "no database yet"),
     (["verify"], 1, "no database yet"), (["rejects"], 1, "no database yet"), (["export", "readings"], 1, "no database yet"),
-    (["nonsense"], 2, "invalid choice"), (["export"], 2, "required"),
+    (["nonsense"], 2, "invalid choice"), (["export"], 2, "say what to export"),
     (["--help"], 0, "usage"),
 ])
 def test_commands_end_with_their_exit_status_and_never_with_a_traceback(place, arguments, status, words):
