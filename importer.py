@@ -3503,13 +3503,14 @@ def _write(lines: Iterable[str], output: Optional[str]) -> None:
     if not output:
         sys.stdout.writelines(lines)
         return
+    if os.path.exists(output) and not os.path.isfile(output):   # /dev/stdout, a pipe
+        with open(output, "w", encoding="utf-8", newline="") as out:
+            out.writelines(lines)
+        return
     target = os.path.realpath(output)
-    is_special = os.path.exists(target) and not os.path.isfile(target)      # /dev/null, a pipe
-    new = target if is_special else target + ".new"
-    with open(new, "w", encoding="utf-8", newline="") as out:
+    with open(target + ".new", "w", encoding="utf-8", newline="") as out:
         out.writelines(lines)
-    if not is_special:
-        os.replace(new, target)
+    os.replace(target + ".new", target)
 
 
 def _check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ import tempfile
 import pytest
 
 import importer
-from test_importer import LINE, Place, TABLE, dirty, place, reading        # noqa: F401  (two are fixtures)
+from test_importer import LINE, NOW, Place, TABLE, dirty, place, reading        # noqa: F401  (two are fixtures)
 
 A, B = "co2unit-30aea42a50bc", "co2unit-30aea42a60bc"
 FIELDS = LINE.split("\t", 2)[2]
@@ -105,19 +105,22 @@ def test_the_view_readings_of_the_sqlite_shell_is_what_export_gives(dirty):     
     done = subprocess.run(shell, stdout=subprocess.PIPE, check=True, universal_newlines=True)
     their_head, *theirs = csv.reader(io.StringIO(done.stdout))
     assert (head, sorted(rows)) == (their_head, sorted(theirs)) and len(rows) > 1000
-    assert place.ask("SELECT DISTINCT substr(v.time, 1, 19) = strftime('%Y-%m-%dT%H:%M:%S', r.ts, 'unixepoch') FROM co2_readings r "
-                     "JOIN readings v ON v.unit_id = r.unit_id AND v.time = r.date || 'T' || r.time || 'Z'") == [(1,)]
+    assert place.ask("SELECT DISTINCT date || 'T' || time = strftime('%Y-%m-%dT%H:%M:%S', ts, 'unixepoch') FROM co2_readings") == [(1,)]
 
 
 @pytest.mark.parametrize("what", list(importer.EXPORTS))
 def test_all_tables_are_exported_in_all_formats_with_the_same_rows(dirty, what):    # noqa: F811
     place, _ = dirty
-    what = [what] if what == "units" else [what, "--until", "2019-11-01"]
-    as_csv = list(csv.DictReader(io.StringIO(exported(place, *what))))
-    as_json = [json.loads(line) for line in exported(place, *what, "--format", "jsonl").splitlines()]
-    head, *as_tsv = [line.split("\t") for line in exported(place, *what, "--format", "tsv").split("\n")[:-1]]
+    given = {} if what == "units" else {"until": "2019-11-01"}
+    texts = {}
+    for form in importer.FORMS:
+        with contextlib.closing(importer.open_db(place.archive.db)) as db:
+            texts[form] = "".join(importer.export(db, what, form, given, NOW))
+    as_csv = list(csv.DictReader(io.StringIO(texts["csv"])))
+    as_json = [json.loads(line) for line in texts["jsonl"].splitlines()]
+    head, *as_tsv = [line.split("\t") for line in texts["tsv"].split("\n")[:-1]]
     assert len(as_csv) == len(as_json) == len(as_tsv) > 0
-    assert head == [column.name for column in importer.EXPORTS[what[0]].columns]
+    assert head == [column.name for column in importer.EXPORTS[what].columns]
     for one, other, third in zip(as_csv, as_json, as_tsv):
         plain = {name: "" if value is None else str(value) for name, value in other.items()}
         assert plain == one and list(plain) == head
@@ -238,15 +241,18 @@ def receiver(server):
 
 
 def ours(place, what):                                          # noqa: F811
-    return sorted([said(value) for value in row] for row in list(csv.reader(io.StringIO(exported(place, what))))[1:])
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        text = "".join(importer.export(db, what, "csv", {}, NOW))
+    return sorted([said(value) for value in row] for row in list(csv.reader(io.StringIO(text)))[1:])
 
 
-def fed(place, receiver, what, **options):                      # noqa: F811
-    """What the command says, once the receiver has the rows that `export` gives."""
-    done = place.command("export", what, "--psql", receiver.conninfo, **options)
-    assert (done.returncode, done.stderr) == (0, "")
+def fed(place, receiver, what):                                 # noqa: F811
+    """What was done, once the receiver has the rows that `export` gives."""
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        db.execute("BEGIN")
+        done = importer.feed(db, what, receiver.conninfo)
     assert receiver.rows(what) == ours(place, what)
-    return done.stdout.rstrip()
+    return done
 
 
 def ping(day):
@@ -288,13 +294,13 @@ def test_a_receiver_has_each_row_once_whatever_happens_to_the_rows_here(place, r
     place.run()
     assert fed(place, receiver, "readings") == "readings: 3 days of units replaced, 20 rows"
 
-    place.command("rebuild")
+    importer.rebuild(place.archive, NOW)
     assert fed(place, receiver, "readings") == "readings: all replaced, 20 rows"
     assert fed(place, receiver, "pings") == "pings: all replaced, 2 rows"
 
     shutil.rmtree(os.path.join(place.data, A))
     place.run()
-    place.command("rebuild")
+    importer.rebuild(place.archive, NOW)
     assert fed(place, receiver, "readings") == "readings: all replaced, 0 rows"
 
 
@@ -368,6 +374,14 @@ def test_what_psql_cannot_do_is_said(place, what, options, status, reason):     
     place.run()
     done = place.command("export", what, "--psql", *options)
     assert done.returncode == status and "importer.py: " + reason in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_says_what_it_has_done(place, receiver):                       # noqa: F811
+    place.readings(LINE)
+    place.run()
+    for done in "all sent, 1 rows", "nothing has changed since the last time":
+        assert exported(place, "readings", "--psql", receiver.conninfo) == "readings: %s\n" % done
+    assert receiver.rows("readings") == ours(place, "readings")
 
 
 def test_a_table_that_others_have_made_is_left_alone(place, receiver):              # noqa: F811
@@ -538,7 +552,7 @@ def test_a_command_calls_itself_as_it_was_called(place, tmp_path):              
 
 
 def test_who_reads_no_further_or_has_no_room_gets_one_line_at_most(place):          # noqa: F811
-    place.readings(stretch(0, 20000))
+    place.readings(stretch(0, 5000))
     place.run()
     command = [sys.executable, importer.__file__, "export", "readings", "--var-dir", place.var, "--data-dir", place.data]
     done = subprocess.run(["sh", "-c", '"$@" | head -1', "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
