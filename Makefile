@@ -6,7 +6,7 @@ DESTDIR ?=
 SYSCONF ?= /etc
 STATE   ?= /var/lib/co2d
 UNITDIR ?= $(PREFIX)/lib/systemd/system
-WEB     ?= var/pub
+WEB     ?=
 BACKUP  ?= backup
 ROUNDS  ?= 200
 TESTS   ?= tests
@@ -52,45 +52,142 @@ fuzz:           ## the parser under random damage, for longer
 soak:           ## kill -9 under load, ROUNDS times
 	@$(PYTHON) tests/soak.py --rounds $(ROUNDS)
 
-setting = $(shell $(PYTHON) co2d.py --print-config | sed -n 's/^$(1) = //p')
+web:            ## write the pages as files to WEB (else pub in the server directory), for another web server
+	@$(PYTHON) co2d.py web $(WEB)
 
-web:            ## write the pages as static files to WEB, for cron and another web server
-	@mkdir -p $(WEB)
-	@$(PYTHON) plot_ascii.py --html -o $(WEB)
+backup:         ## copy text, updates and configuration to BACKUP, also while the daemon runs
+	@$(PYTHON) co2d.py backup $(BACKUP)
 
-# The text is the truth and only grows, so a copy of a running station is consistent: every file is the beginning of
-# itself. Bytes that a unit replaces are set aside first, so the second pass finds what the first has missed.
-backup:         ## copy the truth (text, updates, configuration) to BACKUP; consistent while the daemon runs
-	@mkdir -p $(BACKUP)/remote_data $(BACKUP)/var
-	@for pass in 1 2; do cp -au $(call setting,data_dir)/. $(BACKUP)/remote_data/ && \
-	    for part in pings fetches pub; do cp -au $(call setting,var_dir)/$$part $(BACKUP)/var/ || exit 1; done || exit 1; done
-	@if [ -e co2d.conf ]; then cp -au co2d.conf $(BACKUP)/; fi
-	@sync; echo "backup: $$(find $(BACKUP) -type f | wc -l) files in $(BACKUP)"
+install:        ## put scripts, configuration and systemd units in place, or newer ones (DESTDIR, PREFIX, SYSCONF, STATE)
+	@sh -c "$$INSTALL"
 
-# The commands import the scripts as modules: Python keeps the bytecode of a module, and compiles a script at every start.
-LIB = $(DESTDIR)$(PREFIX)/lib/co2d
-BIN = $(DESTDIR)$(PREFIX)/bin
+uninstall:      ## stop it and take it away again; data and configuration stay
+	@sh -c "$$UNINSTALL"
+
+# What is installed. The commands import the scripts as modules: Python keeps the bytecode of a module, and compiles a
+# script at every start. They name the Python that the service's user can run.
 COMMANDS = co2d importer plot_ascii
 FIND = sys.path.insert(0, os.path.realpath(__file__ + "/../../lib/co2d"))
 LAUNCHER = \#!%s\nimport os, sys\n$(FIND)\nfrom %s import main\nsys.exit(main())\n
-install:        ## put scripts, configuration and systemd units in place (DESTDIR, PREFIX, SYSCONF, STATE)
-	install -d $(LIB) $(BIN) $(DESTDIR)$(SYSCONF) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(STATE)/remote_data $(DESTDIR)$(STATE)/var
-	install -m 755 co2d.py importer.py plot_ascii.py $(LIB)
-	install -m 644 seqfile.py $(LIB)
-	$(PYTHON) -m compileall -q -d $(PREFIX)/lib/co2d $(LIB)
-	python=$$($(PYTHON) -c 'import sys; print(sys.executable)') && for name in $(COMMANDS); do rm -f $(BIN)/$$name; \
-	    printf '$(LAUNCHER)' $$python $$name > $(BIN)/$$name && chmod 755 $(BIN)/$$name || exit 1; done
-	test -e $(DESTDIR)$(SYSCONF)/co2d.conf || sed -e 's|^#data_dir = .*|data_dir = $(STATE)/remote_data|' \
-	    -e 's|^#var_dir = .*|var_dir = $(STATE)/var|' co2d.conf.example > $(DESTDIR)$(SYSCONF)/co2d.conf
-	ln -sf $(SYSCONF)/co2d.conf $(LIB)/co2d.conf
-	for kind in service socket; do $(PYTHON) $(LIB)/co2d.py --config $(DESTDIR)$(SYSCONF)/co2d.conf --print-unit $$kind \
-	    | sed 's|$(DESTDIR)/|/|g' > $(DESTDIR)$(UNITDIR)/co2d.$$kind || exit 1; done
-	@echo "then: useradd --system co2d; chown -R co2d:co2d $(STATE); systemctl enable --now co2d.socket co2d.service"
 
-uninstall:      ## take them away again; data and configuration stay
-	rm -rf $(LIB)
-	rm -f $(DESTDIR)$(UNITDIR)/co2d.service $(DESTDIR)$(UNITDIR)/co2d.socket
-	for name in $(COMMANDS); do rm -f $(BIN)/$$name; done
+define INSTALL
+set -eu
+umask 022
+root="$(DESTDIR)"  lib="$(PREFIX)/lib/co2d"  bin="$(PREFIX)/bin"  units="$(UNITDIR)"  conf="$(SYSCONF)/co2d.conf"
+new="$$root$$lib.new"                               # beside its place: the same file system, the same directories above
+stage=$$(mktemp -d)
+trap 'rm -rf "$$new" "$$stage" "$$root$$conf.check"' EXIT
+made_user=
+refuse() {
+    if [ -n "$$made_user" ]; then userdel co2d; fi
+    printf 'make install: %s\nmake install: nothing was changed\n' "$$1" >&2
+    exit 1
+}
+
+# 1. The user of the service; none for a package (DESTDIR) or for somebody who is not root.
+system=
+as_user() { "$$@"; }
+if [ -z "$$root" ] && [ "$$(id -u)" = 0 ]; then
+    system=yes
+    as_user() { (cd / && runuser -u co2d -- "$$@"); }
+    if ! id co2d >/dev/null 2>&1; then
+        useradd --system --user-group --home-dir "$(STATE)" --no-create-home --shell /usr/sbin/nologin co2d ||
+            refuse "there is no user co2d, and it could not be made"
+        made_user=yes
+    fi
+fi
+
+# 2. A Python that this user can run: not one below /root.
+python=
+for candidate in $$($(PYTHON) -c 'import sys; print(sys.executable)') /usr/bin/python3; do
+    if as_user "$$candidate" -c 'import sys, sqlite3; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+        python=$$candidate
+        break
+    fi
+done
+if [ -z "$$python" ]; then refuse "the user co2d can run no Python 3.9 or newer, with sqlite3: neither $(PYTHON) nor /usr/bin/python3"; fi
+
+# 3. Everything aside.
+rm -rf "$$new"
+install -d "$$new"
+install -m 755 co2d.py importer.py plot_ascii.py "$$new"
+install -m 644 seqfile.py "$$new"
+"$$python" -m compileall -q -d "$$lib" "$$new"
+ln -s "$$conf" "$$new/co2d.conf"
+config="$$root$$conf"
+if [ ! -e "$$config" ]; then
+    config="$$stage/co2d.conf"
+    sed -e 's|^#data_dir = .*|data_dir = $(STATE)/remote_data|' -e 's|^#var_dir = .*|var_dir = $(STATE)/var|' \
+        co2d.conf.example > "$$config"
+fi
+for name in $(COMMANDS); do printf '$(LAUNCHER)' "$$python" $$name > "$$stage/$$name"; done
+
+# 4. Does it all work, for this user too?
+said=$$("$$python" "$$new/co2d.py" --config "$$config" --check-config 2>&1) || refuse "$$said"
+setting() { "$$python" "$$new/co2d.py" --config "$$config" --print-config | sed -n "s/^$$1 = //p"; }
+data_dir=$$(setting data_dir)  var_dir=$$(setting var_dir)  db=$$(setting db)
+case "$$data_dir $$var_dir $$db" in *"$$new"*)
+    refuse "data_dir or var_dir would lie in $$lib, which each install replaces: name other directories in $$conf";;
+esac
+if [ -n "$$system" ]; then
+    install -m 640 -g co2d "$$config" "$$conf.check"
+    said=$$(as_user "$$python" "$$new/co2d.py" --config "$$conf.check" --check-config 2>&1) || refuse "as the user co2d: $$said"
+    for path in "$$data_dir" "$$var_dir" "$$(dirname "$$db")" "$$db"; do
+        if [ -e "$$path" ] && ! as_user test -w "$$path"; then
+            refuse "the user co2d may not write $$path: chown -R co2d:co2d $$path"
+        fi
+    done
+fi
+for kind in service socket; do
+    "$$python" "$$new/co2d.py" --config "$$config" --print-unit $$kind > "$$stage/unit" || refuse "there is no co2d.$$kind"
+    sed -e "s|$$new|$$lib|g" -e "s|$$config|$$conf|g" -e "s|$$root/|/|g" "$$stage/unit" > "$$stage/co2d.$$kind"
+done
+
+# 5. In place.
+new_socket=yes
+if cmp -s "$$stage/co2d.socket" "$$root$$units/co2d.socket"; then new_socket=; fi
+if [ ! -e "$$root$$conf" ]; then install -D -m 640 "$$config" "$$root$$conf"; fi
+rm -rf "$$root$$lib.old"
+if [ -e "$$root$$lib" ]; then mv "$$root$$lib" "$$root$$lib.old"; fi
+mv "$$new" "$$root$$lib"
+rm -rf "$$root$$lib.old"
+install -d "$$root$$bin" "$$root$$units"
+for name in $(COMMANDS); do install -m 755 "$$stage/$$name" "$$root$$bin/$$name"; done
+install -m 644 "$$stage/co2d.service" "$$stage/co2d.socket" "$$root$$units"
+if [ -z "$$system" ]; then
+    install -d "$$root$$data_dir" "$$root$$var_dir"
+    echo "co2d is in $$root$$lib, its configuration is $$root$$conf; a user co2d is to own $$data_dir and $$var_dir"
+    exit 0
+fi
+chown root:co2d "$$conf"
+chmod 640 "$$conf"
+if [ ! -e "$(STATE)" ]; then install -d -o co2d -g co2d -m 750 "$(STATE)"; fi
+for path in "$$data_dir" "$$var_dir" "$$(dirname "$$db")"; do
+    if [ ! -e "$$path" ]; then install -d -o co2d -g co2d -m 750 "$$path"; fi
+done
+echo "co2d is in $$lib and runs with $$python; its configuration is $$conf"
+if [ ! -d /run/systemd/system ]; then exit 0; fi
+systemctl daemon-reload
+if [ "$$(systemctl is-active co2d.service)" = inactive ]; then
+    echo "then: systemctl enable --now co2d.socket co2d.service"
+    exit 0
+fi
+systemctl reset-failed co2d.socket co2d.service
+if [ -n "$$new_socket" ]; then systemctl restart co2d.socket; fi       # the service goes with it: another port
+systemctl restart co2d.service
+endef
+export INSTALL
+
+define UNINSTALL
+set -eu
+if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl -q disable --now co2d.socket co2d.service || true; fi
+rm -rf "$(DESTDIR)$(PREFIX)/lib/co2d"
+rm -f "$(DESTDIR)$(UNITDIR)/co2d.service" "$(DESTDIR)$(UNITDIR)/co2d.socket"
+for name in $(COMMANDS); do rm -f "$(DESTDIR)$(PREFIX)/bin/$$name"; done
+if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+echo "the configuration $(SYSCONF)/co2d.conf, the data and the user co2d stay"
+endef
+export UNINSTALL
 
 clean:          ## remove what make and Python have left here; never data
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache __pycache__ tests/__pycache__

@@ -51,6 +51,7 @@ import queue
 import re
 import resource
 import selectors
+import shutil
 import signal
 import socket
 import socketserver
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     import ssl
 
 HERE = os.path.dirname(os.path.realpath(__file__))
+OTHER_TASKS = 64                        # for systemd: threads beside those that serve
 EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
 
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
@@ -430,7 +432,7 @@ class Fetches:
         self._note(unit, name, path, now)
         with self._lock:
             course = self._course_locked(unit, name)
-            is_news = not course.is_over and (course.was_complete or course.taken.issuperset(files))
+            is_news = not course.is_over and (course.complete_at != "" or course.taken.issuperset(files))
             course.is_over |= is_news
         if is_news:
             self._note(unit, name, importer.COMPLETE, now)
@@ -450,7 +452,7 @@ class Fetches:
     def _note(self, unit: str, name: str, what: str, now: float) -> None:
         when = seqfile.utc(now, fraction=True)
         with self._lock:
-            self._course_locked(unit, name).learn(when[:10], what)
+            self._course_locked(unit, name).learn(when, what)
         row = "\t".join([when, unit, name, what]) + "\n"
         self.log.append(row.encode(), _told_of_fetch)
 
@@ -952,9 +954,13 @@ def allow(request: Request, allowed: str) -> None:
 
 
 def healthz(station: Station, request: Request) -> Response:
-    """The process answers."""
+    """The process answers, by the way that a ping takes: behind the rows that wait, whatever the disk makes of them."""
     allow(request, station.settings.metrics_allow)
-    return text_response("ok\n")
+
+    def wait(send: Callable[[], None]) -> None:
+        station.pings.append(b"", lambda *_: send())
+
+    return text_response("ok\n")._replace(after=wait)
 
 
 def readyz(station: Station, request: Request) -> Response:
@@ -1240,12 +1246,19 @@ def masked_target(secret: str, request: Request) -> str:
 # -- the command line: what all commands share ------------------------------------------------------------------------
 
 
+class Failed(Exception):
+    """A command that cannot be carried out; says why, and what to do."""
+
+
+def program() -> str:
+    """The name that this program was called by."""
+    return os.path.basename(sys.argv[0]) or "co2d"
+
+
 def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser with the options that every command has; `examples` end its help."""
-    program = os.path.basename(sys.argv[0]) or "co2d"           # the name that it was called by
-    examples = examples.replace("co2d ", program.replace("%", "%%") + " ")
-    parser = argparse.ArgumentParser(prog=(program + " " + command).strip(), description=description,
-                                     epilog="examples:\n" + examples,
+    """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help."""
+    epilog = "examples:\n" + examples.replace("%", "%%").replace("co2d ", program() + " ")
+    parser = argparse.ArgumentParser(prog=(program() + " " + command).strip(), description=description, epilog=epilog,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
@@ -1264,6 +1277,42 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
+def warn(text: str) -> None:
+    """Tell who called a command."""
+    print("co2d: warning: " + text, file=sys.stderr)
+
+
+def daemon_user(settings: Settings) -> os.stat_result:
+    """What belongs to the user who runs the daemon: the directory of pings, which the daemon makes itself."""
+    pings = os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)
+    return os.stat(pings if os.path.isdir(pings) else settings.data_dir)
+
+
+def user_name(uid: int) -> str:
+    """The name of a user, or its number."""
+    import pwd                                                  # the daemon does not need it
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return "#%d" % uid
+
+
+def become_daemon_user(settings: Settings) -> None:
+    """Go on as the daemon's user, with the mode of the data directory for what is written: so the daemon can read it.
+
+    Root can; PermissionError for others.
+    """
+    user = daemon_user(settings)
+    os.umask(0o777 & ~(os.stat(settings.data_dir).st_mode | 0o700))
+    if os.geteuid() == user.st_uid:
+        return
+    if os.geteuid() != 0:
+        raise PermissionError(errno.EPERM, "the daemon could not read what you write")
+    os.setgroups([user.st_gid])
+    os.setegid(user.st_gid)
+    os.seteuid(user.st_uid)
+
+
 # -- publishing: what a unit can take ---------------------------------------------------------------------------------
 # An update is a directory DATA/UNIT/updates/update-... with flash/ (files that replace those on the unit) and
 # conf-patch/ (JSON objects, merged key by key into the files of conf/ on the card). A unit takes the last name by byte
@@ -1274,10 +1323,6 @@ MAX_UPDATE_FILE = 300_000               # bytes; a bigger one is not through bef
 MAX_UPDATE_FILES = 150                  # one request each; a unit talks for 300 s
 PATCHES = "conf-patch/"
 ID_FILE, COMM_FILE, SCHEDULE_FILE = "ou-id.json", "ou-comm-config.json", "schedule.json"
-
-
-class Unpublishable(Exception):
-    """What must not reach a unit, or a command that cannot be carried out; says why, and what to do."""
 
 
 def _require(holds: bool, reason: str) -> None:
@@ -1416,17 +1461,17 @@ def parse_json(text: str) -> Any:
 
 
 def check_patch(name: str, content: bytes, settings: Settings) -> list[str]:
-    """Unpublishable when a file below conf-patch/ would harm a unit; else what in it no firmware reads."""
+    """Failed when a file below conf-patch/ would harm a unit; else what in it no firmware reads."""
     file = name[len(PATCHES):]
     if "/" in file:
-        raise Unpublishable("%s: with a directory in conf-patch/ a unit cannot install the update, nor go on: "
+        raise Failed("%s: with a directory in conf-patch/ a unit cannot install the update, nor go on: "
                             "put the file directly into conf-patch/" % name)
     try:
         patch = parse_json(content.decode())
     except ValueError as error:
-        raise Unpublishable("%s: no JSON: %s" % (name, error))
+        raise Failed("%s: no JSON: %s" % (name, error))
     if not name.endswith(".json") or not isinstance(patch, dict):
-        raise Unpublishable("%s: a patch is a .json file with one object" % name)
+        raise Failed("%s: a patch is a .json file with one object" % name)
     keys = {key.name: key for key in CONFIGURATION if key.file == file.lower()}
     if not keys:
         return ["%s: no firmware reads this file" % name]
@@ -1434,68 +1479,57 @@ def check_patch(name: str, content: bytes, settings: Settings) -> list[str]:
         try:
             keys[word].check(patch[word], settings)
         except ValueError as why:
-            raise Unpublishable("%s: %s: %s" % (name, word, why))
+            raise Failed("%s: %s: %s" % (name, word, why))
     return ["%s: no firmware uses the key %s, only %s" % (name, word, ", ".join(keys))
             for word in sorted(patch.keys() - keys.keys())]
 
 
 def check_update(files: dict[str, bytes], settings: Settings, force: bool = False) -> None:
-    """Unpublishable unless a unit can take these files. `force`: with keys and files that no firmware reads."""
+    """Failed unless a unit can take these files. `force`: with keys and files that no firmware reads."""
     _check_sizes({name: len(content) for name, content in files.items()})
     unread = []
     for name, content in files.items():
         if not name.startswith(("flash/", PATCHES)):
-            raise Unpublishable("%s: only flash/ and conf-patch/ go to units" % name)
+            raise Failed("%s: only flash/ and conf-patch/ go to units" % name)
         if name.startswith(PATCHES):
             unread += check_patch(name, content, settings)
         elif name.endswith(".mpy") and name[:-len("mpy")] + "py" in files:
-            _warn("%s: a unit would go on using the .py beside it" % name)
+            warn("%s: a unit would go on using the .py beside it" % name)
     for what in unread:
         if not force:
-            raise Unpublishable(what + "; --force publishes it all the same")
-        _warn(what)
+            raise Failed(what + "; --force publishes it all the same")
+        warn(what)
 
 
 def _check_sizes(sizes: dict[str, int]) -> None:
-    """Unpublishable when these files (path -> bytes) are too many or too big, or fall into one on a unit's card."""
+    """Failed when these files (path -> bytes) are too many or too big, or fall into one on a unit's card."""
     total = sum(sizes.values())
     if total > MAX_UPDATE_BYTES or len(sizes) > MAX_UPDATE_FILES:
-        raise Unpublishable("%d bytes in %d files: a unit can take %d bytes in %d files"
+        raise Failed("%d bytes in %d files: a unit can take %d bytes in %d files"
                             % (total, len(sizes), MAX_UPDATE_BYTES, MAX_UPDATE_FILES))
     seen: dict[str, str] = {}
     for name, length in sizes.items():
         if length > MAX_UPDATE_FILE:
-            raise Unpublishable("%s has %d bytes: a file of more than %d is not through before the unit's watchdog "
+            raise Failed("%s has %d bytes: a file of more than %d is not through before the unit's watchdog "
                                 "resets it, every night, before any data" % (name, length, MAX_UPDATE_FILE))
         on_card = "/".join(part.rstrip(".") for part in name.lower().split("/"))
         if on_card in seen:
-            raise Unpublishable("%s and %s are the same file on a card (FAT)" % (seen[on_card], name))
+            raise Failed("%s and %s are the same file on a card (FAT)" % (seen[on_card], name))
         seen[on_card] = name
 
 
 def read_update(directory: str) -> dict[str, bytes]:
-    """The files of an update by relative path; Unpublishable when they cannot all be read and fetched."""
+    """The files of an update by relative path; Failed when they cannot all be read and fetched."""
     try:
         with seqfile.open_directory(directory, []) as opened:
             names = list(update_files(opened))
         _check_sizes({name: os.path.getsize(os.path.join(directory, name)) for name in names})
         return {name: read_regular(directory, name.split("/")) for name in names}
     except (NotServable, OSError) as error:
-        raise Unpublishable("%s: %s" % (directory, error))
-
-
-def _warn(text: str) -> None:
-    print("co2d: warning: " + text, file=sys.stderr)
+        raise Failed("%s: %s" % (directory, error))
 
 
 # -- publishing: what units have taken --------------------------------------------------------------------------------
-
-
-class Event(NamedTuple):
-    """A row of var/fetches, without unit and update."""
-
-    when: str
-    what: str
 
 
 class Call(NamedTuple):
@@ -1506,9 +1540,6 @@ class Call(NamedTuple):
     server: str
 
 
-History = dict[tuple[str, str], list[Event]]                    # of (unit, update), in order of time
-
-
 def _logs(settings: Settings, folder: str) -> Iterator[tuple[str, str]]:
     """Where the rows of this server lie, and of each whose var/ was copied here: its name ("": this one), directory."""
     yield "", os.path.join(settings.var_dir, folder)
@@ -1517,13 +1548,9 @@ def _logs(settings: Settings, folder: str) -> Iterator[tuple[str, str]]:
             yield name, os.path.join(settings.data_dir, name, "var", folder)
 
 
-def read_history(settings: Settings) -> History:
-    """What units have taken of their updates, as far as it is known here."""
-    history: History = {}
-    for _, directory in _logs(settings, seqfile.FETCHES_FOLDER):
-        for when, unit, name, what in importer.read_rows(directory, seqfile.FETCHES, 4):
-            history.setdefault((unit, name), []).append(Event(when, what))
-    return history
+def read_courses(settings: Settings) -> importer.Courses:
+    """How far units are with their updates, as far as it is known here."""
+    return importer.read_courses(*(directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)))
 
 
 def read_calls(settings: Settings, since: float) -> dict[str, list[Call]]:
@@ -1537,17 +1564,15 @@ def read_calls(settings: Settings, since: float) -> dict[str, list[Call]]:
     return calls
 
 
-def _progress(files: Sequence[str], events: Sequence[Event]) -> tuple[str, str]:
-    """How far a unit is with an update, and the time at which it had all of it, "" when it has not."""
-    taken = {event.what: event.when for event in events}
-    held = [taken[file] for file in files if file in taken]
-    if not events:
-        return "not fetched", ""
-    if len(held) == len(files) and taken.get(importer.STARTED, "") <= max(held):
-        return "complete " + max(held)[:19], max(held)
-    nights = {event.when[:10] for event in events if event.what == importer.STARTED}
-    given_up = ", given up: publish it in smaller parts" if importer.GIVEN_UP in taken else ""
-    return "%d of %d files in %d nights%s" % (len(held), len(files), len(nights), given_up), ""
+def _progress(course: importer.Course, files: Sequence[str]) -> str:
+    """How far a unit is with an update of these files."""
+    if not course.days and not course.taken:
+        return "not fetched"
+    if course.is_over and course.complete_at:
+        return "complete " + course.complete_at[:19]
+    held = len(files) if course.complete_at else len(course.taken)
+    given_up = ", given up: publish it in smaller parts" if course.given_up else ""
+    return "%d of %d files in %d nights%s" % (held, len(files), len(course.days), given_up)
 
 
 def _effect(patch: dict[str, Any], calls: Sequence[Call]) -> str:
@@ -1596,7 +1621,7 @@ def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict
 
 def update_report(settings: Settings, units: Sequence[str]) -> Iterator[str]:
     """Per unit and update: when it was published, how much of it was fetched, and what is seen of it since."""
-    history = read_history(settings)
+    courses = read_courses(settings)
     calls = read_calls(settings, 0)
     for unit in units:
         for name in visible_updates(settings.data_dir, unit):
@@ -1607,10 +1632,11 @@ def update_report(settings: Settings, units: Sequence[str]) -> Iterator[str]:
                 yield "%s\t%s\tnot listed for the unit: %s" % (unit, name, why)
                 continue
             published = os.stat(os.path.join(settings.data_dir, unit, seqfile.UPDATES_FOLDER, name)).st_mtime
-            state, had = _progress(files, history.get((unit, name), []))
-            after = [call for call in calls.get(unit, []) if call.when > had]
-            line = [unit, name, "published " + seqfile.utc(published), state]
-            yield "\t".join(line + [_effect(patch, after)] if had else line)
+            course = courses.get((unit, name), importer.Course())
+            line = [unit, name, "published " + seqfile.utc(published), _progress(course, files)]
+            if course.is_over and course.complete_at:
+                line.append(_effect(patch, [call for call in calls.get(unit, []) if call.when > course.complete_at]))
+            yield "\t".join(line)
 
 
 # -- publishing: names and units --------------------------------------------------------------------------------------
@@ -1618,12 +1644,12 @@ def update_report(settings: Settings, units: Sequence[str]) -> Iterator[str]:
 WITHDRAWN = re.compile(r"\.withdrawn-(.+)-[0-9]+\Z")
 
 
-def used_names(settings: Settings, history: History, unit: str) -> set[str]:
+def used_names(settings: Settings, courses: importer.Courses, unit: str) -> set[str]:
     """Names of updates that the unit has been offered, here or at a server that is known here.
 
     What it has on its card under one of them, it will never fetch again.
     """
-    names = {name for taker, name in history if taker == unit}
+    names = {name for taker, name in courses if taker == unit}
     with contextlib.suppress(FileNotFoundError):
         with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER]) as directory:
             for name in os.listdir(directory):
@@ -1642,14 +1668,14 @@ def default_name(used: set[str], now: float) -> str:
         name = seqfile.utc(now + second, seqfile.UPDATE_PREFIX + "%Y-%m-%dz%H%M%S")
         if name > latest:
             return name
-    raise Unpublishable("the name of today does not sort after %s: give one that does with --name" % latest)
+    raise Failed("the name of today does not sort after %s: give one that does with --name" % latest)
 
 
 def check_name(name: str, unit: str, used: set[str]) -> None:
-    """Unpublishable unless a unit would take an update of this name after those that it has been offered."""
+    """Failed unless a unit would take an update of this name after those that it has been offered."""
     latest = max(used, default="")
     if not SEGMENT.match(name) or not name.startswith(seqfile.UPDATE_PREFIX) or name <= latest:
-        raise Unpublishable("%s: the name %s must start with %s and sort after %s"
+        raise Failed("%s: the name %s must start with %s and sort after %s"
                             % (unit, name, seqfile.UPDATE_PREFIX, latest or seqfile.UPDATE_PREFIX))
 
 
@@ -1675,7 +1701,7 @@ def units_meant(settings: Settings, arguments: argparse.Namespace, now: float) -
     for name in arguments.names:
         units += importer.find_names("unit", known, name)
     if not units:
-        raise Unpublishable("for which units? Name them, or --all, or --site SITE")
+        raise Failed("for which units? Name them, or --all, or --site SITE")
     return list(dict.fromkeys(units))
 
 
@@ -1686,7 +1712,7 @@ def _units_at(settings: Settings, site: str, now: float) -> list[str]:
         raise importer.unknown("site", site, {stay.site for stay in stays if stay.site})
     units = [stay.unit_id for stay in stays if stay.site == site and stay.since <= now < stay.until]
     if not units:
-        raise Unpublishable("no unit stands at %s today" % site)
+        raise Failed("no unit stands at %s today" % site)
     return units
 
 
@@ -1709,7 +1735,7 @@ def files_to_publish(arguments: argparse.Namespace, settings: Settings) -> dict[
     elif arguments.names:
         files = read_update(arguments.names.pop())
     else:
-        raise Unpublishable("which directory? co2d publish UNIT... DIR")
+        raise Failed("which directory? co2d publish UNIT... DIR")
     check_update(files, settings, arguments.force)
     return files
 
@@ -1719,13 +1745,13 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
     place, equals, written = text.partition("=")
     file, _, key = place.rpartition(".")
     if not file or not equals:
-        raise Unpublishable("--set %s: write FILE.KEY=VALUE, as in ou-comm-config.send_chunk_size=2048" % text)
+        raise Failed("--set %s: write FILE.KEY=VALUE, as in ou-comm-config.send_chunk_size=2048" % text)
     try:
         value = parse_json(written)
     except json.JSONDecodeError:
         value = written
     except ValueError as error:
-        raise Unpublishable("--set %s: %s" % (text, error))
+        raise Failed("--set %s: %s" % (text, error))
     return file if file.endswith(".json") else file + ".json", key, value
 
 
@@ -1739,77 +1765,26 @@ def _warn_of_silence(files: dict[str, bytes]) -> None:
                 port = int(found[3] or {"http": 80, "https": 443}[found[1]])
                 socket.create_connection((found[2], port), timeout=5).close()
             except OSError as error:
-                _warn("nobody answers at %s: %s" % (url, error))
+                warn("nobody answers at %s: %s" % (url, error))
 
 
-def daemon_user(settings: Settings) -> os.stat_result:
-    """What belongs to the user who runs the daemon: the directory of pings, which the daemon makes itself."""
-    pings = os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)
-    return os.stat(pings if os.path.isdir(pings) else settings.data_dir)
-
-
-def _name_and_groups(uid: int) -> tuple[str, list[int]]:
-    """Name and groups of a user; its number and none where it has no name."""
-    import pwd                                                  # the daemon does not need it
-    try:
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        return "#%d" % uid, []
-    return user.pw_name, os.getgrouplist(user.pw_name, user.pw_gid)
-
-
-def explain_refusal(error: OSError, uid: int) -> str:
-    """What the system refused; where another user is needed, which."""
-    remedy = "; call it as the user of the daemon: sudo -u %s %s" % (_name_and_groups(uid)[0], " ".join(sys.argv))
-    return str(error) + (remedy if isinstance(error, PermissionError) else "")
-
-
-def become_owner(settings: Settings) -> int:
-    """Go on as the daemon's user, if root calls; what is written has the mode of the data directory. That user's id.
-
-    So the daemon can read what is published, whoever publishes and whatever the umask.
-    """
-    daemon = daemon_user(settings)
-    os.umask(0o777 & ~(os.stat(settings.data_dir).st_mode | 0o700))
-    if os.geteuid() == 0 and daemon.st_uid != 0:
-        os.setgroups(_name_and_groups(daemon.st_uid)[1] or [daemon.st_gid])
-        os.setegid(daemon.st_gid)
-        os.seteuid(daemon.st_uid)
-    return daemon.st_uid
-
-
-def _check_readable(uid: int, directory: int) -> None:
-    """PermissionError when a user may not read everything below an open directory."""
-    user, groups = _name_and_groups(uid)
-    for _, _, files, below in os.fwalk(dir_fd=directory):
-        for name in [".", *files]:
-            there = os.stat(name, dir_fd=below)
-            who = 6 if there.st_uid == uid else 3 if there.st_gid in groups else 0      # bits to the left of "others"
-            needed = 5 if name == "." else 4                    # r-x, r--
-            if (there.st_mode >> who) & needed != needed:
-                raise PermissionError(errno.EACCES, "%s, who runs the daemon, could not read it" % user)
-
-
-def install_update(settings: Settings, unit: str, name: str, files: dict[str, bytes], daemon: int) -> None:
+def install_update(settings: Settings, unit: str, name: str, files: dict[str, bytes]) -> None:
     """Stage under a hidden name, sync, publish with one rename; nothing stays behind when that fails."""
-    def check(staged: int) -> None:
-        _check_readable(daemon, staged)
-
     folder = os.path.join(settings.data_dir, unit, seqfile.UPDATES_FOLDER)
     made = [path for path in (folder, os.path.dirname(folder)) if not os.path.isdir(path)]
     try:
         with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER], True, settle=True) as updates:
-            seqfile.publish_tree(updates, name, files, check)
+            seqfile.publish_tree(updates, name, files)
     except OSError as error:
         for path in made:
             with contextlib.suppress(OSError):
                 os.rmdir(path)
-        raise Unpublishable("%s: %s" % (unit, explain_refusal(error, daemon)))
+        raise Failed("%s: %s" % (unit, error))
 
 
 def publish_parser() -> argparse.ArgumentParser:
     """Options of `co2d publish`."""
-    keys = "\n".join("  %-35s %s" % ("%s.%s" % (key.file[:-len(".json")], key.name), key.help) for key in CONFIGURATION)
+    keys = "\n".join("  %-38s %s" % ("%s.%s" % (key.file[:-len(".json")], key.name), key.help) for key in CONFIGURATION)
     parser = command_parser("publish", "Publish an update for units to take.", """\
   co2d publish co2unit-30aea42a50bc new-firmware/       flash/ and conf-patch/ in it; checked, then offered
   co2d publish --all new-firmware/ --dry-run            check only
@@ -1836,29 +1811,20 @@ what the firmware reads (--set):
     return parser
 
 
-def publish(argv: Sequence[str]) -> int:
+def publish(settings: Settings, arguments: argparse.Namespace) -> int:
     """`co2d publish`; the exit status."""
-    arguments = publish_parser().parse_args(argv)
-    settings = settings_of(arguments)
     now = time.time()
-    try:
-        if not os.path.isdir(settings.data_dir):
-            raise Unpublishable("there is no data directory %s" % settings.data_dir)
-        if arguments.list:
-            arguments.all |= not (arguments.names or arguments.site)
-            for line in update_report(settings, units_meant(settings, arguments, now)):
-                print(line)
-        elif arguments.withdraw:
-            become_owner(settings)
-            _withdraw(settings, units_meant(settings, arguments, now), arguments, now)
-        else:
-            _publish(settings, arguments, now)
-    except OSError as error:
-        print("co2d: not published: %s" % explain_refusal(error, daemon_user(settings).st_uid), file=sys.stderr)
-        return 1
-    except (Unpublishable, importer.Unusable) as error:
-        print("co2d: not published: %s" % error, file=sys.stderr)
-        return 1
+    if not os.path.isdir(settings.data_dir):
+        raise Failed("there is no data directory %s" % settings.data_dir)
+    if arguments.list:
+        arguments.all |= not (arguments.names or arguments.site)
+        for line in update_report(settings, units_meant(settings, arguments, now)):
+            print(line)
+    elif arguments.withdraw:
+        become_daemon_user(settings)
+        _withdraw(settings, units_meant(settings, arguments, now), arguments, now)
+    else:
+        _publish(settings, arguments, now)
     return 0
 
 
@@ -1867,42 +1833,183 @@ def _publish(settings: Settings, arguments: argparse.Namespace, now: float) -> N
     units = units_meant(settings, arguments, now)
     patch = parse_json(files.get(PATCHES + ID_FILE, b"{}").decode())
     if "site_code" in patch and len(units) > 1:
-        raise Unpublishable("a nickname is for one unit, not for %d" % len(units))
+        raise Failed("a nickname is for one unit, not for %d" % len(units))
     _warn_of_silence(files)
-    history = read_history(settings)
-    used = {unit: used_names(settings, history, unit) for unit in units}
+    courses = read_courses(settings)
+    used = {unit: used_names(settings, courses, unit) for unit in units}
     name = arguments.name or default_name(set().union(*used.values()), now)
     for unit in units:                                          # all or nothing, as far as that can be known
         check_name(name, unit, used[unit])
-    daemon = become_owner(settings)
+    become_daemon_user(settings)
     for unit in units:
         waiting = max(visible_updates(settings.data_dir, unit), default="")
         if not arguments.dry_run:
-            install_update(settings, unit, name, files, daemon)
+            install_update(settings, unit, name, files)
         done = "would be published" if arguments.dry_run else "published"
         print("%s: %s %s, %d files" % (unit, name, done, len(files)))
-        if waiting and (unit, waiting) not in history:
-            _warn("%s has not fetched %s yet, and now will not: a unit takes the last update only" % (unit, waiting))
+        if waiting and (unit, waiting) not in courses:
+            warn("%s has not fetched %s yet, and now will not: a unit takes the last update only" % (unit, waiting))
 
 
 def _withdraw(settings: Settings, units: Sequence[str], arguments: argparse.Namespace, now: float) -> None:
     name = arguments.withdraw
     having = [unit for unit in units if name in visible_updates(settings.data_dir, unit)]
     if not having:
-        raise Unpublishable("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
-    history = read_history(settings)
+        raise Failed("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
+    courses = read_courses(settings)
     for unit in having:
         if not arguments.dry_run:
             with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER]) as updates:
                 os.rename(name, ".withdrawn-%s-%d" % (name, now), src_dir_fd=updates, dst_dir_fd=updates)
                 os.fsync(updates)
         print("%s: %s %s" % (unit, name, "would be withdrawn" if arguments.dry_run else "withdrawn"))
-        if (unit, name) in history:
-            _warn("%s has fetched %s before" % (unit, name))
+        if (unit, name) in courses:
+            warn("%s has fetched %s before" % (unit, name))
         others = [other for other in visible_updates(settings.data_dir, unit) if other != name]
-        if others and (unit, others[-1]) not in history:
-            _warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted"
+        if others and (unit, others[-1]) not in courses:
+            warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted"
                   % (unit, others[-1]))
+
+
+# -- backup -----------------------------------------------------------------------------------------------------------
+# The text is the truth and only grows, so a copy of a running station is consistent: each file is the beginning of
+# itself. Bytes that a unit replaces are set aside first, so the second pass finds what the first one missed.
+
+KEPT_FOLDERS = [seqfile.PINGS_FOLDER, seqfile.FETCHES_FOLDER, seqfile.PUB_FOLDER]       # of the server's directory
+
+
+def _places(settings: Settings, backup_dir: str) -> Iterator[tuple[str, str]]:
+    """(directory of the station, directory of the backup)"""
+    yield settings.data_dir, os.path.join(backup_dir, "remote_data")
+    for folder in KEPT_FOLDERS:
+        yield os.path.join(settings.var_dir, folder), os.path.join(backup_dir, "var", folder)
+
+
+def copy_tree(source: str, target: str) -> list[float]:
+    """Copy the regular files that differ in size or time, each as a whole; times of change of all files there are."""
+    times = []
+
+    def copy_changed(file: str, copy: str) -> None:
+        with contextlib.suppress(FileNotFoundError):            # it was there for a moment only
+            status = os.stat(file)
+            times.append(status.st_mtime)
+            if not os.path.exists(copy) or _size_and_time(os.stat(copy)) != _size_and_time(status):
+                shutil.copyfile(file, copy + ".part")
+                shutil.copymode(file, copy + ".part")
+                os.utime(copy + ".part", ns=(status.st_atime_ns, status.st_mtime_ns))   # it may have grown since
+                os.replace(copy + ".part", copy)
+
+    shutil.copytree(source, target, copy_function=copy_changed, ignore=_passed_over, dirs_exist_ok=True)
+    return times
+
+
+def _size_and_time(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _passed_over(folder: str, names: list[str]) -> list[str]:
+    """Links, which nothing of ours follows, and updates that are being published."""
+    return [name for name in names if name.startswith("." + seqfile.UPDATE_PREFIX)
+            or os.path.islink(os.path.join(folder, name))]
+
+
+def _give_to(owner: os.stat_result, directory: str) -> None:
+    for where, _, names in os.walk(directory):
+        for path in [where, *(os.path.join(where, name) for name in names)]:
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _tell_copied(done: str, times: Sequence[float], directory: str) -> None:
+    newest = "the newest of %s UTC" % seqfile.utc(max(times)) if times else "none at all"
+    print("%s: %d files in %s, %s" % (done, len(times), directory, newest))
+
+
+def backup_parser() -> argparse.ArgumentParser:
+    """Options of `co2d backup`."""
+    parser = command_parser("backup", "Copy text, updates and configuration to a directory, also while the daemon runs. "
+                            "The next time only what has changed is copied.", """\
+  co2d backup /mnt/backup
+  co2d backup /mnt/backup && rsync -a /mnt/backup/ elsewhere:co2d/
+""")
+    parser.add_argument("directory", metavar="DIR", help="where to; it is made if need be")
+    return parser
+
+
+def backup(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`co2d backup`; the exit status."""
+    target = os.path.realpath(arguments.directory)
+    for needed in (settings.data_dir, os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)):
+        if not os.path.isdir(needed):
+            raise Failed("there is no directory %s: is this the configuration of the station?" % needed)
+        if (target + "/").startswith(os.path.realpath(needed) + "/"):
+            raise Failed("%s lies within %s" % (target, needed))
+    for _ in range(2):
+        times: list[float] = []
+        for source, copy in _places(settings, target):
+            if os.path.isdir(source):
+                times += copy_tree(source, copy)
+    config = importer.config_file(arguments.config)
+    if config:
+        shutil.copy2(config, os.path.join(target, "co2d.conf"))
+    os.sync()
+    _tell_copied("backup", times, target)
+    return 0
+
+
+def restore_parser() -> argparse.ArgumentParser:
+    """Options of `co2d restore`."""
+    parser = command_parser("restore", "Bring a backup back into the directories of the configuration, which are to be "
+                            "empty. The database is made anew from the text.", """\
+  sudo systemctl stop co2d.socket co2d.service && sudo co2d restore /mnt/backup
+  co2d restore /mnt/backup --data-dir /srv/co2d/remote_data --var-dir /srv/co2d/var
+""")
+    parser.add_argument("directory", metavar="DIR", help="a directory that co2d backup has written")
+    return parser
+
+
+def restore(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`co2d restore`; the exit status."""
+    if not os.path.isdir(os.path.join(arguments.directory, "remote_data")):
+        raise Failed("%s is no backup: there is no remote_data in it" % arguments.directory)
+    for place, _ in _places(settings, ""):
+        for where, _, names in os.walk(place):
+            if names:
+                raise Failed("%s holds data, as %s: a backup is only brought back into an empty station"
+                             % (place, os.path.join(where, names[0])))
+    seqfile.make_directory(settings.data_dir)
+    held = claim(settings.data_dir)
+    owner = os.stat(settings.data_dir)
+    times: list[float] = []
+    for place, copy in _places(settings, arguments.directory):
+        if os.path.isdir(copy):
+            times += copy_tree(copy, place)
+            if os.geteuid() == 0:
+                _give_to(owner, place)
+    os.sync()
+    os.close(held)
+    _tell_copied("restored", times, settings.data_dir)
+    return 0
+
+
+# -- pages as files ---------------------------------------------------------------------------------------------------
+
+
+def web_parser() -> argparse.ArgumentParser:
+    """Options of `co2d web`."""
+    parser = command_parser("web", "Write the pages as files, for cron and another web server.", """\
+  co2d web                              into var/pub, where the daemon serves them as /var/pub/...
+  co2d web /var/www/html/co2
+""")
+    parser.add_argument("directory", metavar="DIR", nargs="?", help="where to (default: pub in the server directory)")
+    return parser
+
+
+def web(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`co2d web`; the exit status."""
+    import plot_ascii
+    directory = arguments.directory or os.path.join(settings.var_dir, seqfile.PUB_FOLDER)
+    os.makedirs(directory, exist_ok=True)
+    return plot_ascii.main(["--db", settings.db, "--html", "-o", directory])
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -2656,12 +2763,16 @@ WantedBy=sockets.target
     "service": """\
 [Unit]
 Description=co2d: receives the readings of CO2 sensor units
-After=network.target
+After=network.target co2d.socket
+# Without its socket, which a fault can have stopped, the daemon would leave clients waiting while it restarts.
+Requires=co2d.socket
+RequiresMountsFor=%(directories)s
 
 [Service]
 Type=notify
+SyslogIdentifier=co2d
 ExecStart=%(command)s
-ExecReload=/bin/kill -HUP $MAINPID
+ExecReload=%(python)s -c "import os, signal; os.kill(${MAINPID}, signal.SIGHUP)"
 Restart=on-failure
 RestartSec=5
 RestartPreventExitStatus=2 78
@@ -2671,10 +2782,13 @@ User=co2d
 Group=co2d
 UMask=0027
 LimitNOFILE=65536
+TasksMax=%(tasks)d
+MemoryMax=512M
 Environment=MALLOC_ARENA_MAX=2
+# A directory that is missing is passed over here: the daemon itself says more about it than 226/NAMESPACE.
 ReadWritePaths=%(written)s
 # What follows takes away all that the daemon does not need.
-AmbientCapabilities=
+AmbientCapabilities=%(capability)s
 CapabilityBoundingSet=%(capability)s
 DevicePolicy=closed
 KeyringMode=private
@@ -2721,16 +2835,23 @@ def _host_port(address: str, port: int) -> str:
 
 def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -> str:
     """A complete systemd unit for this installation."""
-    needed = (HERE, sys.executable, settings.data_dir, settings.var_dir)
-    written = dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)])
-    config = ["--config", os.path.abspath(arguments.config)] if arguments.config else []
-    low_port = 0 < settings.port < 1024
+    directories = list(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)]))
+    command = [sys.executable, os.path.join(HERE, "co2d.py")]
+    if arguments.config:
+        command += ["--config", os.path.abspath(arguments.config)]
+    has_low_port = 0 < settings.port < 1024
+    is_in_home = any(path.startswith(("/home/", "/root/")) for path in [HERE, sys.executable, *directories])
     return SYSTEMD[kind] % {
-        "command": " ".join(map(_word, [sys.executable, os.path.join(HERE, "co2d.py"), *config])).replace("$", "$$"),
-        "written": " ".join(map(_word, written)),
+        "command": " ".join(map(_word, command)).replace("$", "$$"),
+        "python": _word(sys.executable),
+        "directories": " ".join(map(_word, directories)),
+        "written": " ".join(_word("-" + path) for path in directories),
         "listen": _host_port(settings.listen, settings.port),
-        "capability": "CAP_NET_BIND_SERVICE" if low_port else "", "private_users": "no" if low_port else "true",
-        "home": "read-only" if any(path.startswith(("/home/", "/root/")) for path in needed) else "true"}
+        "tasks": settings.threads + OTHER_TASKS,
+        "capability": "CAP_NET_BIND_SERVICE" if has_low_port else "",
+        "private_users": "no" if has_low_port else "true",
+        "home": "read-only" if is_in_home else "true",
+    }
 
 
 def claim(directory: str) -> int:
@@ -2783,7 +2904,7 @@ class Daemon:
         self.signals.put(number)
 
     def _feed_watchdog(self) -> None:
-        """Tell systemd that we live, but only after a real accept, write and sync."""
+        """Tell systemd that we live, if we answer a request. A disk that is full or fails is not mended by a restart."""
         if self.watchdog and time.monotonic() - self.fed > self.watchdog:
             self.fed = time.monotonic()
             try:
@@ -2792,22 +2913,20 @@ class Daemon:
                 log.error("watchdog: %s", error)
 
     def _probe(self) -> None:
-        problems: List[str] = []
-        check_disk(self.station)                                # a full disk is told, and no reason to be killed
         try:
             with socket.create_connection((self._own_address(), self.server.port), timeout=self.watchdog) as sock:
                 if self.server.tls:
                     import ssl                                  # it is there already
                     sock = ssl._create_unverified_context().wrap_socket(sock)
                 sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-                if not sock.recv(100).startswith(b"HTTP/1.1 "):
-                    problems.append("no answer from ourselves")
+                answer = sock.recv(100)
         except OSError as error:
-            problems.append("cannot reach ourselves: %s" % error)
-        for line in problems:
-            log.error("watchdog: %s", line)
-        if not problems:
+            log.error("watchdog: cannot reach ourselves: %s", error)
+            return
+        if answer.startswith(b"HTTP/1.1 "):
             notify("WATCHDOG=1")
+        else:
+            log.error("watchdog: no answer from ourselves")
 
     def _own_address(self) -> str:
         listen = str(self.server.socket.getsockname()[0])
@@ -2853,49 +2972,45 @@ class Daemon:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line; one option for every setting."""
-    parser = argparse.ArgumentParser(prog="co2d.py", description="The daemon that CO2 sensor units report to.")
-    parser.add_argument("--config", metavar="FILE",
-                        help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
-    parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
-    parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")
-    parser.add_argument("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
-                        help="print a systemd unit for this installation and exit (default: service)")
-    parser.add_argument("--version", action="version", version="co2d " + importer.__version__)
+    """Options of `co2d run`; one for every setting."""
+    commands = "\n".join("  %-10s%s" % (name, command.help) for name, command in COMMANDS.items())
+    parser = command_parser("", "The daemon that CO2 sensor units report to.\n\ncommands (COMMAND --help tells more):\n"
+                            + commands, """\
+  co2d                                  run on port 8080, with the data beside the script
+  co2d --config /etc/co2d.conf --check-config
+  co2d publish --all new-firmware/ --dry-run
+""")
+    parser.usage = "%(prog)s [COMMAND] [options]"
+    add = parser.add_argument
+    add("--check-config", action="store_true", help="check the configuration and exit")
+    add("--print-config", action="store_true", help="print the settings in force and exit")
+    add("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
+        help="print a systemd unit for this installation and exit (default: service)")
     for name, setting in SETTINGS.items():
         default = importer.format_value(getattr(Settings(), name), example=True).replace("%", "%%")
-        parser.add_argument("--" + name.replace("_", "-"), metavar=setting.parse.__name__[len("parse_"):].upper(),
-                            help="%s (default: %s)" % (setting.help.replace("%", "%%"), default or "none"))
+        add("--" + name.replace("_", "-"), metavar=setting.parse.__name__[len("parse_"):].upper(),
+            help="%s (default: %s)" % (setting.help.replace("%", "%%"), default or "none"))
     for name in importer.GONE:
-        parser.add_argument("--" + name.replace("_", "-"), help=argparse.SUPPRESS)
+        add("--" + name.replace("_", "-"), help=argparse.SUPPRESS)
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the daemon, or one of its commands; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        if argv[:1] == ["publish"]:
-            return publish(argv[1:])
-        arguments = make_parser().parse_args(argv)
-        settings = settings_of(arguments)
-        if arguments.print_config:
-            print(importer.format_config(settings), end="")
-        elif arguments.print_unit:
-            print(systemd_unit(arguments.print_unit, settings, arguments), end="")
-        elif arguments.check_config:
-            _tls_context(settings)
-            print("configuration is well")
-        else:
-            return run(settings, arguments)
-    except BadConfig as error:
-        print("co2d: %s" % error, file=sys.stderr)
-        return EX_CONFIG
+def run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`co2d run`: take what units send until a signal ends it; or tell about the configuration."""
+    if arguments.print_config:
+        print(importer.format_config(settings), end="")
+    elif arguments.print_unit:
+        print(systemd_unit(arguments.print_unit, settings, arguments), end="")
+    elif arguments.check_config:
+        _tls_context(settings)
+        print("configuration is well")
+    else:
+        return serve_until_stopped(settings, arguments)
     return 0
 
 
-def run(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Set up logging and run until stopped."""
+def serve_until_stopped(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Set up logging, then be the daemon."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(under_journald()))
     log.addHandler(handler)
@@ -2906,9 +3021,50 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     try:
         daemon = Daemon(settings, arguments)
     except OSError as error:
-        print("co2d: cannot start: %s" % error, file=sys.stderr)
-        return 1
+        remedy = ""
+        if error.errno in (errno.EROFS, errno.EACCES):
+            remedy = "; make the directories of the configuration, give them to %s, and restart" % user_name(os.geteuid())
+        raise Failed("cannot start: %s%s" % (error, remedy))
     return daemon.run()
+
+
+class Command(NamedTuple):
+    """A command of this program."""
+
+    parser: Callable[[], argparse.ArgumentParser]
+    call: Callable[[Settings, argparse.Namespace], int]         # gives the exit status
+    help: str
+
+
+COMMANDS = {
+    "run": Command(make_parser, run, "take what units send; what is done without a command"),
+    "publish": Command(publish_parser, publish, "offer an update to units, or see how far they are with it"),
+    "backup": Command(backup_parser, backup, "copy all that cannot be made again, also while the daemon runs"),
+    "restore": Command(restore_parser, restore, "bring a backup back into an empty station"),
+    "web": Command(web_parser, web, "write the pages as files, for another web server"),
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the daemon, or one of the other commands; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = COMMANDS[words.pop(0) if words and words[0] in COMMANDS else "run"]
+    arguments = command.parser().parse_args(words)
+    try:
+        settings = settings_of(arguments)
+    except BadConfig as error:
+        print("co2d: %s" % error, file=sys.stderr)
+        return EX_CONFIG
+    try:
+        return command.call(settings, arguments)
+    except PermissionError as error:
+        user = user_name(daemon_user(settings).st_uid)
+        print("co2d: %s; call it as the user of the daemon: sudo -u %s %s" % (error, user, " ".join(sys.argv)),
+              file=sys.stderr)
+    except (Failed, importer.Unusable, OSError) as error:
+        print("co2d: %s" % error, file=sys.stderr)
+        return EX_CONFIG if isinstance(error, BadConfig) else 1
+    return 1
 
 
 if __name__ == "__main__":

@@ -2368,22 +2368,23 @@ class Course:
     def __init__(self) -> None:
         self.days: list[str] = []       # with STARTED, in order
         self.taken: set[str] = set()    # paths, until all were handed over
-        self.was_complete = False       # all were handed over, even if the unit asked again since
+        self.complete_at = ""           # UTC, the last time; "": never
         self.is_over = True             # complete since it last started
         self.given_up = False
 
-    def learn(self, day: str, what: str) -> None:
+    def learn(self, when: str, what: str) -> None:
         """Take a row in."""
         if what == STARTED:
             self.is_over = False
-            if day not in self.days:
-                self.days.append(day)
+            if when[:10] not in self.days:
+                self.days.append(when[:10])
         elif what == COMPLETE:
-            self.was_complete = self.is_over = True
+            self.is_over = True
+            self.complete_at = when
             self.taken.clear()
         elif what == GIVEN_UP:
             self.given_up = True
-        elif not self.was_complete:
+        elif not self.complete_at:
             self.taken.add(what)
 
     def nights_in_vain(self, today: str = "") -> int:
@@ -2392,11 +2393,15 @@ class Course:
         return sum(day != today for day in begun)
 
 
-def read_courses(directory: str) -> Dict[Tuple[str, str], Course]:
-    """(unit, update) -> how far the unit is, from all rows of var/fetches."""
-    courses: Dict[Tuple[str, str], Course] = {}
-    for when, unit, name, what in read_rows(directory, seqfile.FETCHES, 4):
-        courses.setdefault((unit, name), Course()).learn(when[:10], what)
+Courses = Dict[Tuple[str, str], Course]                         # by unit and update
+
+
+def read_courses(*directories: str) -> Courses:
+    """How far units are with their updates, from all rows of such directories as var/fetches."""
+    courses: Courses = {}
+    for directory in directories:
+        for when, unit, name, what in read_rows(directory, seqfile.FETCHES, 4):
+            courses.setdefault((unit, name), Course()).learn(when, what)
     return courses
 
 

@@ -692,18 +692,13 @@ def _write_new(directory: int, name: str, blocks: Iterator[bytes], sync: Sync) -
     os.fsync(directory)
 
 
-def publish_tree(directory: int, name: str, files: dict[str, bytes], check: Callable[[int], None]) -> None:
-    """Create a directory with files (relative path -> bytes) that appears complete and durable, or not at all.
-
-    `check` gets it as an open directory before it appears, and may raise OSError.
-    """
+def publish_tree(directory: int, name: str, files: dict[str, bytes]) -> None:
+    """Create a directory with files (relative path -> bytes) that appears complete and durable, or not at all."""
     hidden = ".%s.%d" % (name, os.getpid())
     os.mkdir(hidden, dir_fd=directory)
     try:
         for path, content in files.items():
             _write_below(directory, [hidden, *path.split("/")], content)
-        with open_beneath(directory, hidden) as staged:
-            check(staged)
         os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         with contextlib.suppress(OSError):

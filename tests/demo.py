@@ -92,10 +92,10 @@ def run_nights(clock: Clock, units, station) -> None:
 
 def publish(station) -> None:
     """A change of nickname, published as an update."""
-    arguments = ["co2unit-30aea4000002", "--nickname", "renamed-02", "--data-dir", station.settings.data_dir,
+    arguments = ["publish", "co2unit-30aea4000002", "--nickname", "renamed-02", "--data-dir", station.settings.data_dir,
                  "--var-dir", station.settings.var_dir]
     with contextlib.redirect_stdout(io.StringIO()):
-        assert co2d.publish(arguments) == 0
+        assert co2d.main(arguments) == 0
 
 
 def run_command(*command: str) -> None:

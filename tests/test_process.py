@@ -255,8 +255,8 @@ def test_a_disk_that_takes_nothing_is_told_and_does_not_have_the_daemon_killed(s
     one = start(NOTIFY_SOCKET=systemd.getsockname(), WATCHDOG_USEC="200000")
     os.rename(one.data, one.data + ".gone")
     open(one.data, "w").close()
-    one.waits_for("uploads cannot be stored: ")
     assert b"uploads cannot be stored: [Errno 20]" in ask(one.port, b"GET /readyz HTTP/1.0\r\n\r\n")
+    one.waits_for("uploads cannot be stored: ")
     heard = [systemd.recv(1000) for _ in range(5)]
     assert heard[-1] == b"WATCHDOG=1"
 
@@ -306,7 +306,8 @@ def test_paths_with_spaces_and_percent_signs_are_quoted_in_the_unit(monkeypatch)
     settings = co2d.Settings()._replace(data_dir="/srv/100%/co2", var_dir='/srv/the "old" lab', db="/srv/x/db")
     unit = co2d.systemd_unit("service", settings, co2d.make_parser().parse_args(["--config", "/srv/$lab;1/co2d.conf"]))
     assert '\nExecStart=/usr/bin/python3 "/srv/field lab/co2d.py" --config "/srv/$$lab;1/co2d.conf"\n' in unit
-    assert '\nReadWritePaths=/srv/100%%/co2 "/srv/the \\"old\\" lab" /srv/x\n' in unit
+    assert '\nReadWritePaths=-/srv/100%%/co2 "-/srv/the \\"old\\" lab" -/srv/x\n' in unit
+    assert '\nRequiresMountsFor=/srv/100%%/co2 "/srv/the \\"old\\" lab" /srv/x\n' in unit
 
 
 @pytest.mark.parametrize("data, home", [("/var/lib/co2d/data", "true"), ("/home/lab/data", "read-only")])
@@ -317,7 +318,7 @@ def test_the_unit_hides_homes_unless_something_of_ours_is_there(data, home, monk
     assert "\nProtectHome=%s\n" % home in co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
 
 
-@pytest.mark.parametrize("db, directories", [("/v/db.sqlite3", "/d /v"), ("/srv/db/db.sqlite3", "/d /v /srv/db")])
+@pytest.mark.parametrize("db, directories", [("/v/db.sqlite3", "-/d -/v"), ("/srv/db/db.sqlite3", "-/d -/v -/srv/db")])
 def test_the_unit_may_write_wherever_the_daemon_does(db, directories):
     settings = co2d.Settings()._replace(data_dir="/d", var_dir="/v", db=db)
     unit = co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
@@ -455,7 +456,7 @@ def test_install_puts_a_working_tree_in_place_and_uninstall_takes_it_away(tmp_pa
     with open(root + "/usr/local/lib/systemd/system/co2d.service") as file:
         unit = file.read()
     assert "/usr/local/lib/co2d/co2d.py --config /etc/co2d.conf" in unit and root not in unit
-    for directory in re.search("ReadWritePaths=(.*)", unit)[1].split():              # systemd starts nothing where one is missing
+    for directory in re.search("RequiresMountsFor=(.*)", unit)[1].split():
         assert directory.startswith("/var/lib/co2d/") and os.path.isdir(root + directory)
     assert make("uninstall", "DESTDIR=" + root).returncode == 0
     assert not os.path.exists(os.path.dirname(script)) and not os.listdir(command)
