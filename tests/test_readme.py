@@ -34,7 +34,7 @@ def test_every_metric_has_its_line(name):
     assert "| `%s` | %s | %s |" % (name, *co2d.METRICS[name]) in README
 
 
-@pytest.mark.parametrize("method, pattern", [(method, pattern) for method, pattern, _ in co2d.ROUTES])
+@pytest.mark.parametrize("method, pattern", [(method, pattern) for method, pattern, *_ in co2d.ROUTES])
 def test_every_route_is_in_the_contract(method, pattern):
     known = {"<unit>": "ID"}
     start = re.sub("<unit>", "ID", pattern).split("/<path>")[0]
