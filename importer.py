@@ -199,7 +199,7 @@ INSERT INTO last_import VALUES (NULL, 0, lower(hex(randomblob(8))));
 """.format(sums="""
     co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
     temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, temp_off INTEGER, temp_low REAL, temp_peak REAL,
-    longest INTEGER""")
+    first INTEGER, last INTEGER, longest INTEGER""")
 INDEXES = """
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts, rssi_dbm);
@@ -1557,7 +1557,6 @@ class Import:
             judged = self._judge(unit, first, last)
             for day in judged:
                 self._roll_up(unit, day, day)
-            note_distances(self.db, unit, min([first, *judged]), max([last, *judged]))
             if self.whole is None:
                 self.touched["readings"][unit].update(judged)
         self._note_changes()
@@ -1599,6 +1598,12 @@ class Import:
         for day, in self.db.execute("SELECT day FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? AND co2_off < 0",
                                     (unit, first, last)).fetchall():
             self.db.execute(_ROLL_UP, (unit, day * 86400, (day + 1) * 86400))
+        rows = self.db.execute("SELECT ts / 86400, ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts",
+                               (unit, first * 86400, (last + 1) * 86400)).fetchall()
+        for day, readings in groupby(rows, operator.itemgetter(0)):
+            times = [ts for _, ts in readings]
+            longest = max(map(operator.sub, times[1:], times), default=0)
+            self.db.execute("UPDATE daily SET longest = ? WHERE unit_id = ? AND day = ?", (longest, unit, day))
 
     def _judge(self, unit: str, first: int, last: int) -> List[int]:
         """Apply the rules that look at neighbours to these days, and to all rows whose stretch of equal means touches
@@ -1638,13 +1643,14 @@ _ODD = "qc & %d AND NOT qc & %d" % (QC_TEMP, QC_ROW)
 _ROLL_UP_PLAIN = """
     INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
         count(co2), sum(co2), min(co2), max(co2), -max(qc), NULL, NULL,
-        count(temp), sum(temp), min(temp), max(temp), 0, NULL, NULL, NULL
+        count(temp), sum(temp), min(temp), max(temp), 0, NULL, NULL, min(ts), max(ts), 0
     FROM co2_readings INDEXED BY readings_by_unit WHERE unit_id = ? AND ts >= ? AND ts < ?
     GROUP BY day"""                     # for days without flags, which are the rule; others get a negative co2_off
 _ROLL_UP = """
     INSERT OR REPLACE INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
         count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad),
-        count(warm), sum(warm), min(warm), max(warm), count(odd), min(odd), max(odd), NULL
+        count(warm), sum(warm), min(warm), max(warm), count(odd), min(odd), max(odd),
+        min(ts), max(ts), 0
     FROM (SELECT unit_id, ts, CASE WHEN {0} THEN co2 END AS good, CASE WHEN {1} THEN co2 END AS bad,
                  CASE WHEN {2} THEN temp END AS warm, CASE WHEN {3} THEN temp END AS odd
           FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY unit_id, ts, source, offset)
@@ -2023,7 +2029,7 @@ class Bucket(NamedTuple):
     """One quantity in one column of a page. Suspect values are counted apart and never enter the mean."""
 
     rows: int                           # readings, usable or not
-    first: int                          # UTC seconds; the day's begin and end where they come from the rollup
+    first: int                          # time of the first of them
     last: int
     n: int                              # usable values
     total: float
@@ -2083,7 +2089,7 @@ _OF_ENDS = """
     FROM temp.ends p CROSS JOIN co2_readings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
     GROUP BY p.i, p.j""".format(good=_GOOD, suspect=_SUSPECT_VALUE)
 _OF_DAYS = """
-    SELECT p.i, p.j, sum(r.n), min(r.day) * 86400, max(r.day) * 86400 + 86399,
+    SELECT p.i, p.j, sum(r.n), min(r.first), max(r.last),
         sum(r.{what}_n), total(r.{what}_sum), min(r.{what}_min), max(r.{what}_max),
         sum(r.{what}_off), min(r.{what}_low), max(r.{what}_peak)
     FROM temp.days p CROSS JOIN daily r WHERE r.unit_id = p.unit AND r.day >= p.first AND r.day < p.behind
@@ -2720,35 +2726,13 @@ class Gap(NamedTuple):
     calls: int                          # pings in the meantime
 
 
-def note_distances(db: sqlite3.Connection, unit: str, first: int, last: int) -> None:
-    """Write into the rollup of these days, and of the next day with readings, the longest distance in seconds of a
-    reading from the one before. Without that, a look for gaps would have to look at all readings."""
-    last = db.execute("SELECT coalesce(min(day), :last) FROM daily WHERE unit_id = :unit AND day > :last",
-                      {"unit": unit, "last": last}).fetchone()[0]
-    times = _times_from(db, unit, first * DAY, (last + 1) * DAY)
-    longest: Dict[int, int] = {}
-    for before, ts in zip(times, times[1:]):
-        day = ts // DAY
-        longest[day] = max(longest.get(day, 0), ts - before)
-    db.executemany("UPDATE daily SET longest = ? WHERE unit_id = ? AND day = ?",
-                   [(distance, unit, day) for day, distance in longest.items()])
-
-
-def _times_from(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[int]:
-    """Times of the last reading before a, and of those from a to b."""
-    return [ts for ts, in db.execute("""
-        SELECT ts FROM co2_readings WHERE unit_id = :unit AND ts < :b
-          AND ts >= coalesce((SELECT max(ts) FROM co2_readings WHERE unit_id = :unit AND ts < :a), :a)
-        ORDER BY ts""", {"unit": unit, "a": a, "b": b})]
-
-
 def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> List[Gap]:
     """Stretches of more than HOLE rhythms without readings between a and now, and what became of them."""
     found: List[Gap] = []
     for unit in sorted({stay.unit_id for stay in stays}):
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
         step = cadence(db, unit, now)
-        for start, end in _holes(db, unit, a, now, step):
+        for start, end in _holes(db, unit, a, now, HOLE * step):
             until = now if end is None else end
             calls = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
                                (unit, start + step, until)).fetchone()[0]
@@ -2767,28 +2751,38 @@ def _is_deployed(stay: Deployment, a: int, b: int) -> bool:
     return stay.status == "deployed" and stay.since < b and a < stay.until
 
 
-def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, step: int) -> Iterator[Tuple[int, Optional[int]]]:
-    """Times of the reading before and the one after; the last hole may be open."""
-    days = db.execute("SELECT day FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? AND longest > ?",
-                      (unit, a // DAY, now // DAY, HOLE * step)).fetchall()
-    for day, in days:
-        times = _times_from(db, unit, day * DAY, min(now + 1, (day + 1) * DAY))
-        for before, ts in zip(times, times[1:]):
-            if ts - before > HOLE * step and ts > a:
+def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, longest: float) -> Iterator[Tuple[int, Optional[int]]]:
+    """Times of the reading before and the one after where these are further apart than `longest`; the last hole may be
+    open. Most days need no look at their readings."""
+    row = db.execute("SELECT max(ts) FROM co2_readings WHERE unit_id = ? AND ts < ?", (unit, a // DAY * DAY)).fetchone()
+    before = row[0] or FOREVER
+    for day, first, last, distance in db.execute(
+            "SELECT day, first, last, longest FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? ORDER BY day",
+            (unit, a // DAY, now // DAY)):
+        if distance <= longest and first - before <= longest and last <= now:
+            before = last
+            continue
+        bound = (unit, day * DAY, min(now + 1, (day + 1) * DAY))
+        query = "SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts"
+        for ts, in db.execute(query, bound).fetchall():
+            if ts - before > longest and ts > a:
                 yield before, ts
-    last = _recent(db, "co2_readings", unit, now)[:1]
-    if last and now - last[0] > max(2 * step, DAY + HOUR):
-        yield last[0], None
+            before = ts
+    newest = _recent(db, "co2_readings", unit, now)[:1]
+    if newest and now - newest[0] > max(longest, DAY + HOUR):
+        yield newest[0], None
 
 
 def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
     """What became of readings that are missing between two that are there, by the files these two came from."""
-    files = db.execute("SELECT s.id, s.path, s.size FROM co2_readings r LEFT JOIN sources s ON s.id = r.source "
-                       "WHERE r.unit_id = ? AND r.ts IN (?, ?) ORDER BY r.ts", (unit, start, end)).fetchall()
-    (source, path, size), (next_source, next_path, _) = files[0], files[-1]
-    if db.execute("SELECT 1 FROM rejects WHERE source IN (?, ?) AND before_ts >= ? AND after_ts <= ? LIMIT 1",
-                  (source, next_source, start, end)).fetchone():
-        return "rejected"
+    files = db.execute("""
+        SELECT s.path, s.size, r.source, s.rejected FROM co2_readings r LEFT JOIN sources s ON s.id = r.source
+        WHERE r.unit_id = ? AND r.ts IN (?, ?) ORDER BY r.ts""", (unit, start, end)).fetchall()
+    for _, _, source, rejected in files:
+        if rejected and db.execute("SELECT 1 FROM rejects WHERE source = ? AND before_ts >= ? AND after_ts <= ? LIMIT 1",
+                                   (source, start, end)).fetchone():
+            return "rejected"
+    (path, size, _, _), (next_path, _, _, _) = files[0], files[-1]
     number, next_number = _number_of(path), _number_of(next_path)
     if number is None or next_number is None or next_number <= number:
         return "lost"

@@ -462,14 +462,15 @@ def fill(db: sqlite3.Connection, units: int, days: int, raw_days: int, last_day:
         INSERT INTO co2_readings(unit_id, nickname, temp, flash_count, ts, co2, co2_flag, temp_flag, qc, source, offset)
             SELECT unit, 'n' || u, -5 + u %% 20, 0, ts, %s, 1, 1, 0, 0, 0 FROM (SELECT u, unit, (%d - d.i) * 86400 + h.i * 1800 AS ts
             FROM us CROSS JOIN n d CROSS JOIN n h WHERE h.i < %d AND (d.i < %d OR h.i = 0 AND d.i IN (31, %d)));
-        INSERT INTO daily SELECT unit, %d - d.i, %d, %d, %d * 430.0, 400, 460, 0, NULL, NULL, %d, %d * 2.0, -9, 9, 0, NULL, NULL, 1800
+        INSERT INTO daily SELECT unit, %d - d.i, %d, %d, %d * 430.0, 400, 460, 0, NULL, NULL, %d, %d * 2.0, -9, 9, 0, NULL, NULL,
+            (%d - d.i) * 86400, (%d - d.i) * 86400 + 84600, 1800
             FROM us CROSS JOIN n d WHERE d.i < %d ORDER BY 1, 2;
         INSERT INTO pings SELECT '', '', '', unit, 'n' || u, 8, -85 - u %% 20 - d.i * 7919 %% 16, (%d - d.i) * 86400 + 11000, 0, 0
             FROM us CROSS JOIN n d WHERE d.i < %d;
         INSERT INTO deploy_durations_tiered SELECT unit, 'n' || u, printf('site_%%03d', u), 10, 'deployed', NULL, NULL, NULL,
             NULL, NULL, 0, 0 FROM us;
         """ % (max(units, days), units, value, last_day, per_day, raw_days, days - 1, last_day, per_day, per_day, per_day, per_day,
-               per_day, days, last_day, days))
+               per_day, last_day, last_day, days, last_day, days))
 
 
 def installed(directory: str) -> str:

@@ -182,7 +182,7 @@ def test_a_reading_becomes_a_row_with_the_original_columns_first(place):
     assert [row[:21] + row[22:] for row in place.ask("SELECT * FROM co2_readings")] == [
         (UNIT, "varanger-03", "2019-09-12", "08:30:00", 4.5, 2, *range(401, 411), T, 405.5, 1, 1, 0, 0, 405, -0.25, 1234, None, 21.5)]
     assert place.ask("SELECT * FROM daily") == [(UNIT, T // 86400, 1, 1, 405.5, 405.5, 405.5, 0, None, None,
-                                                  1, 4.5, 4.5, 4.5, 0, None, None, None)]
+                                                  1, 4.5, 4.5, 4.5, 0, None, None, T, T, 0)]
 
 
 def fields(**changes):
@@ -966,7 +966,7 @@ def test_names_that_are_no_utf8_empty_files_and_links_do_no_harm(place):
     ("INSERT INTO co2_readings SELECT * FROM co2_readings WHERE rowid = 3", "co2_readings: 6 rows, but 5 in the text"),
     ("UPDATE daily SET co2_sum = 1 WHERE rowid_is_not_needed", "daily: "),
     ("UPDATE daily SET co2_max = co2_max + 1", "daily: %s, 18151: the rollup is not that of the text" % UNIT),
-    ("UPDATE daily SET longest = 7", "daily: %s, 18151: the rollup is not that of the text" % UNIT),
+    ("UPDATE daily SET first = 7", "daily: %s, 18151: the rollup is not that of the text" % UNIT),
     ("DELETE FROM daily", "daily: "),
     ("UPDATE rejects SET reason = ''", "row of rejects is not in the text"),
     ("UPDATE sources SET imported_bytes = imported_bytes + 1", "bytes of lines, but"),
