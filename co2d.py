@@ -897,10 +897,16 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
     import plot_ascii                                           # a daemon that nobody looks at stays small
     html = not accept.startswith("text/plain") and not agent.startswith("curl/")
+    query = dict(reversed(request.query))
+    problems = station.health.problems()
     try:
-        text = plot_ascii.web_page(view, station.settings.db, dict(reversed(request.query)), html, request.now)
+        text = plot_ascii.web_page(view, station.settings.db, query, html, request.now, problems=problems)
     except ValueError as error:
         raise Refused(400, str(error))
+    except importer.UnknownName as error:
+        raise Refused(404, str(error))
+    except (importer.Unusable, sqlite3.Error) as error:
+        raise Refused(503, "the database cannot be read: %s" % error)
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
         headers.append(("Refresh", str(refresh)))

@@ -2317,27 +2317,28 @@ def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[Tuple[int
 
 
 def errors(db: sqlite3.Connection, spans: Sequence[Span],
-           edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[str, int]]:
-    """Entries of the error logs by number of span and number of column: type -> number; '' is none of the known."""
+           edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[Tuple[str, bool], int]]:
+    """Entries of the error logs by number of span and number of column: (type, more than INFO) -> number; the type ''
+    is none of the known."""
     _lay_out(db, spans, edges)
-    found: Dict[Tuple[int, int], Dict[str, int]] = {}
-    for i, j, kind, n in db.execute("""
-            SELECT p.i, p.j, coalesce(e.etype, '') AS kind, count(*)
+    found: Dict[Tuple[int, int], Dict[Tuple[str, bool], int]] = {}
+    for i, j, kind, serious, n in db.execute("""
+            SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
             FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
-            GROUP BY p.i, p.j, kind"""):
-        found.setdefault((i, j), {})[kind] = n
+            GROUP BY p.i, p.j, kind, serious"""):
+        found.setdefault((i, j), {})[kind, bool(serious)] = n
     return found
 
 
 def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int,
                   limit: int) -> List[Tuple[int, str, str, str, str]]:
-    """The newest entries: time, unit, level, type, message."""
+    """The newest entries: time, unit, level, type, message. Those of level INFO come last, if there is room."""
     rows: List[Tuple[int, str, str, str, str]] = []
     for unit in units:
         rows += db.execute("SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') "
-                           "FROM error_logs WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts DESC LIMIT ?",
-                           (unit, a, b, limit)).fetchall()
-    return sorted(rows, key=lambda row: row[0], reverse=True)[:limit]
+                           "FROM error_logs WHERE unit_id = ? AND ts >= ? AND ts < ? "
+                           "ORDER BY coalesce(level, '') = 'INFO', ts DESC LIMIT ?", (unit, a, b, limit)).fetchall()
+    return sorted(rows, key=lambda row: (row[2] == "INFO", -row[0]))[:limit]
 
 
 # -- what units take of their updates ---------------------------------------------------------------------------------

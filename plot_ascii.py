@@ -3,31 +3,31 @@
 
 A page is made in one direction only:
 
-    queries (importer)  ->  buckets, one for each column of the page  ->  `Page`: numbers, and the lines drawn from them
-                                                                      ->  text, TSV, JSON, HTML
+    queries (importer)  ->  values, one for each column of a chart  ->  `Page`: numbers, and the lines drawn from them
+                                                                    ->  text, TSV, JSON, HTML
 Words used here:
 
-    axis      the columns of a chart in time. A column is a calendar step long (5 min ... 1 h ... 1 d ... 1 week ...
-              5 years) and begins where such a step begins in the page's time zone; the shortest step that fits the
-              width is taken (of many hundreds of rows a longer one), so a chart may be narrower than its room. Ticks
-              stand on calendar steps too, no closer than their labels allow; where a year begins the label is the year.
-    scale     from the least to the greatest value inside the *fence*, rounded outward. The fence is Tukey's for values
-              far out: three interquartile distances beyond the quartiles of what all columns of the page hold. A value
-              outside the scale is marked in its column, and counted: a spike neither vanishes nor flattens the page.
-    gap       a column without readings is blank: never bridged, never zero. Only where a unit measures more seldom than
-              the column is wide (`importer.buckets`) the value before is held.
-    glyphs    three sets of characters in one table. `auto` is block, with braille in the large plots, and ascii where
-              the user's locale is C. A page's own words are written in Unicode here and pass through `PLAIN` for ascii.
-    span      text, style, link: what lines are made of. Foreign text gets into a span only through `clean`, which
-              leaves no control or format character; width is counted in cells of a terminal, wide characters as two.
-    part      a piece of a heading and its rank: where the line is too short, the last rank is shortened, then left out.
-    cell      what a table holds: values for programs, spans for people. A list as value is a chart, a number a column.
+    axis      The columns of a chart in time. A column is one calendar step long (30 min ... 1 d ... 5 years)
+              and begins where such a step begins in the page's time zone. The shortest step that fits the width is
+              taken, so a chart may be narrower than its room. Ticks stand on calendar steps too.
+    scale     From the least to the greatest value inside the fence, rounded outward. The fence is Tukey's for values
+              far out: three interquartile distances beyond the quartiles of what all columns of the page hold. Values
+              outside the scale are marked and counted, so a spike neither vanishes nor flattens the page.
+    gap       A column without readings is blank: never bridged, never zero. Only where a unit measures more seldom
+              than the column is wide (`importer.buckets`), the value before it is held.
+    glyphs    The characters of a page, three sets in one table. `auto` is block, with braille in large plots; it is
+              ascii where the user's locale is C. Our own words are written in Unicode and translated by `PLAIN`.
+    span      Text, style and link: what lines are made of. Foreign text gets into a span only through `clean`, which
+              leaves no control or format character. Width is counted in cells of a terminal; wide characters take two.
+    part      A piece of a title and its rank. Where the line is too short, the part of the last rank is shortened, then
+              left out. A legend is never cut: it goes on in the next line.
+    cell      What a table holds: values for programs, spans for people. A list as value is a chart.
 
 Every row has its numbers in digits, and colour only repeats what the text says. --plain and --json have the numbers
 that are drawn. A page costs columns x rows: what it has no room for is not asked for.
 
-Left out on purpose: smoothing and interpolation, a second y axis, sixel and other graphics, keys to press (--watch
-redraws in place with a few escape sequences, no curses), palettes beyond the terminal's own.
+Left out on purpose: smoothing and interpolation, a second y axis, keys to press (--watch redraws in place with a few
+escape sequences, no curses), palettes beyond the terminal's own.
 """
 
 from __future__ import annotations
@@ -36,42 +36,101 @@ import gc
 import os
 import re
 import sqlite3
-import struct
 import sys
 import time
 from bisect import bisect_left, bisect_right
-from datetime import datetime, timedelta
+from collections import Counter
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache
-from itertools import groupby
+from itertools import groupby, zip_longest
 from math import ceil, floor, log10
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Collection, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 import importer
 
-DAY = 86400                             # s
-ZONE_SIGNS = str.maketrans("", "", "_+-")
+DAY = importer.DAY                      # s
 EPOCH = datetime(1970, 1, 1)
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 # -- glyphs -----------------------------------------------------------------------------------------------------------
 
-# sub: places above each other in one cell of a large plot
-BLOCK = {"ramp": "▁▂▃▄▅▆▇█", "days": "░▒▓█", "silent": "─", "open": "├", "close": "┤", "pings": "·▌█", "up": "▲",
-         "down": "▼", "suspect": "?", "side": "│", "label": "┤", "zero": "┄", "last": "◂", "foot": "╵", "to": "–",
-         "mean": "▀", "range": "░", "status": "█▒░", "part": "▂", "whisker": "─", "box": "━", "median": "█", "dot": "○",
-         "limit": "┊", "none": "–", "degree": "°C", "sub": 2}
-BRAILLE = {**BLOCK, "mean": "⠒", "range": "⠅", "sub": 4}
-ASCII = {"ramp": ".:-=+*#%", "days": ".:+#", "silent": "-", "open": "[", "close": "]", "pings": ".|!", "up": "^",
-         "down": "v", "suspect": "?", "side": "|", "label": "+", "zero": ".", "last": "<", "foot": "|", "to": "..",
-         "mean": "*", "range": ":", "status": "=-.", "part": "_", "whisker": "-", "box": "=", "median": "#", "dot": "o",
-         "limit": ".", "none": "-", "degree": "degC", "sub": 1}
-Glyphs = Dict[str, Any]
-# name -> glyphs of tables, glyphs of large plots, columns in one cell of a table's chart
-GLYPHS: Dict[str, Tuple[Glyphs, Glyphs, int]] = {
-    "auto": (BLOCK, BRAILLE, 1), "braille": (BLOCK, BRAILLE, 2), "block": (BLOCK, BLOCK, 1), "ascii": (ASCII, ASCII, 1)}
-BARS = (0, 0x40, 0x44, 0x46, 0x47), (0, 0x80, 0xA0, 0xB0, 0xB8)         # braille: a half filled from below, left, right
-DOTS = (0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08)               # braille: dots from below, left, right
+
+class Glyphs(NamedTuple):
+    """A set of characters, each one cell wide."""
+    ramp: str = "▁▂▃▄▅▆▇█"              # bars, from low to high
+    days: str = "░▒▓█"                  # pings on few, some, most, all days
+    silent: str = "─"
+    open: str = "├"                     # begin and end of a stay
+    close: str = "┤"
+    pings: str = "·▌█"                  # none, one, more on a day
+    up: str = "▲"
+    down: str = "▼"
+    suspect: str = "?"
+    side: str = "│"
+    label: str = "┤"
+    zero: str = "┄"
+    last: str = "◂"
+    foot: str = "╵"
+    to: str = "–"
+    until: str = "…"                    # between numbers that may be negative
+    mean: str = "▀"
+    range: str = "░"
+    status: str = "█▒░"                 # deployed, en route, in the lab
+    part: str = "▂"                     # less than half of the readings
+    whisker: str = "─"
+    box: str = "━"
+    median: str = "█"
+    dot: str = "○"
+    limit: str = "┊"
+    none: str = "–"
+    degree: str = "°C"
+    sub: int = 2                        # places above each other in one cell of a large plot
+
+    def of(self, mark: str) -> str:
+        """The character of up, down, suspect or nothing."""
+        return str(getattr(self, mark)) if mark else " "
+
+
+BLOCK = Glyphs()
+BRAILLE = BLOCK._replace(mean="⠒", range="⠅", sub=4)
+ASCII = Glyphs(
+    ramp=".:-=+*#%",
+    days=".:+#",
+    silent="-",
+    open="[",
+    close="]",
+    pings=".|!",
+    up="^",
+    down="v",
+    side="|",
+    label="+",
+    zero=".",
+    last="<",
+    foot="|",
+    to="..",
+    until="..",
+    mean="*",
+    range=":",
+    status="=-.",
+    part="_",
+    whisker="-",
+    box="=",
+    median="#",
+    dot="o",
+    limit=".",
+    none="-",
+    degree="degC",
+    sub=1,
+)
+# name -> glyphs of tables, glyphs of large plots
+GLYPHS = {
+    "auto": (BLOCK, BRAILLE),
+    "braille": (BLOCK, BRAILLE),
+    "block": (BLOCK, BLOCK),
+    "ascii": (ASCII, ASCII),
+}
 PLAIN = str.maketrans({"·": "", "–": "-", "−": "-", "₂": "2", "°": "", "×": "x", "…": "..", "╷": "|", "▲": "^",
                        "▼": "v"})
 LATIN = str.maketrans({"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "đ": "d", "Đ": "D", "ð": "d", "þ": "th", "ß": "ss",
@@ -85,16 +144,26 @@ def clean(text: object, ascii: bool = False) -> str:
     found = str(text)
     if found.isascii() and found.isprintable():
         return found
-    import unicodedata as u
-    found = u.normalize("NFC", found)
+    import unicodedata
+    found = unicodedata.normalize("NFC", found)
     if ascii:
-        found = "".join(c for c in u.normalize("NFKD", found.translate(LATIN)) if not u.combining(c))
-    kinds = [(c, u.category(c)) for c in found if not "\ufe00" <= c <= "\ufe0f"]    # variation selectors: width unknown
-    found = "".join(" " if kind == "Zs" else "?" if kind[0] == "C" or kind in ("Zl", "Zp") else c for c, kind in kinds)
+        letters = unicodedata.normalize("NFKD", found.translate(LATIN))
+        found = "".join(char for char in letters if not unicodedata.combining(char))
+    found = "".join(map(_printable, found))
     return found.encode("ascii", "replace").decode() if ascii else found
 
 
-_NARROW = re.compile("[ -~¡-ſ–…₂−─-▿⠀-⣿]*").fullmatch        # our own characters: a cell each
+def _printable(char: str) -> str:
+    import unicodedata
+    if "\ufe00" <= char <= "\ufe0f":    # variation selectors: nobody knows their width
+        return ""
+    kind = unicodedata.category(char)
+    if kind == "Zs":
+        return " "
+    return "?" if kind[0] == "C" or kind in ("Zl", "Zp") else char
+
+
+_NARROW = re.compile("[ -~¡-ſ–…₂−─-▿⠀-⣿]*").fullmatch        # our own characters: one cell each
 
 
 def width(text: str) -> int:
@@ -103,9 +172,11 @@ def width(text: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _cells(c: str) -> int:
-    import unicodedata as u
-    return 0 if u.category(c) in ("Mn", "Me") or "\u1160" <= c <= "\u11ff" else 1 + (u.east_asian_width(c) in "WF")
+def _cells(char: str) -> int:
+    import unicodedata
+    if unicodedata.category(char) in ("Mn", "Me") or "\u1160" <= char <= "\u11ff":
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def cut(text: str, cells: int) -> str:
@@ -117,6 +188,16 @@ def cut(text: str, cells: int) -> str:
     return (text + "~")[:cells]
 
 
+def cut_middle(text: str, cells: int) -> str:
+    """Clean text in at most so many cells, of which the last third shows its end: values of messages stand there."""
+    if width(text) <= cells:
+        return text
+    end = text
+    while end and width(end) > cells // 3:
+        end = end[1:]
+    return cut(text, cells - width(end)) + end
+
+
 class Span(NamedTuple):
     """A piece of a line: clean text, one of STYLES, the site that it leads to."""
     text: str
@@ -124,8 +205,9 @@ class Span(NamedTuple):
     link: str = ""
 
 
-Line = List[Span]
-Part = Tuple[int, Sequence[str]]        # rank; a text, or its forms from long to short
+Line = list[Span]
+Note = tuple[str, str]                  # characters, their meaning; without characters it always stands in the legend
+Part = tuple[int, Sequence[str]]        # rank; forms of a text from long to short
 # SGR codes
 STYLES = {"head": "1", "bad": "1;31", "warn": "33", "good": "32", "dim": "2", "co2": "36", "temp": "35"}
 
@@ -140,96 +222,51 @@ def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
     return [fill, *spans] if right else [*spans, fill]
 
 
-def runs(chars: Iterable[Tuple[str, str]]) -> Line:
+def styled(chars: Iterable[tuple[str, str]]) -> Line:
     """Characters with their styles, as one span for each run of a style."""
-    return [Span("".join(char for char, _ in group), style)
-            for style, group in groupby(chars, key=lambda pair: pair[1])]
+    line = []
+    for style, group in groupby(chars, key=lambda pair: pair[1]):
+        line.append(Span("".join(char for char, _ in group), style))
+    return line
 
 
 def count(n: int, what: str) -> str:
     """1 unit, 2 units."""
-    return "%d %s%s" % (n, what, "s" * (n != 1))
+    return "%d %s%s" % (n, what, "" if n == 1 else "s")
 
 
 def compact(value: Optional[float]) -> str:
-    """ppm in at most four characters: 411, 1200, 10k."""
-    return "" if value is None else "%.0f" % value if -950 < value < 9950 else "%.0fk" % (value / 1000)
+    """A number in at most four characters: 411, 1200, 10k."""
+    if value is None:
+        return ""
+    return "%.0f" % value if -950 < value < 9950 else "%.0fk" % (value / 1000)
 
 
 def ago(seconds: float) -> str:
     """A time in at most eight characters: 12 min, 11 h, 9 d 02 h, 13 d."""
     hours = int(seconds // 3600)
+    if hours == 0:
+        return "%d min" % (seconds // 60)
     if hours < 24:
-        return "%d h" % hours if hours else "%d min" % (seconds // 60)
+        return "%d h" % hours
     return "%d d %02d h" % divmod(hours, 24) if hours < 240 else "%d d" % (hours // 24)
+
+
+def percent(part: float, whole: float) -> str:
+    """A share, rounded down: 99.6 % is not all."""
+    return "%d %%" % min(100, 100 * part // max(whole, 1))
 
 
 # -- time: zones, calendar steps, axes, ticks -------------------------------------------------------------------------
 
 
-ZONES = ("/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo")
-LAST_YEAR = 2100
-
-
-def read_zone(name: str) -> Tuple[List[int], List[int]]:
-    """When the clocks of a zone change, in UTC seconds, and by how many seconds they are ahead of UTC: before the first
-    change, then after each. From the system's file (RFC 8536): Python's own zoneinfo came with 3.9, and time.tzset is
-    for a whole process, in which other threads draw other pages."""
-    for folder in ZONES if all(part and part.translate(ZONE_SIGNS).isalnum() for part in name.split("/")) else ():
-        try:
-            with open(os.path.join(folder, name), "rb") as file:
-                raw = file.read()
-            return parse_zone(raw)
-        except (OSError, ValueError, IndexError, struct.error):
-            continue
-    raise ValueError("no time zone %s is known on this machine" % clean(name, True)[:40])
-
-
-def parse_zone(raw: bytes) -> Tuple[List[int], List[int]]:
-    """A file of version 2 or later: a header and data in 32 bits, the same in 64 bits, a rule for the time after."""
-    def counts(at: int) -> Tuple[int, ...]:     # of: UT marks, standard marks, leap seconds, changes, types, letters
-        magic, version, *numbers = struct.unpack_from(">4sc15x6L", raw, at)
-        if magic != b"TZif" or version < b"2":
-            raise ValueError("no such file")
-        return tuple(numbers)
-    ut, standard, leaps, times, types, letters = counts(0)
-    at = 44 + times * 5 + types * 6 + letters + leaps * 8 + standard + ut
-    ut, standard, leaps, times, types, letters = counts(at)
-    changes = list(struct.unpack_from(">%dq" % times, raw, at + 44))
-    at += 44 + times * 8
-    ahead = [struct.unpack_from(">l", raw, at + times + 6 * kind)[0] for kind in (0, *raw[at:at + times])]
-    at += times + types * 6 + letters + leaps * 12 + standard + ut
-    for ts, seconds in zone_rule(raw[at:].decode("ascii").strip()):
-        if not changes or ts > changes[-1]:
-            changes.append(ts)
-            ahead.append(seconds)
-    return changes, ahead
-
-
-def zone_rule(text: str) -> List[Tuple[int, int]]:
-    """The changes by a rule like CET-1CEST,M3.5.0,M10.5.0/3 (POSIX, variable TZ), and the seconds ahead of UTC then."""
-    names, *days = text.split(",")
-    offsets = [-_clock(found) for found in re.findall(r"(?:<[^>]*>|[A-Za-z]+)([-+:0-9]*)", names)]
-    if not days:
-        return []
-    standard, summer = offsets if names[-1].isdigit() else (offsets[0], offsets[0] + 3600)
-    return sorted(change for year in range(EPOCH.year, LAST_YEAR + 1) for change in (
-        (_change(year, days[0]) - standard, summer), (_change(year, days[1]) - summer, standard)))
-
-
-def _change(year: int, rule: str) -> int:
-    """M10.5.0/3: the fifth (or last) Sunday of October at 3, in seconds on the clock. Other forms are not in use."""
-    day, _, clock = rule.partition("/")
-    month, week, weekday = map(int, day[1:].split("."))
-    first = datetime(year, month, 1)
-    date = first + timedelta(days=(weekday - first.isoweekday()) % 7 + 7 * (week - 1))
-    date -= timedelta(days=7 * (date.month != month))
-    return int((date - EPOCH).total_seconds()) + _clock(clock or "2")
-
-
-def _clock(text: str) -> int:
-    seconds = sum(int(part) * unit for part, unit in zip(text.strip("+-").split(":"), (3600, 60, 1)) if part)
-    return -seconds if text.startswith("-") else seconds
+def read_zone(name: str) -> Any:
+    """A time zone of this machine."""
+    from zoneinfo import ZoneInfo       # here, because most pages are in UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError("no time zone %s is known on this machine" % clean(name, True)[:40])
 
 
 class Zone:
@@ -237,22 +274,20 @@ class Zone:
 
     def __init__(self, name: str = "UTC") -> None:
         self.name = clean(name)
-        self.changes, self.ahead = ([], [0]) if name.upper() == "UTC" else read_zone(name)
-        self.walls = [ts + max(pair) for ts, pair in zip(self.changes, zip(self.ahead, self.ahead[1:]))]
+        self.info = timezone.utc if name.upper() == "UTC" else read_zone(name)
 
     def local(self, ts: float) -> datetime:
         """UTC seconds as local time."""
-        return EPOCH + timedelta(seconds=ts + self.ahead[bisect_right(self.changes, ts)])
+        return datetime.fromtimestamp(ts, self.info).replace(tzinfo=None)
 
     def seconds(self, local: datetime) -> int:
         """Local time as UTC seconds."""
-        clock = (local - EPOCH).total_seconds()
-        return int(clock - self.ahead[bisect_right(self.walls, clock)])
+        return int(local.replace(tzinfo=self.info).timestamp())
 
-    def iso(self, ts: int) -> str:
+    def iso(self, ts: float) -> str:
         """For data: to the minute, with the offset, 2019-09-26T14:00+02:00; Z for UTC."""
-        offset = int((self.local(ts) - EPOCH).total_seconds() - ts) // 60
-        return self.local(ts).strftime("%Y-%m-%dT%H:%M") + ("%+03d:%02d" % divmod(offset, 60) if offset else "Z")
+        text = datetime.fromtimestamp(ts, self.info).isoformat(timespec="minutes")
+        return text.replace("+00:00", "Z")
 
     def parse(self, text: str) -> int:
         """UTC seconds of a date or date-time in this zone, or in the one that it says: ...Z, ...+02:00."""
@@ -266,45 +301,91 @@ class Zone:
 
     def short(self, ts: int, now: int) -> str:
         """26 Sep 12:00, or 26 Sep 2018 when it was in another year."""
-        same = self.local(ts).year == self.local(now).year
-        return _date(self.local(ts), not same, same)
+        local = self.local(ts)
+        if local.year == self.local(now).year:
+            return _date(local) + _clock(local)
+        return _date(local) + _year(local)
 
-    def period(self, a: int, b: int, to: str) -> Tuple[str, ...]:
-        """A range for a heading, with the zone, in shorter and shorter forms. Of whole days the last is named."""
-        one, other = self.local(a), self.local(b)
-        midnight = other == snap(other, TODAY)
-        days = b - a > 99 * DAY or midnight and one == snap(one, TODAY)
-        other -= timedelta(seconds=days and midnight)
-        last = "%s %s" % (_date(other, True, False), self.name)
-        if days and one.date() == other.date():
-            return (last,)
-        long, short = ("%s %s %s %s" % (_date(one, one.year != other.year, clock), to, _date(other, True, clock),
-                                        self.name) for clock in (not days, False))
-        return long, short, last
+    def period(self, window: Window, to: str) -> list[str]:
+        """A range for a title, with the zone, in shorter and shorter forms. Of whole days the last is named."""
+        begin = self.local(window.a)
+        end = self.local(window.b)
+        whole = end == snap(end, TODAY) and begin == snap(begin, TODAY)
+        days = whole or window.b - window.a > 99 * DAY
+        if days:
+            end -= timedelta(seconds=end == snap(end, TODAY))
+        last = "%s %s" % (_date(end) + _year(end), self.name)
+        if days and begin.date() == end.date():
+            return [last]
+        first = _date(begin) + ("" if begin.year == end.year else _year(begin))
+        short = "%s %s %s" % (first, to, last)
+        if days:
+            return [short, last]
+        long = "%s %s %s" % (first + _clock(begin), to, _date(end) + _year(end) + _clock(end))
+        return ["%s %s" % (long, self.name), short, last]
 
 
-def _date(local: datetime, year: bool, clock: bool) -> str:
-    return "%d %s" % (local.day, MONTHS[local.month - 1]) + " %d" % local.year * year + local.strftime(" %H:%M") * clock
+def _date(local: datetime) -> str:
+    return "%d %s" % (local.day, MONTHS[local.month - 1])
 
 
-Step = Tuple[str, int]                  # unit, how many
-TODAY = ("day", 1)
-STEPS: Dict[str, Step] = {
-    "5 min": ("min", 5), "10 min": ("min", 10), "30 min": ("min", 30), "1 h": ("min", 60), "2 h": ("min", 120),
-    "3 h": ("min", 180), "6 h": ("min", 360), "12 h": ("min", 720), "1 d": ("day", 1), "2 d": ("day", 2),
-    "3 d": ("day", 3), "1 week": ("day", 7), "2 weeks": ("day", 14), "1 month": ("month", 1), "2 months": ("month", 2),
-    "3 months": ("month", 3), "6 months": ("month", 6), "1 year": ("month", 12), "5 years": ("month", 60)}
-TICKS: List[Step] = [("min", n) for n in (10, 30, 60, 120, 180, 360, 720)] + \
-                    [("date", n) for n in (1, 2, 3, 5, 10, 15)] + [("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
+def _year(local: datetime) -> str:
+    return " %d" % local.year
+
+
+def _clock(local: datetime) -> str:
+    return local.strftime(" %H:%M")
+
+
+class Window(NamedTuple):
+    """The range of a page in UTC seconds."""
+    a: int
+    b: int
+    exact: bool = True                  # else a first column that would begin before a is left out
+
+
+class Step(NamedTuple):
+    """A calendar step."""
+    unit: str                           # min, day, month; for ticks also date: days counted from the 1st of a month
+    n: int
+
+
+TODAY = Step("day", 1)
+STEPS = {
+    "30 min": Step("min", 30),
+    "1 h": Step("min", 60),
+    "2 h": Step("min", 120),
+    "3 h": Step("min", 180),
+    "6 h": Step("min", 360),
+    "12 h": Step("min", 720),
+    "1 d": TODAY,
+    "2 d": Step("day", 2),
+    "3 d": Step("day", 3),
+    "1 week": Step("day", 7),
+    "2 weeks": Step("day", 14),
+    "1 month": Step("month", 1),
+    "2 months": Step("month", 2),
+    "3 months": Step("month", 3),
+    "6 months": Step("month", 6),
+    "1 year": Step("month", 12),
+    "5 years": Step("month", 60),
+}
+ALL_STEPS = list(STEPS)
+FROM_DAYS = ALL_STEPS[6:]
+WITHOUT_HALF_DAYS = [name for name in STEPS if name != "12 h"]         # temperatures of night and day would alternate
+TICKS = [Step("min", n) for n in (10, 30, 60, 120, 180, 360, 720)]
+TICKS += [Step("date", n) for n in (1, 2, 3, 5, 10, 15)]
+TICKS += [Step("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
 
 
 def snap(local: datetime, step: Step, on: int = 0) -> datetime:
-    """Where the calendar step begins in which a time falls, or one that many steps later. Weeks begin on Monday, dates
+    """Where the calendar step begins in which a time falls, or one that many steps later. Weeks begin on Monday. Dates
     count from the 1st of their month, and leave out one that is too close to the next 1st."""
     unit, n = step
     day = local.replace(hour=0, minute=0, second=0, microsecond=0)
     if unit == "min":
-        return day + timedelta(minutes=((local.hour * 60 + local.minute) // n + on) * n)
+        steps = (local.hour * 60 + local.minute) // n + on
+        return day + timedelta(minutes=steps * n)
     if unit == "month":
         months = ((local.year * 12 + local.month - 1) // n + on) * n
         return day.replace(year=months // 12, month=months % 12 + 1, day=1)
@@ -316,73 +397,110 @@ def snap(local: datetime, step: Step, on: int = 0) -> datetime:
 
 def length(step: Step) -> int:
     """Seconds of a step at the most, but for days that clocks make longer."""
-    return step[1] * {"min": 60, "month": 31 * DAY}.get(step[0], DAY)
+    return step.n * {"min": 60, "month": 31 * DAY}.get(step.unit, DAY)
+
+
+class Tick(NamedTuple):
+    """A mark on an axis."""
+    cell: int
+    label: str
+    ts: int = 0                         # UTC seconds
 
 
 class Axis(NamedTuple):
     """Columns of a chart."""
-    edges: List[int]                    # UTC seconds, one more than columns
-    step: str
-    cells: int
-    heading: str                        # ticks with their labels; ╷ stands at the tick
+    edges: list[int]                    # UTC seconds, one more than columns
+    step: str                           # one of STEPS
+    ticks: list[Tick]
+
+    @property
+    def cells(self) -> int:
+        """One for each column."""
+        return len(self.edges) - 1
+
+    def columns(self) -> list[tuple[int, int]]:
+        """Begin and end of each column."""
+        return list(zip(self.edges, self.edges[1:]))
+
+    def column_of(self, ts: int) -> int:
+        """The number of the column with this time, which is on the axis."""
+        return bisect_right(self.edges, ts) - 1
+
+    def heading(self) -> str:
+        """A line with the ticks and their labels."""
+        return heading(self.ticks, self.cells)
 
 
-def make_axis(zone: Zone, a: int, b: int, cells: int, exact: bool, per_cell: int = 1, least: str = "30 min") -> Axis:
-    """Columns from a to b. Unless `exact`, a first one that would begin before a is left out."""
-    names = list(STEPS)[list(STEPS).index(least):]
-    fitting = [name for name in names if b - a < (cells * per_cell + 1) * length(STEPS[name]) + DAY]
-    for name in fitting or names[-1:]:
-        step, start = STEPS[name], snap(zone.local(a), STEPS[name])
-        if not exact and zone.seconds(start) < a and zone.seconds(snap(start, step, 1)) < b:
-            start = snap(start, step, 1)
+def make_axis(zone: Zone, window: Window, cells: int, steps: Sequence[str] = ALL_STEPS) -> Axis:
+    """Columns of the shortest of these steps that fit so many cells."""
+    a, b, exact = window
+    fitting = [name for name in steps if b - a < (cells + 1) * length(STEPS[name]) + DAY]
+    for name in fitting or steps[-1:]:
+        step = STEPS[name]
+        start = snap(zone.local(a), step)
+        following = snap(start, step, 1)
+        if not exact and zone.seconds(start) < a and zone.seconds(following) < b:
+            start = following
         edges = [zone.seconds(start)]
-        while edges[-1] < b and len(edges) <= cells * per_cell:
+        while edges[-1] < b and len(edges) <= cells:
             start = snap(start, step, 1)
-            if zone.seconds(start) > edges[-1]:     # an hour that the clocks skip has no column
-                edges.append(zone.seconds(start))
+            edge = zone.seconds(start)
+            if edge > edges[-1]:        # an hour that the clocks skip has no column
+                edges.append(edge)
         if edges[-1] >= b:
             break
-    used = ceil((len(edges) - 1) / per_cell)
-    return Axis(edges, name, used, heading(make_ticks([zone.local(edge) for edge in edges], per_cell, used), used))
+    return Axis(edges, name, make_ticks(zone, edges))
 
 
-def heading(ticks: Iterable[Tuple[int, str]], cells: int) -> str:
-    """A line with ticks and their labels."""
+def heading(ticks: Iterable[Tick], cells: int) -> str:
+    """A line with ticks and their labels; ╷ stands at the tick."""
     line = ""
-    for cell, label in ticks:
-        line += " " * (cell - len(line)) + "╷" + label
-    return line + " " * (cells - len(line))
+    for tick in ticks:
+        line += " " * (tick.cell - len(line)) + "╷" + tick.label
+    return line.ljust(cells)
 
 
-def make_ticks(times: Sequence[datetime], per_cell: int, cells: int) -> List[Tuple[int, str]]:
+def make_ticks(zone: Zone, edges: Sequence[int]) -> list[Tick]:
     """Ticks on the smallest calendar steps whose labels do not meet."""
+    cells = len(edges) - 1
+    times = [zone.local(edge) for edge in edges]
     least = (times[-1] - times[0]).total_seconds() / (0.7 * cells + 2)      # closer ticks have no room for their labels
     for step in [step for step in TICKS if length(step) >= least] or TICKS[-1:]:
-        ticks = [(j // per_cell, _label(tick, step)) for j, (one, other) in enumerate(zip(times, times[1:]))
-                 for tick in [snap(other - timedelta(seconds=1), step)] if tick >= one]
+        ticks = []
+        for j, begin in enumerate(times[:-1]):
+            tick = snap(times[j + 1] - timedelta(seconds=1), step)
+            if tick >= begin:
+                ticks.append(Tick(j, _tick_label(tick, step), zone.seconds(tick)))
         chosen = spaced(ticks, cells)
         if len(chosen) >= 0.8 * len(ticks):
             break
     return chosen
 
 
-def _label(tick: datetime, step: Step) -> str:
-    if step[0] == "min" and (tick.hour or tick.minute):
+def _tick_label(tick: datetime, step: Step) -> str:
+    if step.unit == "min" and (tick.hour or tick.minute):
         return tick.strftime("%H:%M")
     if tick.month == tick.day == 1:
         return str(tick.year)
-    return _date(tick, False, False) if step[0] == "min" else MONTHS[tick.month - 1] if tick.day == 1 else str(tick.day)
+    if step.unit == "min":
+        return _date(tick)
+    return MONTHS[tick.month - 1] if tick.day == 1 else str(tick.day)
 
 
-def spaced(ticks: Iterable[Tuple[int, str]], cells: int) -> List[Tuple[int, str]]:
+def spaced(ticks: Iterable[Tick], cells: int) -> list[Tick]:
     """Ticks whose labels have room, from the left; but a year goes before the label left of it."""
-    kept: List[Tuple[int, str]] = []
-    for cell, label in ticks:
-        if kept and len(label) == 4 and label.isdigit() and kept[-1][0] + len(kept[-1][1]) >= cell:
+    kept: list[Tick] = []
+    for tick in ticks:
+        year = len(tick.label) == 4 and tick.label.isdigit()
+        if kept and year and _end(kept[-1]) >= tick.cell:
             kept.pop()
-        if (not kept or kept[-1][0] + len(kept[-1][1]) < cell) and cell + len(label) < cells:
-            kept.append((cell, label))
+        if (not kept or _end(kept[-1]) < tick.cell) and _end(tick) < cells:
+            kept.append(tick)
     return kept
+
+
+def _end(tick: Tick) -> int:
+    return tick.cell + len(tick.label)
 
 
 # -- scales -----------------------------------------------------------------------------------------------------------
@@ -392,53 +510,66 @@ class Scale(NamedTuple):
     """Values from low to high."""
     low: float
     high: float
-    log: bool = False
 
     def level(self, value: float, levels: int) -> int:
         """0 ... levels - 1, the outermost for what is outside."""
-        low, high, value = map(_log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        at = int((value - low) / (high - low) * levels)
-        return 0 if at < 0 else at if at < levels else levels - 1
-
-
-def _log(value: float) -> float:
-    return log10(max(value, 1e-3))
+        at = int((value - self.low) / (self.high - self.low) * levels)
+        return min(max(at, 0), levels - 1)
 
 
 def nice(size: float) -> float:
     """The next of 1, 2, 5, 10, 20 ... that is not smaller."""
     power = 10.0 ** floor(log10(size))
-    return next(n * power for n in (1, 2, 5, 10) if n * power >= size * 0.9999)
+    for n in (1, 2, 5):
+        if n * power >= size * 0.9999:
+            return n * power
+    return 10 * power
 
 
-def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top: Optional[float] = None,
-               log: bool = False) -> Scale:
+Buckets = list[Optional[importer.Bucket]]
+
+
+def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top: Optional[float] = None) -> Scale:
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance the fence believes."""
-    there = [bucket for bucket in buckets if bucket]
-    usable: List[Any] = [bucket.low for bucket in there if bucket.n] + [bucket.high for bucket in there if bucket.n]
-    ends = sorted(usable or [end for bucket in there for end in (bucket.suspect_low, bucket.suspect_high)
-                             if end is not None] or [0, 4 * narrow])
-    lower, upper = ends[len(ends) // 4], ends[len(ends) * 3 // 4]
+    ends = _extremes(buckets) or [0, 4 * narrow]
+    lower = ends[len(ends) // 4]
+    upper = ends[len(ends) * 3 // 4]
     reach = 3 * max(upper - lower, narrow)
     inside = [end for end in ends if lower - reach <= end <= upper + reach]
     unit = nice(max(inside[-1] - inside[0], 1) / 15)
-    low, high = floor(inside[0] / unit) * unit, ceil(inside[-1] / unit) * unit
-    more = max(narrow / 5 - (high - low), 0) / 2
-    low, high = low - more, top if top is not None else high + more
-    low = low if low < high else high / 2
-    return Scale(max(low, 1), max(high, 2), True) if log else Scale(low, high)
+    low = floor(inside[0] / unit) * unit
+    high = ceil(inside[-1] / unit) * unit
+    missing = max(narrow / 5 - (high - low), 0)
+    low -= missing / 2
+    high = high + missing / 2 if top is None else top
+    return Scale(low if low < high else high / 2, high)
 
 
-def make_rows(scale: Scale, rows: int) -> Tuple[Scale, List[str]]:
+def _extremes(buckets: Iterable[Optional[importer.Bucket]]) -> list[Any]:
+    """Least and greatest usable values, sorted; where none is usable, the suspect ones."""
+    usable: list[Any] = []
+    suspect: list[Any] = []
+    for bucket in buckets:
+        if bucket and bucket.n:
+            usable += bucket.low, bucket.high
+        elif bucket and bucket.suspects:
+            suspect += bucket.suspect_low, bucket.suspect_high
+    return sorted(usable or suspect)
+
+
+# what a row of a plot may be worth, in units of a thousandth of the scale
+_ROW_STEPS = [n * ten for ten in (1, 10, 100, 1000, 10000, 100000) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)]
+
+
+def make_rows(scale: Scale, rows: int) -> tuple[Scale, list[str]]:
     """A scale stretched so that the middles of a plot's rows are round numbers, and the rows' labels, from below."""
-    if scale.log:
-        low, step = _log(scale.low), (_log(scale.high) - _log(scale.low)) / max(rows - 1, 1)
-        return (Scale(10 ** (low - step / 2), 10 ** (low + step * (rows - 0.5)), True),
-                [compact(10 ** (low + row * step)) if row % 2 == 0 else "" for row in range(rows)])
     unit = nice(scale.high - scale.low) / 1000
-    for step in [n * unit * ten for ten in (1, 10, 100, 1000, 10000, 100000) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)]:
+    for n in _ROW_STEPS:
+        step = n * unit
         first = floor(scale.low / step + 0.5)
-        labels = [_row_label(row * step) if rows < 5 or row % 2 == 0 else "" for row in range(first, first + rows)]
+        labels = [_row_label(row * step) for row in range(first, first + rows)]
+        if rows >= 5:
+            labels = [label if (first + i) % 2 == 0 else "" for i, label in enumerate(labels)]
         if scale.high <= (first + rows - 0.5) * step and max(map(len, labels)) <= 4:
             break
     return Scale((first - 0.5) * step, (first + rows - 0.5) * step), labels
@@ -447,6 +578,7 @@ def make_rows(scale: Scale, rows: int) -> Tuple[Scale, List[str]]:
 def _row_label(value: float) -> str:
     return "%.4g" % value if abs(value) < 10000 else "%.4gk" % (value / 1000)
 
+
 # -- what a page is asked for -----------------------------------------------------------------------------------------
 
 
@@ -454,21 +586,15 @@ def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
     """A parser of numbers in a range."""
     def parse(text: str) -> Any:
         try:
-            if low <= kind(text) <= high:
-                return kind(text)
+            value = kind(text)
         except ValueError:
-            pass
-        kind_of = " whole" * (kind is int)
-        raise ValueError("%s is not a%s number from %g to %g" % (clean(text, True)[:40], kind_of, low, high))
+            value = None
+        if value is None or not low <= value <= high:
+            what = "whole number" if kind is int else "number"
+            raise ValueError("%s is not a %s from %g to %g" % (clean(text, True)[:40], what, low, high))
+        return value
     parse.__name__ = "number"           # argparse says: invalid number value
     return parse
-
-
-def patterns(text: str) -> str:
-    """Names or patterns, with as many stars as can be matched in good time."""
-    if text.count("*") > 8 or len(text) > 2000:
-        raise ValueError("too many stars or letters in a pattern")
-    return text
 
 
 def glyph_set(text: str) -> str:
@@ -478,61 +604,87 @@ def glyph_set(text: str) -> str:
     return text
 
 
-# name, also in URLs -> default, parser, metavar, help
-OPTIONS: Dict[str, Tuple[Any, Any, str, str]] = {
-    "xmin": (None, str, "DATE", "begin: 2019-09-01, or 2019-09-01T12:00"),
-    "xmax": (None, str, "DATE", "end: the page as it was then"),
-    "recent_days": (None, number(0, 1e5), "N",
-                    "the last N days, 0 for all (co2 14, one site 365, pings 364, signal and gaps 30, errors 84)"),
-    "min_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and above"),
-    "max_tier": (None, number(-1e6, 1e6, int), "N", "only deployments of this tier and below"),
-    "co2_max": (None, number(1, 5e5), "PPM", "top of the CO2 scale"),
-    "unit": (None, patterns, "NAME", "units by id or nickname; several with commas, or patterns: a,b*"),
-    "site": (None, patterns, "NAME", "sites, likewise"),
-    "tz": ("UTC", str, "ZONE", "time zone of the page, like Europe/Oslo"),
-    "width": (80, number(20, 1000, int), "CELLS", "cells of a line"),
-    "height": (24, number(5, 100000, int), "LINES", "lines of the screen"),
-    "glyphs": ("auto", glyph_set, "SET", "auto, braille, block or ascii"),
-    "all": (False, bool, "", "all rows, however many"),
-    "log": (False, bool, "", "logarithmic CO2 scale"),
-    "panels": (False, bool, "", "co2: every deployment in detail"),
-    "ping_limit": (None, number(0.1, 1e5), "HOURS",
-                   "status: late without a ping for so long (by the unit's own rhythm)"),
-    "data_limit": (None, number(0.1, 1e5), "HOURS", "status: late without readings for so long")}
+class Option(NamedTuple):
+    """Something that a page may be asked for, on the command line and in a URL."""
+    default: Any
+    parse: Any                          # bool: a switch
+    metavar: str
+    help: str
+
+
+TIER = number(-1e6, 1e6, int)
+OPTIONS = {
+    "xmin": Option(None, str, "DATE", "begin: 2019-09-01, or 2019-09-01T12:00"),
+    "xmax": Option(None, str, "DATE", "end: the page as it was then"),
+    "recent_days": Option(None, number(0, 1e5), "N", "the last N days, 0 for all"),
+    "min_tier": Option(None, TIER, "N", "only deployments of this tier and above"),
+    "max_tier": Option(None, TIER, "N", "only deployments of this tier and below"),
+    "co2_max": Option(None, number(1, 5e5), "PPM", "top of the CO2 scale"),
+    "unit": Option(None, str, "NAME", "units by id, its end, or nickname; several with commas, or patterns: a,b*"),
+    "site": Option(None, str, "NAME", "sites, likewise"),
+    "tz": Option("UTC", str, "ZONE", "time zone of the page, like Europe/Oslo"),
+    "width": Option(80, number(20, 1000, int), "CELLS", "cells of a line"),
+    "height": Option(24, number(5, 100000, int), "LINES", "lines of the screen"),
+    "wide": Option(False, bool, "", "all columns, however narrow the screen"),
+    "glyphs": Option("auto", glyph_set, "SET", "auto, braille, block or ascii"),
+    "all": Option(False, bool, "", "all rows, however many"),
+    "panels": Option(False, bool, "", "co2: every deployment in detail"),
+}
+WIDE = 160                              # cells; all columns fit
 
 
 class Options(SimpleNamespace):
     """A value for each of OPTIONS."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**{**{name: row[0] for name, row in OPTIONS.items()}, **given})
+        defaults = {name: option.default for name, option in OPTIONS.items()}
+        super().__init__(**{**defaults, **given})
 
     def but(self, **changes: Any) -> Options:
         """The same with some changed."""
         return Options(**{**self.__dict__, **changes})
 
     @classmethod
-    def from_query(cls, query: Dict[str, str]) -> Options:
-        """From the arguments of a URL or of a command line; names that are none of ours are no matter."""
+    def from_query(cls, query: Mapping[str, str]) -> Options:
+        """From the arguments of a URL or of a command line. What is empty is not given."""
         given = {}
-        for name, (_, kind, _, _) in OPTIONS.items():
-            text = query.get(name.replace("_", "-"))
+        for flag, text in query.items():
+            option = OPTIONS.get(flag.replace("-", "_"))
+            if option is None:
+                raise ValueError("there is no option %s; there are %s" % (clean(flag, True)[:40], ", ".join(FLAGS)))
             try:
                 if text:
-                    given[name] = text not in ("0", "no", "false") if kind is bool else kind(text)
+                    value = text not in ("0", "no", "false") if option.parse is bool else option.parse(text)
+                    given[flag.replace("-", "_")] = value
             except ValueError as error:
-                raise ValueError("%s: %s" % (name.replace("_", "-"), error))
+                raise ValueError("%s: %s" % (flag, error))
         return cls(**given)
+
+
+FLAGS = [name.replace("_", "-") for name in OPTIONS]
+
+
+class View(NamedTuple):
+    """A page that there is."""
+    draw: Callable[[Context], Page]
+    about: str                          # what it shows
+    table: str                          # its range is that of the rows of this table
+    days: int                           # of its usual range
+    days_alone: int                     # the same, of one site or unit
 
 
 class Context:
     """What a view draws with: the database, the options, and the time that is now on the page (UTC seconds)."""
 
-    def __init__(self, db: Any, o: Options, now: float, rows: Optional[int]) -> None:
-        self.db, self.o, self.zone, self.rows = db, o, Zone(o.tz), rows
-        self.width: int = o.width
+    def __init__(self, db: sqlite3.Connection, view: str, o: Options, now: float, rows: Optional[int]) -> None:
+        self.db = db
+        self.view = view                # one of VIEWS
+        self.o = o
+        self.rows = rows                # lines of the page; None: any number
+        self.zone = Zone(o.tz)
         self.now = int(now) if o.xmax is None else min(int(now), self.zone.parse(o.xmax))
-        self.g, self.plot, self.per_cell = GLYPHS[o.glyphs]
+        self.width: int = max(o.width, WIDE) if o.wide else o.width
+        self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = o.glyphs == "ascii"
 
     def room(self, others: int) -> Optional[int]:
@@ -543,60 +695,87 @@ class Context:
         """Our own text in the page's characters."""
         return text.translate(PLAIN) if self.ascii else text
 
-    def name(self, text: Any) -> str:
+    def name(self, text: object) -> str:
         """Foreign text in the page's characters."""
         return clean(text, self.ascii)
 
-    def head(self, parts: Iterable[Part], style: str = "head") -> Line:
+    def title(self, parts: Iterable[Part], style: str = "head") -> Line:
         """A line of parts, in order, as far as they fit."""
-        left = [(rank, [self.say(form) for form in ([forms] if isinstance(forms, str) else forms)])
-                for rank, forms in parts if forms]
+        left = [(rank, list(map(self.say, forms))) for rank, forms in parts if any(forms)]
         while True:
             text = self.say(" · ").join(forms[0] for _, forms in left)
-            if width(text) <= self.width or len(left) == 1 and len(left[0][1]) == 1:
-                return [Span(cut(text, self.width), style)]
             worst = max(range(len(left)), key=lambda i: left[i][0])
-            rank, forms = left[worst]
-            left[worst:worst + 1] = [(rank, forms[1:])] if len(forms) > 1 else []
+            forms = left[worst][1]
+            if width(text) <= self.width or len(left) == 1 and len(forms) == 1:
+                return [Span(cut(text, self.width), style)]
+            if len(forms) > 1:
+                forms.pop(0)
+            else:
+                left.pop(worst)
+
+    def wrapped(self, notes: Iterable[str], between: str = "  ", style: str = "dim") -> list[Line]:
+        """Notes in as many lines as they take."""
+        lines = [""]
+        for note in notes:
+            longer = lines[-1] + between + note if lines[-1] else note
+            if width(longer) <= self.width:
+                lines[-1] = longer
+            else:
+                lines.append(note)
+        return [[Span(cut(line, self.width), style)] for line in lines if line]
+
+    def legend(self, notes: Iterable[Note], here: Collection[str], before: Sequence[str] = ()) -> list[Line]:
+        """What those characters mean that are here."""
+        said = list(before)
+        for chars, meaning in notes:
+            if not chars:
+                said.append(meaning)
+            elif any(char in here for char in chars):
+                said.append("%s %s" % (chars, meaning))
+        return self.wrapped(map(self.say, said))
 
     @cached_property
-    def stays(self) -> List[importer.Deployment]:
+    def stays(self) -> list[importer.Deployment]:
         """The deployments that are asked for, highest tier first; units that never had one come last."""
         o = self.o
+        stays = importer.deployments(self.db)
+        if o.site:
+            sites = importer.find_sites(self.db, o.site)
+            stays = [stay for stay in stays if (stay.site or stay.nickname) in sites]
+        if o.unit:
+            units = importer.find_units(self.db, o.unit)
+            stays = [stay for stay in stays if stay.unit_id in units]
+        if o.min_tier is not None:
+            stays = [stay for stay in stays if stay.tier is not None and stay.tier >= o.min_tier]
+        if o.max_tier is not None:
+            stays = [stay for stay in stays if stay.tier is not None and stay.tier <= o.max_tier]
+        return stays
 
-        def among(asked: Optional[str], *names: str) -> bool:
-            if not asked:
-                return True
-            from fnmatch import fnmatchcase
-            return any(name == asked or fnmatchcase(name, one) for one in asked.split(",") for name in names)
-        return [stay for stay in importer.deployments(self.db) if among(o.site, stay.site or stay.nickname)
-                and among(o.unit, stay.nickname, stay.unit_id, stay.unit_id.replace("co2unit-", "", 1))
-                and (o.min_tier is None or stay.tier is not None and stay.tier >= o.min_tier)
-                and (o.max_tier is None or stay.tier is not None and stay.tier <= o.max_tier)]
-
-    def nobody(self) -> str:
-        """Why there are no stays."""
+    def window(self, spans: Iterable[importer.Span], alone: bool = False) -> Window:
+        """The range of the page. Without --xmax it ends now, or with the newest row of the spans when none has come for
+        as long as the page shows; without --xmin it begins no earlier than the first row."""
         o = self.o
-        asked = o.site or o.unit or o.min_tier is not None or o.max_tier is not None
-        return "No site or unit by that name or tier." if asked else "No units yet."
-
-    def range(self, table: str, spans: Iterable[importer.Span], days: float) -> Tuple[int, int, bool]:
-        """From, to, and whether the begin is exact. Without --xmax a page ends now, or with the newest row of the spans
-        when none has come for as long as the page shows; without --xmin it begins no earlier than the first."""
+        view = VIEWS[self.view]
         units, since, until = zip(*spans)
-        first, last = importer.extent(self.db, table, sorted(set(units)), self.now)
+        first, last = importer.extent(self.db, view.table, sorted(set(units)), self.now)
         if first is not None and last is not None:
-            first, last = max(first, min(since)), min(last, max(until) - 1)
-        asked = None if self.o.xmin is None else self.zone.parse(self.o.xmin)
-        days = days if self.o.recent_days is None else self.o.recent_days or 1e5
-        over = last is not None and self.now - last > days * DAY and (asked is None or asked < last)
-        end = last + 1 if last is not None and over and self.o.xmax is None else self.now
-        if asked is not None and asked > end:
-            raise ValueError("the page would begin after its end: %s" % clean(self.o.xmin, True))
-        begin = int(end - days * DAY) if asked is None else min(asked, end - 300)
-        if asked is None and first is not None and begin < first < end - 300:
-            return first, end, True
-        return max(begin, DAY), end, asked is not None
+            first = max(first, min(since))
+            last = min(last, max(until) - 1)
+        asked = None if o.xmin is None else self.zone.parse(o.xmin)
+        days: float = view.days_alone if alone else view.days
+        if o.recent_days is not None:
+            days = o.recent_days or 1e5
+        end = self.now
+        if last is not None and o.xmax is None and end - last > days * DAY and (asked is None or asked < last):
+            end = last + 1
+        if asked is not None:
+            if asked > end:
+                raise ValueError("the page would begin after its end: %s" % clean(o.xmin, True))
+            return Window(max(min(asked, end - 300), DAY), end)
+        begin = int(end - days * DAY)
+        if first is not None and begin < first < end - 300:
+            return Window(first, end)
+        return Window(max(begin, DAY), end, exact=False)
 
 
 # -- pages: the numbers, and the lines drawn from them ----------------------------------------------------------------
@@ -605,25 +784,19 @@ class Context:
 class Page(NamedTuple):
     """One view."""
     view: str
-    facts: Dict[str, Any]               # of the page as a whole, for JSON
-    fields: List[str]
-    records: List[List[Any]]            # a list in a record is a chart
-    lines: List[Line]
-    axes: Dict[str, List[str]] = {}     # field of a chart -> where each of its columns begins
+    facts: dict[str, Any]               # of the page as a whole, for JSON
+    fields: list[str]
+    records: list[list[Any]]            # a list in a record is a chart
+    lines: list[Line]
+    axes: dict[str, list[str]] = {}     # field of a chart -> where each of its columns begins
     empty: str = ""                     # why there is nothing to show
+    rows: Sequence[Any] = ()            # what the lines were drawn from, for pictures
+    window: Window = Window(0, 0)
 
 
-class Column(NamedTuple):
-    """A column of a table."""
-    fields: Sequence[str]               # the names of its values in TSV and JSON
-    head: str
-    width: int                          # cells; of a chart the least
-    rank: int = 0                       # what does not fit goes, the highest first; 0 stays
-    right: bool = False
-    gap: int = 1                        # cells before it
-    chart: bool = False                 # in time; takes the room that is left, the first chart first
-    margin: int = 0                     # cells on both sides of a chart
-    most: int = 0                       # cells that its longest text takes, if there is room left
+def nothing(view: str, why: str) -> Page:
+    """A page that says why it is empty."""
+    return Page(view, {}, [], [], [[Span(why)]], empty=why)
 
 
 class Cell(NamedTuple):
@@ -634,12 +807,25 @@ class Cell(NamedTuple):
 
 def cell(text: str, value: Any, style: str = "", link: str = "") -> Cell:
     """One value, one span."""
-    return Cell((value,), (Span(text, style, link),))
+    return Cell([value], [Span(text, style, link)])
 
 
-def nothing(view: str, why: str) -> Page:
-    """A page that says why it is empty."""
-    return Page(view, {}, [], [], [[Span(why)]], {}, why)
+class Column:
+    """A column of a table."""
+    rank = 0                            # what does not fit goes, the highest first; 0 stays
+    least = 0                           # cells of the narrowest page that has it
+    right = False
+    gap = 1                             # cells before it
+    margin = 0                          # cells on both sides of a chart
+    steps: Sequence[str] = ()           # of a chart in time, which takes the room that is left: the columns it may have
+    most = 0                            # of names: cells of the longest; they are taken if they are left
+
+    def __init__(self, fields: str, head: str, cells: int, fill: Callable[[Any], Cell], **other: Any) -> None:
+        self.fields = fields.split()    # the names of its values in TSV and JSON
+        self.head = head
+        self.cells = cells              # of a chart the least
+        self.fill = fill                # what a row has in it
+        self.__dict__.update(other)
 
 
 MOST_CELLS = 60000                      # of a page's charts, for a third of a second: many rows get wider columns
@@ -648,81 +834,104 @@ MOST_CELLS = 60000                      # of a page's charts, for a third of a s
 class Table:
     """Rows under headings; where the page is narrow, columns go by rank; charts take what is left."""
 
-    def __init__(self, c: Context, columns: Iterable[Column], a: int = 0, b: int = 1, exact: bool = True,
-                 least: str = "30 min", per_cell: int = 1, rows: int = 1) -> None:
-        self.c, self.columns = c, list(columns)
-        self.kept, self.axes = list(range(len(self.columns))), {}       # type: List[int], Dict[str, Axis]
-        while self.spare() < 0 and any(self.columns[i].rank for i in self.kept):
-            self.kept.remove(max(self.kept, key=lambda i: self.columns[i].rank))
-        for i, column in enumerate(self.columns):
-            if column.chart:
-                cells = column.width - 2 * column.margin + (self.spare() if i in self.kept else 0)
-                most = MOST_CELLS // rows // per_cell // sum(one.chart for one in self.columns)
-                axis = make_axis(c.zone, a, b, max(min(cells, most), 4), exact, per_cell, least)
-                self.axes[column.fields[0]] = axis
-                self.columns[i] = column._replace(head=" " * column.margin + c.say(axis.heading),
-                                                  width=axis.cells + 2 * column.margin)
+    def __init__(self, c: Context, columns: Sequence[Column], window: Window = Window(0, 1), rows: int = 1) -> None:
+        self.c = c
+        self.columns = columns
+        self.window = window
+        self.kept = [column for column in columns if column.least <= c.width]
+        self.axes: dict[str, Axis] = {}
+        while self.spare() < 0 and any(column.rank for column in self.kept):
+            self.kept.remove(max(self.kept, key=lambda column: column.rank))
+        charts = [column for column in columns if column.steps]
+        for column in charts:
+            free = self.spare() if column in self.kept else 0
+            cells = min(column.cells - 2 * column.margin + free, MOST_CELLS // rows // len(charts))
+            axis = make_axis(c.zone, window, max(cells, 4), column.steps)
+            self.axes[column.fields[0]] = axis
+            column.head = " " * column.margin + c.say(axis.heading())
+            column.cells = axis.cells + 2 * column.margin
 
     def spare(self) -> int:
         """Cells that no column takes."""
-        return self.c.width + 1 - sum(self.columns[i].width + self.columns[i].gap for i in self.kept)
+        return self.c.width + 1 - sum(column.cells + column.gap for column in self.kept)
 
     def line(self, cells: Sequence[Sequence[Span]]) -> Line:
-        """One line of the table."""
-        gaps = [[Span(" " * column.gap)] if i else [] for i, column in enumerate(self.columns)]
-        return [span for i in self.kept
-                for span in gaps[i] + pad(cells[i], self.columns[i].width, self.columns[i].right)]
+        """One line of the table, of the cells of all its columns."""
+        line: Line = []
+        for column, spans in zip(self.columns, cells):
+            if column in self.kept:
+                line.append(Span(" " * column.gap if line else ""))
+                line += pad(spans, column.cells, column.right)
+        return line
 
-    def page(self, view: str, title: Iterable[Part], span: Tuple[int, int], rows: Sequence[Sequence[Cell]], hidden: int,
-             notes: Iterable[Part], **facts: Any) -> Page:
-        """Title, headings, rows, and a line that says how many rows are not here and what the glyphs mean."""
+    def page(self, title: Iterable[Part], rows: Sequence[Any], of: int, notes: Sequence[Note], **facts: Any) -> Page:
+        """Title, headings, rows, and a legend of the characters that are here. The rows are the first of so many."""
+        for column in self.kept:
+            column.cells = max(column.cells, min(column.most, column.cells + self.spare()))
+        filled = [[column.fill(row) for column in self.columns] for row in rows]
+        legend = self.legend(filled, of, notes)
+        room = self.c.room(2 + len(legend))
+        if room is not None and room < len(rows):
+            rows = rows[:room]
+            filled = filled[:room]
+            legend = self.legend(filled, of, notes)
+        lines = [self.c.title(title), self.line([[Span(column.head, "dim")] for column in self.columns])]
+        records = []
+        for cells in filled:
+            lines.append(self.line([each.spans for each in cells]))
+            records.append([value for each in cells for value in each.values])
+        fields = [field for column in self.columns for field in column.fields]
         iso = self.c.zone.iso
-        for i in self.kept:
-            column = self.columns[i]
-            self.columns[i] = column._replace(width=max(column.width, min(column.most, column.width + self.spare())))
-        lines = [self.c.head(title), self.line([(Span(column.head, "dim"),) for column in self.columns])]
-        lines += [self.line([each.spans for each in row]) for row in rows]
-        lines.append(self.c.head([(0, "+%d more (--all)" % hidden if hidden else ""), *notes], "dim"))
-        return Page(view, {"from": iso(span[0]), "to": iso(span[1]), **facts},
-                    [field for column in self.columns for field in column.fields],
-                    [[value for each in row for value in each.values] for row in rows], lines,
-                    {field: [iso(edge) for edge in axis.edges[:-1]] for field, axis in self.axes.items()})
+        facts = {"from": iso(self.window.a), "to": iso(self.window.b), **facts}
+        axes = {field: list(map(iso, axis.edges[:-1])) for field, axis in self.axes.items()}
+        return Page(self.c.view, facts, fields, records, lines + legend, axes, "", rows, self.window)
+
+    def legend(self, filled: Sequence[Sequence[Cell]], of: int, notes: Sequence[Note]) -> list[Line]:
+        """How many rows are not here, and what the characters mean in columns that hold no names."""
+        here: set[str] = set()
+        for cells in filled:
+            for column, drawn in zip(self.columns, cells):
+                if column in self.kept and not column.most:
+                    here.update(*(span.text for span in drawn.spans))
+        hidden = of - len(filled)
+        return self.c.legend(notes, here, ["+%d more (--all)" % hidden] if hidden else [])
 
 
-def names_of(c: Context, what: str, names: Iterable[str], rank: int = 0) -> Column:
-    """A column for the names of sites or units: an eighth of the page, or more where nothing else takes it."""
-    most = max([4, *(width(c.name(name)) for name in set(names))])
-    return Column((what,), what, min(most, max(11, c.width // 8)), rank, most=most)
+def name_column(c: Context, field: str, rows: Iterable[Any], names: Callable[[Any], str], rank: int = 0) -> Column:
+    """A column of names: an eighth of the page, or more where nothing else takes it."""
+    def fill(row: Any) -> Cell:
+        name = names(row)
+        return cell(c.name(name or "[no site]"), name or None, "", name if field == "site" else "")
+    most = max([4, *(width(c.name(names(row) or "[no site]")) for row in rows)])
+    return Column(field, field, min(most, max(11, c.width // 8)), fill, rank=rank, most=most)
 
 
-def who(c: Context, stays: Sequence[Union[importer.Deployment, importer.UnitState]], rank: int = 3) -> List[Column]:
-    """Columns for site and unit."""
-    return [names_of(c, "site", [stay.site or "[no site]" for stay in stays]),
-            names_of(c, "unit", [stay.nickname for stay in stays], rank)]
+def who(c: Context, rows: Sequence[Any], rank: int = 3) -> list[Column]:
+    """Columns for rows with a `stay`: its site, the unit, and its hardware id where there is room."""
+    def fill(row: Any) -> Cell:
+        return cell(c.name(row.stay.unit_id.replace("co2unit-", "", 1)), row.stay.unit_id)
+    return [
+        name_column(c, "site", rows, lambda row: row.stay.site or ""),
+        name_column(c, "unit", rows, lambda row: row.stay.nickname, rank),
+        Column("unit_id", "id", 12, fill, rank=9, most=12, least=100),
+    ]
 
 
-def who_cells(c: Context, stay: Union[importer.Deployment, importer.UnitState]) -> List[Cell]:
-    """The site, which leads to its page, and the unit."""
-    return [cell(c.name(stay.site or "[no site]"), stay.site, "", stay.site or ""),
-            cell(c.name(stay.nickname), stay.nickname)]
+def bars(c: Context, values: Iterable[Optional[float]], scale: Scale, style: str = "", marks: Sequence[str] = ()) -> Line:
+    """Values as bars. A marked one has another colour; where there is none, it is a ?."""
+    chars = []
+    for value, mark in zip_longest(values, marks):
+        char = " " if value is None else c.g.ramp[scale.level(value, 8)]
+        if mark:
+            chars.append((c.g.suspect if value is None else char, "bad"))
+        else:
+            chars.append((char, style))
+    return styled(chars)
 
 
-def bars(c: Context, values: Sequence[Optional[float]], scale: Scale, style: str = "",
-         marks: Sequence[str] = ()) -> Line:
-    """Values as bars, in braille two to a cell; a mark (up, down, suspect) takes the place of a bar."""
-    if c.per_cell == 1:
-        chars = [" " if value is None else c.g["ramp"][scale.level(value, 8)] for value in values]
-    else:
-        pairs = zip(values[::2], [*values[1::2], None])
-        chars = [chr(0x2800 + sum(half[1 + scale.level(value, 4)] for half, value in zip(BARS, pair)
-                                  if value is not None)) if pair != (None, None) else " " for pair in pairs]
-    if not any(marks):
-        return [Span("".join(chars), style)]
-    worst = [max(marks[at:at + c.per_cell], key=RANKS.index) for at in range(0, len(values), c.per_cell)]
-    return runs((c.g[mark], "bad") if mark else (char, style) for char, mark in zip(chars, worst))
-
-
-RANKS = ("", "suspect", "down", "up")
+def longest(column: Column, rows: Iterable[Any]) -> int:
+    """Cells of the longest text in a column."""
+    return max(sum(width(span.text) for span in column.fill(row).spans) for row in rows)
 
 
 def shown(form: str, value: Optional[float], none: str = "") -> str:
@@ -732,33 +941,186 @@ def shown(form: str, value: Optional[float], none: str = "") -> str:
 
 # -- co2: a row per site ----------------------------------------------------------------------------------------------
 
-Buckets = List[Optional[importer.Bucket]]
+
+class Quantity(NamedTuple):
+    """What a reading holds: a chart of the fleet, a panel of a site."""
+    name: str                           # its column in the readings; its style
+    label: str
+    form: str                           # of its numbers
+    form_last: str                      # of the newest, beside a plot
+    letter: str                         # what stands before a mark of it
+    narrow: float                       # the least interquartile distance that a scale believes
+    height: int                         # of its panel, relative to the others
 
 
-class Row(NamedTuple):
+CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "", 50, 11)
+TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", " T", 5, 9)
+QUANTITIES = [CO2, TEMP]
+NAMES = [quantity.name for quantity in QUANTITIES]
+
+
+def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
+    """Of its usable values; None without any."""
+    return bucket.total / bucket.n if bucket and bucket.n else None
+
+
+class Chart(NamedTuple):
+    """One quantity of a site, a unit or a stay in time."""
+    quantity: Quantity
+    axis: Axis
+    buckets: Buckets                    # one for each column; None: no readings
+    scale: Scale                        # the same for all rows of a page
+    below: int = 0                      # values off the scale, suspect ones included
+    above: int = 0
+    last: Optional[tuple[int, float]] = None    # newest usable value, and when it was
+    stale: bool = False                 # it is so old that the unit should have called twice since
+
+    @property
+    def means(self) -> list[Optional[float]]:
+        """Of the usable values of each column; None without any."""
+        return list(map(mean, self.buckets))
+
+    @property
+    def marks(self) -> list[str]:
+        """What is to be said of each column, see `mark`."""
+        return [mark(bucket, self.scale) for bucket in self.buckets]
+
+    @property
+    def ends(self) -> tuple[Optional[float], Optional[float]]:
+        """Least and greatest value, suspect ones included."""
+        values = [value for bucket in self.buckets if bucket for value in extremes(bucket)]
+        return min(values, default=None), max(values, default=None)
+
+
+def extremes(bucket: importer.Bucket) -> list[float]:
+    """The least and the greatest value of those that are usable and of those that are suspect."""
+    ends = bucket.low, bucket.high, bucket.suspect_low, bucket.suspect_high
+    return [end for end in ends if end is not None]
+
+
+def mark(bucket: Optional[importer.Bucket], scale: Scale) -> str:
+    """up or down where values are off the scale, suspect where there are readings and none is usable."""
+    if bucket is None:
+        return ""
+    values = extremes(bucket)
+    if values and max(values) > scale.high:
+        return "up"
+    if values and min(values) < scale.low:
+        return "down"
+    return "" if bucket.n else "suspect"
+
+
+class Strand(NamedTuple):
+    """One unit of a site: a ribbon, a line of a picture."""
+    unit_id: str
+    nickname: str
+    stays: list[importer.Deployment]
+    buckets: dict[str, Buckets]         # by quantity, in the columns of the charts
+    rhythm: int                         # s between readings
+
+
+class SiteRow(NamedTuple):
     """A site with its stays, or a unit with all its readings, deployed or not."""
     name: str
-    stays: List[importer.Deployment]
-    spans: List[importer.Span]
+    stays: list[importer.Deployment]
+    spans: list[importer.Span]          # which unit stands for it, and when
+    charts: dict[str, Chart] = {}       # by quantity
+    late: bool = False                  # no readings for longer than is usual
+    strands: Sequence[Strand] = ()      # only of a site in detail
 
-    def within(self, a: int, b: int) -> List[importer.Span]:
+    def within(self, window: Window) -> list[importer.Span]:
         """The spans, cut to a range."""
-        return [(unit, max(since, a), min(until, b)) for unit, since, until in self.spans if since < b and until > a]
+        return cut_spans(self.spans, window)
+
+    def there(self, ts: int) -> list[importer.Deployment]:
+        """The stays at a time."""
+        return [stay for stay in self.stays if stay.since <= ts < stay.until]
 
 
-def spans_of(stays: Iterable[importer.Deployment]) -> List[importer.Span]:
+def cut_spans(spans: Iterable[importer.Span], window: Window) -> list[importer.Span]:
+    """What of the spans is in a range."""
+    cut_to = [(unit, max(since, window.a), min(until, window.b)) for unit, since, until in spans]
+    return [(unit, since, until) for unit, since, until in cut_to if since < until]
+
+
+def spans_of(stays: Iterable[importer.Deployment]) -> list[importer.Span]:
     """When each unit stayed there."""
     return [(stay.unit_id, stay.since, stay.until) for stay in stays]
 
 
-def rows_of(stays: Sequence[importer.Deployment], by_unit: bool) -> List[Row]:
-    """One row for each site, or for each unit."""
-    groups: Dict[str, List[importer.Deployment]] = {}
+def is_deployed(stay: importer.Deployment) -> bool:
+    """Not in the lab, and not on its way."""
+    return stay.status not in ("lab_check", "en_route")
+
+
+def spans_there(stays: Sequence[importer.Deployment]) -> list[importer.Span]:
+    """Which unit stands for a site: those that are deployed there; only while none is, those that are to come."""
+    spans = spans_of(filter(is_deployed, stays))
+    taken = sorted((since, until) for _, since, until in spans)
     for stay in stays:
-        groups.setdefault(stay.unit_id if by_unit or stay.site is None else "@" + stay.site, []).append(stay)
-    return [Row(group[0].nickname if by_unit or group[0].site is None else group[0].site, group,
-                [(group[0].unit_id, 0, importer.FOREVER)] if by_unit else spans_of(group))
-            for group in groups.values()]
+        if is_deployed(stay):
+            continue
+        begin = stay.since
+        for since, until in [*taken, (stay.until, stay.until)]:
+            if begin < min(since, stay.until):
+                spans.append((stay.unit_id, begin, min(since, stay.until)))
+            begin = max(begin, until)
+    return spans
+
+
+def rows_of(stays: Sequence[importer.Deployment], by_unit: bool) -> list[SiteRow]:
+    """One row for each site, or for each unit."""
+    groups: dict[str, list[importer.Deployment]] = {}
+    for stay in stays:
+        groups.setdefault(stay.unit_id if by_unit or not stay.site else "site " + stay.site, []).append(stay)
+    rows = []
+    for group in groups.values():
+        first = group[0]
+        if by_unit:
+            rows.append(SiteRow(first.nickname, group, [(first.unit_id, 0, importer.FOREVER)]))
+        else:
+            rows.append(SiteRow(first.site or first.nickname, group, spans_there(group)))
+    return rows
+
+
+def with_charts(c: Context, rows: Iterable[SiteRow], axes: Mapping[str, Axis], end: int) -> list[SiteRow]:
+    """The rows with a chart of each quantity, on one scale for all."""
+    rows = [row._replace(charts={}) for row in rows]
+    found: dict[str, list[Buckets]] = {}
+    for axis in axes.values():          # quantities with the same columns are read at once
+        names = [name for name in axes if name not in found and axes[name].edges == axis.edges]
+        if names:
+            spans = [row.within(Window(axis.edges[0], end)) for row in rows]
+            found.update(importer.buckets(c.db, names, spans, axis.edges))
+    states = importer.fleet_state(c.db, end, [stay for row in rows for stay in row.stays])
+    rhythms = {state.unit_id: state.ping_rhythm for state in states}
+    late = {state.unit_id for state in states if state.data_late > 1}
+    for quantity in QUANTITIES:
+        columns = found[quantity.name]
+        top = c.o.co2_max if quantity is CO2 else None
+        scale = make_scale([bucket for row in columns for bucket in row], quantity.narrow, top)
+        for row, buckets in zip(rows, columns):
+            chart = Chart(quantity, axes[quantity.name], buckets, scale)
+            row.charts[quantity.name] = measured(c, chart, row, end, rhythms)
+    return [row._replace(late=any(stay.unit_id in late for stay in row.there(end))) for row in rows]
+
+
+def measured(c: Context, chart: Chart, row: SiteRow, end: int, rhythms: Mapping[str, int]) -> Chart:
+    """The chart with its newest value, and with the number of values that are off its scale."""
+    name = chart.quantity.name
+    spans = row.within(Window(chart.axis.edges[0], end))
+    last = importer.last_value(c.db, name, spans)
+    calls = max([rhythms[unit] for unit, _, _ in spans], default=DAY)
+    stale = last is not None and end - last[0] > 2 * calls
+    chart = chart._replace(last=last, stale=stale)
+    marked = [bucket for bucket in chart.buckets if bucket and mark(bucket, chart.scale) in ("up", "down")]
+    if not marked:
+        return chart
+    first = min(bucket.first for bucket in marked)
+    until = max(bucket.last for bucket in marked) + 1
+    spans = row.within(Window(first, until))
+    below, above = importer.count_outside(c.db, name, spans, chart.scale.low, chart.scale.high)
+    return chart._replace(below=below, above=above)
 
 
 def view_co2(c: Context) -> Page:
@@ -766,486 +1128,860 @@ def view_co2(c: Context) -> Page:
     by_unit = bool(c.o.unit and not c.o.site)
     rows = rows_of(c.stays, by_unit)
     alone = len(rows) == 1 and bool(c.o.unit or c.o.site)
-    a, b, exact = c.range("co2_readings", [span for row in rows for span in row.spans], 365 if alone else 14)
+    window = c.window([span for row in rows for span in row.spans], alone)
     if c.o.panels and not by_unit:
-        rows = [Row(stay.site or stay.nickname, [stay], spans_of([stay])) for stay in c.stays]
-    rows = [row for row in rows if row.within(a, b)]
+        rows = [SiteRow(stay.site or stay.nickname, [stay], spans_of([stay])) for stay in c.stays]
+    rows = [row for row in rows if row.within(window)]
     if not rows:
         return nothing("co2", "No readings in this time.")
     if c.o.panels:
-        return panels(c, rows, a, b, exact)
-    return site(c, rows[0], a, b, exact) if alone else fleet(c, rows, a, b, exact)
+        return panels(c, rows, window)
+    return site(c, rows[0], window) if alone else fleet(c, rows, window)
 
 
-def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
-    """Of usable values; None without any."""
-    return bucket.total / bucket.n if bucket and bucket.n else None
-
-
-def ends(buckets: Buckets) -> Tuple[Optional[float], Optional[float]]:
-    """Least and greatest value, suspect ones included."""
-    there = [bucket for bucket in buckets if bucket]
-    usable, suspect = [one for one in there if one.n], [one for one in there if one.suspects]
-    low: List[Any] = [one.low for one in usable] + [one.suspect_low for one in suspect]
-    high: List[Any] = [one.high for one in usable] + [one.suspect_high for one in suspect]
-    return min(low, default=None), max(high, default=None)
-
-
-def marks_of(buckets: Buckets, scale: Scale) -> List[str]:
-    """What stands in columns instead of their means: up or down where values are off the scale, suspect where there are
-    readings and none is usable."""
-    def mark(bucket: Any) -> str:
-        if bucket is None:
-            return ""
-        _, _, _, n, _, low, high, suspects, suspect_low, suspect_high = bucket
-        if n and high > scale.high or suspects and suspect_high > scale.high:
-            return "up"
-        if n and low < scale.low or suspects and suspect_low < scale.low:
-            return "down"
-        return "" if n else "suspect"
-    return list(map(mark, buckets))
-
-
-def off_scale(c: Context, what: str, row: Row, buckets: Buckets, scale: Scale, marks: Sequence[str]) -> Tuple[int, int]:
-    """How many values are below and above the scale."""
-    marked = [bucket for bucket, mark in zip(buckets, marks) if bucket and mark in ("up", "down")]
-    if not marked:
-        return 0, 0
-    spans = row.within(min(bucket.first for bucket in marked), max(bucket.last for bucket in marked) + 1)
-    return importer.count_outside(c.db, what, spans, scale.low, scale.high)
-
-
-def fleet(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
+def fleet(c: Context, rows: Sequence[SiteRow], window: Window, range_cells: int = 7, flag_cells: int = 3) -> Page:
     """A row per site: all on one time axis, and on one scale. Of very many rows the columns are days, from rollups."""
     here = rows[:c.room(3)]
-    many = len(here) > 250 and b - a > 3 * DAY
-    t = Table(c, [names_of(c, "site", [row.name for row in rows]), Column(("co2",), "", 14, chart=True),
-                  Column(("ppm",), "ppm", 4, 1, True), Column(("min", "max"), "range", 7, 3, True, 2),
-                  Column(("temp",), "", 7, 4, gap=2, chart=True),
-                  Column(("celsius",), c.g["degree"], 5, 2, True), Column(("late", "above", "below"), "!", 3)],
-              a, b, exact, "1 d" if many else "30 min", c.per_cell, len(here))
-    axis, short = t.axes["co2"], t.axes["temp"]
-    a = axis.edges[0]
-    spans = [row.within(min(a, short.edges[0]), b) for row in here]
-    together = [(("co2", "temp"), axis)] if axis.edges == short.edges else [(("co2",), axis), (("temp",), short)]
-    found = {what: rows for whats, each in together
-             for what, rows in importer.buckets(c.db, whats, spans, each.edges).items()}
-    co2, temp = found["co2"], found["temp"]
-    scale = make_scale([bucket for row in co2 for bucket in row], 50, c.o.co2_max, c.o.log)
-    warmth = make_scale([bucket for row in temp for bucket in row], 5)
-    states = importer.fleet_state(c.db, b, [stay for row in here for stay in row.stays])
-    late = {state.unit_id for state in states if state.data_late > 1}
-    cells = [_fleet_row(c, row, row.within(a, b), co2[i], temp[i], scale, warmth, any(
-        stay.unit_id in late and stay.since <= b < stay.until for stay in row.stays)) for i, row in enumerate(here)]
-    flags = max(width(row[-1].spans[0].text) for row in cells)
-    t.columns[-1] = t.columns[-1]._replace(width=min(max(flags, 1), 3 + max(t.spare(), 0)))
+    many = len(here) > 250 and window.b - window.a > 3 * DAY
+    t = Table(c, [
+        name_column(c, "site", rows, lambda row: row.name),
+        Column("co2", "", 14, chart_of(c, CO2), steps=FROM_DAYS if many else ALL_STEPS),
+        Column("ppm ppm_age", "ppm", 4, last_of(window.b, CO2), rank=1, right=True),
+        Column("min max", "range", range_cells, lambda row: range_cell(c, row.charts["co2"]), rank=3, right=True, gap=2),
+        Column("temp", "", 7, chart_of(c, TEMP), rank=4, gap=2, steps=FROM_DAYS if many else WITHOUT_HALF_DAYS),
+        Column("celsius celsius_age", c.g.degree, 5, last_of(window.b, TEMP), rank=2, right=True),
+        Column("late above below temp_above temp_below", "!", flag_cells, lambda row: flags(c, row)),
+    ], window, len(here))
+    drawn = with_charts(c, here, t.axes, window.b)
+    needed = [longest(column, drawn) for column in t.columns]
+    if needed[3] > range_cells or needed[6] > max(flag_cells, flag_cells + t.spare()):      # numbers are never cut
+        return fleet(c, rows, window, max(needed[3], range_cells), max(needed[6], flag_cells))
+    t.columns[6].cells = max(needed[6], 1)
+    scale = drawn[0].charts["co2"].scale
+    warmth = drawn[0].charts["temp"].scale
     sites = any(row.name == row.stays[0].site for row in rows)
-    title = [(0, count(len(rows), "site" if sites else "unit")), (0, c.zone.period(a, b, c.g["to"])),
-             (2, "CO₂ %.0f%s%.0f ppm" % (scale.low, c.g["to"], scale.high)),
-             (3, "T %s%s%.0f °C" % (("%.0f" % warmth.low).replace("-", "−"), c.g["to"], warmth.high))]
-    notes = [(1, ("col = %s (CO₂), %s (T)" % (axis.step, short.step), "col = " + axis.step)), (4, "blank = no data"),
-             (3, "L late"), (2, "▲▼ off scale"),
-             (5, "? suspect" if any("suspect" in marks_of([bucket for bucket in row if bucket and not bucket.n], one)
-                                    for rows, one in ((co2, scale), (temp, warmth)) for row in rows) else "")]
-    return t.page("co2", title, (a, b), cells, len(rows) - len(here), notes, co2_scale=scale[:2], temp_scale=warmth[:2])
+    title = [
+        (0, [count(len(rows), "site" if sites else "unit")]),
+        (0, c.zone.period(Window(t.axes["co2"].edges[0], window.b), c.g.to)),
+        (2, ["CO₂ %.0f%s%.0f ppm" % (scale.low, c.g.to, scale.high)]),
+        (3, [("T %.0f%s%.0f °C" % (warmth.low, c.g.until, warmth.high)).replace("-", "−")]),
+    ]
+    notes = [
+        ("", "col = %s (CO₂)" % t.axes["co2"].step),
+        ("", "%s (T)" % t.axes["temp"].step),
+        ("", "blank = no data"),
+        ("L", "late"),
+        (c.g.up + c.g.down, "off scale"),
+        (c.g.suspect, "suspect"),
+    ]
+    return t.page(title, drawn, len(rows), notes, co2_scale=scale[:2], temp_scale=warmth[:2])
 
 
-def _fleet_row(c: Context, row: Row, spans: Sequence[importer.Span], co2: Buckets, temp: Buckets, scale: Scale,
-               warmth: Scale, late: bool) -> List[Cell]:
-    ppm, celsius = ((importer.last_value(c.db, what, spans) or (0, None))[1] for what in ("co2", "temp"))
-    marks = marks_of(co2, scale)
-    (low, high), (below, above) = ends(co2), off_scale(c, "co2", row, co2, scale, marks)
-    flags = "".join(c.g[name] + (compact(n) if n > 1 else "") for name, n in (("up", above), ("down", below)) if n)
-    means, warm = [mean(bucket) for bucket in co2], [mean(bucket) for bucket in temp]
-    reach = "" if low is None else c.say("%s–%s" % (compact(low), compact(high)))
-    return [cell(c.name(row.name), row.name, "", row.name),
-            Cell([means], bars(c, means, scale, "co2", marks)),
-            Cell([ppm], [Span(compact(ppm))]), Cell([low, high], [Span(reach)]),
-            Cell([warm], bars(c, warm, warmth, "temp", marks_of(temp, warmth))),
-            Cell([celsius], [Span(shown("%.1f", celsius))]),
-            Cell([late, above, below], [Span("L" * late + flags, "bad")])]
+Fill = Callable[[SiteRow], Cell]
+
+
+def chart_of(c: Context, quantity: Quantity) -> Fill:
+    """A column with the chart of a quantity."""
+    def fill(row: SiteRow) -> Cell:
+        chart = row.charts[quantity.name]
+        return Cell([chart.means], bars(c, chart.means, chart.scale, quantity.name, chart.marks))
+    return fill
+
+
+def last_of(end: int, quantity: Quantity) -> Fill:
+    """A column with the newest value, unless it is old, and its age."""
+    def fill(row: SiteRow) -> Cell:
+        chart = row.charts[quantity.name]
+        return last_cell(quantity, chart.last, chart.stale, end)
+    return fill
+
+
+def last_cell(quantity: Quantity, last: Optional[tuple[int, float]], stale: bool, end: int, none: str = "") -> Cell:
+    """The newest value and its age in s. A stale one is not shown."""
+    if last is None:
+        return Cell([None, None], [Span(none)])
+    ts, value = last
+    return Cell([value, end - ts], [Span(none if stale else quantity.form % value)])
+
+
+def range_cell(c: Context, chart: Chart) -> Cell:
+    """Least and greatest value."""
+    low, high = chart.ends
+    text = "" if low is None else c.say(compact(low) + "–" + compact(high))
+    return Cell([low, high], [Span(text)])
+
+
+def flags(c: Context, row: SiteRow) -> Cell:
+    """L where data is late; where values are off the scale, how many."""
+    text = "L" * row.late
+    values: list[int] = [row.late]
+    for chart in row.charts.values():
+        values += chart.above, chart.below
+        for glyph, n in ((c.g.up, chart.above), (c.g.down, chart.below)):
+            if n:
+                text += chart.quantity.letter + glyph + (compact(n) if n > 1 else "")
+    return Cell(values, [Span(text, "bad")])
 
 
 # -- co2: one site in detail ------------------------------------------------------------------------------------------
 #
-# Panels under each other on one time axis: CO2, temperature, and a ribbon for each unit. In a column of a panel stand
-# the range from the least to the greatest value, and the mean; in braille the means of neighbours are connected, but
-# never across a blank column. The ribbon shows what the unit was doing and how much of its data is here: blank is
+# Panels under each other on one time axis: one for each quantity, and a ribbon for each unit. In a column of a panel
+# stand the range from the least to the greatest value, and the mean. In braille the means of neighbours are connected,
+# but never across a blank column. The ribbon shows what the unit was doing and how much of its data is here: blank is
 # nothing, thin is less than half.
 
 
-def panels(c: Context, rows: List[Row], a: int, b: int, exact: bool) -> Page:
+def panels(c: Context, rows: Sequence[SiteRow], window: Window) -> Page:
     """Every stay in detail, with one time axis and one scale for all."""
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[:c.rows and max(1, (c.rows - 1) // height)]
-    axis, hidden = make_axis(c.zone, a, b, c.width - 12, exact), len(rows) - len(here)
-    found = importer.buckets(c.db, ("co2", "temp"), [row.within(axis.edges[0], b) for row in here], axis.edges)
-    co2, temp = ([bucket for row in found[what] for bucket in row] for what in ("co2", "temp"))
-    scales = make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5)
-    pages = [site(c, row, axis.edges[0], b, True, height - bool(hidden), scales) for row in here]
-    return Page("co2", {"co2_scale": scales[0][:2], "temp_scale": scales[1][:2]}, ["site", "unit", *pages[0].fields],
-                [[row.name, row.stays[0].nickname, *one] for row, page in zip(here, pages) for one in page.records],
-                [line for page in pages for line in page.lines] +
-                [[Span("+%d more (--all)" % hidden, "dim")]] * bool(hidden))
+    axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
+    here = with_charts(c, here, dict.fromkeys(NAMES, axis), window.b)
+    hidden = len(rows) - len(here)
+    pages = [detail(c, row, window, height - bool(hidden)) for row in here]
+    lines: list[Line] = []
+    records: list[list[Any]] = []
+    for row, page in zip(here, pages):
+        lines += page.lines
+        records += [[row.name, row.stays[0].nickname, *record] for record in page.records]
+    if hidden:
+        lines += c.wrapped(["+%d more (--all)" % hidden])
+    facts = {name: pages[0].facts[name] for name in ("co2_scale", "temp_scale")}
+    return Page("co2", facts, ["site", "unit", *pages[0].fields], records, lines, rows=here, window=window)
 
 
-def site(c: Context, row: Row, a: int, b: int, exact: bool, lines: int = 0, scales: Sequence[Scale] = ()) -> Page:
+def site(c: Context, row: SiteRow, window: Window) -> Page:
     """One site or unit."""
-    axis = make_axis(c.zone, a, b, c.width - 12, exact)
-    spans = row.within(axis.edges[0], b)
-    found = importer.buckets(c.db, ("co2", "temp"), [spans], axis.edges)
-    co2, temp = found["co2"][0], found["temp"][0]
-    scale, warmth = scales or (make_scale(co2, 50, c.o.co2_max, c.o.log), make_scale(temp, 5))
-    ribbons = _ribbons(c, row, axis, co2, b)
-    room = max((lines or min(c.rows or c.o.height, c.o.height - 1)) - 2 - len(ribbons), 3)  # a browser has more rows
-    high = room - room * 9 // 20 if room > 6 else room
-    drawn = [_site_title(c, row, spans, co2, axis, b), *panel(c, row, spans, "co2", axis, co2, scale, high)]
-    drawn += panel(c, row, spans, "temp", axis, temp, warmth, room - high) if room > high else []
-    drawn += [*ribbons, [Span("     " + c.say(axis.heading.replace("╷", c.plot["foot"])))]]
-    fields = [what + "_" + name for what in ("co2", "temp") for name in ("n", "mean", "min", "max", "suspect")]
-    records = [[c.zone.iso(one), c.zone.iso(other), *_numbers(ppm), *_numbers(degrees)]
-               for one, other, ppm, degrees in zip(axis.edges, axis.edges[1:], co2, temp)]
-    facts = {"site": row.name, "units": sorted({stay.nickname for stay in row.stays}), "co2_scale": scale[:2],
-             "temp_scale": warmth[:2]}
-    return Page("co2", facts, ["from", "to", *fields], records, drawn)
+    axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
+    row, = with_charts(c, [row], dict.fromkeys(NAMES, axis), window.b)
+    lines = min(c.rows or c.o.height, c.o.height - 1)       # a browser has more rows
+    return detail(c, row, window, lines)
 
 
-def _numbers(bucket: Optional[importer.Bucket]) -> List[Any]:
-    return [bucket.n, mean(bucket), bucket.low, bucket.high, bucket.suspects] if bucket else [0, None, None, None, 0]
+def detail(c: Context, row: SiteRow, window: Window, lines: int) -> Page:
+    """A row with its charts, in so many lines."""
+    axis = row.charts["co2"].axis
+    end = window.b
+    row = row._replace(strands=strands_of(c, row, axis, end))
+    ribbons = [ribbon_text(c, strand, axis, end) for strand in row.strands]
+    legend = detail_legend(c, row, ribbons)
+    room = max(lines - 2 - len(ribbons) - len(legend), 3)
+    drawn = [detail_title(c, row, window)]
+    heights = panel_heights(room)
+    for name, chart in row.charts.items():
+        if heights[name]:
+            drawn += panel(c, row, chart, end, heights[name])
+    for strand, chars in zip(row.strands, ribbons):
+        one = len(ribbons) == 1
+        drawn.append([Span("%s%s%s" % ("stat" if one else "unit", c.plot.side, chars)),
+                      Span("" if one else " " + cut(c.name(strand.nickname), c.width - 6 - len(chars)), "dim")])
+    drawn.append([Span("     " + c.say(axis.heading().replace("╷", c.plot.foot)))])
+    records = []
+    for j, edges in enumerate(axis.columns()):
+        record: list[Any] = list(map(c.zone.iso, edges))
+        for chart in row.charts.values():
+            record += bucket_values(chart.buckets[j])
+        records.append(record)
+    fields = ["from", "to"]
+    facts: dict[str, Any] = {"site": row.name, "units": [strand.nickname for strand in row.strands],
+                             "unit_ids": [strand.unit_id for strand in row.strands]}
+    for name, chart in row.charts.items():
+        fields += [name + "_" + what for what in ("n", "mean", "min", "max", "suspect")]
+        facts[name + "_scale"] = chart.scale
+    return Page("co2", facts, fields, records, drawn + legend, rows=[row], window=Window(axis.edges[0], end))
 
 
-def _site_title(c: Context, row: Row, spans: Sequence[importer.Span], buckets: Buckets, axis: Axis, b: int) -> Line:
+def bucket_values(bucket: Optional[importer.Bucket]) -> list[Any]:
+    """For programs: usable values, their mean, least and greatest, suspect values."""
+    if bucket is None:
+        return [0, None, None, None, 0]
+    return [bucket.n, mean(bucket), bucket.low, bucket.high, bucket.suspects]
+
+
+def panel_heights(room: int) -> dict[str, int]:
+    """Lines for each quantity; where they are few, only the first has some."""
+    heights = dict.fromkeys(NAMES, 0)
+    if room > 5:
+        for quantity in QUANTITIES:
+            heights[quantity.name] = room * quantity.height // sum(other.height for other in QUANTITIES)
+    heights[NAMES[0]] += room - sum(heights.values())
+    return heights
+
+
+def strands_of(c: Context, row: SiteRow, axis: Axis, end: int) -> list[Strand]:
+    """The units of a row, the first three of them."""
+    window = Window(axis.edges[0], end)
+    units: dict[str, list[importer.Deployment]] = {}
+    for stay in row.stays:
+        units.setdefault(stay.unit_id, []).append(stay)
+    spans = [cut_spans(spans_of(stays), window) for stays in units.values()] if len(units) > 1 else [row.within(window)]
+    found = importer.buckets(c.db, NAMES, spans[:3], axis.edges)
+    strands = []
+    for i, (unit, stays) in enumerate(list(units.items())[:3]):
+        buckets = {name: found[name][i] for name in NAMES}
+        strands.append(Strand(unit, stays[0].nickname, stays, buckets, importer.cadence(c.db, unit, end)))
+    return strands
+
+
+def ribbon_text(c: Context, strand: Strand, axis: Axis, end: int) -> str:
+    """What a unit was doing, where there are readings of it."""
+    chars = ""
+    for bucket, (begin, until) in zip(strand.buckets["co2"], axis.columns()):
+        here = [stay for stay in strand.stays if stay.since < until and stay.until > begin and stay.site]
+        if bucket is None:
+            chars += " "
+        elif bucket.rows * strand.rhythm < (min(until, end) - begin) / 2:
+            chars += c.plot.part
+        elif any(map(is_deployed, here)):
+            chars += c.plot.status[0]
+        else:
+            chars += c.plot.status[1 if here and here[0].status == "en_route" else 2]
+    return chars
+
+
+def detail_legend(c: Context, row: SiteRow, ribbons: Iterable[str]) -> list[Line]:
+    """What the characters of the page mean that are on it."""
+    g = c.plot
+    notes = [
+        ("", "col = " + row.charts["co2"].axis.step),
+        ("", g.mean + " mean"),
+        ("", g.range + " min–max"),
+        (g.status[0], "deployed"),
+        (g.status[1], "en route"),
+        (g.status[2], "not deployed"),
+        (g.part, "under half of the readings"),
+        (g.up + g.down, "off scale"),
+        (g.suspect, "suspect"),
+    ]
+    here = "".join(ribbons)
+    for chart in row.charts.values():
+        here += "".join(g.of(mark) for mark in chart.marks)
+    return c.legend(notes, here)
+
+
+def detail_title(c: Context, row: SiteRow, window: Window) -> Line:
     """Name, units, time, and how many of the readings that should be there are."""
-    here = sum(bucket.rows for bucket in buckets if bucket)
-    first = min((bucket.first for bucket in buckets if bucket), default=b)
-    due = sum(max(until - max(since, first), 0) / importer.cadence(c.db, unit, b) for unit, since, until in spans)
-    units = list(dict.fromkeys(c.name(stay.nickname) for stay in row.stays))
-    share = "%.0f %%" % min(100, 100 * here / max(due, 1))
-    counted = ("{:,}/{:,.0f} = ".format(here, due).replace(",", " ") + share, share)
-    return c.head([(0, cut(c.name(row.name), c.width // 2)),
-                   (2, "" if units == [row.name] else ", ".join(units[:3]) + "…" * (len(units) > 3)),
-                   (0, c.zone.period(axis.edges[0], b, c.g["to"])),
-                   (3, counted if due >= 1 else count(here, "reading"))])
+    buckets = [bucket for bucket in row.charts["co2"].buckets if bucket]
+    here = sum(bucket.rows for bucket in buckets)
+    first = min((bucket.first for bucket in buckets), default=window.b)
+    due = 0.0
+    for unit, since, until in row.within(Window(max(first, window.a), window.b)):
+        due += (until - since) / importer.cadence(c.db, unit, window.b)
+    counted = [count(here, "reading")]
+    if due >= 1:
+        share = percent(here, due)
+        counted = ["{:,}/{:,.0f} = {}".format(here, due, share).replace(",", " "), share]
+    names = [strand.nickname for strand in row.strands if strand.nickname != row.name]
+    ids = [strand.unit_id for strand in row.strands]
+    return c.title([
+        (0, [cut(c.name(row.name), c.width // 2)]),
+        (2, [c.name(", ".join(names))]),
+        (4, [c.name(", ".join(ids))]),
+        (0, c.zone.period(Window(row.charts["co2"].axis.edges[0], window.b), c.g.to)),
+        (3, counted),
+    ])
 
 
-def panel(c: Context, row: Row, spans: Sequence[importer.Span], what: str, axis: Axis, buckets: Buckets, scale: Scale,
-          lines: int) -> List[Line]:
-    """A heading with the numbers; marks, if anything is off the scale; the plot, labels left, newest value right."""
-    g, form = c.plot, "%.0f" if what == "co2" else "%.1f"
-    marks = marks_of(buckets, scale)
-    (low, high), (below, above) = ends(buckets), off_scale(c, what, row, buckets, scale, marks)
-    beyond = "  ".join("%s%.0f ×%d" % (g[name], end, n) for name, end, n in (("up", high, above), ("down", low, below))
-                       if n and end is not None)
-    aside = width(beyond) < c.width - 5 - axis.cells
-    p5, median, p95 = (shown(form, value) for value in importer.quantiles(c.db, what, spans, (0.05, 0.5, 0.95)))
-    legend = "%s mean  %s min–max per column (%s)" % (g["mean"], g["range"], axis.step), "col = " + axis.step
-    drawn = [c.head([(0, "CO₂ ppm" if what == "co2" else "temp °C"), (1, "" if aside else beyond), (4, legend),
-                     (2, median and "median " + median), (3, median and "p5 %s  p95 %s" % (p5, p95))], "")]
-    if any(marks):
-        drawn.append([Span("    " + g["side"]), *runs((g[one] if one else " ", "bad") for one in marks),
-                      Span(c.say(" " + beyond) * aside, "bad")])
-    stretched, labels = make_rows(scale, max(lines - len(drawn), 1))
-    last = (importer.last_value(c.db, what, spans) or (0, None))[1]
-    at = -1 if last is None else len(labels) - 1 - stretched.level(last, len(labels))
-    tail = " %s %s" % (g["last"], shown("%.0f" if what == "co2" else "%+.1f", last))
-    for i, (line, label) in enumerate(zip(plot(g, buckets, stretched, len(labels), what), reversed(labels))):
-        drawn.append([Span("%4s%s" % (label, g["label"] if label else g["side"])), *line, Span(tail * (i == at), what)])
-    return drawn
+def panel(c: Context, row: SiteRow, chart: Chart, end: int, lines: int) -> list[Line]:
+    """A heading with the numbers; marks, if there are any; the plot, labels left, newest value right."""
+    g = c.plot
+    quantity = chart.quantity
+    spans = row.within(Window(chart.axis.edges[0], end))
+    numbers = importer.quantiles(c.db, quantity.name, spans, (0.05, 0.5, 0.95))
+    p5, median, p95 = [shown(quantity.form, number) for number in numbers]
+    beyond = c.say(off_scale(g, chart))
+    aside = width(beyond) < c.width - 5 - chart.axis.cells
+    last = ""
+    tail = ""
+    if chart.last:
+        text = quantity.form_last % chart.last[1]
+        last = "last %s, %s ago" % (text, ago(end - chart.last[0])) if chart.stale else ""
+        tail = "" if chart.stale else " %s %s" % (g.last, text)
+    drawn = [c.title([
+        (0, [quantity.label]),
+        (0, ["" if aside else beyond]),
+        (1, [last]),
+        (2, [median and "median " + median]),
+        (3, [median and "p5 %s  p95 %s" % (p5, p95)]),
+    ], "")]
+    if any(chart.marks):
+        marks = [(g.of(mark), "bad") for mark in chart.marks]
+        drawn.append([Span("    " + g.side), *styled(marks), Span(" " + beyond if aside else "", "bad")])
+    scale, labels = make_rows(chart.scale, max(lines - len(drawn), 1))
+    at = scale.level(chart.last[1], len(labels)) if chart.last else -1
+    rows = []
+    for level, (label, line) in enumerate(zip(labels, plot(g, chart, scale, len(labels)))):
+        side = "%4s%s" % (label, g.label if label else g.side)
+        rows.append([Span(side), *line, Span(tail if level == at else "", quantity.name)])
+    return drawn + rows[::-1]
 
 
-def plot(g: Glyphs, buckets: Buckets, scale: Scale, rows: int, what: str) -> List[Line]:
-    """The rows of a plot, from the top."""
-    def place(value: Optional[float]) -> Optional[int]:
-        return None if value is None else scale.level(value, rows * g["sub"])
-    left, right = _trace([place(mean(bucket)) for bucket in buckets], g["sub"] == 4)
-    reach = [range(0) if low is None or high is None else range(low, high + 1)
-             for low, high in ((place(bucket and bucket.low), place(bucket and bucket.high)) for bucket in buckets)]
-    zero = scale.level(0, rows) if what == "temp" and scale.low < 0 < scale.high else -1
-    return [runs(_dots(g, row * g["sub"], *column, what, g["zero"] if row == zero else " ")
-                 for column in zip(left, right, reach)) for row in reversed(range(rows))]
+def off_scale(g: Glyphs, chart: Chart) -> str:
+    """The least and the greatest value and the number of those that are off the scale."""
+    low, high = chart.ends
+    said = []
+    if chart.above and high is not None:
+        said.append("%s%.0f ×%d" % (g.up, high, chart.above))
+    if chart.below and low is not None:
+        said.append("%s%.0f ×%d" % (g.down, low, chart.below))
+    return "  ".join(said)
 
 
-def _trace(means: Sequence[Optional[int]], connect: bool) -> Tuple[List[range], List[range]]:
+DOTS = (0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08)               # braille: dots from below, left, right
+
+
+class Places(NamedTuple):
+    """What a column of a plot takes, counted in places from below."""
+    left: range                         # the line of the means in the left half of the column
+    right: range
+    reach: range                        # from the least to the greatest value
+
+
+def plot(g: Glyphs, chart: Chart, scale: Scale, rows: int) -> list[Line]:
+    """The rows of a plot, from below."""
+    levels = rows * g.sub
+    means = [None if mean is None else scale.level(mean, levels) for mean in chart.means]
+    columns = []
+    for bucket, left, right in zip(chart.buckets, *trace(means, g.sub == 4)):
+        reach = range(0)
+        if bucket and bucket.low is not None and bucket.high is not None:
+            reach = range(scale.level(bucket.low, levels), scale.level(bucket.high, levels) + 1)
+        columns.append(Places(left, right, reach))
+    zero = scale.level(0, rows) if scale.low < 0 < scale.high else -1
+    lines = []
+    for row in range(rows):
+        at = range(row * g.sub, row * g.sub + g.sub)
+        blank = g.zero if row == zero else " "
+        lines.append(styled(plot_char(g, column, at, chart.quantity.name, blank) for column in columns))
+    return lines
+
+
+def trace(means: Sequence[Optional[int]], connect: bool) -> tuple[list[range], list[range]]:
     """The places that the line of the means takes in the left and in the right half of each column."""
     left = [range(0) if at is None else range(at, at + 1) for at in means]
     right = list(left)
-    for j, (one, other) in enumerate(zip(means, means[1:])):
-        if connect and one is not None and other is not None:
-            middle = (one + other + (other > one)) // 2
-            right[j] = (range(one, middle) if other > one else range(middle + 1, one + 1)) or right[j]
-            left[j + 1] = range(middle, other + 1) if other > one else range(other, middle + 1)
+    for j, (before, after) in enumerate(zip(means, means[1:])):
+        if not connect or before is None or after is None:
+            continue
+        if after > before:
+            middle = (before + after + 1) // 2
+            right[j] = range(before, middle)
+            left[j + 1] = range(middle, after + 1)
+        else:
+            middle = (before + after) // 2
+            right[j] = range(middle + 1, before + 1) or right[j]
+            left[j + 1] = range(after, middle + 1)
     return left, right
 
 
-def _dots(g: Glyphs, low: int, left: range, right: range, reach: range, style: str, blank: str) -> Tuple[str, str]:
-    """One character of a plot: of one column the places from `low` up to the next row."""
-    places = range(low, low + g["sub"])
-    line, inside = [at in left or at in right for at in places], [at in reach for at in places]
-    if not any(line) and not any(inside):
-        return blank, "dim"
-    if g["sub"] == 4:                   # the range takes every other dot on the left
-        every = [one and (i % 2 == 1 or not any(inside[1::2])) for i, one in enumerate(inside)]
-        bits = [DOTS[0][i] * (at in left or every[i]) | DOTS[1][i] * (at in right) for i, at in enumerate(places)]
-        return chr(0x2800 + sum(bits)), style if any(line) else "dim"
+def plot_char(g: Glyphs, column: Places, at: range, style: str, blank: str) -> tuple[str, str]:
+    """The character of a column in the row of a plot that has these places, and its style."""
+    line = [place in column.left or place in column.right for place in at]
+    inside = [place in column.reach for place in at]
     if not any(line):
-        return g["range"], "dim"
-    return (g["mean"] if g["sub"] == 1 else "█" if all(line) else "▀" if line[1] else "▄"), style
+        style = "dim"
+    if not any(line) and not any(inside):
+        return blank, style
+    if g.sub == 4:
+        return braille(column, at, inside), style
+    if not any(line):
+        return g.range, style
+    if g.sub == 1 or line == [False, True]:
+        return g.mean, style
+    return "█" if all(line) else "▄", style
 
 
-def _ribbons(c: Context, row: Row, axis: Axis, co2: Buckets, b: int) -> List[Line]:
-    kinds, lines = ("deployed", "en_route", "lab_check"), []
-    units = list(dict.fromkeys(stay.unit_id for stay in row.stays))[:3]
-    for unit in units:
-        stays, chars, seen = [stay for stay in row.stays if stay.unit_id == unit], "", set()
-        spans = [span for span in row.within(axis.edges[0], b) if span[0] == unit]
-        rhythm = importer.cadence(c.db, unit, b)
-        own = co2 if len(units) == 1 else importer.buckets(c.db, ["co2"], [spans], axis.edges)["co2"][0]
-        for bucket, one, other in zip(own, axis.edges, axis.edges[1:]):
-            status = next((stay.status for stay in stays if stay.since < other and stay.until > one), None)
-            kind = kinds.index(status) if status in kinds else 0
-            thin = bucket is not None and bucket.rows * rhythm < (min(other, b) - one) / 2
-            chars += " " if not bucket else c.plot["part"] if thin else c.plot["status"][kind]
-            seen |= {kind} if bucket else set()
-        legend = " ".join(c.plot["status"][kind] + ("depl", "route", "lab")[kind]
-                          for kind in sorted(seen, reverse=True))
-        tail = legend if len(units) == 1 else c.name(stays[0].nickname)
-        lines.append([Span("%4s%s%s " % ("stat" if len(units) == 1 else "unit", c.plot["side"], chars)),
-                      Span(cut(tail, c.width - 6 - len(chars)), "dim")])
-    return lines
+def braille(column: Places, at: range, inside: Sequence[bool]) -> str:
+    """The means, and of the range every other dot on the left."""
+    bits = 0
+    for i, place in enumerate(at):
+        if place in column.left or inside[i] and (i % 2 or not any(inside[1::2])):
+            bits += DOTS[0][i]
+        if place in column.right:
+            bits += DOTS[1][i]
+    return chr(0x2800 + bits)
 
 
 # -- pings ------------------------------------------------------------------------------------------------------------
 
 
-def view_pings(c: Context) -> Page:
-    """A row per stay: on how many days of each column the unit has called; silence while deployed is not the same."""
-    a, b, exact = c.range("pings", spans_of(c.stays), 364)
-    name, unit = who(c, c.stays, 2)
-    t = Table(c, [name._replace(width=min(name.width, max(10, c.width // 8))),
-                  Column(("pings",), "", 14, gap=0, chart=True, margin=1), unit._replace(gap=0),
-                  Column(("late_seconds",), "late", 4, 1, True)], a, b, exact, "1 d", rows=len(c.stays[:c.room(3)]))
-    axis = t.axes["pings"]
-    a = axis.edges[0]
-    stays = [stay for stay in c.stays if stay.since < b and stay.until > a]
-    if not stays:
-        return nothing("pings", "No unit was there in this time.")
-    here = stays[:c.room(3)]
-    spans = [(stay.unit_id, max(stay.since, a), min(stay.until, b)) for stay in here]
-    found = importer.pings(c.db, spans, axis.edges)
-    late = {state.unit_id: b - state.last_ping for state in importer.fleet_state(c.db, b, here)
-            if state.last_ping is not None and state.pings_late > 1 and state.alarms}
-    rows = []
-    for i, stay in enumerate(here):
-        cells = [found.get((i, j)) for j in range(len(axis.edges) - 1)]
-        silent = late.get(stay.unit_id) if stay.since <= b < stay.until else None
-        text = "" if silent is None else "%dh" % (silent // 3600) if silent < 2 * DAY else "%dd" % (silent // DAY)
-        chart = Cell([[pings.n if pings else 0 for pings in cells]], runs(_stay(c, stay, cells, axis, b)))
-        rows.append([who_cells(c, stay)[0], chart, who_cells(c, stay)[1], cell(text, silent, "bad")])
-    title = [(0, "pings"), (2, count(len({stay.unit_id for stay in stays}), "unit")),
-             (0, c.zone.period(a, b, c.g["to"])), (3, "1 col = " + axis.step), (4, "sort: tier, site")]
-    levels = {"1 week": ("ping days/week: ", "1-2", "3-4", "5-6", "7"), "1 d": ("", "", "", "", "pings")}.get(
-        axis.step, ("days with pings: ", "<30 %", "<60 %", "some", "all"))
-    legend = levels[0] + "  ".join("%s %s" % pair for pair in zip(c.g["days"], levels[1:]) if pair[1])
-    notes = [(1, (legend, c.g["days"] + " pings")), (2, c.g["silent"] + " deployed, silent"),
-             (3, "%s %s deployment" % (c.g["open"], c.g["close"]))]
-    return t.page("pings", title, (a, b), rows, len(stays) - len(here), notes)
+class PingRow(NamedTuple):
+    """A site with its stays, of which no two are at once: where they are, the site has several rows."""
+    stays: list[importer.Deployment]    # in order of time
+    columns: Sequence[Optional[importer.Pings]] = ()
+    late: Optional[int] = None          # s since the last ping, when the unit that is there is late
+
+    @property
+    def stay(self) -> importer.Deployment:
+        """The last of them."""
+        return self.stays[-1]
+
+    def within(self, window: Window) -> list[importer.Span]:
+        """The stays, cut to a range."""
+        return cut_spans(spans_of(self.stays), window)
+
+    def sited(self) -> list[importer.Deployment]:
+        """Without those of units that never had a site."""
+        return [stay for stay in self.stays if stay.site]
 
 
-def _stay(c: Context, stay: importer.Deployment, cells: Sequence[Optional[importer.Pings]], axis: Axis,
-          b: int) -> List[Tuple[str, str]]:
-    """The characters of one stay: pings by column, silence, and its bounds in the cells outside."""
-    line = [(" ", "")]
-    for pings, one, other in zip(cells, axis.edges, axis.edges[1:]):
-        days = (min(other, stay.until, b) - max(one, stay.since)) / DAY
-        if pings:
-            share = pings.days / max(days, pings.days)
-            line.append((c.g["days"][0 if share < 0.3 else 1 if share < 0.6 else 2 if share < 0.95 else 3], ""))
+def lanes(stays: Iterable[importer.Deployment]) -> list[list[importer.Deployment]]:
+    """The stays of each site, in as many rows as there are units at once."""
+    sites: dict[str, list[list[importer.Deployment]]] = {}
+    for stay in sorted(stays, key=lambda stay: stay.since):
+        rows = sites.setdefault(stay.site or stay.unit_id, [])
+        for row in rows:
+            if row[-1].until <= stay.since:
+                row.append(stay)
+                break
         else:
-            line.append((c.g["silent"], "bad") if stay.site and days > min(0.9, (other - one) / DAY) else (" ", ""))
+            rows.append([stay])
+    order = dict.fromkeys(stay.site or stay.unit_id for stay in stays)
+    return [row for site in order for row in sites[site]]
+
+
+def view_pings(c: Context) -> Page:
+    """A row per site: on how many days of each column the unit there has called; silence is not the same as absence."""
+    window = c.window(spans_of(c.stays))
+    found = [PingRow(stays) for stays in lanes(c.stays)]
+    name, unit, hardware = who(c, found, 2)
+    name.cells = min(name.cells, max(10, c.width // 8))
+    unit.gap = 0
+    t = Table(c, [
+        name,
+        Column("pings", "", 14, lambda row: ping_chart(c, row, axis, window.b), gap=0, steps=FROM_DAYS, margin=1),
+        unit,
+        hardware,
+        Column("late_seconds", "late", 4, late_cell, rank=1, right=True),
+    ], window, len(found[:c.room(3)]))
+    axis = t.axes["pings"]
+    window = window._replace(a=axis.edges[0])
+    found = [row for row in found if row.within(window)]
+    if not found:
+        return nothing("pings", "No unit was there in this time.")
+    units = {unit for row in found for unit, _, _ in row.within(window)}
+    title = [
+        (0, ["pings"]),
+        (2, [count(len(units), "unit")]),
+        (0, c.zone.period(window, c.g.to)),
+        (3, ["1 col = " + axis.step]),
+        (4, ["sort: tier, site"]),
+    ]
+    levels = PING_LEVELS.get(axis.step, PING_LEVELS[""])
+    notes = [("", levels[0]), *zip(c.g.days, levels[1:])]
+    notes += (c.g.silent, "deployed, silent"), (c.g.open, "deployment"), (c.g.close, "its end")
+    rows = [with_pings(c, row, axis, window) for row in found[:c.room(3)]]
+    return t.page(title, rows, len(found), notes)
+
+
+# column -> what is counted, which numbers the characters stand for
+PING_LEVELS = {
+    "1 d": ("", "", "", "", "pings"),
+    "1 week": ("ping days/week:", "1-2", "3-4", "5-6", "7"),
+    "": ("days with pings:", "<30 %", "<60 %", "some", "all"),
+}
+
+
+def with_pings(c: Context, row: PingRow, axis: Axis, window: Window) -> PingRow:
+    """The row with its pings by column, and with the silence of the unit that is there."""
+    columns: list[Optional[importer.Pings]] = [None] * axis.cells
+    for (_, j), pings in importer.pings(c.db, row.within(window), axis.edges).items():
+        columns[j] = importer.Pings._make(map(sum, zip(pings, columns[j] or (0, 0, 0, 0))))
+    late = None
+    if row.stay.since <= window.b < row.stay.until:
+        state, = importer.fleet_state(c.db, window.b, [row.stay])
+        if state.alarms and state.pings_late > 1 and state.last_ping is not None:
+            late = window.b - state.last_ping
+    return PingRow(row.stays, columns, late)
+
+
+def ping_chart(c: Context, row: PingRow, axis: Axis, end: int) -> Cell:
+    """Pings by column, silence while deployed, and in the cells outside the bounds of stays."""
+    line = [(" ", "")]
+    for pings, (begin, until) in zip(row.columns, axis.columns()):
+        column = Window(begin, min(until, end))
+        deployed = days_of(cut_spans(spans_of(filter(is_deployed, row.sited())), column))
+        if pings:
+            share = pings.days / max(days_of(row.within(column)), pings.days)
+            line.append((c.g.days[bisect_right((0.3, 0.6, 0.95), share)], ""))
+        elif deployed > min(0.9, (until - begin) / DAY):
+            line.append((c.g.silent, "bad"))
+        else:
+            line.append((" ", ""))
     line.append((" ", ""))
-    if stay.site and stay.since >= axis.edges[0]:
-        line[next(j for j, edge in enumerate(axis.edges[1:]) if stay.since < edge)] = (c.g["open"], "dim")
-    if stay.site and stay.until <= b:
-        line[next(j for j, edge in enumerate(axis.edges[1:]) if stay.until <= edge) + 2] = (c.g["close"], "dim")
-    return line
+    for stay in row.sited():
+        if axis.edges[0] <= stay.since < end:
+            at = axis.column_of(stay.since)
+            line[at if line[at][0] == " " else at + 1] = (c.g.open, "dim")
+        if axis.edges[0] < stay.until <= end:
+            at = axis.column_of(stay.until - 1) + 2
+            if line[at][0] == " ":
+                line[at] = (c.g.close, "dim")
+    return Cell([[pings.n if pings else 0 for pings in row.columns]], styled(line))
+
+
+def days_of(spans: Iterable[importer.Span]) -> float:
+    """Days in spans."""
+    return sum(until - since for _, since, until in spans) / DAY
+
+
+def late_cell(row: PingRow) -> Cell:
+    """Since when the unit that is there is silent, if it is late."""
+    if row.late is None:
+        return cell("", None)
+    text = "%dh" % (row.late // 3600) if row.late < 2 * DAY else "%dd" % (row.late // DAY)
+    return cell(text, row.late, "bad")
 
 
 # -- status -----------------------------------------------------------------------------------------------------------
 
-VERDICTS = {"late": ("LATE", "bad", "LATE"), "stuck": ("DATA", "bad", "call without DATA"),
-            "update": ("upd.", "bad", "at an UPDATE"), "refused": ("REF.", "bad", "send REFUSED lines"),
-            "sensor": ("CO2", "bad", "without CO2"), "weak": ("weak", "warn", "weak"), "never": ("none", "warn", "never"),
-            "ok": (" ok", "good", "ok"), "off": (" --", "dim", "not deployed")}
+
+class Verdict(NamedTuple):
+    """How a verdict of the importer is written."""
+    short: str
+    style: str
+    long: str
+
+
+VERDICTS = {
+    "late": Verdict("LATE", "bad", "LATE"),
+    "stuck": Verdict("DATA", "bad", "call without DATA"),
+    "update": Verdict("UPD.", "bad", "UPDATE not taken"),
+    "refused": Verdict("LINE", "bad", "with refused LINES"),
+    "sensor": Verdict("SENS", "bad", "SENSOR"),
+    "weak": Verdict("weak", "warn", "weak"),
+    "never": Verdict("none", "warn", "never"),
+    "ok": Verdict(" ok", "good", "ok"),
+    "off": Verdict(" --", "dim", "not deployed"),
+}
+WRONG = [name for name, verdict in VERDICTS.items() if name not in ("ok", "off")]
 SIGNAL = Scale(-115, -70)               # dBm, of small charts
 
 
-def states_of(c: Context) -> List[importer.UnitState]:
-    """How the units do, worst first, by the limits that were asked for."""
-    return importer.fleet_state(c.db, c.now, c.stays)
+class StatusRow(NamedTuple):
+    """A unit with the pings of its last days."""
+    stay: importer.UnitState
+    days: list[Optional[importer.Pings]]
 
 
 def view_status(c: Context) -> Page:
     """How each unit does, worst first; pings and data are judged apart."""
-    states = states_of(c)
+    states = importer.fleet_state(c.db, c.now, c.stays)
+    window = Window(c.now - 13 * DAY, c.now + 1)
+    axis = make_axis(c.zone, window, 14, FROM_DAYS)
     here = states[:c.room(3)]
-    t = Table(c, [Column(("state",), "", 4), *who(c, states), Column(("ping_age", "data_age"), "last", 8, 1, True),
-                  Column(("pings",), "pings 14 d", 14, 2), Column(("ppm",), "ppm", 4, 4, True),
-                  Column(("celsius",), c.g["degree"], 5, 6, True), Column(("dbm",), "dBm", 4, 5, True),
-                  Column(("rssi",), "rssi 14d", 14 if c.width > 85 else 8, 7)])
-    days = t.axes["pings"] = t.axes["rssi"] = make_axis(c.zone, c.now - 13 * DAY, c.now + 1, 14, True, least="1 d")
-    found = importer.pings(c.db, [(state.unit_id, days.edges[0], c.now + 1) for state in here], days.edges)
-    rows = [_status_row(c, state, [found.get((i, j)) for j in range(len(days.edges) - 1)])
-            for i, state in enumerate(here)]
-    counts = {verdict: sum(state.verdict == verdict for state in states) for verdict in VERDICTS}
-    each = [(n, VERDICTS[verdict][2]) for verdict, n in counts.items() if n]
+    found = importer.pings(c.db, [(state.unit_id, axis.edges[0], window.b) for state in here], axis.edges)
+    rows = [StatusRow(state, [found.get((i, j)) for j in range(axis.cells)]) for i, state in enumerate(here)]
+    t = Table(c, [
+        Column("state", "", 4, state_cell),
+        *who(c, [StatusRow(state, []) for state in states]),
+        Column("ping_age data_age", "last", 8, lambda row: age_cell(c, row.stay), rank=1, right=True),
+        Column("pings", "pings 14 d", 14, lambda row: days_cell(c, row), rank=2),
+        Column("ppm ppm_age", "ppm", 4, lambda row: newest_cell(c, row.stay, CO2), rank=4, right=True),
+        Column("celsius celsius_age", c.g.degree, 5, lambda row: newest_cell(c, row.stay, TEMP), rank=6, right=True),
+        Column("dbm", "dBm", 4, lambda row: number_cell(row.stay.dbm, c.g.none), rank=5, right=True),
+        Column("rssi", "rssi 14d", 8, lambda row: rssi_cell(c, row.days, 2), rank=7),
+    ], Window(axis.edges[0], c.now))
+    t.axes = {"pings": axis, "rssi": axis}
+    counts = Counter(state.verdict for state in states)
+    each = [(counts[name], VERDICTS[name].long) for name in VERDICTS if counts[name]]
     said = "  ".join("%d %s" % pair for pair in each)
-    wrong = "  ".join("%d %s" % (n, text.split()[-1]) for n, text in each if text not in ("ok", "not deployed"))
-    title = [(3, "fleet"), (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
-             (1, (count(len(states), "unit") + ": " + said, said, *filter(None, [wrong])))]
-    legend = "pings: {1} one that day  {2} more  {0} none".format(*c.g["pings"])
-    return t.page("status", title, (days.edges[0], c.now), rows, len(states) - len(here),
-                  [(1, (legend + "  rssi −115 … −70 dBm", legend))], **counts)
+    wrong = "  ".join("%d %s" % (counts[name], VERDICTS[name].long) for name in WRONG if counts[name])
+    title = [
+        (3, ["fleet"]),
+        (0, [c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name]),
+        (1, ["%s: %s" % (count(len(states), "unit"), said), said, *filter(None, [wrong])]),
+    ]
+    notes = [
+        ("", "pings:"),
+        (c.g.pings[1], "one that day"),
+        (c.g.pings[2], "more"),
+        (c.g.pings[0], "none"),
+        ("", "rssi −115…−70 dBm"),
+    ]
+    return t.page(title, rows, len(states), notes, **{name: counts[name] for name in VERDICTS})
 
 
-def _status_row(c: Context, state: importer.UnitState, cells: Sequence[Optional[importer.Pings]]) -> List[Cell]:
-    word, style, _ = VERDICTS[state.verdict]
+def state_cell(row: StatusRow) -> Cell:
+    """The verdict."""
+    verdict = VERDICTS[row.stay.verdict]
+    return cell(verdict.short, row.stay.verdict, verdict.style)
+
+
+def age_cell(c: Context, state: importer.UnitState) -> Cell:
+    """How long ago the last ping and the last reading were; shown is the one that the verdict is about."""
     ages = [None if ts is None else c.now - ts for ts in (state.last_ping, state.last_data)]
     age = ages[1] if state.verdict == "stuck" or ages[0] is None else ages[0]
-    signal = [None if pings is None else pings.dbm for pings in cells]
-    every = 1 if c.width > 85 else 2
-    parts = [[dbm for dbm in signal[i:i + every] if dbm is not None] for i in range(0, len(signal), every)]
-    chart = "".join(c.g["pings"][min(pings.n, 2) if pings else 0] for pings in cells)
-    none, span = c.g["none"], [(state.unit_id, 0, c.now + 1)]
-    ppm, celsius = ((importer.last_value(c.db, what, span) or (0, None))[1] for what in ("co2", "temp"))
-    return [cell(word, state.verdict, style), *who_cells(c, state),
-            Cell(ages, [Span("never" if age is None else ago(age), style if style == "bad" else "")]),
-            Cell([[pings.n if pings else 0 for pings in cells]], [Span(chart)]),
-            Cell([ppm], [Span(compact(ppm) or none)]), Cell([celsius], [Span(shown("%.1f", celsius, none))]),
-            cell(shown("%d", state.dbm, none), state.dbm),
-            Cell([signal], bars(c, [sum(part) / len(part) if part else None for part in parts], SIGNAL))]
+    style = VERDICTS[state.verdict].style
+    return Cell(ages, [Span("never" if age is None else ago(age), style if style == "bad" else "")])
+
+
+def days_cell(c: Context, row: StatusRow) -> Cell:
+    """Whether it called on each day."""
+    numbers = [pings.n if pings else 0 for pings in row.days]
+    return Cell([numbers], [Span("".join(c.g.pings[min(n, 2)] for n in numbers))])
+
+
+def newest_cell(c: Context, state: importer.UnitState, quantity: Quantity) -> Cell:
+    """The newest value of a unit, unless it is old."""
+    last = importer.last_value(c.db, quantity.name, [(state.unit_id, 0, c.now + 1)])
+    stale = last is None or c.now - last[0] > 2 * state.ping_rhythm
+    return last_cell(quantity, last, stale, c.now, c.g.none)
+
+
+def rssi_cell(c: Context, columns: Sequence[Optional[importer.Pings]], per_bar: int = 1) -> Cell:
+    """The mean strength of the signal by column, and drawn of so many columns together."""
+    signal = [pings.dbm if pings else None for pings in columns]
+    means = []
+    for at in range(0, len(signal), per_bar):
+        heard = [dbm for dbm in signal[at:at + per_bar] if dbm is not None]
+        means.append(sum(heard) / len(heard) if heard else None)
+    return Cell([signal], bars(c, means, SIGNAL))
+
+
+def number_cell(value: Optional[int], none: str = "") -> Cell:
+    """A whole number."""
+    return cell(shown("%d", value, none), value)
 
 
 # -- signal -----------------------------------------------------------------------------------------------------------
 
 
+class SignalRow(NamedTuple):
+    """A unit with the strengths of its pings."""
+    stay: importer.Deployment
+    levels: list[tuple[int, int, int]]          # dBm from the weakest, how many, when the last was
+    days: Sequence[Optional[importer.Pings]] = ()
+
+    def quarters(self) -> list[int]:
+        """Least, quartiles and greatest."""
+        values = [dbm for dbm, n, _ in self.levels for _ in range(n)]
+        return [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
+
+    def last(self) -> int:
+        """The newest."""
+        return max(self.levels, key=lambda level: level[2])[0]
+
+
+class Ruler(NamedTuple):
+    """The columns of a chart of dBm."""
+    low: int
+    step: int                           # dB
+    cells: int
+
+
 def view_signal(c: Context) -> Page:
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
     stays = importer.whereabouts(c.stays, c.now)
-    a, b, _ = c.range("pings", [(unit, 0, importer.FOREVER) for unit in stays], 30)
-    levels = {unit: found for unit in stays for found in [importer.signals(c.db, unit, a, b + 1)] if found}
-    order = sorted(levels, key=lambda unit: quarters(levels[unit])[2])
-    if not order:
+    window = c.window([(unit, 0, importer.FOREVER) for unit in stays])
+    found = [SignalRow(stay, importer.signals(c.db, unit, window.a, window.b + 1)) for unit, stay in stays.items()]
+    rows = sorted((row for row in found if row.levels), key=lambda row: row.quarters()[2])
+    if not rows:
         return nothing("signal", "No pings with a signal strength in this time.")
-    shared = len({stays[unit].site for unit in order}) < len(order)             # then the site alone does not tell
-    t = Table(c, [*who(c, [stays[unit] for unit in order], 1 if shared else 4),
-                  Column(("min", "p25", "median", "p75", "max"), "", 46 if c.width > 75 else 15),
-                  Column(("last",), "last", 4, 1, True), Column(("n",), "n", 4, 2, True),
-                  Column(("trend",), "trend", 10, 3)])
-    low = min([-113, *(found[0][0] for found in levels.values())])
-    high = max([-68, *(found[-1][0] for found in levels.values())])
-    step = ceil((high - low + 1) / (t.columns[2].width + t.spare()))
-    cells = (high - low) // step + 1
-    ticks = spaced([((dbm - low) // step, str(dbm)) for dbm in range(ceil(low / 10) * 10, high, 10)], cells)
-    t.columns[2] = t.columns[2]._replace(head=c.say(heading(ticks, cells)), width=cells)
-    here = order[:c.room(3)]
-    days = t.axes["trend"] = make_axis(c.zone, a, b, 10, False, least="1 d")
-    found = importer.pings(c.db, [(unit, days.edges[0], b + 1) for unit in here], days.edges)
-    rows = [_signal_row(c, stays[unit], levels[unit], low, step, cells,
-                        [found.get((i, j)) for j in range(len(days.edges) - 1)]) for i, unit in enumerate(here)]
-    title = [(0, "signal dBm"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(order), "unit") + ", weakest first"),
-             (3, "1 col = %d dB" % step)]
-    notes = [(1, "{whisker} min–max  {box} p25–p75  {median} median  {dot} last".format(**c.g)),
-             (2, "%s limits: <%d unusable, <%d weak" % (c.g["limit"], importer.UNUSABLE, importer.WEAK))]
-    return t.page("signal", title, (a, b), rows, len(order) - len(here), notes)
+    shared = len({row.stay.site for row in rows}) < len(rows)       # then the site alone does not tell
+    t = Table(c, [
+        *who(c, rows, 1 if shared else 4),
+        Column("min p25 median p75 max", "", 46 if c.width > 75 else 15, lambda row: box_cell(c, row, ruler)),
+        Column("last", "last", 4, lambda row: number_cell(row.last()), rank=1, right=True),
+        Column("n", "n", 4, lambda row: number_cell(sum(n for _, n, _ in row.levels)), rank=2, right=True),
+        Column("trend", "trend", 10, lambda row: rssi_cell(c, row.days), rank=3),
+    ], window)
+    low = min([-113, *(row.levels[0][0] for row in rows)])
+    high = max([-68, *(row.levels[-1][0] for row in rows)])
+    box = next(column for column in t.columns if "median" in column.fields)
+    step = ceil((high - low + 1) / (box.cells + t.spare()))
+    ruler = Ruler(low, step, (high - low) // step + 1)
+    ticks = [Tick((dbm - low) // step, str(dbm)) for dbm in range(ceil(low / 10) * 10, high, 10)]
+    box.head = c.say(heading(spaced(ticks, ruler.cells), ruler.cells))
+    box.cells = ruler.cells
+    here = rows[:c.room(3)]
+    days = t.axes["trend"] = make_axis(c.zone, window._replace(exact=False), 10, FROM_DAYS)
+    pings = importer.pings(c.db, [(row.stay.unit_id, days.edges[0], window.b + 1) for row in here], days.edges)
+    here = [row._replace(days=[pings.get((i, j)) for j in range(days.cells)]) for i, row in enumerate(here)]
+    title = [
+        (0, ["signal dBm"]),
+        (0, c.zone.period(window, c.g.to)),
+        (2, [count(len(rows), "unit") + ", weakest first"]),
+        (3, ["1 col = %d dB" % step]),
+    ]
+    notes = [
+        (c.g.whisker, "min–max"),
+        (c.g.box, "p25–p75"),
+        (c.g.median, "median"),
+        (c.g.dot, "last"),
+        (c.g.limit, "limits: <%d unusable, <%d weak" % (importer.UNUSABLE, importer.WEAK)),
+    ]
+    return t.page(title, here, len(rows), notes)
 
 
-def quarters(levels: Sequence[Tuple[int, int, int]]) -> List[int]:
-    """Least, quartiles and greatest of the dBm of `importer.signals`."""
-    values = [dbm for dbm, n, _ in levels for _ in range(n)]
-    return [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
-
-
-def _signal_row(c: Context, stay: importer.Deployment, levels: Sequence[Tuple[int, int, int]], low: int, step: int,
-                cells: int, pings: Sequence[Optional[importer.Pings]]) -> List[Cell]:
-    points, trend = quarters(levels), [None if one is None else one.dbm for one in pings]
-    last, n = max(levels, key=lambda level: level[2])[0], sum(level[1] for level in levels)
-    at = [(dbm - low) // step for dbm in (*points, last, importer.WEAK, importer.UNUSABLE)]
-    line = [c.g["limit"] if i in at[6:] else " " for i in range(cells)]
-    for name, one, other in (("whisker", 0, 4), ("box", 1, 3), ("median", 2, 2), ("dot", 5, 5)):
-        line[at[one]:at[other] + 1] = c.g[name] * (at[other] - at[one] + 1)
-    return [*who_cells(c, stay), Cell(points, [Span("".join(line))]), cell("%d" % last, last), cell("%d" % n, n),
-            Cell([trend], bars(c, trend, SIGNAL))]
+def box_cell(c: Context, row: SignalRow, ruler: Ruler) -> Cell:
+    """Range, quartiles, median and newest value on the ruler, with the limits behind them."""
+    def place(dbm: int) -> int:
+        return (dbm - ruler.low) // ruler.step
+    line = [" "] * ruler.cells
+    for limit in (importer.WEAK, importer.UNUSABLE):
+        line[place(limit)] = c.g.limit
+    least, lower, median, upper, greatest = points = row.quarters()
+    for char, begin, end in ((c.g.whisker, least, greatest), (c.g.box, lower, upper), (c.g.median, median, median),
+                             (c.g.dot, row.last(), row.last())):
+        for at in range(place(begin), place(end) + 1):
+            line[at] = char
+    return Cell(points, [Span("".join(line))])
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 
-ERRORS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
+KINDS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
+
+
+class ErrorRow(NamedTuple):
+    """A unit with the entries of its error logs."""
+    stay: importer.Deployment
+    columns: list[int]                  # WARN and EXC in each column
+    kinds: Counter[str]                 # all entries by type
+
+    def weight(self) -> tuple[int, int]:
+        """What rows are sorted by: first those that are not INFO."""
+        return sum(self.columns), sum(self.kinds.values())
 
 
 def view_errors(c: Context) -> Page:
-    """Entries of the units' error logs by column and type; below, the newest."""
+    """Entries of the units' error logs by type, what is more than INFO by column; below, the newest."""
     stays = importer.whereabouts(c.stays, c.now)
-    a, b, exact = c.range("error_logs", [(unit, 0, importer.FOREVER) for unit in stays], 84)
-    kinds = [Column((kind or "other",), kind or "other", max(len(kind), 5), 2, True) for kind in ERRORS]
-    t = Table(c, [*who(c, list(stays.values()), 4), Column(("entries",), "", 14, chart=True), *kinds,
-                  Column(("all",), "all", 4, 1, True)], a, b, exact, "1 d")
-    axis = t.axes["entries"]
-    found = importer.errors(c.db, [(unit, axis.edges[0], b + 1) for unit in stays], axis.edges)
-    rows = [_errors_row(c, stay, [found.get((i, j), {}) for j in range(len(axis.edges) - 1)])
-            for i, stay in enumerate(stays.values())]
-    rows = sorted((row for row in rows if row[-1].values[0]), key=lambda row: -row[-1].values[0])
+    window = c.window([(unit, 0, importer.FOREVER) for unit in stays])
+    t = Table(c, [
+        *who(c, [ErrorRow(stay, [], Counter()) for stay in stays.values()], 4),
+        Column("serious", "", 14, lambda row: digits_cell(row.columns), steps=FROM_DAYS),
+        *(kind_column(kind) for kind in KINDS),
+        Column("all", "all", 4, lambda row: number_cell(sum(row.kinds.values())), rank=1, right=True),
+    ], window)
+    axis = t.axes["serious"]
+    window = Window(axis.edges[0], window.b)
+    t.window = window
+    rows = [error_row(c, stay, axis, window.b) for stay in stays.values()]
+    rows = sorted((row for row in rows if row.kinds), key=lambda row: row.weight(), reverse=True)
     if not rows:
         return nothing("errors", "No errors in this time.")
+    title = [
+        (0, ["errors"]),
+        (0, c.zone.period(window, c.g.to)),
+        (2, [count(len(rows), "unit")]),
+        (2, ["%d entries" % sum(row.weight()[1] for row in rows)]),
+        (3, ["1 col = " + axis.step]),
+    ]
     here = rows[:c.rows and max(1, (c.rows - 4) * 3 // 5)]
-    title = [(0, "errors"), (0, c.zone.period(axis.edges[0], b, c.g["to"])), (2, count(len(rows), "unit")),
-             (2, "%d entries" % sum(row[-1].values[0] for row in rows)), (3, "1 col = " + axis.step)]
     room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
-    news = importer.newest_errors(c.db, list(stays), axis.edges[0], b + 1, room)
-    newest = [dict(zip(("at", "unit", "level", "type", "message"), (c.zone.iso(one[0]), *one[1:]))) for one in news]
-    page = t.page("errors", title, (axis.edges[0], b), here, len(rows) - len(here),
-                  [(1, "digits: entries, + more than 9")], newest=newest)
-    lines = [[Span("%-12s " % c.zone.short(ts, b)), *pad(who_cells(c, stays[unit])[0].spans, t.columns[0].width),
-              Span(cut(" %-4s %s" % (c.name(level), c.name(message or kind)), c.width - 13 - t.columns[0].width))]
-             for ts, unit, level, kind, message in news]
-    return page._replace(lines=page.lines + [[Span("newest", "head")]] * bool(lines) + lines)
+    newest = importer.newest_errors(c.db, list(stays), window.a, window.b + 1, room)
+    facts = [dict(zip(("at", "unit", "level", "type", "message"), (c.zone.iso(ts), *entry))) for ts, *entry in newest]
+    notes = [("", "digits: WARN and EXC"), ("+", "more than 9")]
+    page = t.page(title, here, len(rows), notes, newest=facts)
+    cells = min(t.columns[0].cells, max(11, c.width // 8))
+    lines = [entry_line(c, cells, stays[entry[1]], entry) for entry in newest]
+    if lines:
+        lines.insert(0, [Span("newest, INFO last", "head")])
+    return page._replace(lines=page.lines + lines)
 
 
-def _errors_row(c: Context, stay: importer.Deployment, columns: Sequence[Dict[str, int]]) -> List[Cell]:
-    counts = [sum(column.values()) for column in columns]
-    chart = "".join(" " if n == 0 else "%d" % n if n < 10 else "+" for n in counts)
-    kinds = [sum(column.get(kind, 0) for column in columns) for kind in ERRORS]
-    return [*who_cells(c, stay), Cell([counts], [Span(chart)]),
-            *(cell("%d" % n if n else "", n) for n in (*kinds, sum(counts)))]
+def kind_column(kind: str) -> Column:
+    """How many entries there are of a type."""
+    name = kind or "other"
+    return Column(name, name, max(len(name), 5), lambda row: number_cell(row.kinds[kind] or None), rank=2, right=True)
+
+
+def error_row(c: Context, stay: importer.Deployment, axis: Axis, end: int) -> ErrorRow:
+    """The entries of one unit."""
+    columns = [0] * axis.cells
+    kinds: Counter[str] = Counter()
+    found = importer.errors(c.db, [(stay.unit_id, axis.edges[0], end + 1)], axis.edges)
+    for (_, j), entries in found.items():
+        for (kind, serious), n in entries.items():
+            kinds[kind] += n
+            columns[j] += n if serious else 0
+    return ErrorRow(stay, columns, kinds)
+
+
+def digits_cell(numbers: Sequence[int]) -> Cell:
+    """Numbers of one digit; more are a +."""
+    return Cell([numbers], [Span("".join(" " if n == 0 else "%d" % n if n < 10 else "+" for n in numbers))])
+
+
+def entry_line(c: Context, cells: int, stay: importer.Deployment, entry: Sequence[Any]) -> Line:
+    """An entry of a log: when, where, how bad, what."""
+    ts, _, level, kind, message = entry
+    site = Span(c.name(stay.site or "[no site]"), "", stay.site or "")
+    room = c.width - 19 - cells
+    return [
+        Span("%-12s " % c.zone.short(ts, c.now)),
+        *pad([site], cells),
+        Span(" "),
+        *pad([Span(c.name(level), "bad" if level == "EXC" else "")], 5),
+        Span(cut_middle(c.name(message or kind), room)),
+    ]
 
 
 # -- gaps -------------------------------------------------------------------------------------------------------------
 
-GAPS = {"waiting": ("not uploaded", "warn"), "silent": ("calls, no data", "bad"), "resend": ("being re-sent", "warn"),
-        "rejected": ("unreadable", "warn"), "lost": ("lost", "bad"), "off": ("not deployed", "dim")}
+# state -> how it is written, style
+GAPS = {
+    "waiting": ("not uploaded", "warn"),
+    "silent": ("calls, no data", "bad"),
+    "resend": ("being re-sent", "warn"),
+    "rejected": ("unreadable", "warn"),
+    "lost": ("lost", "bad"),
+    "off": ("not deployed", "dim"),
+}
+
+
+class GapRow(NamedTuple):
+    """A gap, and where its unit was."""
+    stay: importer.Deployment
+    gap: importer.Gap
 
 
 def view_gaps(c: Context) -> Page:
     """Stretches without readings, newest first, and what became of them."""
-    a, b, _ = c.range("co2_readings", spans_of(c.stays), 30)
-    found = sorted(importer.gaps(c.db, c.stays, a, b), key=lambda gap: (-(gap.end or b), gap.start))
-    if not found:
+    window = c.window(spans_of(c.stays))
+    rows = []
+    for gap in importer.gaps(c.db, c.stays, window.a, window.b):
+        own = [stay for stay in c.stays if stay.unit_id == gap.unit_id]
+        at = window.b if gap.end is None else gap.start
+        rows.append(GapRow(importer.whereabouts(own, at)[gap.unit_id], gap))
+    rows.sort(key=lambda row: (row.gap.end or window.b, -row.gap.start), reverse=True)
+    if not rows:
         return nothing("gaps", "No gaps in this time.")
-    t = Table(c, [*who(c, c.stays), Column(("from",), "from", 12), Column(("to",), "to", 12, 1),
-                  Column(("missing",), "missing", 7, 2, True), Column(("state", "calls"), "state", 14)])
-    here = found[:c.room(3)]
-    own = {gap.unit_id: [stay for stay in c.stays if stay.unit_id == gap.unit_id] for gap in here}
-    place = {gap: importer.whereabouts(own[gap.unit_id], gap.start if gap.end else b)[gap.unit_id] for gap in here}
-    rows = [[*who_cells(c, place[gap]), cell(c.zone.short(gap.start, b), c.zone.iso(gap.start)),
-             cell(c.zone.short(gap.end, b) if gap.end else "now", gap.end and c.zone.iso(gap.end)),
-             cell("%d" % gap.missing, gap.missing), Cell([gap.state, gap.calls], [Span(*GAPS[gap.state])])]
-            for gap in here]
-    title = [(0, "gaps"), (0, c.zone.period(a, b, c.g["to"])), (2, count(len(found), "gap")), (3, "newest first")]
-    return t.page("gaps", title, (a, b), rows, len(found) - len(here),
-                  [(1, "longer than twice the unit's own rhythm"), (2, "missing: readings")])
+
+    def to_cell(row: GapRow) -> Cell:
+        end = row.gap.end
+        return cell("now", None) if end is None else cell(c.zone.short(end, window.b), c.zone.iso(end))
+
+    def gap_cell(row: GapRow) -> Cell:
+        return Cell([row.gap.state, row.gap.calls], [Span(*GAPS[row.gap.state])])
+    t = Table(c, [
+        *who(c, rows),
+        Column("from", "from", 12, lambda row: cell(c.zone.short(row.gap.start, window.b), c.zone.iso(row.gap.start))),
+        Column("to", "to", 12, to_cell, rank=1),
+        Column("missing", "missing", 7, lambda row: number_cell(row.gap.missing), rank=2, right=True),
+        Column("state calls", "state", 14, gap_cell),
+    ], window)
+    title = [
+        (0, ["gaps"]),
+        (0, c.zone.period(window, c.g.to)),
+        (2, [count(len(rows), "gap")]),
+        (3, ["newest first"]),
+    ]
+    notes = [("", "longer than one and a half rhythms of the unit"), ("", "missing: readings")]
+    return t.page(title, rows[:c.room(3)], len(rows), notes)
 
 
-VIEWS: Dict[str, Callable[[Context], Page]] = {"co2": view_co2, "pings": view_pings, "status": view_status,
-                                               "signal": view_signal, "errors": view_errors, "gaps": view_gaps}
+# what --help says of them is made from this table
+VIEWS = {
+    "co2": View(view_co2, "CO2 and temperature by site; one site in detail", "co2_readings", 14, 365),
+    "pings": View(view_pings, "on which days each unit has called", "pings", 364, 364),
+    "status": View(view_status, "how each unit does, worst first", "pings", 14, 14),
+    "signal": View(view_signal, "strength of the units' signals", "pings", 30, 30),
+    "errors": View(view_errors, "the units' error logs", "error_logs", 84, 84),
+    "gaps": View(view_gaps, "readings that are missing, and why", "co2_readings", 30, 30),
+}
 
 # -- pictures: frames, paths, panels ----------------------------------------------------------------------------------
 #
@@ -1406,7 +2142,7 @@ class Panel(NamedTuple):
 
     def ticks(self) -> list[int]:
         """Round values, so far apart that their labels are legible."""
-        low, high, _ = self.chart.scale
+        low, high = self.chart.scale
         least = (high - low) * max(12.5 / self.height, 0.14)
         wide = [step for step in TICK_STEPS if step >= least] or TICK_STEPS[-1:]
         step = wide[0]
@@ -1701,50 +2437,83 @@ def ping_strip(frame: Frame, rows: Sequence[Any], now: int) -> Strip:
 
 def to_text(lines: Iterable[Line], colour: bool = False) -> str:
     """Lines for a terminal, a file or a mail."""
-    def paint(span: Span) -> str:
-        coloured = colour and span.style and span.text.strip()
-        return "\x1b[%sm%s\x1b[0m" % (STYLES[span.style], span.text) if coloured else span.text
-    return "".join("".join(map(paint, line)).rstrip() + "\n" for line in lines)
+    text = ""
+    for line in lines:
+        text += "".join(painted(span) if colour else span.text for span in line).rstrip() + "\n"
+    return text
 
 
-def rounded(record: Sequence[Any]) -> List[Any]:
-    """For programs: of numbers the tenth is the last digit that means something."""
-    return [rounded(value) if isinstance(value, list) else round(value, 1) if isinstance(value, float) else value
-            for value in record]
+def painted(span: Span) -> str:
+    """Its text in the colour of its style."""
+    if not span.style or not span.text.strip():
+        return span.text
+    return "\x1b[%sm%s\x1b[0m" % (STYLES[span.style], span.text)
+
+
+def rounded(value: Any) -> Any:
+    """For programs: round to one decimal, more means nothing."""
+    if isinstance(value, list):
+        return list(map(rounded, value))
+    return round(value, 1) if isinstance(value, float) else value
 
 
 def to_tsv(page: Page, ascii: bool = False) -> str:
     """Tab-separated values under a line with their names; a chart has one field a column, name@begin."""
-    def text(value: Any) -> str:
-        return "" if value is None else clean(int(value) if isinstance(value, bool) else value, ascii)
-    fields = [name for field in page.fields
-              for name in ([field + "@" + at for at in page.axes[field]] if field in page.axes else [field])]
-    lines = [fields] + [[text(one) for value in record for one in (value if isinstance(value, list) else [value])]
-                        for record in map(rounded, page.records)]
-    return "".join("\t".join(line) + "\n" for line in lines if line)
+    names = []
+    for field in page.fields:
+        names += [field + "@" + begin for begin in page.axes[field]] if field in page.axes else [field]
+    lines = [names] if names else []
+    for record in page.records:
+        values: list[Any] = []
+        for value in rounded(record):
+            values += value if isinstance(value, list) else [value]
+        lines.append([tsv_text(value, ascii) for value in values])
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def tsv_text(value: Any, ascii: bool) -> str:
+    """A value in a field."""
+    if value is None:
+        return ""
+    return clean(int(value) if isinstance(value, bool) else value, ascii)
 
 
 def to_json(page: Page) -> str:
     """One object: the page's facts, where the columns of its charts begin, and its rows as objects."""
     import json
-    message = {"message": page.empty} if page.empty else {}
-    return json.dumps({"view": page.view, **page.facts, **message, "columns": page.axes, "rows": [
-        dict(zip(page.fields, rounded(record))) for record in page.records]}, indent=1) + "\n"
+    rows = [dict(zip(page.fields, rounded(record))) for record in page.records]
+    said = {"view": page.view, **page.facts, "columns": page.axes, "rows": rows}
+    if page.empty:
+        said["message"] = page.empty
+    return json.dumps(said, indent=1) + "\n"
 
 
 def to_html(lines: Iterable[Line], link: Callable[[str], str]) -> str:
-    """Lines for <pre>. What a browser may take from another font is boxed to the width that it has here."""
+    """Lines for <pre>."""
+    text = ""
+    for line in lines:
+        text += "".join(html_span(span, link) for span in line).rstrip() + "\n"
+    return text
+
+
+def html_span(span: Span, link: Callable[[str], str]) -> str:
+    """A span as an element, if it has a style or leads to a site."""
     from html import escape
+    text = boxed(span.text)
+    if span.link:
+        text = '<a href="%s">%s</a>' % (escape(link(span.link)), text)
+    return '<span class="%s">%s</span>' % (span.style, text) if span.style else text
 
-    def boxed(text: str) -> str:
-        pieces = [("".join(group), plain) for plain, group in groupby(text, str.isascii)]
-        box = '<b class="g" style="width:%dch">%s</b>'
-        return "".join(escape(piece) if plain else box % (width(piece), escape(piece)) for piece, plain in pieces)
 
-    def draw(span: Span) -> str:
-        text = '<a href="%s">%s</a>' % (escape(link(span.link)), boxed(span.text)) if span.link else boxed(span.text)
-        return '<span class="%s">%s</span>' % (span.style, text) if span.style else text
-    return "".join("".join(map(draw, line)).rstrip() + "\n" for line in lines)
+def boxed(text: str) -> str:
+    """Text in HTML. What a browser may take from another font is boxed to the width that it has on a terminal."""
+    from html import escape
+    pieces = ""
+    for plain, group in groupby(text, str.isascii):
+        piece = "".join(group)
+        box = "%s" if plain else '<b class="g" style="width:%dch">%%s</b>' % width(piece)
+        pieces += box % escape(piece)
+    return pieces
 
 
 HTML = """<!DOCTYPE html>
@@ -1777,12 +2546,26 @@ a .g { text-decoration: underline } .narrow { display: none }
 </html>
 """
 
-# page -> title, and its sections: heading, view, options that are not as asked
-WEB: Dict[str, Tuple[str, List[Tuple[str, str, Dict[str, Any]]]]] = {
-    "index": ("CO₂ fleet", [("How the units do", "status", {})]),
-    "alive": ("Pings and units", [("Pings", "pings", {}), ("Units", "status", {}), ("Signal", "signal", {}),
-                                  ("Gaps", "gaps", {}), ("Errors", "errors", {})]),
-    "co2": ("CO₂", [("Recent CO₂", "co2", {}), ("All CO₂", "co2", {"recent_days": 0})])}
+
+class Section(NamedTuple):
+    """A part of a web page."""
+    heading: str
+    view: str
+    changes: dict[str, Any] = {}        # options that are not as asked
+
+
+# page -> title, sections
+WEB = {
+    "index": ("CO₂ fleet", [Section("How the units do", "status")]),
+    "alive": ("Pings and units", [
+        Section("Pings", "pings"),
+        Section("Units", "status"),
+        Section("Signal", "signal"),
+        Section("Gaps", "gaps"),
+        Section("Errors", "errors"),
+    ]),
+    "co2": ("CO₂", [Section("Recent CO₂", "co2"), Section("All CO₂", "co2", {"recent_days": 0})]),
+}
 LIVE = {"index": "/", "alive": "/status/alive/summary", "co2": "/data/co2/summary"}
 PHONE, DESK = 46, 100                   # cells; one is 8 px wide at 13 px
 WEB_ROWS = 200                          # lines of one section, unless ?all=1
@@ -1794,175 +2577,98 @@ def site_link(name: str) -> str:
     return LIVE["co2"] + "?site=" + quote(name, "", errors="replace")
 
 
-def draw(view: str, db: str, o: Options, now: float, rows: Optional[int]) -> Page:
-    """One page from a database file, or a page that says that there is none."""
+def station_problems(c: Context, problems: Iterable[importer.Problem]) -> list[Line]:
+    """What is wrong with the station: the first lines of every page."""
+    lines = []
+    for problem in problems:
+        if not problem.unit:
+            style = "bad" if problem.level == importer.CRITICAL else "warn"
+            lines += c.wrapped(c.name(problem.text).split(), " ", style)
+    return lines
+
+
+def draw(view: str, db: str, o: Options, now: float, rows: Optional[int], *,
+         problems: Sequence[importer.Problem] = ()) -> Page:
+    """One page of so many lines. NoDatabase: there is none; UnknownName: nothing has the name that is asked for."""
+    with closing(importer.open_db(db)) as connection:
+        c = Context(connection, view, o, now, rows)
+        above = station_problems(c, problems)
+        if c.rows is not None:
+            c.rows = max(c.rows - len(above), 1)
+        if c.stays:
+            page = VIEWS[view].draw(c)
+        elif importer.deployments(connection):
+            page = nothing(view, "No deployment of that tier.")
+        else:
+            page = nothing(view, "No units yet.")
+    return page._replace(lines=above + page.lines)
+
+
+def web_section(section: Section, db: str, o: Options, now: float) -> Page:
+    """A page as a part of a web page. Without a database it says so."""
+    o = o.but(**section.changes)
     try:
-        connection = importer.open_db(db)
+        return draw(section.view, db, o, now, None if o.all else WEB_ROWS)
     except importer.NoDatabase as error:
-        return nothing(view, clean("No data: %s" % error, o.glyphs == "ascii"))
-    try:
-        c = Context(connection, o, now, rows)
-        return VIEWS[view](c) if c.stays else nothing(view, c.nobody())
-    finally:
-        connection.close()
+        return nothing(section.view, clean("No data yet: %s" % error, o.glyphs == "ascii"))
 
 
-def web_section(view: str, db: str, o: Options, now: float) -> Page:
-    """A page that also says so when the database cannot be read."""
-    try:
-        return draw(view, db, o, now, None if o.all else WEB_ROWS)
-    except sqlite3.Error as error:
-        return nothing(view, clean("The database cannot be read: %s" % error, True))
+class Links(NamedTuple):
+    """Where the pages are."""
+    pages: dict[str, str]
+    site: Callable[[str], str]
 
 
-def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE),
-             urls: Dict[str, str] = LIVE, link: Callable[[str], str] = site_link) -> str:
+HERE = Links(LIVE, site_link)
+
+
+def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE), *, links: Links = HERE,
+             problems: Sequence[importer.Problem] = ()) -> str:
     """A whole HTML document: every section drawn wide, and narrow for phones; no script, and all style inside."""
     from html import escape
-    o = o.but(glyphs="block") if o.glyphs == "auto" else o
-    title, body = WEB[page][0] + "".join(" · " + clean(name) for name in (o.site, o.unit) if name), ""
-    for heading, view, changes in WEB[page][1]:
-        body += "<h2>%s</h2>\n" % heading
-        for cells, kind in zip(widths, ("wide", "narrow") if len(widths) > 1 else ("any",)):
-            drawn = web_section(view, db, o.but(width=cells, **changes), now)
-            body += '<pre class="%s">%s</pre>\n' % (kind, to_html(drawn.lines, link))
-    nav = " ".join('<a href="%s">%s</a>' % (escape(url), WEB[name][0]) for name, url in urls.items())
-    return HTML % {"title": escape(title), "nav": nav, "body": body}
+    if o.glyphs == "auto":
+        o = o.but(glyphs="block")
+    heading, sections = WEB[page]
+    title = heading + "".join(" · " + clean(name) for name in (o.site, o.unit) if name)
+    body = problem_list(problems)
+    above = None
+    for section in sections:
+        drawn = [web_section(section, db, o.but(width=cells), now) for cells in widths]
+        if drawn[0].records and drawn[0].records == above:
+            continue                    # the same as the section before
+        above = drawn[0].records
+        body += "<h2>%s</h2>\n" % section.heading
+        for kind, part in zip(("wide", "narrow") if len(widths) > 1 else ("any",), drawn):
+            body += '<pre class="%s">%s</pre>\n' % (kind, to_html(part.lines, links.site))
+    nav = ['<a href="%s">%s</a>' % (escape(url), WEB[name][0]) for name, url in links.pages.items()]
+    return HTML % {"title": escape(title), "nav": " ".join(nav), "body": body}
 
 
-def web_page(view: str, db: str, query: Dict[str, str], html: bool, now: float) -> str:
-    """A page for the daemon: view is index, alive or co2, query the arguments of the URL (ValueError says what is wrong
-    with them). A whole HTML document, or the text page; without database or data one that says so."""
+def problem_list(problems: Iterable[importer.Problem]) -> str:
+    """What is wrong with the station."""
+    from html import escape
+    texts = [escape(clean(problem.text)) for problem in problems if not problem.unit]
+    return "".join('<p class="bad">%s</p>\n' % text for text in texts)
+
+
+def web_page(view: str, db: str, query: Mapping[str, str], html: bool, now: float, *,
+             problems: Sequence[importer.Problem] = ()) -> str:
+    """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
+    text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
     o = Options.from_query(query)
     if html:
-        return document(view, db, o, now, [o.width] if query.get("width") else (DESK, PHONE))
-    return "\n".join(to_text(web_section(name, db, o.but(**changes), now).lines) for _, name, changes in WEB[view][1])
+        return document(view, db, o, now, [o.width] if query.get("width") else (DESK, PHONE), problems=problems)
+    texts: list[str] = [clean(problem.text) + "\n" for problem in problems if not problem.unit]
+    above = None
+    for section in WEB[view][1]:
+        page = web_section(section, db, o, now)
+        if not page.records or page.records != above:
+            texts.append(to_text(page.lines))
+        above = page.records
+    return "\n".join(texts)
+
 
 # -- the command ------------------------------------------------------------------------------------------------------
-
-
-def check(a: Any, db: str, o: Options, now: float) -> int:
-    """For monitoring: one line, then one for each unit with a problem; 0 is well, 1 warning, 2 critical.
-
-    Silence is a warning; it is critical when data are three times as late as they may be, or when a unit calls and
-    sends none. With --changes it speaks only when what is wrong has changed, and every --repeat hours while it is.
-    """
-    try:
-        connection = importer.open_db(db)
-        c = Context(connection, o, now, None)
-        states, why = states_of(c), c.nobody()
-    except (importer.NoDatabase, sqlite3.Error) as error:
-        states, why = [], clean(error, o.glyphs == "ascii")
-    if not states:
-        put("CO2 CRITICAL: %s\n" % why)
-        return 2
-    bad = [state for state in states if state.level]
-    worst = max([2 if state.level == importer.CRITICAL else 1 for state in bad], default=0)
-    names = [(c.name(state.site or state.nickname), VERDICTS[state.verdict][2]) for state in bad]
-    counts = " ".join("%s=%d" % (verdict, sum(state.verdict == verdict for state in states)) for verdict in VERDICTS)
-    said = ", ".join(map(" ".join, names)) or count(len(states), "unit")
-    lines = ["CO2 %s: %s | %s" % (("OK", "WARNING", "CRITICAL")[worst], said, counts)]
-    lines += ["%-4s %s (%s): last ping %s, last reading %s%s" % (
-        VERDICTS[state.verdict][0], c.name(state.site or "no site"), c.name(state.nickname),
-        *("never" if ts is None else ago(c.now - ts) + " ago" for ts in (state.last_ping, state.last_data)),
-        "; " + state.why) for state in bad]
-    if not a.changes or _changed(a.changes, names, c.now, a.repeat * 3600, lines):
-        put("".join(line + "\n" for line in lines))
-    return worst
-
-
-def _changed(path: str, names: List[Tuple[str, str]], now: float, repeat: float, lines: List[str]) -> bool:
-    """Compare with what the file says was reported last; lines get what is well again."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            told, *before = file.read().splitlines()
-    except (OSError, ValueError):
-        told, before = "0", []
-    wrong = [verdict + "\t" + name for name, verdict in names]
-    if set(before) == set(wrong) and (not names or now - float(told) < repeat):
-        return False
-    lines += ["well again: " + name for name in (line.split("\t")[-1] for line in before) if name not in dict(names)]
-    write_file(path, "\n".join(["%d" % now, *wrong]) + "\n")
-    return True
-
-
-SWITCHES = (("--plain", "tab-separated values"), ("--json", "JSON"),
-            ("--html", "an HTML document; with -o DIR all pages as files"), ("--no-pager", "never page"),
-            ("--check", "status: one line first; exit 0 well, 1 warning, 2 critical"))
-
-
-def arguments(argv: Optional[Sequence[str]]) -> Any:
-    """The command line; a wrong one ends the program with status 2."""
-    import argparse
-    cells = screen(os.environ)[0]       # else argparse asks for it, which takes as long as all the rest of it
-    parser = argparse.ArgumentParser(prog="plot_ascii.py", description="Pages of a fleet of CO2 units, for a terminal.",
-                                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=cells - 2))
-    parser.add_argument("view", nargs="?", default="co2", choices=list(VIEWS))
-    parser.add_argument("--db", metavar="FILE", help="the database (where co2d.conf says, or var/db.sqlite3)")
-    for name, (_, kind, metavar, text) in OPTIONS.items():
-        how: Any = {"action": "store_const", "const": "yes"} if kind is bool else {"metavar": metavar}
-        parser.add_argument("--" + name.replace("_", "-"), help=text, **how)
-    for flag, text in SWITCHES:
-        parser.add_argument(flag, action="store_true", help=text)
-    parser.add_argument("--color", "--colour", choices=("auto", "always", "never"), default="auto")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write here; with --html a directory takes all pages")
-    parser.add_argument("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
-    parser.add_argument("--changes", metavar="FILE", help="--check: speak only when something is not as FILE has it")
-    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0,
-                        help="--changes: or so long ago")
-    a = parser.parse_args(argv)
-    if a.changes and not a.check:
-        parser.error("--changes goes with status --check")
-    if a.watch and (a.output or a.check):
-        parser.error("--watch draws on this terminal: leave out --check and -o, and have cron repeat those")
-    return a
-
-
-def screen(environ: Mapping[str, str]) -> List[int]:
-    """Cells and lines: COLUMNS and LINES, then the terminal, then 80x24."""
-    try:
-        size: Sequence[int] = os.get_terminal_size(sys.stdout.fileno())
-    except (OSError, ValueError):
-        size = (80, 24)
-    given = [environ.get(name, "") for name in ("COLUMNS", "LINES")]
-    return [max(least, min(int(text) if text.isdigit() else 0, 1000) or found or usual)
-            for text, least, found, usual in zip(given, (20, 5), size, (80, 24))]
-
-
-def environment(a: Any, environ: Dict[str, str]) -> Options:
-    """Options from the command line, completed by what the environment says of the screen and the locale."""
-    cells, lines = screen(environ)
-    usual = {"width": str(cells), "height": str(lines), "glyphs": "auto" if speaks_unicode(environ) else "ascii"}
-    given = {name.replace("_", "-"): getattr(a, name) for name in OPTIONS if getattr(a, name) is not None}
-    return Options.from_query({**usual, **given})
-
-
-def speaks_unicode(environ: Dict[str, str]) -> bool:
-    """Whether the user's own locale is UTF-8. Python's encodings do not tell, it makes C into UTF-8; nor does LC_CTYPE,
-    which it sets itself then (PEP 538): what the process was started with does."""
-    ctype = environ.get("LC_CTYPE", "")
-    if ctype in ("C.UTF-8", "C.utf8", "UTF-8"):
-        try:
-            with open("/proc/self/environ", "rb") as file:
-                ctype = ctype if b"\0LC_CTYPE=" in b"\0" + file.read() else ""
-        except OSError:
-            ctype = ""
-    locale = (environ.get("LC_ALL") or ctype or environ.get("LANG") or "C").lower()
-    return "utf-8" in locale or "utf8" in locale
-
-
-def rendered(a: Any, db: str, o: Options, now: float, rows: Optional[int], environ: Dict[str, str]) -> str:
-    """A page in the format asked for. Colour: a flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
-    if a.html:
-        name = next(name for name, (_, parts) in WEB.items()
-                    if name != "index" and a.view in [view for _, view, _ in parts])
-        return document(name, db, o, now, [o.width])
-    page = draw(a.view, db, o, now, rows)
-    if a.plain and page.empty:
-        print(page.empty, file=sys.stderr)
-    colour = a.color == "always" or a.color == "auto" and sys.stdout.isatty() and not a.output and not (
-        environ.get("NO_COLOR") or environ.get("TERM") == "dumb")
-    return to_json(page) if a.json else to_tsv(page, o.glyphs == "ascii") if a.plain else to_text(page.lines, colour)
 
 
 def put(text: str) -> None:
@@ -1979,34 +2685,253 @@ def write_file(path: str, text: str) -> None:
     os.replace(path + ".new", path)
 
 
+class Command:
+    """What the command line asks for, and where."""
+
+    def __init__(self, a: Any, environ: Mapping[str, str], clock: Callable[[], float]) -> None:
+        self.a = a
+        self.environ = environ
+        self.clock = clock
+        self.settings = importer.load_settings(a.config, {"db": a.db}, environ)
+        for warning in self.settings.warnings:
+            print("plot_ascii: %s" % warning, file=sys.stderr)
+        self.terminal = sys.stdout.isatty() and not a.output
+
+    def options(self) -> Options:
+        """From the command line, completed by what the environment says of the screen and the locale."""
+        cells, lines = screen(self.environ)
+        given = {"width": str(cells), "height": str(lines)}
+        given["glyphs"] = "auto" if speaks_unicode(self.environ) else "ascii"
+        for name, flag in zip(OPTIONS, FLAGS):
+            text = getattr(self.a, name)
+            if text is not None:
+                given[flag] = text
+        return Options.from_query(given)
+
+    def problems(self, now: int, whole: bool) -> Sequence[importer.Problem]:
+        """What the daemon knows to be wrong; where none runs and the whole truth is asked for, what the database shows.
+        Of a database that --db names only that."""
+        archive = self.settings.archive()
+        if not self.a.db:
+            if whole:
+                return importer.known_problems(archive, now)
+            return importer.read_health(archive.var_dir, now) or ()
+        if not whole:
+            return ()
+        with closing(importer.open_db(self.a.db)) as db:
+            return importer.problems(db, archive._replace(data_dirs=()), now)
+
+    def text(self, o: Options, rows: Optional[int]) -> str:
+        """The page in the format that is asked for."""
+        a = self.a
+        now = self.clock()
+        db = self.settings.db
+        try:
+            problems = self.problems(int(now), a.view == "status")
+            if a.html:
+                return document(web_name(a.view), db, o, now, [o.width], problems=problems)
+            page = draw(a.view, db, o, now, rows, problems=problems)
+        except importer.NoDatabase as error:
+            if a.db:
+                raise
+            page = nothing(a.view, clean("No data yet: %s" % error, o.glyphs == "ascii"))
+        if a.json:
+            return to_json(page)
+        if a.plain:
+            if page.empty:
+                print(page.empty, file=sys.stderr)
+            return to_tsv(page, o.glyphs == "ascii")
+        return to_text(page.lines, self.coloured())
+
+    def coloured(self) -> bool:
+        """A flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
+        if self.a.color != "auto":
+            return bool(self.a.color == "always")
+        return self.terminal and not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
+
+    def run(self) -> int:
+        """The exit status."""
+        a = self.a
+        o = self.options()
+        if a.check:
+            return check(self, o)
+        if a.watch:
+            watch(self)
+        if a.html and a.output and (os.path.isdir(a.output) or a.output.endswith("/")):
+            write_site(a.output, self.settings.db, o, self.clock())
+            return 0
+        paged = self.terminal and sys.stdin.isatty() and not a.no_pager
+        whole = o.all or a.plain or a.json or paged and a.view != "status"
+        text = self.text(o, None if whole else o.height - 1)
+        if a.output:
+            write_file(a.output, text)
+        elif paged and text.count("\n") >= o.height:
+            page_through(text, self.environ)
+        else:
+            put(text)
+        return 0
+
+
+def web_name(view: str) -> str:
+    """The web page that shows a view."""
+    return next(name for name, (_, sections) in WEB.items() if view in [section.view for section in sections])
+
+
+def check(command: Command, o: Options) -> int:
+    """For monitoring: one line, then one for each further problem; 0 is well, 1 warning, 2 critical.
+
+    With --changes it speaks only when what is wrong has changed, and every --repeat hours while it is.
+    """
+    a = command.a
+    now = int(command.clock())
+    counts: Counter[str] = Counter()
+    try:
+        with closing(importer.open_db(command.settings.db)) as db:
+            c = Context(db, "status", o, now, None)
+            units = {stay.unit_id for stay in c.stays}
+            counts.update(state.verdict for state in importer.fleet_state(db, c.now, c.stays))
+        if not units:
+            raise importer.Unusable("no units yet")
+        problems = [problem for problem in command.problems(c.now, True) if not problem.unit or problem.unit in units]
+    except (importer.Unusable, sqlite3.Error) as error:
+        problems = [importer.Problem("database", importer.CRITICAL, "", str(error), now)]
+    worst = max([2 if problem.level == importer.CRITICAL else 1 for problem in problems], default=0)
+    said = [clean(problem.text, o.glyphs == "ascii") for problem in problems] or [count(sum(counts.values()), "unit")]
+    said[0] = "CO2 %s: %s" % (("OK", "WARNING", "CRITICAL")[worst], said[0].replace("|", "/"))
+    if counts:
+        said[0] += " | " + " ".join("%s=%d" % (verdict, counts[verdict]) for verdict in VERDICTS)
+    if not a.changes or changed(a.changes, problems, now, a.repeat * 3600, said):
+        put("\n".join(said) + "\n")
+    return worst
+
+
+def changed(path: str, problems: Sequence[importer.Problem], now: int, repeat: float, said: list[str]) -> bool:
+    """Whether the problems are news after those that the file has, which were told last; what is well again is said."""
+    wrong = {problem.key: [problem.unit, clean(problem.text)] for problem in problems}
+    try:
+        with open(path, encoding="utf-8") as file:
+            told, *lines = file.read().splitlines()
+        before = {key: said for key, *said in (line.split("\t") for line in lines)}
+        again = now - float(told) >= repeat
+    except (OSError, ValueError):
+        before = {}
+        again = True
+    if before.keys() == wrong.keys() and not (wrong and again):
+        return False
+    units = {unit for unit, _ in wrong.values() if unit}
+    said += ["well again: " + text for key, (unit, text) in before.items() if key not in wrong and unit not in units]
+    write_file(path, "\n".join([str(now), *("\t".join([key, *told]) for key, told in wrong.items())]) + "\n")
+    return True
+
+
+SWITCHES = {
+    "--plain": "tab-separated values",
+    "--json": "JSON",
+    "--html": "an HTML document; with -o DIR all pages as files",
+    "--no-pager": "never page",
+    "--check": "status: one line first; exit 0 well, 1 warning, 2 critical",
+}
+EXAMPLES = """examples:
+  %(prog)s                                    the fleet, the last two weeks
+  %(prog)s co2 --site vj_re_sn_3 --tz Europe/Oslo
+  %(prog)s status --check --changes told.txt  for cron, which mails what is printed"""
+
+
+def arguments(argv: Optional[Sequence[str]]) -> Any:
+    """The command line; a wrong one ends the program with status 2."""
+    import argparse
+    cells = screen(os.environ)[0]       # else argparse asks for it, which takes as long as all the rest of it
+    parser = argparse.ArgumentParser(
+        description="Pages of a fleet of CO2 units, for a terminal.",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=cells - 2),
+    )
+    views = "; ".join("%s: %s" % (name, view.about) for name, view in VIEWS.items())
+    parser.add_argument("view", nargs="?", default="co2", choices=list(VIEWS), help=views)
+    parser.add_argument("--version", action="version", version="%(prog)s " + importer.__version__)
+    parser.add_argument("--config", metavar="FILE", help="where co2d.conf is")
+    parser.add_argument("--db", metavar="FILE", help="the database (where co2d.conf says, or var/db.sqlite3)")
+    for flag, option in zip(FLAGS, OPTIONS.values()):
+        how: Any = {"action": "store_const", "const": "yes"} if option.parse is bool else {"metavar": option.metavar}
+        text = option.help + (usual_days() if flag == "recent-days" else "")
+        parser.add_argument("--" + flag, help=text, **how)
+    for flag, text in SWITCHES.items():
+        parser.add_argument(flag, action="store_true", help=text)
+    parser.add_argument("--color", "--colour", choices=("auto", "always", "never"), default="auto")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write here; with --html a directory takes all pages")
+    parser.add_argument("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
+    parser.add_argument("--changes", metavar="FILE", help="--check: print only what has changed since the last run; "
+                        "FILE keeps what that was")
+    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0,
+                        help="--changes: print it again after so long (24)")
+    a = parser.parse_args(argv)
+    if a.changes and not a.check:
+        parser.error("--changes goes with status --check")
+    if a.watch and (a.output or a.check):
+        parser.error("--watch draws on this terminal: leave out --check and -o, and have cron repeat those")
+    return a
+
+
+def usual_days() -> str:
+    """How long each page is without --recent-days."""
+    days = ["%s %d" % (name, view.days) for name, view in VIEWS.items() if name != "status"]
+    return " (%s; one site %d)" % (", ".join(days), VIEWS["co2"].days_alone)
+
+
+def screen(environ: Mapping[str, str]) -> list[int]:
+    """Cells and lines: COLUMNS and LINES, then the terminal, then 80x24."""
+    size: Sequence[int] = (80, 24)
+    if sys.stdout.isatty():
+        size = os.get_terminal_size(sys.stdout.fileno())
+    found = []
+    for name, least, known in (("COLUMNS", 20, size[0] or 80), ("LINES", 5, size[1] or 24)):
+        text = environ.get(name, "")
+        found.append(max(least, min(int(text), 1000) if text.isdigit() and int(text) else known))
+    return found
+
+
+def speaks_unicode(environ: Mapping[str, str]) -> bool:
+    """Whether the user's own locale is UTF-8. Python's encodings do not tell: it makes C into UTF-8. Nor does LC_CTYPE,
+    which Python itself sets then (PEP 538); what the process was started with does."""
+    ctype = environ.get("LC_CTYPE", "")
+    if ctype in ("C.UTF-8", "C.utf8", "UTF-8"):
+        try:
+            with open("/proc/self/environ", "rb") as file:
+                ctype = ctype if b"\0LC_CTYPE=" in b"\0" + file.read() else ""
+        except OSError:
+            ctype = ""
+    locale = (environ.get("LC_ALL") or ctype or environ.get("LANG") or "C").lower()
+    return "utf-8" in locale or "utf8" in locale
+
+
 def write_site(directory: str, db: str, o: Options, now: float) -> None:
     """All pages as files for another web server, with links between them."""
-    from zlib import crc32
-    urls = {"index": "index.html", "alive": "status.html", "co2": "co2.html"}
-
-    def link(name: str) -> str:
-        safe = "".join(char if char.isascii() and (char.isalnum() or char in "-_.") else "_" for char in name)
-        return "site-%s.html" % (safe if safe == name else "%s-%08x" % (safe, crc32(name.encode("utf-8", "replace"))))
+    links = Links({"index": "index.html", "alive": "status.html", "co2": "co2.html"}, file_link)
     os.makedirs(directory, exist_ok=True)
-    for page, file in urls.items():
-        write_file(os.path.join(directory, file), document(page, db, o, now, urls=urls, link=link))
-    try:
-        connection = importer.open_db(db)
-    except importer.NoDatabase:
-        return
-    for name in sorted({stay.site for stay in Context(connection, o, now, None).stays if stay.site}):
-        text = document("co2", db, o.but(site=name), now, urls=urls, link=link)
-        write_file(os.path.join(directory, link(name)), text)
-    connection.close()
+    for page, file in links.pages.items():
+        write_file(os.path.join(directory, file), document(page, db, o, now, links=links))
+    with closing(importer.open_db(db)) as connection:
+        sites = {stay.site for stay in importer.deployments(connection) if stay.site}
+    for name in sorted(sites):
+        text = document("co2", db, o.but(site=name), now, links=links)
+        write_file(os.path.join(directory, file_link(name)), text)
 
 
-def page_through(text: str, environ: Dict[str, str]) -> None:
+def file_link(name: str) -> str:
+    """The file of a site's page; names that would be the same as a file have a checksum."""
+    from zlib import crc32
+    safe = re.sub("[^A-Za-z0-9._-]", "_", name)
+    return "site-%s.html" % (safe if safe == name else "%s-%08x" % (safe, crc32(name.encode("utf-8", "replace"))))
+
+
+def page_through(text: str, environ: Mapping[str, str]) -> None:
     """Show text in the user's pager; without one that starts, print it."""
     import signal
     import subprocess
+    pager = environ.get("PAGER") or "less -FIRX"
+    less = {"LESS": "FIRX", "LESSCHARSET": "utf-8"}
     try:
-        process = subprocess.Popen(environ.get("PAGER") or "less -FIRX", shell=True, stdin=subprocess.PIPE,
-                                   env={"LESS": "FIRX", "LESSCHARSET": "utf-8", **environ})
+        process = subprocess.Popen(pager, shell=True, stdin=subprocess.PIPE, env={**less, **environ})
     except OSError:
         return put(text)
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is meant for the pager
@@ -2019,7 +2944,7 @@ class Resized(Exception):
     """The terminal has another size now."""
 
 
-def watch(a: Any, db: str, environ: Dict[str, str], clock: Callable[[], float]) -> None:
+def watch(command: Command) -> None:
     """Redraw in place until Ctrl-C, and at once when the terminal changes its size."""
     import signal
 
@@ -2029,15 +2954,15 @@ def watch(a: Any, db: str, environ: Dict[str, str], clock: Callable[[], float]) 
     put("\x1b[?1049h\x1b[?25l")         # the other screen, no cursor
     try:
         while True:
-            o = environment(a, environ)
+            o = command.options()
             try:
-                text = rendered(a, db, o, clock(), o.height - 1, environ)
-            except sqlite3.Error as error:
+                text = command.text(o, o.height - 1)
+            except (sqlite3.Error, importer.Unusable) as error:
                 text = clean(error, True) + "\n"
             put("\x1b[H" + text.replace("\n", "\x1b[K\n") + "\x1b[J")
             try:
                 signal.signal(signal.SIGWINCH, resized)
-                time.sleep(a.watch)
+                time.sleep(command.a.watch)
             except Resized:
                 pass
             finally:
@@ -2046,44 +2971,28 @@ def watch(a: Any, db: str, environ: Dict[str, str], clock: Callable[[], float]) 
         put("\x1b[?25h\x1b[?1049l")
 
 
-def run(a: Any, environ: Dict[str, str], clock: Callable[[], float]) -> int:
-    """One command."""
-    db, o = importer.load_settings(None, {"db": a.db}, environ).db, environment(a, environ)
-    if a.check:
-        return check(a, db, o, clock())
-    if a.watch:
-        watch(a, db, environ, clock)
-    if a.html and a.output and (os.path.isdir(a.output) or a.output.endswith("/")):
-        write_site(a.output, db, o, clock())
-        return 0
-    paged = sys.stdout.isatty() and sys.stdin.isatty() and not a.no_pager and not a.output
-    whole = o.all or a.plain or a.json or paged and a.view != "status"
-    text = rendered(a, db, o, clock(), None if whole else o.height - 1, environ)
-    if a.output:
-        write_file(a.output, text)
-    elif paged and text.count("\n") >= o.height:
-        page_through(text, environ)
-    else:
-        put(text)
-    return 0
-
-
 def main(argv: Optional[Sequence[str]] = None, now: Optional[float] = None) -> int:
     """The command line; the exit status."""
     gc.set_threshold(1000000)           # a page is many small tuples and no cycles
+    if sys.stdout is None:              # closed by whoever started this
+        sys.stdout = open(os.devnull, "w")
     try:
-        return run(arguments(argv), dict(os.environ), lambda: time.time() if now is None else now)
+        return Command(arguments(argv), dict(os.environ), lambda: time.time() if now is None else now).run()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:             # the reader has seen enough; what is still in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except ValueError as error:
-        print("plot_ascii: %s" % error, file=sys.stderr)
-        return 2
-    except (sqlite3.Error, OSError, importer.Unusable) as error:
-        print("plot_ascii: %s" % clean(error, True), file=sys.stderr)
-        return 1
+        return fail(error, 2)
+    except (sqlite3.Error, importer.Unusable) as error:
+        return fail(error, 1)
+    except OSError as error:            # what is still in the buffer of stdout goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if isinstance(error, BrokenPipeError) else fail(error, 1)
+
+
+def fail(error: Exception, status: int) -> int:
+    """Say why in one line."""
+    print("plot_ascii: %s" % clean(error, True), file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -880,7 +880,7 @@ def test_a_stop_answers_the_pings_that_wait_for_the_disk(server):
 def test_status_pages_are_drawn_one_after_the_other_and_only_so_many_wait(server, monkeypatch):
     import plot_ascii
     one, entered, go_on = server(), threading.Event(), threading.Event()
-    monkeypatch.setattr(plot_ascii, "web_page", lambda *_: (entered.set(), go_on.wait(20), "a page")[-1])
+    monkeypatch.setattr(plot_ascii, "web_page", lambda *_, **__: (entered.set(), go_on.wait(20), "a page")[-1])
     viewers = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(co2d.MOST_VIEWERS + 2)]
     viewers[0].sendall(b"GET /data/co2/summary HTTP/1.0\r\n\r\n")
     assert entered.wait(20)

@@ -35,11 +35,11 @@ class Chart(NamedTuple):
 
     @property
     def marks(self) -> list[str]:
-        return plot_ascii.marks_of(self.buckets, self.scale)
+        return [plot_ascii.mark(bucket, self.scale) for bucket in self.buckets]
 
     @property
     def ends(self) -> Any:
-        return plot_ascii.ends(self.buckets)
+        return plot_ascii.Chart(plot_ascii.CO2, plot_ascii.Axis([], "", []), self.buckets, self.scale).ends
 
 
 class Strand(NamedTuple):

@@ -10,17 +10,14 @@ import os
 import random
 import re
 import sqlite3
-import struct
 import subprocess
 import sys
 import unicodedata
 from datetime import datetime, timedelta
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import pytest
 
-import co2d
-import fipy
 import importer
 import plot_ascii
 from plot_ascii import Options, Scale, Zone, clean, cut, width
@@ -138,10 +135,10 @@ def test_fleet(four: str) -> None:
     site       ╷13╷16╷19╷22    ppm    range  ╷13╷16╷19╷22      °C !
     vj_re_sn_1 ▁▂▂▃▃▄▅▅▆▆▇▇██  517  408–517  ██▇▇▆▅▅▄▄▃▃▂▁▁  -4.5
     vj_re_sn_2 ▇▆▆   ▅▄▄▄▃▃▃▂  429  428–496  ▆▆▆   ▆▆▆▆▆▆▆▆   5.0
-    Vadsø      ▄▄▃▂▂▃▄▲▃▂▂▃▄▅  460  420–10k  ▆▆▆▆▆▆▆▆▆▆▆▆▆▆   5.0 ▲
+    Vadsø      ▄▄▃▂▂▃▄▄▃▂▂▃▄▅  460  420–10k  ▆▆▆▆▆▆▆▆▆▆▆▆▆▆   5.0 ▲
     pa_07
-    東京_ref   ▂▂▂▂▂▂▂▂▂▂      421  420–421  ▆▆▆▆▆▆▆▆▆▆       5.0 L
-    col = 1 d (CO₂), 1 d (T) · blank = no data · L late · ▲▼ off scale
+    東京_ref   ▂▂▂▂▂▂▂▂▂▂           420–421  ▆▆▆▆▆▆▆▆▆▆           L
+    col = 1 d (CO₂)  1 d (T)  blank = no data  L late  ▲▼ off scale
     """)
 
 
@@ -151,101 +148,88 @@ def test_fleet_in_ascii(four: str) -> None:
     site       |13|16|19|22    ppm    range  |13|16|19|22    degC !
     vj_re_sn_1 .::--=++**##%%  517  408-517  %%##*++==--:..  -4.5
     vj_re_sn_2 #**   +===---:  429  428-496  ***   ********   5.0
-    Vadso      ==-::-=^-::-=+  460  420-10k  **************   5.0 ^
+    Vadso      ==-::-==-::-=+  460  420-10k  **************   5.0 ^
     pa_07
-    ??_ref     ::::::::::      421  420-421  **********       5.0 L
-    col = 1 d (CO2), 1 d (T)  blank = no data  L late  ^v off scale
-    """)
-
-
-def test_fleet_in_braille_has_two_columns_in_a_cell(four: str) -> None:
-    assert text_of("co2", four, width=48, glyphs="braille") == picture("""
-    5 sites · 12 Sep 12:00 – 26 Sep 2019 12:00 UTC
-    site       ╷13╷16╷19╷22    ppm    °C !
-    vj_re_sn_1 ⣀⣀⣀⣤⣤⣤⣤⣶⣶⣶⣾⣿⣿⣿  517  -4.5
-    vj_re_sn_2 ⣿⣷⣶⡆  ⢰⣦⣤⣤⣤⣤⣤⣄  429   5.0
-    Vadsø      ⣤⣦⣤⣀⣀⣤⣤▲⣤⣄⣀⣠⣤⣴  460   5.0 ▲
-    pa_07
-    東京_ref   ⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀      421   5.0 L
-    col = 12 h (CO₂), 1 d (T) · ▲▼ off scale
+    ??_ref     ::::::::::           420-421  **********           L
+    col = 1 d (CO2)  1 d (T)  blank = no data  L late  ^v off scale
     """)
 
 
 def test_site(four: str) -> None:
     assert text_of("co2", four, rows=15, width=64, site="vj_re_sn_2") == picture("""
     vj_re_sn_2 · unit-02 · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC
-    CO₂ ppm · col = 12 h · median 457 · p5 431  p95 498
+    CO₂ ppm · median 457 · p5 431  p95 498
      520┤
-        │⠤⠤⣄⣀⡀
-     480┤    ⠉⠉⠓⠒
-        │              ⠓⠒⠤⠤⣄⣀⡀
-     440┤                    ⠉⠉⠓⠒⠤⠤⣄⣀⡀
-        │                            ⠉ ◂ 429
-    temp °C · col = 12 h · median 5.0 · p5 5.0  p95 5.0
-     5.4┤
-     5.1┤⣀⣀⣀⣀⣀⣀⣀⣀      ⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀ ◂ +5.0
-     4.8┤
+        │⠤⣄⡀
+     480┤  ⠉⠓
+        │       ⠓⠤⣄⡀
+     440┤          ⠉⠓⠤⣄⡀
+        │              ⠉ ◂ 429
+    temp °C · median 5.0 · p5 5.0  p95 5.0
+     5.5┤
+       5┤⠒⠒⠒⠒   ⠒⠒⠒⠒⠒⠒⠒⠒ ◂ +5.0
      4.5┤
-    stat│████████      ███████████████ █depl
-           ╵13 ╵15 ╵17 ╵19 ╵21 ╵23 ╵25
+    stat│████   ████████
+          ╵13╵16╵19╵22
+    col = 1 d  ⠒ mean  ⠅ min–max  █ deployed
     """)
 
 
 def test_site_in_blocks(four: str) -> None:
     assert text_of("co2", four, rows=15, width=64, site="Vadsø", glyphs="block") == picture("""
     Vadsø · unit-03 · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC · 100 %
-    CO₂ ppm · col = 12 h · median 444 · p5 421  p95 460
-        │                ▲             ▲10000 ×1
-     460┤ ░▄▀▄         ▄▀▄░        ░▄▀ ◂ 460
-        │▄▀  ░▄      ░▄░  ▀░      ░▀
-     440┤░    ░▄    ░▄░    ▀░    ░▀
-        │      ░▄░ ░▀░      ▀▄  ▄▀
-     420┤        ▀▀▀         ░▀▀░
-    temp °C · col = 12 h · median 5.0 · p5 5.0  p95 5.0
-     5.4┤
-     5.1┤▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄ ◂ +5.0
-     4.8┤
+    CO₂ ppm · median 444 · p5 421  p95 460
+        │        ▲       ▲10000 ×1
+     460┤░▄░    ▄▄    ▄▀ ◂ 460
+        │▄ ▀   ░░░░  ░░
+     440┤░ ░░ ░▀  ▄  ▄
+        │   ▀░▄░  ░░░░
+     420┤    ▀░    ▀▀
+    temp °C · median 5.0 · p5 5.0  p95 5.0
+     5.5┤
+       5┤▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀ ◂ +5.0
      4.5┤
-    stat│█████████████████████████████ █depl
-           ╵13 ╵15 ╵17 ╵19 ╵21 ╵23 ╵25
+    stat│███████████████
+          ╵13╵16╵19╵22
+    col = 1 d  ▀ mean  ░ min–max  █ deployed  ▲▼ off scale
     """)
 
 
 def test_site_in_ascii(four: str) -> None:
     assert text_of("co2", four, rows=15, width=64, site="Vadsø", glyphs="ascii") == picture("""
     Vadso  unit-03  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC  100 %
-    CO2 ppm  col = 12 h  median 444  p5 421  p95 460
-        |                ^             ^10000 x1
-     460+ :***         ***:        :** < 460
-        |**  :*      :*:  *:      :*
-     440+:    :*    :*:    *:    :*
-        |      :*: :*:      **  **
-     420+        ***         :**:
-    temp C  col = 12 h  median 5.0  p5 5.0  p95 5.0
-     5.4+
-     5.1+***************************** < +5.0
-     4.8+
+    CO2 ppm  median 444  p5 421  p95 460
+        |        ^       ^10000 x1
+     460+:*:    **    ** < 460
+        |* *   ::::  ::
+     440+: :: :*  *  *
+        |   *:*:  ::::
+     420+    *:    **
+    temp C  median 5.0  p5 5.0  p95 5.0
+     5.5+
+       5+*************** < +5.0
      4.5+
-    stat|============================= =depl
-           |13 |15 |17 |19 |21 |23 |25
+    stat|===============
+          |13|16|19|22
+    col = 1 d  * mean  : min-max  = deployed  ^v off scale
     """)
 
 
 def test_panels_have_one_scale(four: str) -> None:
     assert text_of("co2", four, rows=21, width=60, panels=True, glyphs="ascii") == picture("""
-    vj_re_sn_1  unit-01  12 Sep 12:00 .. 26 Sep 2019 12:00 UTC
-    CO2 ppm  col = 12 h  median 461  p5 410  p95 511
-        |                      :***** < 517
-     480+               ********
-        |       :*******:
-     420+********
-        |:
-    temp C  col = 12 h  median 2.5  p5 -3.8  p95 8.8
-       8+***********:
-       0+...........****************:
-      -8+                           * < -4.5
-    stat|============================ =depl
-          |13 |15 |17 |19 |21 |23 |25
+    vj_re_sn_1  unit-01  13 Sep 00:00 .. 26 Sep 2019 12:00 UTC
+    CO2 ppm  median 463  p5 414  p95 511
+     520+           *** < 517
+     480+      *****:
+     440+ *****:
+     400+*:
+    temp C  median 2.3  p5 -3.8  p95 8.3
+       6+******:
+       0+......******:.
+      -6+            ** < -4.5
+    stat|==============
+         |13|16|19|22
+    col = 1 d  * mean  : min-max  = deployed
     +4 more (--all)
     """)
 
@@ -259,7 +243,7 @@ def test_pings(four: str) -> None:
     Vadsø      ███████████████ unit-03
     pa_07             ├──────  unit-05
     東京_ref   ███████████───  unit-04   4d
-    █ pings · ─ deployed, silent · ├ ┤ deployment
+    █ pings  ─ deployed, silent  ├ deployment
     """)
 
 
@@ -267,12 +251,12 @@ def test_status(four: str) -> None:
     assert text_of("status", four) == picture("""
     fleet · 2019-09-26 12:00 UTC · 5 units: 1 LATE  1 never  3 ok
          site       unit        last pings 14 d      ppm    °C  dBm rssi 14d
-    LATE 東京_ref   unit-04 4 d 08 h ▌▌▌▌▌▌▌▌▌▌····  421   5.0  -90 ▅▅▅▅▅
+    LATE 東京_ref   unit-04 4 d 08 h ▌▌▌▌▌▌▌▌▌▌····    –     –  -90 ▅▅▅▅▅
     none pa_07      unit-05    never ··············    –     –    –
      ok  vj_re_sn_1 unit-01      8 h ▌▌▌▌▌▌▌▌▌▌▌▌▌▌  517  -4.5  -80 ▇▇▇▇▇▇▇
      ok  vj_re_sn_2 unit-02      8 h ▌▌▌▌▌▌▌▌▌▌▌▌▌▌  429   5.0 -104 ▂▂▂▂▂▂▂
      ok  Vadsø      unit-03      8 h ▌▌▌▌▌▌▌▌▌▌▌▌▌▌  460   5.0  -95 ▄▄▄▄▄▄▄
-    pings: ▌ one that day  █ more  · none  rssi −115 … −70 dBm
+    pings:  ▌ one that day  · none  rssi −115…−70 dBm
     """)
 
 
@@ -288,8 +272,8 @@ def test_status_in_forty_cells_of_ascii(four: str) -> None:
          site           last pings 14 d
     LATE ??_ref     4 d 08 h ||||||||||....
     none pa_07         never ..............
-     ok  vj_re_sn_1      8 h ||||||||||||||
-    +2 more (--all)
+    +3 more (--all)  pings:  | one that day
+    . none  rssi -115..-70 dBm
     """)
 
 
@@ -307,7 +291,7 @@ def test_signal(four: str) -> None:
     Vadsø         ┊         ┊    ○                             -95   15 ▄▄▄▄▄▄▄
     東京_ref      ┊         ┊         ○                        -90   11 ▅▅▅▅▅
     vj_re_sn_1    ┊         ┊                   ○              -80   15 ▇▇▇▇▇▇▇
-    ─ min–max  ━ p25–p75  █ median  ○ last · ┊ limits: <-110 unusable, <-100 weak
+    ○ last  ┊ limits: <-110 unusable, <-100 weak
     """)
 
 
@@ -316,8 +300,8 @@ def test_errors(four: str) -> None:
     errors · 24 Sep 00:00 – 26 Sep 2019 12:00 UTC · 1 unit · 2 entries · 1 col = 1 d
     site           uncaught watchdog signal backoff transmit other  all
     Vadsø      11         1               1                           2
-    digits: entries, + more than 9
-    newest
+    digits: WARN and EXC
+    newest, INFO last
     25 Sep 10:55 Vadsø      EXC  Uncaught exception
     24 Sep 09:00 Vadsø      WARN Signal quality 99
     """)
@@ -329,13 +313,13 @@ def test_gaps(four: str) -> None:
     site       unit    from         to           missing state
     東京_ref   unit-04 22 Sep 11:30 now              193 not uploaded
     vj_re_sn_2 unit-02 15 Sep 23:30 19 Sep 00:00     144 lost
-    longer than twice the unit's own rhythm · missing: readings
+    longer than one and a half rhythms of the unit  missing: readings
     """)
 
 
 # -- every size, every set of glyphs, every text ----------------------------------------------------------------------
 
-PAGES = [("co2", {}), ("co2", {"site": "Vadsø"}), ("co2", {"panels": True}), ("co2", {"unit": "unit-02", "log": True}),
+PAGES = [("co2", {}), ("co2", {"site": "Vadsø"}), ("co2", {"panels": True}), ("co2", {"unit": "co2unit-000000000002"}),
          ("pings", {}), ("status", {}), ("signal", {}), ("errors", {}), ("gaps", {})]
 
 
@@ -385,7 +369,7 @@ def harmless(text: str, allowed: str) -> bool:
 
 @pytest.mark.parametrize("view, options", PAGES)
 def test_no_control_character_from_data_gets_out(hostile: str, view: str, options: Dict[str, object]) -> None:
-    asked = [options] if "site" not in options else [{"site": name} for name in HOSTILE if name and name != "\ud800"]
+    asked = [options] if "site" not in options else [{"site": name} for name in HOSTILE[:4] if name == name.strip()]
     for each in asked:
         for glyphs in ("auto", "ascii"):
             for cells in (40, 80):
@@ -429,7 +413,7 @@ def spikes(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_single_spike_is_marked_and_counted_at_every_width_and_flattens_nothing(spikes: str, cells: int) -> None:
     page = page_of("co2", spikes, width=cells, xmin="2019-09-12")
     lines = plot_ascii.to_text(page.lines).split("\n")[2:14]
-    assert [line.count("▲") for line in lines] == [2] * 12, lines
+    assert [line.count("▲") for line in lines] == [1] * 12, lines
     assert [row["above"] for row in records(page)] == [1] * 12 and page.facts["co2_scale"][1] <= 450
     for number in (0, 5):
         page = page_of("co2", spikes, width=cells, site="site_%02d" % number, xmin="2019-09-12")
@@ -526,7 +510,7 @@ def test_sites_swaps_overlaps_and_units_that_were_never_deployed(moves: str) -> 
     b       ----===========  481  460-481  +++++++++++++++   5.0
     c       %%%%%%%%%%%%%%%  521  520-521  +++++++++++++++   5.0
     unit-05 ***************  501  500-501  +++++++++++++++   5.0
-    col = 1 d (CO2), 1 d (T)  blank = no data  L late  ^v off scale
+    col = 1 d (CO2)  1 d (T)  blank = no data
     """)
 
 
@@ -534,51 +518,48 @@ def test_pings_show_each_stay_with_its_bounds(moves: str) -> None:
     assert text_of("pings", moves, glyphs="ascii", width=60) == picture("""
     pings  6 units  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC
     site       |13|16|19|22   unit    late
-    a         ########]       unit-01
-    a               [ ####### unit-02
+    a         #######[####### unit-02
     b         ############### unit-03
     b            [########### unit-04
-    c         ###]            unit-06
-    c           [##]          unit-06
-    c             [########## unit-06
+    c         ###[#[######### unit-06
     [no site] ############### unit-05
-    # pings  - deployed, silent  [ ] deployment
+    # pings  [ deployment
     """)
 
 
 def test_the_ribbon_shows_what_a_unit_was_doing(moves: str) -> None:
     assert text_of("co2", moves, rows=12, site="c", width=60, glyphs="ascii") == picture("""
     c  unit-06  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC  100 %
-    CO2 ppm  col = 12 h  median 521  p5 520  p95 521
-     525+
-     522+***************************** < 521
-     519+:::::::::::::::::::::::::::::
+    CO2 ppm  median 521  p5 520  p95 521
+     524+
+     520+*************** < 521
      516+
-    temp C  col = 12 h  median 5.0  p5 5.0  p95 5.0
-     5.5+
-       5+***************************** < +5.0
+    temp C  median 5.0  p5 5.0  p95 5.0
+    5.25+*************** < +5.0
      4.5+
-    stat|......----=================== .lab -route =depl
-           |13 |15 |17 |19 |21 |23 |25
+    stat|...--==========
+          |13|16|19|22
+    col = 1 d  * mean  : min-max  = deployed  - en route
+    . not deployed
     """)
 
 
 def test_a_swap_of_units_shows_in_the_ribbons(moves: str) -> None:
     assert text_of("co2", moves, rows=14, site="a", width=60) == picture("""
     a · unit-01, unit-02 · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC
-    CO₂ ppm · col = 12 h · median 440 · p5 420  p95 441
-     440┤              ⠄⡖⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒ ◂ 441
-        │              ⢥⠃
-     430┤              ⡟
-        │             ⢠⠇
-     420┤⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠚⠁
-    temp °C · col = 12 h · median 5.0 · p5 5.0  p95 5.0
-     5.5┤
-       5┤⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒⠒ ◂ +5.0
+    CO₂ ppm · median 440 · p5 420  p95 441
+     450┤
+     440┤       ⣄⠖⠒⠒⠒⠒⠒⠒ ◂ 441
+     430┤      ⢀⠇
+     420┤⠒⠒⠒⠒⠒⠒⠚⠁
+    temp °C · median 5.0 · p5 5.0  p95 5.0
+    5.25┤⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀⣀ ◂ +5.0
      4.5┤
-    unit│███████████████               unit-01
-    unit│              ███████████████ unit-02
-           ╵13 ╵15 ╵17 ╵19 ╵21 ╵23 ╵25
+    unit│███████▂        unit-01
+    unit│       ████████ unit-02
+          ╵13╵16╵19╵22
+    col = 1 d  ⠒ mean  ⠅ min–max  █ deployed
+    ▂ under half of the readings
     """)
 
 
@@ -593,20 +574,20 @@ def test_the_year_stands_where_it_changes(tmp_path: object) -> None:
     db = archive(str(tmp_path), [Unit(1, steady(start, end, minutes=360), daily(start, end))], "1 a 1 deployed 2019-11-01", now=end)
     assert text_of("co2", db, end, site="a", rows=9, width=70, recent_days=80, glyphs="ascii") == picture("""
     a  unit-01  22 Nov 2019 .. 9 Feb 2020 UTC  320/320 = 100 %
-    CO2 ppm  col = 2 d  median 421  p5 420  p95 421
-     425+
-        |
+    CO2 ppm  median 421  p5 420  p95 421
+     426+
+     423+
      420+**************************************** < 421
-        |
-     415+
-    stat|======================================== =depl
+     417+
+    stat|========================================
              |Dec |11  |21   |2020|11  |21  |Feb
+    col = 2 d  * mean  : min-max  = deployed
     """)
     assert text_of("pings", db, end, width=70, recent_days=80) == picture("""
     pings · 1 unit · 22 Nov 2019 – 9 Feb 2020 UTC · 1 col = 2 d
     site     ╷Dec ╷11  ╷21   ╷2020╷11  ╷21  ╷Feb  unit    late
     a    ████████████████████████████████████████ unit-01
-    days with pings: ░ <30 %  ▒ <60 %  ▓ some  █ all · ─ deployed, silent
+    days with pings:  █ all
     """)
     assert "|Dec |16   |2020|16  |Feb" in text_of("co2", db, end, width=70, recent_days=80, glyphs="ascii")
 
@@ -615,32 +596,23 @@ def test_ticks_never_meet_and_stand_on_calendar_steps() -> None:
     rng = random.Random(2)
     for _ in range(200):
         a = seconds(datetime(2015, 1, 1)) + rng.randrange(10 ** 8)
-        b, cells, per_cell = a + int(10 ** rng.uniform(3, 8.2)), rng.randrange(4, 200), rng.choice((1, 2))
-        axis = plot_ascii.make_axis(Zone(), a, b, cells, rng.random() < 0.5, per_cell)
-        assert len(axis.heading) == axis.cells <= cells and axis.edges[-1] >= b and sorted(set(axis.edges)) == axis.edges
-        labels = re.findall(r"╷([^╷ ]+(?: [^╷ ]+)?)", axis.heading)
-        assert len(labels) == axis.heading.count("╷"), axis.heading
-        assert not any(one == other for one, other in zip(labels, labels[1:])), axis.heading
+        b, cells = a + int(10 ** rng.uniform(3, 8.2)), rng.randrange(4, 200)
+        axis = plot_ascii.make_axis(Zone(), plot_ascii.Window(a, b, rng.random() < 0.5), cells)
+        text = axis.heading()
+        assert len(text) == axis.cells <= cells and axis.edges[-1] >= b and sorted(set(axis.edges)) == axis.edges
+        labels = re.findall(r"╷([^╷ ]+(?: [^╷ ]+)?)", text)
+        assert len(labels) == text.count("╷"), text
+        assert not any(one == other for one, other in zip(labels, labels[1:])), text
 
 
 @pytest.fixture
-def oslo(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A time zone as this machine has it; without any, one with nothing but the rule."""
-    if not any(os.path.exists(folder + "/Europe/Oslo") for folder in plot_ascii.ZONES):
-        os.makedirs("%s/Europe" % tmp_path)
-        with open("%s/Europe/Oslo" % tmp_path, "wb") as file:
-            file.write(tz_file([], [3600], b"CET-1CEST,M3.5.0,M10.5.0/3"))
-        monkeypatch.setattr(plot_ascii, "ZONES", [str(tmp_path)])
+def oslo() -> str:
+    """A time zone, if this machine knows any."""
+    try:
+        Zone("Europe/Oslo")
+    except ValueError:
+        pytest.skip("no time zones here")
     return "Europe/Oslo"
-
-
-def tz_file(changes: List[int], ahead: List[int], rule: bytes) -> bytes:
-    """A file of version 2 with an empty first part, as zic makes them today."""
-    def header(*counts: int) -> bytes:
-        return struct.pack(">4sc15x6L", b"TZif", b"2", *counts)
-    types = b"".join(struct.pack(">lBB", seconds, 0, 0) for seconds in ahead)
-    return (header(0, 0, 0, 0, 1, 4) + b"\0" * 10 + header(0, 0, 0, len(changes), len(ahead), 4) +
-            struct.pack(">%dq" % len(changes), *changes) + bytes(range(1, len(ahead))) + types + b"LMT\0" + b"\n" + rule + b"\n")
 
 
 def test_columns_follow_local_days_when_the_clocks_change(tmp_path: object, oslo: str) -> None:
@@ -662,56 +634,39 @@ def test_day_axis_when_the_clocks_change(tmp_path: object, oslo: str) -> None:
                        xmax=(start + timedelta(days=1)).strftime("%Y-%m-%d"), glyphs="ascii")
     assert rise(datetime(2019, 10, 27)) == picture("""
     a  unit-01  27 Oct 2019 Europe/Oslo  50/50 = 100 %
-    CO2 ppm  col = 30 min  median 473  p5 448  p95 496
+    CO2 ppm  median 473  p5 448  p95 496
      500+                                      ********** < 498
      475+               ***********************
      450+***************
-    temp C  col = 30 min  median 5.0  p5 5.0  p95 5.0
-    5.25+************************************************ < +5.0
-     4.5+
-    stat|================================================ =depl
+    temp C  median 5.0  p5 5.0  p95 5.0
+       5+************************************************ < +5.0
+    stat|================================================
          |27 Oct     |06:00|09:00|12:00|15:00|18:00|21:00
+    col = 30 min  * mean  : min-max  = deployed
     """)
     assert rise(datetime(2019, 3, 31)) == picture("""
     a  unit-01  31 Mar 2019 Europe/Oslo  46/46 = 100 %
-    CO2 ppm  col = 30 min  median 473  p5 450  p95 494
+    CO2 ppm  median 473  p5 450  p95 494
      500+                                      ******** < 496
      475+               ***********************
      450+***************
-    temp C  col = 30 min  median 5.0  p5 5.0  p95 5.0
-    5.25+********************************************** < +5.0
-     4.5+
-    stat|============================================== =depl
+    temp C  median 5.0  p5 5.0  p95 5.0
+       5+********************************************** < +5.0
+    stat|==============================================
          |31 Mar   |06:00|09:00|12:00|15:00|18:00|21:00
+    col = 30 min  * mean  : min-max  = deployed
     """)
 
 
-@pytest.mark.parametrize("rule, when, ahead", [
-    ("CET-1CEST,M3.5.0,M10.5.0/3", "2019-03-31T00:59:59", 1), ("CET-1CEST,M3.5.0,M10.5.0/3", "2019-03-31T01:00:00", 2),
-    ("CET-1CEST,M3.5.0,M10.5.0/3", "2099-10-25T00:59:59", 2), ("CET-1CEST,M3.5.0,M10.5.0/3", "2099-10-25T01:00:00", 1),
-    ("IST-1GMT0,M10.5.0,M3.5.0/1", "2024-01-01T00:00:00", 0), ("<+1030>-10:30<+11>-11,M10.1.0,M4.1.0", "2024-01-01T00:00:00", 11),
-    ("<-02>2<-01>,M3.5.0/-1,M10.5.0/0", "2024-03-31T00:59:59", -2), ("<-02>2<-01>,M3.5.0/-1,M10.5.0/0", "2024-03-31T01:00:00", -1),
-    ("EET-2EEST,M3.4.4/50,M10.4.4/50", "2024-03-30T00:00:00", 3), ("<+0545>-5:45", "2024-01-01T00:00:00", 5.75)])
-def test_the_rule_of_a_zone_is_followed(tmp_path: object, monkeypatch: pytest.MonkeyPatch, rule: str, when: str, ahead: float) -> None:
-    with open("%s/Zone" % tmp_path, "wb") as file:
-        file.write(tz_file([-1000], [0, 20700], rule.encode()))
-    monkeypatch.setattr(plot_ascii, "ZONES", [str(tmp_path)])
-    zone, utc = Zone("Zone"), datetime.fromisoformat(when)
-    assert zone.local(seconds(utc)) == utc + timedelta(hours=ahead)
-    assert zone.local(-1001) == datetime(1970, 1, 1) - timedelta(seconds=1001)
-
-
-def test_zones_agree_with_pythons_own() -> None:
-    zoneinfo = pytest.importorskip("zoneinfo")
-    rng = random.Random(1)
-    for name in sorted(name for name in zoneinfo.available_timezones() if os.path.exists(plot_ascii.ZONES[0] + "/" + name)):
-        zone, info = Zone(name), zoneinfo.ZoneInfo(name)
-        moments = [ts + shift for ts in zone.changes if 0 < ts < 4e9 for shift in (-1, 0, 1800)]
-        for ts in rng.sample(moments, min(20, len(moments))) + [rng.randrange(86400, 4102444800) for _ in range(20)]:
-            local = zone.local(ts)
-            assert local == datetime.fromtimestamp(ts, info).replace(tzinfo=None), (name, ts)
-            for clock in (local, local + timedelta(hours=1)):
-                assert zone.seconds(clock) == clock.replace(tzinfo=info).timestamp(), (name, clock)
+@pytest.mark.parametrize("name, when, ahead, text", [
+    ("Europe/Oslo", "2019-03-31T00:59:59", 1, "2019-03-31T01:59+01:00"), ("Europe/Oslo", "2019-03-31T01:00:00", 2, "2019-03-31T03:00+02:00"),
+    ("America/St_Johns", "2019-07-01T12:00:00", -2.5, "2019-07-01T09:30-02:30"),
+    ("America/St_Johns", "2019-12-01T12:00:00", -3.5, "2019-12-01T08:30-03:30"),
+    ("Asia/Kathmandu", "2019-07-01T12:00:00", 5.75, "2019-07-01T17:45+05:45"), ("Europe/London", "2019-12-01T12:00:00", 0, "2019-12-01T12:00Z")])
+def test_local_times_and_their_signs(oslo: str, name: str, when: str, ahead: float, text: str) -> None:
+    zone, utc = Zone(name), datetime.fromisoformat(when)
+    assert zone.local(seconds(utc)) == utc + timedelta(hours=ahead) and zone.iso(seconds(utc)) == text
+    assert zone.seconds(zone.local(seconds(utc))) == seconds(utc)
 
 
 @pytest.mark.parametrize("name", ["Europe/Atlantis", "Europe", "", "/etc/passwd", "../../../etc/passwd", "Europe/../UTC", "zone.tab", "\0"])
@@ -733,8 +688,8 @@ def test_readings_without_any_usable_value_are_marked_by_days_as_by_hours(tmp_pa
     readings = [(when, ppm, 85.0 if when.day in (18, 19) else temp) for when, ppm, temp in steady() if when.day not in (22, 23)]
     db = archive(str(tmp_path), [Unit(1, readings), Unit(2, steady())], "1 a 1 deployed\n2 b 1 deployed")
     days, halves = (text_of("co2", db, width=cells, xmin="2019-09-12") for cells in (80, 120))
-    assert "▅▅▅▅▅▅▲▲▅▅  ▅▅▅" in days and days.endswith("off scale\n")
-    assert "▅▅▲▲▲▲▅▅▅▅    ▅▅" in halves and halves.endswith("off scale\n")
+    assert "▅▅▅▅▅▅??▅▅  ▅▅▅" in days and " T▲96\n" in days
+    assert "▅▅▅▅▅▅??▅▅  ▅▅▅" in halves and " T▲96\n" in halves
     assert "suspect" not in text_of("co2", db, site="*", recent_days=2)
 
 
@@ -758,7 +713,8 @@ def test_a_page_begins_and_ends_with_the_readings_of_the_site_not_with_all_of_it
     start = NOW - timedelta(days=500)
     db = archive(str(tmp_path), [Unit(1, steady(start, minutes=120))],
                  "1 a 1 deployed 2018-01-01 2018-06-01\n1 b 1 deployed 2018-06-01 2018-09-01\n1 c 1 deployed 2019-09-20")
-    assert text_of("co2", db, site="a").startswith("a · unit-01 · 14 May 12:00 – 1 Jun 2018 00:00 UTC · 210/210 = 100 %")
+    assert text_of("co2", db, site="a").startswith(
+        "a · unit-01 · co2unit-000000000001 · 14 May – 31 May 2018 UTC · 210/210 = 100 %")
     assert " – 31 Aug 2018 UTC" in text_of("co2", db, site="b")
     assert text_of("co2", db, site="c").startswith("c · unit-01 · 20 Sep 00:00 – 26 Sep 2019 12:00 UTC")
 
@@ -768,7 +724,7 @@ def test_facts_of_panels_are_facts_of_all(four: str) -> None:
 
 
 def test_units_are_not_counted_as_sites(four: str) -> None:
-    assert text_of("co2", four, unit="unit-0[12]").startswith("2 units ·")
+    assert text_of("co2", four, unit="unit-01,unit-02").startswith("2 units ·")
     assert text_of("co2", four, site="vj*").startswith("2 sites ·")
 
 
@@ -782,9 +738,13 @@ def test_labels_of_a_plot_have_at_most_four_characters() -> None:
 
 
 def test_of_very_many_rows_the_columns_are_wider() -> None:
-    c, years = plot_ascii.Context(None, Options(width=250), seconds(NOW), None), (seconds(NOW) - 1826 * 86400, seconds(NOW))
-    columns = [plot_ascii.Column(("site",), "site", 10), plot_ascii.Column(("co2",), "", 14, chart=True)]
-    steps = {rows: plot_ascii.Table(c, columns, *years, rows=rows).axes["co2"] for rows in (1, 250, 1000, 100000)}
+    c = plot_ascii.Context(None, "co2", Options(width=250), seconds(NOW), None)
+    years = plot_ascii.Window(seconds(NOW) - 1826 * 86400, seconds(NOW))
+
+    def axis_of(rows: int) -> plot_ascii.Axis:
+        columns = [plot_ascii.Column("site", "site", 10, print), plot_ascii.Column("co2", "", 14, print, steps=plot_ascii.ALL_STEPS)]
+        return plot_ascii.Table(c, columns, years, rows).axes["co2"]
+    steps = {rows: axis_of(rows) for rows in (1, 250, 1000, 100000)}
     assert {rows: (axis.step, len(axis.edges) - 1) for rows, axis in steps.items()} == {
         1: ("2 weeks", 132), 250: ("2 weeks", 132), 1000: ("2 months", 31), 100000: ("5 years", 2)}
 
@@ -812,7 +772,7 @@ def test_a_site_with_one_reading_or_without_any_usable_value_is_drawn(tmp_path: 
     rows = records(page_of("co2", db))
     assert [row["ppm"] for row in rows] == [420.0, None, None] and rows[1]["celsius"] is None
     assert "?????" in text_of("co2", db, site="c").split("\n")[2], "a value that never changes is suspect, not missing"
-    for view, options in PAGES:
+    for view, options in [*((view, {}) for view in plot_ascii.VIEWS), ("co2", {"site": "b"}), ("co2", {"panels": True})]:
         text_of(view, db, **options)
 
 
@@ -896,7 +856,7 @@ def test_web_pages_are_valid_and_have_the_text_of_the_pages(four: str, hostile: 
         text = plot_ascii.web_page(view, db, {"glyphs": "block"}, False, seconds(NOW))
         assert [line.rstrip() for line in checker.text.split("\n") if line.strip()] == list(filter(None, text.split("\n")))
     one = plot_ascii.web_page("co2", four, {"site": "Vadsø"}, False, seconds(NOW))
-    assert one.count("\n") == 2 * 23 + 1, "a plot is as high as on a terminal, however long a page may be"
+    assert one.count("\n") == 23, "a plot is as high as on a terminal, however long a page may be; none is drawn twice"
     narrow = checked(plot_ascii.web_page(view, four, {"width": "50"}, True, seconds(NOW))).text
     assert max(width(line) for line in narrow.split("\n")) <= 50
 
@@ -909,13 +869,13 @@ def test_sites_are_links_to_their_pages(four: str) -> None:
 
 
 def test_text_page_takes_its_size_and_glyphs_from_the_url(four: str) -> None:
-    text = plot_ascii.web_page("co2", four, {"width": "50", "glyphs": "ascii", "refresh": "60"}, False, seconds(NOW))
+    text = plot_ascii.web_page("co2", four, {"width": "50", "glyphs": "ascii"}, False, seconds(NOW))
     assert text.isascii() and max(map(len, text.split("\n"))) <= 50 and text.count("5 sites") == 2
 
 
 @pytest.mark.parametrize("query", [
     {"width": "5"}, {"width": "x"}, {"glyphs": "emoji"}, {"recent-days": "nan"}, {"xmin": "yesterday"}, {"tz": "No/Where"},
-    {"min-tier": "1.5"}, {"co2-max": "-1"}, {"xmax": "0000-00-00"}, {"height": "1e9"}, {"site": "*a" * 20}])
+    {"min-tier": "1.5"}, {"co2-max": "-1"}, {"xmax": "0000-00-00"}, {"height": "1e9"}, {"weather": "fine"}])
 def test_bad_arguments_in_a_url_are_value_errors(four: str, query: Dict[str, str]) -> None:
     with pytest.raises(ValueError):
         plot_ascii.web_page("co2", four, query, True, seconds(NOW))
@@ -980,11 +940,18 @@ def test_colour_only_when_it_is_asked_for(four: str) -> None:
     assert [line.rstrip() for line in plain.split("\n")] == run("--db", four, *AT)[1].split("\n"), "colour changes nothing else"
 
 
-def test_no_data_is_one_clear_line_and_no_failure(tmp_path: object) -> None:
+def test_a_station_without_data_yet_is_one_clear_line_and_no_failure(tmp_path: object) -> None:
+    write(str(tmp_path) + "/co2d.conf", "[co2d]\ndb = %s/none\n" % tmp_path)
+    config = ["--config", str(tmp_path) + "/co2d.conf"]
+    status, out, err = run(*config)
+    assert (status, err) == (0, "") and out.count("\n") == 1 and out.startswith("No data yet: ")
+    assert json.loads(run(*config, "--json")[1])["rows"] == []
+    assert run(*config, "--plain")[:2] == (0, "")
+
+
+def test_a_database_that_is_named_and_not_there_is_a_failure(tmp_path: object) -> None:
     status, out, err = run("--db", str(tmp_path) + "/none")
-    assert status == 0 and out.count("\n") == 1 and "no database" in out and err == ""
-    assert json.loads(run("--db", str(tmp_path) + "/none", "--json")[1])["rows"] == []
-    assert run("--db", str(tmp_path) + "/none", "--plain")[:2] == (0, "")
+    assert (status, out) == (1, "") and err.count("\n") == 1 and "no database" in err
 
 
 def test_another_file_than_a_database_is_one_clear_line(tmp_path: object, four: str) -> None:
@@ -1010,8 +977,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback(four: str) -> None:
     assert done.stdout.count(b"\n") == 1 and done.stderr == b""
 
 
-@pytest.mark.parametrize("arguments", [["--site", "nowhere"], ["--min-tier", "99"], ["--xmax", "1999-01-01"],
-                                       ["--unit", "x"]])
+@pytest.mark.parametrize("arguments", [["--min-tier", "99"], ["--xmax", "1999-01-01"]])
 def test_nothing_that_matches_is_one_line(four: str, arguments: List[str]) -> None:
     for view in plot_ascii.VIEWS:
         status, out, err = run(view, "--db", four, *arguments)
@@ -1019,9 +985,25 @@ def test_nothing_that_matches_is_one_line(four: str, arguments: List[str]) -> No
         assert out.count("\n") == 1 or view == "status" and "--xmax" in arguments, (view, out)
 
 
+@pytest.mark.parametrize("arguments, why", [
+    (["--site", "Vadso"], "no site is called 'Vadso'; the nearest names are Vadso"),
+    (["--site", "vj_re_sn_1,vj_re_sn_5"], "no site is called 'vj_re_sn_5'; the nearest names are vj_re_sn_"),
+    (["--unit", "unit-06"], "no unit is called 'unit-06'; the nearest names are unit-0"),
+    (["--unit", "1*"], "no unit is called '1*'")])
+def test_a_name_that_nothing_has_is_a_failure_and_the_nearest_are_named(four: str, arguments: List[str], why: str) -> None:
+    for view in plot_ascii.VIEWS:
+        status, out, err = run(view, "--db", four, *arguments)
+        assert (status, out) == (1, "") and err.startswith("plot_ascii: " + why) and err.count("\n") == 1, (view, err)
+
+
+def test_a_unit_is_known_by_its_id_by_the_end_of_it_and_by_its_nickname(four: str) -> None:
+    for name in ("co2unit-000000000002", "0002", "unit-02", "unit-02,unit-02", "*0002"):
+        assert text_of("co2", four, unit=name) == text_of("co2", four, unit="unit-02"), name
+
+
 @pytest.mark.parametrize("option, text, why", [
     ("width", "5", "5 is not a whole number from 20 to 1000"), ("recent-days", "nan", "nan is not a number from 0 to 100000"),
-    ("glyphs", "emoji", "glyphs are one of auto, braille, block, ascii"), ("site", "*" * 9, "too many stars")])
+    ("glyphs", "emoji", "glyphs are one of auto, braille, block, ascii")])
 def test_what_is_wrong_with_an_option_is_said_in_a_url_and_on_the_command_line(four: str, option: str, text: str, why: str) -> None:
     with pytest.raises(ValueError, match="^%s: %s" % (option, why)):
         plot_ascii.web_page("co2", four, {option: text}, True, seconds(NOW))
@@ -1032,8 +1014,8 @@ def test_what_is_wrong_with_an_option_is_said_in_a_url_and_on_the_command_line(f
 def test_what_is_missing_is_named(four: str, tmp_path: object) -> None:
     """A name that nothing has, a time without readings, an archive without units: three different things."""
     for view in plot_ascii.VIEWS:
-        for options in ({"site": "nowhere"}, {"unit": "x"}, {"min_tier": 99}):
-            assert page_of(view, four, **options).empty == "No site or unit by that name or tier.", view
+        for options in ({"min_tier": 99}, {"max_tier": 9, "site": "Vads*"}):
+            assert page_of(view, four, **options).empty == "No deployment of that tier.", view
     assert page_of("co2", four, xmin="2019-09-01", xmax="2019-09-02").empty == ""
     empty = archive(str(tmp_path), [])
     assert {page_of(view, empty).empty for view in plot_ascii.VIEWS} == {"No units yet."}
@@ -1063,7 +1045,7 @@ def test_wrong_arguments_exit_with_2(four: str) -> None:
 def test_options_choose_rows_and_times(four: str) -> None:
     assert [row["site"] for row in records(page_of("co2", four, min_tier=20))] == ["vj_re_sn_1", "vj_re_sn_2", "Vadsø"]
     assert [row["site"] for row in records(page_of("co2", four, max_tier=20, site="V*,pa_*"))] == ["Vadsø", "pa_07"]
-    assert [row["unit"] for row in records(page_of("status", four, unit="unit-0[12]"))] == ["unit-01", "unit-02"]
+    assert [row["unit"] for row in records(page_of("status", four, unit="unit-01,unit-02"))] == ["unit-01", "unit-02"]
     assert page_of("co2", four, xmin="2019-09-20", xmax="2019-09-22").facts["from"] == "2019-09-20T00:00Z"
     assert page_of("co2", four, recent_days=2).facts["from"] == "2019-09-24T12:00Z"
 
@@ -1090,21 +1072,22 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> str:
         4 d 10 deployed 2019-09-01""")
 
 
+WELL = "CO2 OK: 3 units | late=0 stuck=0 update=0 refused=0 sensor=0 weak=0 never=0 ok=2 off=1"
+
+
 def test_a_fleet_that_is_well_is_one_line(capfd: Any, watched: str) -> None:
-    lines = ["CO2 OK: 3 units | late=0 stuck=0 weak=0 never=0 ok=2 off=1"]
-    assert check(capfd, watched, NOW, "--site", "a,d,lab") == (0, lines)
+    assert check(capfd, watched, NOW, "--site", "a,d,lab") == (0, [WELL])
 
 
 def test_a_name_that_nothing_has_is_critical_not_well(capfd: Any, watched: str) -> None:
-    assert check(capfd, watched, NOW, "--site", "b,") == check(capfd, watched, NOW, "--unit", "unit-02")
-    assert check(capfd, watched, NOW, "--site", "bb") == (2, ["CO2 CRITICAL: No site or unit by that name or tier."])
+    assert check(capfd, watched, NOW, "--site", "b") == check(capfd, watched, NOW, "--unit", "unit-02")
+    assert check(capfd, watched, NOW, "--site", "bb") == (2, ["CO2 CRITICAL: no site is called 'bb'; the nearest names are b, lab"])
 
 
 def test_a_unit_that_calls_without_data_is_critical(capfd: Any, watched: str) -> None:
     status, lines = check(capfd, watched, NOW)
-    assert status == 2 and lines == ["CO2 CRITICAL: b call without DATA | late=0 stuck=1 weak=0 never=0 ok=2 off=1",
-                                     "DATA b (unit-02): last ping 8 h ago, last reading 6 d 09 h ago; "
-                                     "stuck: pings, no data; if its file shrank, free by 2019-09-30"]
+    assert status == 2 and len(lines) == 1
+    assert re.match(r"CO2 CRITICAL: b \(unit-02\): no data since 2019-09-20 02:30 UTC, but .*\| late=0 stuck=1 .* ok=2 off=1$", lines[0]), lines
 
 
 def test_lateness_is_judged_by_the_units_own_rhythm(capfd: Any, watched: str) -> None:
@@ -1113,136 +1096,22 @@ def test_lateness_is_judged_by_the_units_own_rhythm(capfd: Any, watched: str) ->
     assert [states(days) for days in (0, 1, 2, 5, 30)] == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 1, 0], [2, 2, 0]]
 
 
-def test_limits_can_be_set(capfd: Any, watched: str) -> None:
-    assert check(capfd, watched, NOW, "--site", "a", "--ping-limit", "8")[0] == 1
-    later = NOW + timedelta(days=4)
-    assert check(capfd, watched, later, "--site", "a", "--ping-limit", "200", "--data-limit", "200")[0] == 0
-
-
 def test_a_report_for_mail_comes_on_change_on_repeat_and_on_recovery(capfd: Any, watched: str, tmp_path: object) -> None:
     flags = ["--changes", str(tmp_path) + "/told", "--site", "a,b", "--repeat", "24"]
     reports = [len(check(capfd, watched, NOW + timedelta(hours=hours), *flags)[1]) for hours in (0, 1, 22, 23, 24, 46, 48)]
-    assert reports == [2, 0, 0, 3, 0, 0, 3]
-    status, lines = check(capfd, watched, NOW + timedelta(hours=51), *flags, "--data-limit", "9999", "--ping-limit", "9999")
-    assert status == 0 and sorted(lines[1:]) == ["well again: a", "well again: b"]
+    assert reports == [1, 0, 0, 2, 0, 0, 2]
+    later = NOW + timedelta(hours=51)
+    units = [Unit(n, steady(end=later), daily(end=later)) for n in (1, 2)]
+    mended = archive(str(tmp_path), units, "1 a 30 deployed 2019-09-01\n2 b 20 deployed 2019-09-01", later)
+    status, lines = check(capfd, mended, later, *flags)
+    assert status == 0 and [line[:line.index(")") + 1] for line in lines[1:]] == ["well again: b (unit-02)", "well again: a (unit-01)"]
+    assert check(capfd, mended, later, *flags) == (0, [])
 
 
-# -- status: stuck ----------------------------------------------------------------------------------------------------
-
-
-class Simulated:
-    """A simulated unit and a station in this process, whose clock is the unit's; day by day through the importer."""
-
-    def __init__(self, directory: str, period: timedelta) -> None:
-        self.unit = fipy.Unit("co2unit-1", directory + "/card", nickname="varanger-01", now=START, period=period)
-        self.station = co2d.Station(co2d.Settings()._replace(data_dir=directory + "/data", var_dir=directory + "/var", db=directory + "/db", listen="127.0.0.1",
-            port=0, keep_free=0, quiet=True), self.clock, sync=lambda fd: None)
-        self.server = co2d.Server(self.station)
-        self.server.start()
-        self.unit.urls = ["http://127.0.0.1:%d" % self.server.port]
-        self.archive = importer.Archive((directory + "/data",), directory + "/var", directory + "/db")
-
-    def clock(self) -> float:
-        return seconds(self.unit.now)
-
-    def night(self) -> importer.UnitState:
-        """It talks, what came is imported."""
-        self.unit.sync()
-        importer.import_new(self.archive, now=self.clock() + 60)
-        with contextlib.closing(importer.open_db(self.archive.db)) as db:
-            return importer.fleet_state(db, int(self.clock()) + 60)[0]
-
-    def shrink(self, share: float) -> int:
-        """Its newest file is suddenly shorter; how long it was."""
-        path = os.path.join(self.unit.card, fipy.READINGS, max(self.unit.files()))
-        size = os.path.getsize(path)
-        os.truncate(path, int(size * share))
-        return size
-
-    def text(self, **options: object) -> str:
-        return text_of("status", self.archive.db, self.unit.now + timedelta(minutes=1), **options)
-
-
-@pytest.fixture
-def simulated(tmp_path: object) -> Iterator[Callable[..., Simulated]]:
-    made: List[Simulated] = []
-
-    def make(minutes: int = 30) -> Simulated:
-        made.append(Simulated(str(tmp_path), timedelta(minutes=minutes)))
-        return made[-1]
-    yield make
-    [one.server.stop() for one in made]
-
-
-@pytest.mark.parametrize("minutes, days, share, before", [(30, 12, 0, True), (30, 12, 0, False), (30, 19, 0.4, True), (30, 35, 0, True),
-                                                          (10, 5, 0, True), (120, 30, 0, True), (120, 30, 0.9, False)])
-def test_a_unit_behind_its_shrunken_file_is_free_by_the_day_that_was_said(simulated: Callable[..., Simulated], minutes: int, days: int,
-                                                                          share: float, before: bool) -> None:
-    world, said = simulated(minutes), set()
-    for _ in range(days):
-        world.unit.measure()
-        state = world.night()
-    assert (state.verdict, state.free_by) == ("ok", None) and "free" not in world.text()
-    last = state.last_data
-    if before:                                                  # just before it calls
-        world.unit.measure()
-    world.shrink(share)
-    if before:
-        assert world.night().verdict == "ok"
-    for nights in range(100):
-        world.unit.measure()
-        state = world.night()
-        if state.last_data != last:
-            break
-        if state.verdict == "stuck":
-            assert state.free_by is not None
-            said.add(state.free_by)
-            day = (datetime(1970, 1, 1) + timedelta(seconds=state.free_by)).strftime("%Y-%m-%d")
-            assert world.text().endswith("varanger-01 · stuck: pings, no data; if its file shrank, free by %s\n" % day)
-    assert len(said) in (1, 2), "a second time when what came first was less than a line"
-    assert nights >= 1 and state.verdict == "ok" and "free" not in world.text()
-    assert seconds(world.unit.now) <= min(said), "free at or before the time that was said"
-    assert share or min(said) - seconds(world.unit.now) <= (0.08 * nights + 3) * 86400, "and what was said is no excuse"
-
-
-def test_a_full_file_that_shrank_may_be_closed_too_short_and_nothing_is_said(simulated: Callable[..., Simulated]) -> None:
-    world = simulated()
-    while len(world.unit.files()) < 2:
-        world.unit.measure(1 / 48)
-    os.remove(os.path.join(world.unit.card, fipy.READINGS, max(world.unit.files())))
-    world.night()
-    assert world.shrink(0) > fipy.FILE_SIZE
-    for _ in range(4):
-        world.unit.measure()
-        state = world.night()
-    assert (state.verdict, state.free_by) == ("stuck", None) and "free" not in world.text()
-
-
-def test_of_a_unit_without_a_rhythm_no_time_is_said(tmp_path: object) -> None:
-    for n, known in ((3, False), (4, True)):
-        db = archive("%s/%d" % (tmp_path, n), [Unit(1, steady(minutes=120)[:n], daily())], "1 a 1 deployed 2019-09-01")
-        row, = records(page_of("status", db))
-        assert row["state"] == "stuck" and (row["free_by"] is not None) == known
-
-
-def test_a_stuck_unit_says_so_in_every_form_and_when_it_is_not_its_file(watched: str) -> None:
-    form = "b · stuck: pings, no data; if its file shrank, free by 2019-09-30"
-    assert text_of("status", watched).splitlines()[-1] == form
-    assert text_of("status", watched, width=40).splitlines()[-1] == "b · free by 2019-09-30?"
-    assert [row["free_by"] for row in records(page_of("status", watched)) if row["site"] == "b"][0].startswith("2019-09-30T")
-    assert "free by 2019-09-30" in plot_ascii.web_page("index", watched, {}, True, seconds(NOW))
-    with contextlib.closing(sqlite3.connect(watched)) as source, sqlite3.connect(":memory:") as db:
-        source.backup(db)
-        db.execute("INSERT INTO pings(unit_id, ts) SELECT unit_id, ts + 86400 * 5 FROM pings WHERE ts > ?", (seconds(NOW) - 5 * 86400,))
-        c = plot_ascii.Context(db, Options(site="b"), seconds(NOW) + 5 * 86400, None)
-        assert plot_ascii.to_text(plot_ascii.view_status(c).lines).splitlines()[-1] == (
-            "b · stuck: pings, no data; not by a shrunken file: free by 2019-09-30 then")
-
-
-@pytest.mark.parametrize("size, line, expected", [(4800, 100, 1000 + int(1.05 * 86400) + 86400), (0, 100, None), (-1, 100, None),
-                                                  (102401, 100, None), (500, 0, None)])
-def test_where_it_cannot_be_known_no_time_is_said(size: int, line: float, expected: Optional[int]) -> None:
-    assert importer.free_by(1000, size, line, 1800, 86400) == expected
+def test_of_a_missing_database_a_report_speaks_once(capfd: Any, tmp_path: object) -> None:
+    flags = ["--changes", str(tmp_path) + "/told"]
+    reports = [check(capfd, str(tmp_path) + "/none", NOW + timedelta(hours=hours), *flags) for hours in (0, 1, 23, 25)]
+    assert [(status, len(lines)) for status, lines in reports] == [(2, 1), (2, 0), (2, 0), (2, 1)]
 
 
 def test_check_without_a_database_is_critical(capfd: Any, tmp_path: object) -> None:
