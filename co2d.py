@@ -26,6 +26,7 @@ Where they meet:
     Server._ready, Server._for_people       queues of connections that go on
     Station._lock   guards counters, `changed`, the known units and their usage
     Health._lock    guards the list of problems
+    Station.exporting is held by the worker that writes an export; whoever asks for another meanwhile gets 503
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
@@ -43,6 +44,7 @@ import fcntl
 import fnmatch
 import functools
 import ipaddress
+import itertools
 import json
 import logging
 import mimetypes
@@ -129,6 +131,7 @@ class Response(NamedTuple):
     headers: Headers = ()
     note: str = ""                      # for the log
     file: Optional[BinaryIO] = None     # sent in place of `body`, piece by piece, up to the size that it has at the start
+    extra_seconds: float = 0.0          # a long file may take so many more than `request_seconds`
     sent: Optional[Callable[[], None]] = None       # called when the kernel has taken the last byte, before the end
     after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what belongs to it, and calls what sends it
 
@@ -570,6 +573,7 @@ class Station:
         self.quota = Quota(settings.data_dir)
         self.room_for_data = Room(settings.data_dir)
         self.room_for_pings = Room(settings.var_dir)
+        self.exporting = threading.Lock()
 
     def var(self, *names: str) -> str:
         """A path below the server's own directory."""
@@ -923,6 +927,54 @@ def co2_summary(station: Station, request: Request) -> Response:
     return page(station, request, "co2", 3600)
 
 
+DATA_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
+LINES_AT_ONCE = 500                     # of an export, of 64 KiB at most
+LEAST_FREE = 1 << 30                    # bytes of the disk that exports leave free; of a small disk, a tenth
+SLOWEST_READER = 32 << 10               # bytes/s; whoever takes an export faster gets it whole
+
+
+def data(what: str, form: str) -> Callable[..., Response]:
+    """An endpoint for a table as `importer.py export` writes it; the arguments of the URL are its options."""
+    def serve(station: Station, request: Request) -> Response:
+        allow(request, station.settings.status_allow)
+        if not station.exporting.acquire(blocking=False):
+            raise Refused(503, "another export is being written: try again", (("Retry-After", "10"),))
+        try:
+            file = write_export(station, request, what, form)
+        except importer.UnknownName as error:
+            raise Refused(404, str(error))
+        except importer.Usage as error:
+            raise Refused(400, str(error))
+        except (importer.Unusable, sqlite3.Error) as error:
+            raise Refused(503, str(error))
+        except OSError as error:
+            raise Refused(507, "cannot write the export: %s" % error.strerror)
+        finally:
+            station.exporting.release()
+        response = file_response(file, DATA_TYPES[form], (("X-Content-Type-Options", "nosniff"),))
+        return response._replace(extra_seconds=os.fstat(file.fileno()).st_size / SLOWEST_READER if response.file else 0)
+    return serve
+
+
+def write_export(station: Station, request: Request, what: str, form: str) -> BinaryIO:
+    """An export as a temporary file, so that it takes no memory and is complete before its first byte is sent."""
+    import tempfile
+    file = tempfile.TemporaryFile(dir=station.settings.var_dir)
+    try:
+        with contextlib.closing(importer.open_db(station.settings.db)) as db:
+            lines = importer.export(db, what, form, dict(reversed(request.query)), request.now)
+            while part := "".join(itertools.islice(lines, LINES_AT_ONCE)):
+                file.write(part.encode())
+                disk = os.statvfs(station.settings.var_dir)
+                if disk.f_bavail * disk.f_frsize < min(LEAST_FREE, disk.f_blocks * disk.f_frsize // 10):
+                    raise Refused(507, "the disk is nearly full: ask for less")
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def published(max_age: int) -> Callable[..., Response]:
     """An endpoint for the files below var/pub."""
     def serve(station: Station, request: Request, path: Tuple[str, ...]) -> Response:
@@ -1146,6 +1198,8 @@ ROUTES = [
     Route("GET", "/status/alive/recent", recent),
     Route("GET", "/status/alive/summary", alive_summary, is_slow=True),
     Route("GET", "/data/co2/summary", co2_summary, is_slow=True),
+    *(Route("GET", "/data/co2/%s.%s" % (what, form), data(what, form))
+      for what in importer.EXPORTS for form in DATA_TYPES),
     Route("GET", "/status/alive/<path>", published(590)),
     Route("GET", "/data/co2/<path>", published(3590)),
     Route("GET", "/var/pub/<path>", published(590)),
@@ -2313,6 +2367,8 @@ class State(NamedTuple):
     def deadline(self, connection: Connection) -> float:
         """When the state is to be over, as time.monotonic()."""
         allowed = getattr(connection.station.settings, self.limit) if self.limit else 0.0
+        if connection.response:
+            allowed += connection.response.extra_seconds
         return max(connection.accepted + allowed, connection.since + self.at_least)
 
 

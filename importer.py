@@ -3044,7 +3044,7 @@ def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, Opt
         _make_table(db, "made", names, _gap_rows(db, bound, int(now)))
     if what == "units":
         _make_table(db, "made", names, _unit_rows(db, int(now)))
-    db.create_function("as_json", 1, functools.lru_cache(10000)(json.JSONEncoder(ensure_ascii=False).encode))
+    db.create_function("as_json", 1, functools.lru_cache(200)(json.JSONEncoder(ensure_ascii=False).encode))
     lines = db.execute(lines_query(what, form, conditions), bound)
     header = FORMS[form].between.join(names) + "\n"
     return chain([] if FORMS[form].named else [header], map(operator.itemgetter(0), lines))
@@ -3077,11 +3077,18 @@ def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, Optional
                 raise Usage("flag: %r is none of %s" % (text, ", ".join(FLAGS)))
             wanted[name] = int(text)
         else:
-            try:
-                wanted[name] = parse_instant(text, name)
-            except Rejected as rejected:
-                raise Usage(str(rejected))
+            wanted[name] = _parse_time(name, text)
     return wanted
+
+
+def _parse_time(name: str, text: str) -> int:
+    try:
+        ts = parse_instant(text, name)
+    except Rejected as rejected:
+        raise Usage(str(rejected))
+    if ts is None:
+        raise Usage("%s: no date is given" % name)
+    return ts
 
 
 def _make_table(db: sqlite3.Connection, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:

@@ -10,13 +10,16 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 import pytest
 
+import co2d
 import importer
 from test_importer import LINE, NOW, Place, TABLE, dirty, place, reading        # noqa: F401  (two are fixtures)
 
@@ -581,3 +584,98 @@ def test_status_names_what_could_not_be_imported_and_why(place):                
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == (
         "not imported: data/%s/data/readings/readings-0000.tsv: not readable: give the user co2d the right to" % A)
+
+
+# -- data by URL -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def station(dirty):                                             # noqa: F811
+    place, _ = dirty
+    settings = co2d.Settings(data_dir=place.data, var_dir=place.var, db=place.archive.db, listen="127.0.0.1", port=0,
+                             status_allow="127.0.0.0/8")
+    return co2d.Station(settings, clock=lambda: NOW)
+
+
+def ask(station, target, peer="127.0.0.1"):
+    """Status, content type and body of what a GET is answered."""
+    head = ("GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target).encode()
+    response = co2d.respond(station, co2d.parse_head(head)._replace(peer=peer, now=NOW))
+    body = response.file.read() if response.file else response.body
+    return response.status, response.content_type, body.decode()
+
+
+@pytest.mark.parametrize("what", list(importer.EXPORTS))
+@pytest.mark.parametrize("form, kind", [("csv", "text/csv; charset=utf-8"), ("jsonl", "application/x-ndjson")])
+def test_a_url_gives_what_the_command_gives(station, what, form, kind):
+    with contextlib.closing(importer.open_db(station.settings.db)) as db:
+        text = "".join(importer.export(db, what, form, {}, NOW))
+    assert ask(station, "/data/co2/%s.%s" % (what, form)) == (200, kind, text) and text
+
+
+def test_the_arguments_of_a_url_are_the_options_of_the_command(station):
+    unit = ask(station, "/data/co2/units.csv")[2].splitlines()[1].split(",")[0]
+    given = {"unit": unit[-5:], "since": "2019-09-20", "until": "2019-09-21T12:00", "flag": "1"}
+    with contextlib.closing(importer.open_db(station.settings.db)) as db:
+        lines = list(importer.export(db, "readings", "csv", given, NOW))
+    query = "&".join("%s=%s" % pair for pair in given.items())
+    assert ask(station, "/data/co2/readings.csv?" + query)[2] == "".join(lines) and len(lines) > 10
+
+
+@pytest.mark.parametrize("target, status, reason", [
+    ("/data/co2/readings.csv?sight=a", 400, "readings: no option 'sight'; there are unit, site, since, until, flag"),
+    ("/data/co2/readings.csv?since=yesterday", 400, "since is no ISO date: yesterday"),
+    ("/data/co2/readings.csv?since=", 400, "since: no date is given"),
+    ("/data/co2/readings.csv?unit=nobody", 404, "no unit is called 'nobody'"),
+    ("/data/co2/gaps.jsonl?site=nowhere", 404, "no site is called 'nowhere'"),
+    ("/data/co2/readings.tsv", 404, "no such file"),
+])
+def test_what_a_url_cannot_mean_is_named(station, target, status, reason):
+    answer = ask(station, target)
+    assert (answer[0], json.loads(answer[2])["error"][:len(reason)]) == (status, reason)
+
+
+def test_data_are_for_the_networks_of_status_allow_only(station):
+    assert ask(station, "/data/co2/readings.csv", peer="192.0.2.1")[0] == 403
+
+
+def test_without_a_database_data_are_unavailable_for_now(station):
+    station.settings = station.settings._replace(db=station.settings.db + ".none")
+    status, _, body = ask(station, "/data/co2/readings.csv")
+    assert status == 503 and "no database yet" in json.loads(body)["error"]
+
+
+def test_one_export_is_written_at_a_time_and_none_on_a_disk_that_is_nearly_full(station, monkeypatch):
+    with station.exporting:
+        assert ask(station, "/data/co2/readings.csv")[0] == 503
+    monkeypatch.setattr(co2d, "LEAST_FREE", 1 << 60)
+    monkeypatch.setattr(co2d.os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 100, 9, 9, 1, 1, 1, 0, 255)))
+    assert ask(station, "/data/co2/readings.csv")[::2] == (507, '{"error":"the disk is nearly full: ask for less"}\n')
+    assert not station.exporting.locked()
+
+
+@pytest.fixture
+def url(station):
+    server = co2d.Server(station)
+    server.start()
+    yield "http://127.0.0.1:%d/data/co2/" % server.port
+    server.stop()
+
+
+def test_curl_pandas_and_duckdb_read_a_url(station, url):
+    expected = ask(station, "/data/co2/readings.csv")[2]
+    curl = subprocess.run(["curl", "-sS", "--fail", url + "readings.csv"], stdout=subprocess.PIPE, check=True)
+    assert curl.stdout.decode() == expected and len(expected) > 1 << 17             # is sent piece by piece
+    pandas = pytest.importorskip("pandas")
+    assert len(pandas.read_csv(url + "readings.csv?flag=1", parse_dates=["time"])) == len(
+        ask(station, "/data/co2/readings.csv?flag=1")[2].splitlines()) - 1
+    assert list(pandas.read_json(url + "pings.jsonl", lines=True).columns) == [
+        column.name for column in importer.EXPORTS["pings"].columns]
+
+
+def test_a_reader_who_is_slow_holds_up_nobody(station, url):
+    with socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(b"GET /data/co2/readings.csv HTTP/1.0\r\nHost: x\r\n\r\n")
+        assert slow.recv(9) == b"HTTP/1.1 "
+        assert urllib.request.urlopen(url + "units.csv").status == 200
