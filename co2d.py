@@ -1319,7 +1319,7 @@ def command_parser(command: str, description: str, examples: str) -> argparse.Ar
     """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help."""
     epilog = "examples:\n" + examples.replace("%", "%%").replace("co2d ", program() + " ")
     parser = argparse.ArgumentParser(prog=(program() + " " + command).strip(), description=description, epilog=epilog,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
     add("--version", action="version", version="co2d " + importer.__version__)
@@ -1385,105 +1385,46 @@ PATCHES = "conf-patch/"
 ID_FILE, COMM_FILE, SCHEDULE_FILE = "ou-id.json", "ou-comm-config.json", "schedule.json"
 
 
-def _require(holds: bool, reason: str) -> None:
-    if not holds:
-        raise ValueError(reason)
-
-
-_NICKNAME = re.compile(r"[^\x00-\x1f\x7f&%\ud800-\udfff]{1,64}\Z")
+_NICKNAME = re.compile(r"(?! |None\Z)[^\x00-\x1f\x7f&%\ud800-\udfff]{1,64}(?<! )\Z")
 _URL = re.compile(r"(https?)://([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
-_HOST_NAME = re.compile(r"[A-Za-z0-9.-]{1,253}\Z")
+_HOST_NAME = re.compile(r'"[A-Za-z0-9.-]{1,253}"\Z')            # as JSON
+EVERY, HOUR, MINUTE = "([1-9]|[1-5][0-9]|60)", "(1?[0-9]|2[0-3])", "[1-5]?[0-9]"
+TASKS = [                               # that old firmware can carry out, as JSON; 6 is to measure, 7 to communicate
+    r'\[[67],"minutes",%s,%s\]' % (EVERY, MINUTE),
+    r'\[[67],"daily",%s,%s\]' % (HOUR, MINUTE),
+    r'\[[67],"minutes_random",%s,%s,%s\]' % (EVERY, MINUTE, MINUTE),       # the last two: from, to
+    r'\[[67],"daily_random",%s,%s,%s\]' % (HOUR, MINUTE, MINUTE),
+]
 
 
-def check_nickname(value: Any, settings: Settings) -> None:
-    """ValueError unless it arrives in a ping as it is: units do not encode anything."""
-    fits = isinstance(value, str) and _NICKNAME.match(value) and value.strip() == value != "None"
-    _require(bool(fits), "units send their nickname as it is, so it is a text of 1 to 64 characters "
-             "without &, %, control characters, or a space at an end")
+def as_list(value: Any) -> list[Any]:
+    """A list as it is; else the value alone."""
+    return value if isinstance(value, list) else [value]
 
 
-def check_hardware_id(value: Any, settings: Settings) -> None:
-    """Always ValueError."""
-    raise ValueError("this replaces the id of the hardware: the readings of two units would be mixed for good")
+def are_urls(value: Any, settings: Settings) -> bool:
+    """Whether it is a URL, or a list of URLs, to which a unit can append /ou/..."""
+    found = [_URL.match(str(url)) for url in as_list(value)]
+    return bool(found) and all(url is not None and 0 < int(url[3] or 80) < 65536 for url in found)
 
 
-def check_sync_dest(value: Any, settings: Settings) -> None:
-    """ValueError unless it is a URL, or a list of URLs, to which a unit can append /ou/..."""
-    urls = value if isinstance(value, list) else [value]
-    _require(value not in (None, "", []), "with no server at all, a unit would never report again")
-    for url in urls:
-        found = _URL.match(str(url))
-        _require(found is not None and 0 < int(found[3] or 80) < 65536, "%r is not a URL that a unit could reach: "
-                 "http(s)://name-or-IPv4[:port][/secret], without a slash at the end" % (url,))
+def are_directories(value: Any, settings: Settings) -> bool:
+    """Whether it is a list of [directory, way] that this server answers, with those that cannot be missed."""
+    uploads = r'\["(?:%s)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*","push_sequential"\]' % (
+        "|".join(settings.upload_dirs.split()))
+    entries = [_to_json(entry) for entry in as_list(value)]
+    needed = {'["updates","pull_last_dir"]', '["data/readings","push_sequential"]'}
+    others = set(entries) - needed
+    return needed <= set(entries) and all(re.fullmatch(uploads, entry) for entry in others)
 
 
-def check_sync_dirs(value: Any, settings: Settings) -> None:
-    """ValueError unless it is a list of [directory, way] that this server answers: a refusal ends a unit's night."""
-    _require(isinstance(value, list), 'a list is needed: [["updates", "pull_last_dir"], ...]')
-    for entry in value:
-        _require(isinstance(entry, list) and len(entry) == 2, "%r is not a pair: [directory, way]" % (entry,))
-        folder, way = entry
-        expected = "pull_last_dir" if folder == seqfile.UPDATES_FOLDER else "push_sequential"
-        _require(way == expected, "%r: the way of %s is %s" % (entry, folder, expected))
-        segments = str(folder).split("/")
-        taken = [seqfile.UPDATES_FOLDER, *settings.upload_dirs.split()]
-        _require(segments[0] in taken and all(map(SEGMENT.match, segments)),
-                 "%r: this server takes uploads below %s only" % (entry, " and ".join(taken[1:])))
-    folders = [folder for folder, _ in value]
-    for needed in (seqfile.UPDATES_FOLDER, seqfile.READINGS_FOLDER):
-        _require(needed in folders, "without %r no %s would come through, and no update could mend it"
-                 % (needed, needed.split("/")[-1]))
-
-
-def check_ntp_host(value: Any, settings: Settings) -> None:
-    """ValueError unless it is null (pool.ntp.org), a host name or an address."""
-    _require(value is None or isinstance(value, str) and bool(_HOST_NAME.match(value)),
-             "a host name is needed, or null for pool.ntp.org")
-
-
-def check_chunk_size(value: Any, settings: Settings) -> None:
-    """ValueError unless chunks of so many bytes carry a night's data, and are not refused here."""
-    _require(type(value) is int and 256 <= value <= settings.max_body,
-             "a whole number from 256 (less is too slow for a night) to %d (max_body) is needed" % settings.max_body)
-
-
-def check_budget(value: Any, settings: Settings) -> None:
-    """ValueError unless it is a time in which a unit can attach to the network and send something."""
-    _require(type(value) in (int, float) and 60 <= value <= 3600,
-             "seconds from 60 (it takes as long to connect) to 3600 (its battery) are needed")
-
-
-def check_backoff(value: Any, settings: Settings) -> None:
-    """ValueError unless it is a whole number: anything else would be an exception after a failed connection."""
-    _require(type(value) is int and 1 <= value <= 30, "a whole number from 1 to 30 is needed")
-
-
-MEASURE, COMMUNICATE = 6, 7             # numbers of the firmware's tasks
-SCHEDULES = {                           # kind -> limits of each of its numbers
-    "minutes": ((1, 60), (0, 59)),      # every so many minutes, so many after the full ones
-    "daily": ((0, 23), (0, 59)),        # hour, minute
-    "minutes_random": ((1, 60), (0, 59), (1, 60)),      # the last two: from, to
-    "daily_random": ((0, 23), (0, 59), (1, 60)),
-}
-
-
-def check_tasks(value: Any, settings: Settings) -> None:
-    """ValueError where old firmware would raise an exception, or do nothing any more, at each wake."""
-    _require(isinstance(value, list), 'a list is needed: [[6, "minutes", 30, 0], [7, "daily", 3, 15]]')
-    for entry in value:
-        _require(isinstance(entry, list) and len(entry) > 1 and isinstance(entry[1], str),
-                 "%r is not a task: [number, kind, ...]" % (entry,))
-        number, kind, *numbers = entry
-        _require(number in (MEASURE, COMMUNICATE), "%r: a task is 6 (measure) or 7 (communicate)" % (entry,))
-        limits = SCHEDULES.get(kind)
-        _require(limits is not None, "%r: old firmware knows only %s" % (entry, ", ".join(SCHEDULES)))
-        fits = [type(given) is int and low <= given <= high for given, (low, high) in zip(numbers, limits or ())]
-        _require(len(numbers) == len(limits or ()) and all(fits),
-                 "%r: %s takes numbers within %s" % (entry, kind, limits))
-        _require(len(numbers) < 3 or numbers[1] < numbers[2], "%r: from must be less than to" % (entry,))
-    tasks = {entry[0] for entry in value}
-    _require(tasks == {MEASURE, COMMUNICATE}, "old firmware falls silent without task 6 (measure) and task 7 "
-             "(communicate), until somebody switches it off and on")
+def are_tasks(value: Any, settings: Settings) -> bool:
+    """Whether old firmware goes on with this schedule: where it raises an exception, it does so at each wake."""
+    pattern = "|".join(TASKS)
+    if not all(re.fullmatch(pattern, _to_json(entry)) for entry in as_list(value)):
+        return False
+    spans = [entry[-2:] for entry in value if entry[1].endswith("_random")]
+    return {entry[0] for entry in value} == {6, 7} and all(start < end for start, end in spans)
 
 
 class Key(NamedTuple):
@@ -1491,20 +1432,53 @@ class Key(NamedTuple):
 
     file: str
     name: str
-    check: Callable[[Any, Settings], None]                      # ValueError says what the value must be, and why
+    fits: Callable[[Any, Settings], bool]
+    reason: str                         # why any other value is refused, and what is needed
     help: str
 
 
 CONFIGURATION = [
-    Key(ID_FILE, "site_code", check_nickname, "the nickname"),
-    Key(ID_FILE, "hw_id", check_hardware_id, "the id of the hardware; never published"),
-    Key(COMM_FILE, "sync_dest", check_sync_dest, "URL of the server, or list of URLs, tried in order every night"),
-    Key(COMM_FILE, "sync_dirs", check_sync_dirs, "what is synced in which order: list of [directory, way]"),
-    Key(COMM_FILE, "ntp_host", check_ntp_host, "time server; null: pool.ntp.org"),
-    Key(COMM_FILE, "send_chunk_size", check_chunk_size, "bytes of a chunk; else 4096"),
-    Key(COMM_FILE, "total_connect_secs_max", check_budget, "seconds for one night; else 300"),
-    Key(COMM_FILE, "connect_backoff_max", check_backoff, "read, but no night is skipped any more; else 7"),
-    Key(SCHEDULE_FILE, "tasks", check_tasks, "when to measure and to communicate; old firmware only"),
+    Key(ID_FILE, "site_code",
+        lambda value, _: isinstance(value, str) and bool(_NICKNAME.match(value)),
+        "cannot be sent: units send their nickname as it is, so it is a text of 1 to 64 characters without &, %, "
+        "control characters, or a space at an end",
+        "the nickname"),
+    Key(ID_FILE, "hw_id",
+        lambda *_: False,
+        "must not be published: this replaces the id of the hardware: the readings of two units would be mixed",
+        "the id of the hardware; never published"),
+    Key(COMM_FILE, "sync_dest",
+        are_urls,
+        "is not a URL that a unit could reach: http(s)://name-or-IPv4[:port][/secret], without a slash at the end; "
+        "with no server at all it would never report again",
+        "URL of the server, or list of URLs, tried in order every night"),
+    Key(COMM_FILE, "sync_dirs",
+        are_directories,
+        'will not do: needed is a list with ["updates", "pull_last_dir"] and ["data/readings", "push_sequential"]; '
+        'others are [directory, "push_sequential"] below upload_dirs: a refusal ends the night of a unit',
+        "what is synced in which order: list of [directory, way]"),
+    Key(COMM_FILE, "ntp_host",
+        lambda value, _: value is None or bool(_HOST_NAME.match(_to_json(value))),
+        "will not do: a host name is needed, or null for pool.ntp.org",
+        "time server; null: pool.ntp.org"),
+    Key(COMM_FILE, "send_chunk_size",
+        lambda value, settings: type(value) is int and 256 <= value <= settings.max_body,
+        "will not do: a whole number is needed, from 256 (less is too slow for a night) to max_body",
+        "bytes of a chunk; else 4096"),
+    Key(COMM_FILE, "total_connect_secs_max",
+        lambda value, _: type(value) in (int, float) and 60 <= value <= 3600,
+        "will not do: seconds from 60 (it takes as long to connect) to 3600 (its battery) are needed",
+        "seconds for one night; else 300"),
+    Key(COMM_FILE, "connect_backoff_max",
+        lambda value, _: type(value) is int and 1 <= value <= 30,
+        "will not do: a whole number from 1 to 30 is needed",
+        "read, but no night is skipped any more; else 7"),
+    Key(SCHEDULE_FILE, "tasks",
+        are_tasks,
+        'will not do: needed are tasks 6 (measure) and 7 (communicate), as [6, "minutes", EVERY, OFFSET], '
+        '[7, "daily", HOUR, MINUTE], or "minutes_random" or "daily_random" with two minutes, from and to: '
+        "with anything else old firmware falls silent until somebody switches it off and on",
+        "when to measure and to communicate; old firmware only"),
 ]
 
 
@@ -1525,7 +1499,7 @@ def check_patch(name: str, content: bytes, settings: Settings) -> list[str]:
     file = name[len(PATCHES):]
     if "/" in file:
         raise Failed("%s: with a directory in conf-patch/ a unit cannot install the update, nor go on: "
-                            "put the file directly into conf-patch/" % name)
+                     "put the file directly into conf-patch/" % name)
     try:
         patch = parse_json(content.decode())
     except ValueError as error:
@@ -1536,10 +1510,8 @@ def check_patch(name: str, content: bytes, settings: Settings) -> list[str]:
     if not keys:
         return ["%s: no firmware reads this file" % name]
     for word in patch.keys() & keys.keys():
-        try:
-            keys[word].check(patch[word], settings)
-        except ValueError as why:
-            raise Failed("%s: %s: %s" % (name, word, why))
+        if not keys[word].fits(patch[word], settings):
+            raise Failed("%s: %s: %s %s" % (name, word, _to_json(patch[word]), keys[word].reason))
     return ["%s: no firmware uses the key %s, only %s" % (name, word, ", ".join(keys))
             for word in sorted(patch.keys() - keys.keys())]
 
@@ -1650,7 +1622,7 @@ def _effect(patch: dict[str, Any], calls: Sequence[Call]) -> str:
         elif calls:
             seen.append("calls at %s since %s" % (calls[0].server, calls[0].when[:19]))
         else:
-            seen.append("went to %s" % " or ".join(_as_list(patch["sync_dest"])))
+            seen.append("went to %s" % " or ".join(as_list(patch["sync_dest"])))
     if not seen:
         seen.append("called again " + calls[0].when[:19] if calls else "has not called since")
     return ", ".join(seen)
@@ -1662,10 +1634,6 @@ def _name_effect(nickname: str, calls: Sequence[Call]) -> str:
     others = [call.when for call in calls if call.nickname != nickname]
     first = next(call.when for call in calls if call.when > max(others, default=""))
     return "calls itself %s since %s" % (nickname, first[:19])
-
-
-def _as_list(value: Any) -> list[str]:
-    return value if isinstance(value, list) else [value]
 
 
 def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict[str, Any]:
@@ -1818,7 +1786,7 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
 def _warn_of_silence(files: dict[str, bytes]) -> None:
     """Tell where nobody answers at a URL that units are sent to."""
     patch = parse_json(files.get(PATCHES + COMM_FILE, b"{}").decode())
-    for url in _as_list(patch.get("sync_dest", [])):
+    for url in as_list(patch.get("sync_dest", [])):
         found = _URL.match(url)
         if found:
             try:
@@ -1986,8 +1954,8 @@ def _tell_copied(done: str, times: Sequence[float], directory: str) -> None:
 
 def backup_parser() -> argparse.ArgumentParser:
     """Options of `co2d backup`."""
-    parser = command_parser("backup", "Copy text, updates and configuration to a directory, also while the daemon runs. "
-                            "The next time only what has changed is copied.", """\
+    parser = command_parser("backup", "Copy text, updates and configuration to a directory, also while the daemon "
+                            "runs. The next time only what has changed is copied.", """\
   co2d backup /mnt/backup
   co2d backup /mnt/backup && rsync -a /mnt/backup/ elsewhere:co2d/
 """)
@@ -2952,8 +2920,10 @@ class Daemon:
         self.importing.start()
         self.watching.start()
         settings = self.station.settings
-        log.info("co2d %s listens on %s, data in %s", importer.__version__, _host_port(settings.listen, self.server.port),
-                 settings.data_dir)
+        place = _host_port(settings.listen, self.server.port)
+        log.info("co2d %s listens on %s, data in %s", importer.__version__, place, settings.data_dir)
+        if settings.port not in (0, self.server.port):
+            log.warning("the configuration says port %d: make install again, the socket unit names it", settings.port)
         notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
         while self._tick():
             pass
@@ -2966,7 +2936,7 @@ class Daemon:
         self.signals.put(number)
 
     def _feed_watchdog(self) -> None:
-        """Tell systemd that we live, if we answer a request. A disk that is full or fails is not mended by a restart."""
+        """Tell systemd that we live, if we answer a request. No restart mends a disk that is full or fails."""
         if self.watchdog and time.monotonic() - self.fed > self.watchdog:
             self.fed = time.monotonic()
             try:
@@ -3085,7 +3055,8 @@ def serve_until_stopped(settings: Settings, arguments: argparse.Namespace) -> in
     except OSError as error:
         remedy = ""
         if error.errno in (errno.EROFS, errno.EACCES):
-            remedy = "; make the directories of the configuration, give them to %s, and restart" % user_name(os.geteuid())
+            user = user_name(os.geteuid())
+            remedy = "; make the directories of the configuration, give them to %s, and restart" % user
         raise Failed("cannot start: %s%s" % (error, remedy))
     return daemon.run()
 
@@ -3110,23 +3081,25 @@ COMMANDS = {
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the daemon, or one of the other commands; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    command = COMMANDS[words.pop(0) if words and words[0] in COMMANDS else "run"]
+    name = words.pop(0) if words and not words[0].startswith("-") else "run"
+    if name not in COMMANDS:
+        make_parser().error("no command is called %r; there are %s" % (name, ", ".join(COMMANDS)))
+    command = COMMANDS[name]
     arguments = command.parser().parse_args(words)
+    status, remedy = 1, ""
     try:
         settings = settings_of(arguments)
-    except BadConfig as error:
-        print("co2d: %s" % error, file=sys.stderr)
-        return EX_CONFIG
-    try:
         return command.call(settings, arguments)
+    except BadConfig as error:
+        status, problem = EX_CONFIG, str(error)
     except PermissionError as error:
-        user = user_name(daemon_user(settings).st_uid)
-        print("co2d: %s; call it as the user of the daemon: sudo -u %s %s" % (error, user, " ".join(sys.argv)),
-              file=sys.stderr)
+        problem = str(error)
+        remedy = "; call it as the user of the daemon: sudo -u %s %s" % (
+            user_name(daemon_user(settings).st_uid), " ".join(sys.argv))
     except (Failed, importer.Unusable, OSError) as error:
-        print("co2d: %s" % error, file=sys.stderr)
-        return EX_CONFIG if isinstance(error, BadConfig) else 1
-    return 1
+        problem = str(error)
+    print("co2d: %s%s" % (problem, remedy), file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -473,6 +473,11 @@ def test_install_replaces_the_links_of_older_versions(tmp_path):
         assert file.read() == ours.read() and not os.path.islink(root + "/usr/local/bin/importer")
 
 
+def run(*arguments, **environ):
+    return subprocess.run([sys.executable, CO2D, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, env={**os.environ, **environ}, cwd="/")
+
+
 def test_a_backup_of_a_running_station_is_restored_and_the_units_go_on(start, tmp_path):
     one = start()
     unit = fipy.Unit("co2unit-1", str(tmp_path / "card"), ["http://127.0.0.1:%d" % one.port])
@@ -480,17 +485,18 @@ def test_a_backup_of_a_running_station_is_restored_and_the_units_go_on(start, tm
     assert unit.sync().finished
     config, backup = tmp_path / "co2d.conf", tmp_path / "backup"
     config.write_text("[co2d]\ndata_dir = %s\nvar_dir = %s\n" % (one.data, one.var))
-    environ = {**os.environ, "CO2D_CONF": str(config)}
-    done = subprocess.run(["make", "-s", "backup", "BACKUP=%s" % backup, "PYTHON=" + sys.executable], cwd=PROJECT, env=environ,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
-    assert done.returncode == 0, done.stdout
+    done = run("backup", backup, CO2D_CONF=str(config))
+    newest = time.strftime("%Y-%m-%dT", time.gmtime())
+    assert re.match(r"backup: [0-9]+ files in %s, the newest of %s[0-9:]{8} UTC\n$" % (backup, newest), done.stdout), done
+    assert (backup / "co2d.conf").read_text() == config.read_text()
     unit.measure(days=1)
     assert unit.sync().finished                                 # acknowledged after the backup, then the disk dies
+    done = run("restore", backup, CO2D_CONF=str(config))
+    assert (done.returncode, done.stdout) == (1, "") and " holds data, as " in done.stderr
     assert one.stop() == 0
     shutil.rmtree(one.data)
     shutil.rmtree(one.var)
-    shutil.copytree(str(backup / "remote_data"), one.data)
-    shutil.copytree(str(backup / "var"), one.var)
+    assert run("restore", backup, CO2D_CONF=str(config)).stdout.startswith("restored: ")
     again = start()
     unit.urls = ["http://127.0.0.1:%d" % again.port]
     unit.measure(days=1)
@@ -498,6 +504,89 @@ def test_a_backup_of_a_running_station_is_restored_and_the_units_go_on(start, tm
     assert session.error is None and session.finished
     with open(os.path.join(again.data, "co2unit-1", "data", "readings", "readings-0000.tsv"), "rb") as file:
         assert file.read() == unit.read("readings-0000.tsv")
+
+
+@pytest.fixture
+def small_station(tmp_path):
+    """Options for an archive of a few files, and the directories."""
+    data, var = tmp_path / "data", tmp_path / "var"
+    (data / "co2unit-1" / "data" / "readings").mkdir(parents=True)
+    (data / "co2unit-1" / "data" / "readings" / "readings-0000.tsv").write_text("a\n")
+    (var / "pings").mkdir(parents=True)
+    (var / "pings" / "pings-0000.tsv").write_text("")
+    return ["--data-dir", str(data), "--var-dir", str(var)], data, var
+
+
+def test_a_second_backup_takes_what_has_changed_and_leaves_what_is_gone(small_station, tmp_path):
+    options, data, _ = small_station
+    assert co2d.main(["backup", str(tmp_path / "b"), *options]) == 0
+    readings = data / "co2unit-1" / "data" / "readings"
+    copy = tmp_path / "b" / "remote_data" / "co2unit-1" / "data" / "readings"
+    before = (copy / "readings-0000.tsv").stat()
+    (readings / "readings-0001.tsv").write_text("b\n")
+    os.symlink("/etc/passwd", str(readings / "link"))
+    assert co2d.main(["backup", str(tmp_path / "b"), *options]) == 0
+    assert (copy / "readings-0000.tsv").stat().st_ino == before.st_ino
+    (readings / "readings-0000.tsv").write_text("a\nb\n")
+    (readings / "readings-0001.tsv").unlink()
+    assert co2d.main(["backup", str(tmp_path / "b"), *options]) == 0
+    assert {file.name: file.read_text() for file in copy.iterdir()} == {"readings-0000.tsv": "a\nb\n", "readings-0001.tsv": "b\n"}
+
+
+@pytest.mark.parametrize("words, complaint", [
+    (["backup", "BASE/b", "--data-dir", "BASE/none"], "there is no directory BASE/none: is this the configuration of the station?"),
+    (["backup", "BASE/b", "--var-dir", "BASE/none"], "there is no directory BASE/none/pings: is this the configuration"),
+    (["backup", "BASE/data/b"], "BASE/data/b lies within BASE/data"),
+    (["restore", "BASE/var"], "BASE/var is no backup: there is no remote_data in it"),
+])
+def test_what_a_backup_lacks_is_an_error(small_station, tmp_path, capsys, words, complaint):
+    command, *rest = [word.replace("BASE", str(tmp_path)) for word in words]
+    assert co2d.main([command, *small_station[0], *rest]) == 1
+    assert capsys.readouterr().err.startswith("co2d: " + complaint.replace("BASE", str(tmp_path)))
+
+
+def test_a_backup_is_not_restored_under_a_running_daemon(start, small_station, tmp_path):
+    assert co2d.main(["backup", str(tmp_path / "b"), *small_station[0]]) == 0
+    shutil.rmtree(str(tmp_path / "data"))
+    shutil.rmtree(str(tmp_path / "var"))
+    start()
+    done = run("restore", tmp_path / "b", *small_station[0])
+    assert done.returncode == 1 and "another co2d uses it" in done.stderr
+
+
+def test_pages_are_written_as_files_beside_the_data_or_where_one_wants(small_station, tmp_path):
+    options, _, var = small_station
+    co2d.importer.import_new(importer.load_settings(os.devnull, {"data_dir": options[1], "var_dir": options[3]}).archive())
+    for directory, more in ((var / "pub", []), (tmp_path / "www", [str(tmp_path / "www")])):
+        assert co2d.main(["web", *more, *options]) == 0
+        assert any(name.endswith(".html") for name in os.listdir(str(directory)))
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", list(co2d.COMMANDS))
+def test_every_command_has_a_help_that_ends_in_examples_and_a_version(command, tmp_path):
+    os.symlink(CO2D, str(tmp_path / "station"))                 # the name that it was called by
+    for words in (["--help"], ["--version"]):
+        done = subprocess.run([sys.executable, str(tmp_path / "station"), command, *words], stdout=subprocess.PIPE,
+                              universal_newlines=True, check=True)
+        if words == ["--version"]:
+            assert done.stdout == "co2d %s\n" % importer.__version__
+        else:
+            assert len(re.findall(r"^  .*station ", done.stdout.split("\nexamples:\n")[1], re.M)) >= 2, done.stdout
+
+
+def test_the_help_names_the_commands():
+    done = run("--help")
+    for command in co2d.COMMANDS.values():
+        assert command.help in done.stdout
+
+
+def test_a_command_that_there_is_not_is_a_wrong_use():
+    done = run("pubish", "--list")
+    assert done.returncode == 2 and "no command is called 'pubish'; there are run, publish, backup, restore, web\n" in done.stderr
+
 
 # -- replies that are cut short: a unit ignores Content-Length, so an orderly end would be the end of its file -----------
 

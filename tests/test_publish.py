@@ -233,10 +233,10 @@ def test_silence_here_is_what_is_expected_of_a_unit_that_was_sent_elsewhere(plac
     ({"conf-patch/a.json": "{}"}, "conf-patch/a.json: no firmware reads this file; --force publishes it all the same"),
     ({"conf-patch/ou-id.json": '{"nickname": "x"}'}, "no firmware uses the key nickname, only site_code, hw_id; --force"),
     ({"conf-patch/ou-comm-config.json": '{"ntp_max_drift_secs": 4}'}, "no firmware uses the key ntp_max_drift_secs, only"),
-    ({"conf-patch/OU-ID.json": '{"hw_id": "co2unit-1"}'}, "hw_id: this replaces the id of the hardware"),
+    ({"conf-patch/OU-ID.json": '{"hw_id": "co2unit-1"}'}, "must not be published: this replaces the id of the hardware"),
     ({"conf-patch/ou-comm-config.json": '{"sync_dest": "lab.example.org"}'}, "is not a URL that a unit could reach"),
-    ({"conf-patch/ou-comm-config.json": '{"sync_dest": []}'}, "would never report again"),
-    ({"conf-patch/ou-comm-config.json": '{"sync_dest": null}'}, "would never report again"),
+    ({"conf-patch/ou-comm-config.json": '{"sync_dest": []}'}, "it would never report again"),
+    ({"conf-patch/ou-comm-config.json": '{"sync_dest": null}'}, "it would never report again"),
     ({"conf-patch/ou-comm-config.json": '{"send_chunk_size": NaN}'}, "no JSON: NaN is no number that a unit could read"),
     ({"conf-patch/a.json": "[" * 100000}, "conf-patch/a.json: no JSON"),
     ({"conf-patch/more/ou-id.json": "{}"}, "with a directory in conf-patch/ a unit cannot install the update"),
@@ -426,34 +426,31 @@ def test_a_key_of_the_configuration_is_set(place, assignment, written):
     assert json.loads(body.decode("utf-8")) == written
 
 
+URL_NEEDED = "not a URL that a unit could reach: http(s)://name-or-IPv4[:port][/secret], without a slash at the end"
+TASKS_NEEDED = "needed are tasks 6 (measure) and 7 (communicate)"
+DIRS_NEEDED = 'needed is a list with ["updates", "pull_last_dir"] and ["data/readings", "push_sequential"]'
+CHUNK_NEEDED = "a whole number is needed, from 256 (less is too slow for a night) to max_body"
+
+
 @pytest.mark.parametrize("assignment, complaint", [
-    ("ou-comm-config.send_chunk_size=0", "a whole number from 256 (less is too slow for a night) to 65536 (max_body) is needed"),
-    ("ou-comm-config.send_chunk_size=65537", "to 65536 (max_body) is needed"),
-    ("ou-comm-config.send_chunk_size=4096.0", "a whole number"), ("ou-comm-config.send_chunk_size=true", "a whole number"),
-    ("ou-comm-config.send_chunk_size=many", "a whole number"), ("ou-comm-config.send_chunk_size=NaN", "NaN is no number"),
-    ("ou-comm-config.total_connect_secs_max=null", "seconds from 60"), ("ou-comm-config.total_connect_secs_max=5", "seconds from 60"),
-    ("ou-comm-config.total_connect_secs_max=1e999", "Infinity is no number"),
-    ("ou-comm-config.connect_backoff_max=null", "a whole number from 1 to 30"), ("ou-comm-config.ntp_host=4", "a host name is needed"),
-    ("ou-comm-config.sync_dest=", "with no server at all"), ("ou-comm-config.sync_dest=null", "with no server at all"),
-    ("ou-comm-config.sync_dest=[4]", "4 is not a URL"), ("ou-comm-config.sync_dest={}", "{} is not a URL"),
-    ("ou-comm-config.sync_dirs=[]", "without 'updates' no updates would come through, and no update could mend it"),
-    ('ou-comm-config.sync_dirs=[["data/readings","push_sequential"]]', "without 'updates' no updates"),
-    ('ou-comm-config.sync_dirs=[["updates","pull_last_dir"]]', "without 'data/readings' no readings"),
-    ('ou-comm-config.sync_dirs=[["updates","pull_all"]]', "the way of updates is pull_last_dir"),
-    ('ou-comm-config.sync_dirs=[["updates"]]', "['updates'] is not a pair"), ("ou-comm-config.sync_dirs=4", "a list is needed"),
-    ('ou-comm-config.sync_dirs=[["logs","push_sequential"]]', "this server takes uploads below data and errors only"),
-    ('ou-comm-config.sync_dirs=[["data/../x","push_sequential"]]', "this server takes uploads below data and errors only"),
-    ("ou-id.site_code=4", "so it is a text"), ("ou-id.site_code=None", "so it is a text"), ("ou-id.site_code=", "so it is a text"),
+    *(("ou-comm-config.send_chunk_size=" + value, CHUNK_NEEDED) for value in ("0", "65537", "4096.0", "true", "many")),
+    ("ou-comm-config.send_chunk_size=NaN", "NaN is no number"), ("ou-comm-config.total_connect_secs_max=1e999", "Infinity is no number"),
+    *(("ou-comm-config.total_connect_secs_max=" + value, "seconds from 60") for value in ("null", "5", '"300"')),
+    ("ou-comm-config.connect_backoff_max=null", "a whole number from 1 to 30"),
+    ("ou-comm-config.ntp_host=4", "a host name is needed"), ("ou-comm-config.ntp_host=a b", "a host name is needed"),
+    *(("ou-comm-config.sync_dest=" + value, URL_NEEDED) for value in ("", "null", "[]", "[4]", "{}", '["http://a","b"]')),
+    *(("ou-comm-config.sync_dirs=" + value, DIRS_NEEDED) for value in (
+        "[]", "4", "null", '[["updates"]]', '[["updates","pull_last_dir"]]', '[["data/readings","push_sequential"]]',
+        '[["updates","pull_all"],["data/readings","push_sequential"]]',
+        '[["updates","pull_last_dir"],["data/readings","push_sequential"],["logs","push_sequential"]]',
+        '[["updates","pull_last_dir"],["data/readings","push_sequential"],["data/../x","push_sequential"]]')),
+    *(("ou-id.site_code=" + value, "so it is a text") for value in ("4", "None", "", "a ", "a&b", '"\\u0000"', "x" * 65)),
     ("ou-id.hw_id=co2unit-1", "the readings of two units would be mixed"),
     ("ou-id.nickname=x", "no firmware uses the key nickname"), ("sync-dest.sync_dest=x", "no firmware reads this file"),
-    ("schedule.tasks=[]", "old firmware falls silent without task 6 (measure) and task 7 (communicate)"),
-    ('schedule.tasks=[[6,"minutes",30,0]]', "old firmware falls silent"),
-    ('schedule.tasks=[[6,"hourly",30],[7,"daily",3,15]]', "old firmware knows only minutes, daily, minutes_random, daily_random"),
-    ('schedule.tasks=[[6,"minutes",30,0],[7,"daily",3]]', "[7, 'daily', 3]: daily takes numbers within ((0, 23), (0, 59))"),
-    ('schedule.tasks=[[6,"minutes",0,0],[7,"daily",3,15]]', "minutes takes numbers within ((1, 60), (0, 59))"),
-    ('schedule.tasks=[[6,"minutes",30,0],[7,"daily_random",3,15,15]]', "from must be less than to"),
-    ('schedule.tasks=[[2,"minutes",30,0]]', "a task is 6 (measure) or 7 (communicate)"),
-    ('schedule.tasks=[[6]]', "[6] is not a task"),
+    *(("schedule.tasks=" + value, TASKS_NEEDED) for value in (
+        "[]", "4", "{}", '[[6,"minutes",30,0]]', '[[6]]', '[[2,"minutes",30,0],[6,"minutes",30,0],[7,"daily",3,15]]',
+        '[[6,"hourly",30],[7,"daily",3,15]]', '[[6,"minutes",30,0],[7,"daily",3]]', '[[6,"minutes",30,0],[7,"daily",24,0]]',
+        '[[6,"minutes",0,0],[7,"daily",3,15]]', '[[6,"minutes",30,0],[7,"daily_random",3,15,15]]')),
 ])
 def test_a_value_that_would_harm_a_unit_is_refused_with_the_reason(place, capsys, assignment, complaint):
     assert publish(place, UNIT, "--set", assignment) == 1
