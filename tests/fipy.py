@@ -1,35 +1,33 @@
 #!/usr/bin/env python3
 """A simulated sensor unit: what the firmware in the field does, on a card that is a directory, in simulated time.
 
-The units cannot be changed, so this model is the contract that a server is tested against. It is strict on purpose:
-where the firmware raises an exception, so does this; where the firmware loops until its time is over, so does this.
+The units cannot be changed, so this model is the contract that a server is tested against: PROTOCOL.md, sections 1 and 4,
+checked line by line against the firmware (co2_ou_device: co2unit_main2, co2unit_comm, co2unit_update, urequests). Where
+the firmware raises an exception, so does this; where the firmware loops until its time is over, so does this.
 
 Words used here:
 
-    card        directory that stands for the SD card: ``data/readings/``, ``errors/``, ``updates/``, ``conf/``, and
-                ``state.json``, which goes wherever the card goes
-    position    [file name, offset] for each pushed directory, one for all configured servers together
-    session     one communication: all servers in turn, `Unit.budget` seconds of *simulated* time, of which each
-                request costs `Unit.cost`; the default of 0.7 s makes room for 428 requests
-    watchdog    the hardware timer: *real* seconds that one request may take, then the unit is reset
-    round       ping, look for updates, take one; whoever took one starts a new round before it pushes
+    card        directory that stands for the SD card: ``data/readings/``, ``errors/``, ``updates/``, ``tmp/``, ``conf/``,
+                ``var/``. What is not on it is the flash: `Unit.flash`
+    wake        the unit is awake for some tasks: `sync` (every night), `power_on` (somebody switched it on)
+    position    [file name, offset, size] for each pushed directory, one for all configured servers together. It is
+                written to the card at the end of a communication, so a reset loses what was learned in it
+    budget      `total_connect_secs_max`, in *simulated* seconds from before the first attach of a wake on. Looked at
+                before each chunk, and nowhere else. A request costs `Unit.cost`, and its bytes at `Unit.rate`
+    watchdog    the hardware timer resets the unit: after `watchdog` *real* seconds for connecting, sending and the head
+                of the reply, after `body_watchdog` for its body; in simulated seconds, too, where there is a rate
+
+The tasks of a wake, and what follows on each:
+
+    install     installs the last ``update-*`` on the card, unless it is the one that was installed last. If it was
+                installed: communicate. If it cannot be installed: nothing, and again at the next wake
+    communicate for each server: ping, then each directory of `sync_dirs` by its way. An exception ends it with this
+                server; the next is still called. After an update was taken it ends at once, with all servers.
+                Then: install
+    self-test   a ping to each server, with the signal of the session before
 
 How it reads a reply: header lines up to an empty one, then everything until the server closes. Content-Length is
-ignored, so a reply cut short is taken as complete, and a connection kept open hangs it.
-
-What a reply to a push does to the position (`Unit._push`, `Unit._follow`):
-
-    200             the bytes sent are added first, so that an exception from the body counts them as sent
-    200 or 416 ack  if it differs from the own position: the named file, if the unit has it, at the acked position;
-                    otherwise the first file at 0, unless the unit is at its first file already: then nothing changes
-    ack past the    saved; then and every day after an assertion, until the file has outgrown it
-    end of a file
-    others          exception, nothing changes
-
-Where the protocol is silent the model decides for the harsher side: any exception ends the communication with that
-server, the next server is still called; the watchdog ends it with all of them. An ack that is no list of three, or
-whose position is no number, is an exception. An update that lists nothing, or cannot be installed as a whole, is an
-exception, and the unit does not have it. A new sync_dest counts from the next session on, a new nickname at once.
+ignored, so a reply cut short in good order is taken as complete, and a connection kept open hangs it.
 
 As a command, runs a fleet day by day against a running daemon:
 ``fipy.py --url http://127.0.0.1:8080 --units 20 --days 14``.
@@ -41,6 +39,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import ssl
@@ -51,37 +50,53 @@ import time
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
-from urllib.parse import urlsplit
 
 from sensors import HALF_HOUR, reading_lines
 
 READINGS = "data/readings"
 ERRORS = "errors"
+UPDATES = "updates"
 DIRECTORIES = (ERRORS, READINGS)        # in the order in which they are pushed
 SEQUENCES = {READINGS: ("readings-", ".tsv"), ERRORS: ("errors-", ".txt")}
-CHUNK = 4096                            # bytes
 FILE_SIZE = 102400                      # bytes; a file this long or longer is followed by a new one
-STATE = "state.json"
 FIRST_DAY = datetime(2019, 9, 12)
 
+ID = "ou-id.json"                       # the files of conf/, and what counts for a key that is not there
+COMM = "ou-comm-config.json"
+DEFAULTS: Dict[str, Dict[str, Any]] = {
+    ID: {"site_code": None},            # and hw_id: the unit's own
+    COMM: {"sync_dest": None, "sync_dirs": [[UPDATES, "pull_last_dir"], [ERRORS, "push_sequential"],
+                                            [READINGS, "push_sequential"]],
+           "send_chunk_size": 4096, "total_connect_secs_max": 300},
+}
+CHUNK = 4096                            # bytes, as in there
+STATE = "var/ou-comm-state.json"        # on the card: positions, and the signal of the last session
+INSTALLED = "var/updates-state.json"    # on the card: the path of the update that was installed last
+
 Position = Tuple[str, int]              # name of a file, offset in bytes
-Rssi = Union[int, str, None]            # dBm; None: unknown, not sent; "None": sent as that text
+Rssi = Union[int, str, None]            # dBm; None: never measured, not sent; "None": sent as that text
 
 
 class Failed(Exception):
-    """An exception in the firmware: ends the communication with this server."""
+    """An exception that the firmware raises itself."""
 
 
 class Watchdog(Exception):
-    """The hardware timer reset the unit: ends the session."""
+    """The hardware timer reset the unit: ends the wake."""
 
 
-class TimeIsUp(Exception):
-    """The budget of the session is spent."""
+# What ends a task, or the communication with a server, as `except Exception` in the firmware.
+EXCEPTIONS = (Failed, OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
+
+
+def text_of(error: BaseException) -> str:
+    """An exception as one line."""
+    return str(error) if isinstance(error, Failed) else "%s: %s" % (type(error).__name__, error)
 
 
 class Request(NamedTuple):
     """One request and what came back."""
+
     method: str
     target: str
     status: Optional[int]               # None: no reply, or none that could be read
@@ -95,8 +110,9 @@ class Session:
 
     def __init__(self) -> None:
         self.requests: List[Request] = []
-        self.errors: List[str] = []     # one text for each server with which the communication failed
+        self.errors: List[str] = []     # one text for each server with which the communication failed, and each task
         self.elapsed = 0.0              # simulated seconds
+        self.connected: Optional[float] = None          # when the first attach began; the budget counts from then on
         self.over_time = False          # the budget ended it
         self.finished = False           # everything on the card has been sent, as far as the unit knows
 
@@ -134,58 +150,46 @@ def segments(method: str, target: str, host: str, body: bytes = b"") -> List[byt
     return pieces + [body] if body else pieces
 
 
+def split_head(raw: bytes) -> Optional[Tuple[List[bytes], bytes]]:
+    """(lines of the head, body) of what has come so far; None: the head is not over."""
+    lines = []
+    while True:
+        line, newline, raw = raw.partition(b"\n")
+        if not newline:
+            return None
+        if line == b"\r":
+            return lines, raw
+        lines.append(line + newline)
+
+
 def parse_reply(raw: bytes) -> Tuple[int, bytes]:
-    """(status, body) of all bytes a server sent before it closed; whatever is cut short counts as complete."""
-    head, _, body = raw.partition(b"\r\n\r\n")
-    lines = head.split(b"\r\n")
-    words = lines[0].split(None, 2)
+    """(status, body) of all bytes that a server sent before it closed; whatever is cut short counts as complete."""
+    lines, body = split_head(raw) or (raw.splitlines(keepends=True), b"")
+    words = lines[0].split(None, 2) if lines else []
     if len(words) < 2 or not words[1].isdigit():
         raise Failed("no status line in the reply: %r" % raw[:40])
     for line in lines[1:]:
-        name, _, value = line.lower().partition(b":")
-        if name == b"transfer-encoding" and b"chunked" in value:
+        if line.startswith(b"Transfer-Encoding:") and b"chunked" in line:
             raise Failed("chunked reply")
-        if name == b"location" and not words[1].startswith(b"2"):
+        if line.startswith(b"Location:") and not 200 <= int(words[1]) <= 299:
             raise Failed("redirect")
     return int(words[1]), body
 
 
-class Link:
-    """The way to one server. Each request is a connection of its own."""
+def load_json(body: bytes) -> Any:
+    """The value in a reply. Names may be any bytes."""
+    try:
+        return json.loads(body.decode("utf-8", "surrogateescape"))
+    except ValueError as error:
+        raise Failed("no JSON: %r" % body[:40]) from error
 
-    def __init__(self, url: str, session: Session, unit: Unit) -> None:
-        self.url, self._session, self._unit = url, session, unit
-        parts = urlsplit(url)
-        self._host, self._secure = parts.hostname or "", parts.scheme == "https"
-        self._port = parts.port or (443 if self._secure else 80)
-        self._prefix = url.split("/", 3)[3] if url.count("/") > 2 else ""
 
-    def request(self, method: str, path: str, body: bytes = b"") -> Tuple[int, bytes]:
-        """(status, body) of the reply, recorded in the session."""
-        if self._session.elapsed + self._unit.cost > self._unit.budget:
-            raise TimeIsUp
-        self._session.elapsed += self._unit.cost
-        target = ("/" + self._prefix if self._prefix else "") + path
-        status: Optional[int] = None
-        reply = b""
-        try:
-            status, reply = parse_reply(self._exchange(segments(method, target, self._host, body)))
-        except socket.timeout as error:
-            raise Watchdog("watchdog: %s %s" % (method, target)) from error
-        except OSError as error:
-            raise Failed("%s: %s" % (type(error).__name__, error)) from error
-        finally:
-            self._session.requests.append(Request(method, target, status, peek_ack(reply), len(body), self.url))
-        return status, reply
-
-    def _exchange(self, pieces: Sequence[bytes]) -> bytes:
-        deadline = time.monotonic() + self._unit.watchdog
-        with socket.create_connection((self._host, self._port), self._unit.watchdog) as plain:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)     # each piece becomes a segment
-            with unverified().wrap_socket(plain, server_hostname=self._host) if self._secure else plain as link:
-                for piece in pieces:
-                    link.sendall(piece)
-                return b"".join(until_closed(link, deadline))
+def peek_ack(body: bytes) -> Any:
+    """The ack as it came, for the record only."""
+    try:
+        return load_json(body)["ack_file"]
+    except (Failed, TypeError, KeyError):
+        return None
 
 
 @lru_cache(maxsize=1)
@@ -197,13 +201,12 @@ def unverified() -> ssl.SSLContext:
     return context
 
 
-def until_closed(link: socket.socket, deadline: float) -> Iterator[bytes]:
-    """What arrives until the other side closes; socket.timeout when that takes longer than `deadline`."""
+def until_closed(link: socket.socket, deadline: float, body_seconds: float = 120) -> Iterator[bytes]:
+    """What arrives until the other side closes. socket.timeout when the head is not there by `deadline`, or the body
+    not `body_seconds` after the head."""
+    head: Optional[bytes] = b""
     while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise socket.timeout("not closed in time")
-        link.settimeout(left)
+        link.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             data = link.recv(65536)
         except ssl.SSLEOFError:         # closed without the farewell of TLS
@@ -211,57 +214,80 @@ def until_closed(link: socket.socket, deadline: float) -> Iterator[bytes]:
         if not data:
             return
         yield data
+        if head is not None:
+            head += data
+            if split_head(head):
+                head, deadline = None, time.monotonic() + body_seconds
+        if time.monotonic() >= deadline:
+            raise socket.timeout("not closed in time")
 
 
-def load_json(body: bytes) -> Any:
-    """The value in a reply."""
-    try:
-        return json.loads(body.decode("utf-8"))
-    except ValueError as error:         # of which both kinds of decode errors are
-        raise Failed("no JSON: %r" % body[:40]) from error
+class Link:
+    """The way to one server. Each request is a connection of its own."""
 
+    def __init__(self, url: str, session: Session, unit: Unit) -> None:
+        self.url, self._session, self._unit = url, session, unit
 
-def parse_ack(body: bytes) -> Optional[Position]:
-    """The ack in a reply to a push, or None when the reply has none."""
-    reply = load_json(body)
-    if not isinstance(reply, dict):
-        raise Failed("the reply to a push is no JSON object: %r" % body[:40])
-    if "ack_file" not in reply:
-        return None
-    ack = reply["ack_file"]
-    if not isinstance(ack, list) or len(ack) != 3:
-        raise Failed("not three elements: %r" % (ack,))
-    if isinstance(ack[1], bool) or not isinstance(ack[1], (int, float)):
-        raise Failed("no position: %r" % (ack,))
-    return ack[0], int(ack[1])
+    def request(self, method: str, path: str, body: bytes = b"") -> Tuple[int, bytes]:
+        """(status, body) of the reply, recorded in the session. `path` is appended to the server's address as it is."""
+        protocol, _, place, rest = (self.url + path).split("/", 3)
+        if protocol not in ("http:", "https:"):
+            raise ValueError("unsupported protocol " + protocol)
+        host, colon, port = place.partition(":")
+        self._host, self._secure = host, protocol == "https:"
+        self._port = int(port) if colon else 443 if self._secure else 80
+        target = "/" + rest
+        status: Optional[int] = None
+        reply = b""
+        try:
+            status, reply = parse_reply(self._exchange(segments(method, target, host, body)))
+        except socket.timeout as error:
+            raise Watchdog("watchdog: %s %s" % (method, target)) from error
+        finally:
+            self._session.requests.append(Request(method, target, status, peek_ack(reply), len(body), self.url))
+            self._session.elapsed += self._unit.cost
+        self._spend(len(body), self._unit.watchdog)
+        self._spend(len(reply), self._unit.body_watchdog)
+        return status, reply
 
+    def _spend(self, length: int, watchdog: float) -> None:
+        """The simulated time that so many bytes take."""
+        if self._unit.rate:
+            seconds = length / self._unit.rate
+            self._session.elapsed += min(seconds, watchdog)
+            if seconds > watchdog:
+                raise Watchdog("watchdog: %d bytes at %g bytes/s" % (length, self._unit.rate))
 
-def peek_ack(body: bytes) -> Any:
-    """The ack as it came, for the record only."""
-    try:
-        return json.loads(body.decode("utf-8"))["ack_file"]
-    except (ValueError, TypeError, KeyError):
-        return None
+    def _exchange(self, pieces: Sequence[bytes]) -> bytes:
+        deadline = time.monotonic() + self._unit.watchdog
+        with socket.create_connection((self._host, self._port), self._unit.watchdog) as plain:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)     # each piece becomes a segment
+            with unverified().wrap_socket(plain, server_hostname=self._host) if self._secure else plain as link:
+                for piece in pieces:
+                    link.sendall(piece)
+                return b"".join(until_closed(link, deadline, self._unit.body_watchdog))
 
 
 # -- error logs ------------------------------------------------------------------------------------------------------
 
 
 def error_entry(when: datetime, level: str, message: str, text: str = "", as_tuple: bool = False) -> str:
-    """One entry of an error log; `as_tuple`: the date as older firmware wrote it."""
+    """One entry of an error log; `as_tuple`: as older firmware wrote it."""
     date = str(when.timetuple()[:8]) if as_tuple else when.strftime("%Y-%m-%d %H:%M:%S")
-    return "----- %s %s %s\n%s" % (date, level, message, text and text.rstrip("\n") + "\n")
+    return "----- %s %-5s %s\n%s" % (date, level, message, text and text.rstrip("\n") + "\n")
 
 
 # -- the card ---------------------------------------------------------------------------------------------------------
 
 
+def list_names(directory: str) -> List[str]:
+    """All names in a directory, in byte order; none when there is no directory."""
+    return sorted(os.listdir(directory), key=os.fsencode) if os.path.isdir(directory) else []
+
+
 def list_files(directory: str) -> List[str]:
-    """Names of the files in a directory, in byte order; none when there is no directory."""
-    if not os.path.isdir(directory):
-        return []
-    with os.scandir(directory) as entries:
-        return sorted((entry.name for entry in entries if entry.is_file()), key=os.fsencode)
+    """Names of the files in a directory, in byte order."""
+    return [name for name in list_names(directory) if os.path.isfile(os.path.join(directory, name))]
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -271,20 +297,107 @@ def write_file(path: str, data: bytes) -> None:
         file.write(data)
 
 
-def append_lines(directory: str, names: Tuple[str, str], lines: Iterable[str]) -> None:
-    """Append whole lines to the last file of a sequence; once that has FILE_SIZE bytes, to a new one."""
-    os.makedirs(directory, exist_ok=True)
+def read_json(path: str, defaults: Dict[str, Any]) -> Dict[str, Any]:
+    """The object in a file, on top of defaults; the defaults when there is no file."""
+    values = dict(defaults)
+    try:
+        with open(path, "rb") as file:
+            values.update(json.loads(file.read().decode("utf-8", "surrogateescape")))
+    except FileNotFoundError:
+        pass
+    return values
+
+
+def write_json(path: str, values: Any) -> None:
+    """The values, as a file."""
+    write_file(path, json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+
+
+def append_file(directory: str, names: Tuple[str, str]) -> Optional[str]:
+    """The name of the file that the next line goes to: the last that begins and ends like this, or the one after it.
+
+    None: the last one is full, and what stands between is no number. The firmware loses the line then.
+    """
     prefix, suffix = names
-    mine = [name for name in list_files(directory) if name.startswith(prefix) and name.endswith(suffix)]
-    number = int(mine[-1][len(prefix):-len(suffix)]) if mine else 0
+    mine = [name for name in list_names(directory) if name.startswith(prefix) and name.endswith(suffix)]
+    if not mine:
+        return "%s%04d%s" % (prefix, 0, suffix)
+    if os.path.getsize(os.path.join(directory, mine[-1])) < FILE_SIZE:
+        return mine[-1]
+    between = mine[-1][len(prefix):-len(suffix)]
+    return "%s%04d%s" % (prefix, int(between) + 1, suffix) if re.fullmatch(r"[0-9]+", between) else None
+
+
+def append_lines(directory: str, names: Tuple[str, str], lines: Iterable[str]) -> None:
+    """Append whole lines, as the firmware does, one by one."""
+    os.makedirs(directory, exist_ok=True)
     lines = iter(lines)
     line = next(lines, None)
     while line is not None:
-        with open(os.path.join(directory, "%s%04d%s" % (prefix, number, suffix)), "ab") as file:
+        name = append_file(directory, names)
+        if name is None:
+            return
+        with open(os.path.join(directory, name), "ab") as file:
             while line is not None and file.tell() < FILE_SIZE:
                 file.write(line.encode("utf-8", "surrogateescape"))
                 line = next(lines, None)
-        number += 1
+
+
+class Push:
+    """Where a unit is in a directory that it pushes."""
+
+    def __init__(self, directory: str, saved: Sequence[Any]) -> None:
+        """`saved`: name, offset and size as they were saved, or nothing."""
+        os.makedirs(directory, exist_ok=True)
+        self.directory, self.names = directory, list_names(directory)
+        self.name, self.offset, self.size = [*saved, None, None, None][:3]
+        self.go_to(self.name, self.offset)
+
+    def go_to(self, name: Any, offset: Any) -> None:
+        """To a position; to the first file when there is no such file. Whoever is at the first file already stays."""
+        if name and name in self.names:
+            self.name, self.offset = name, offset
+            self.begin(self.names.index(name))
+        else:
+            self.begin(0)
+
+    def begin(self, index: int) -> None:
+        """To a file by its number; behind the last one all is done."""
+        self.index = index
+        if index < len(self.names):
+            if self.names[index] != self.name:
+                self.name, self.offset = self.names[index], 0
+            path = os.path.join(self.directory, self.name)
+            self.size = 0 if os.path.isdir(path) else os.path.getsize(path)        # as FAT has it
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is no further file."""
+        return self.index == len(self.names)
+
+    @property
+    def file_is_done(self) -> bool:
+        """Whether all of this file was sent. A position beyond its end is an exception."""
+        assert self.offset <= self.size, "position %d of %s, which has %d bytes" % (self.offset, self.name, self.size)
+        return self.offset == self.size
+
+    def read(self, length: int) -> bytes:
+        """The next chunk."""
+        with open(os.path.join(self.directory, self.name), "rb") as file:
+            file.seek(self.offset)
+            return file.read(len(bytearray(length)))            # an exception for what is no length
+
+    def follow(self, reply: Any) -> None:
+        """Go where the reply says, if it says so."""
+        if "ack_file" in reply:
+            name, offset, _ = reply["ack_file"]
+            if (name, offset) != (self.name, self.offset):
+                "%d" % offset                           # an exception for what is no number: the firmware logs it first
+                self.go_to(name, offset)
+
+    def to_save(self) -> List[Any]:
+        """What is kept for the next session."""
+        return [self.name, self.offset, self.size]
 
 
 # -- the unit ---------------------------------------------------------------------------------------------------------
@@ -293,26 +406,74 @@ def append_lines(directory: str, names: Tuple[str, str], lines: Iterable[str]) -
 class Unit:
     """A unit with its card and configuration. Not for use by several threads at a time."""
 
-    def __init__(self, unit_id: str, card: str, urls: Sequence[str] = ("http://127.0.0.1:8080",),
-                 nickname: str = "varanger-03", rssi: Rssi = -97, now: datetime = FIRST_DAY,
-                 period: timedelta = HALF_HOUR, cost: float = 0.7, budget: float = 300.0, watchdog: float = 120.0,
-                 raw: bool = False, log_failures: bool = False) -> None:
-        """`card`: directory, made if need be; what is on it stays.
+    link = Link                                         # what it talks through; tests make rough ways
 
-        `cost`, `budget`: simulated seconds of a request and of a session; `watchdog`: real seconds.
-        `raw`: newer firmware with five more columns. `log_failures`: write failed sessions to the error log.
+    def __init__(self, unit_id: str, card: str, urls: Sequence[str] = ("http://127.0.0.1:8080",),
+                 nickname: Optional[str] = "varanger-03", rssi: Rssi = -97, now: datetime = FIRST_DAY,
+                 period: timedelta = HALF_HOUR, cost: float = 0.7, rate: float = 0, attach: float = 0,
+                 watchdog: float = 120.0, body_watchdog: float = 120.0, raw: bool = False, log: bool = False) -> None:
+        """`card`: directory, made if need be. What is on it stays, its configuration too.
+
+        `cost`, `attach`: simulated seconds of a request, and of the way into the network; `rate`: bytes in a simulated
+        second (0: no time). `watchdog`, `body_watchdog`: real seconds (60 for the body in the oldest firmware).
+        `raw`: newer firmware with five more columns. `log`: write sessions and failures to the error log.
         """
-        self.unit_id, self.card, self.nickname, self.rssi = unit_id, str(card), nickname, rssi
-        self.urls = [urls] if isinstance(urls, str) else list(urls)
-        self.now, self.period, self.raw, self.log_failures = now, period, raw, log_failures
-        self.cost, self.budget, self.watchdog = cost, budget, watchdog
-        self.flash: Dict[str, bytes] = {}               # installed firmware: path below flash/ -> bytes
-        self.conf: Dict[str, Dict[str, Any]] = {}       # what conf-patch files have set: file name -> values
+        self.unit_id, self.card, self.rssi = unit_id, str(card), rssi
+        self.now, self.period, self.raw, self.log = now, period, raw, log
+        self.cost, self.rate, self.attach = cost, rate, attach
+        self.watchdog, self.body_watchdog = watchdog, body_watchdog
+        self.flash: Dict[str, bytes] = {}               # path below flash/ -> bytes
+        self.session = Session()                        # the last one, or the one that goes on
         for directory in DIRECTORIES:
             os.makedirs(self._path(directory), exist_ok=True)
+        if not os.path.exists(self._path("conf", ID)):
+            self.nickname = nickname
+        if not os.path.exists(self._path("conf", COMM)):
+            self.urls = [urls] if isinstance(urls, str) else list(urls)
 
     def _path(self, *names: str) -> str:
         return os.path.join(self.card, *names)
+
+    # -- configuration
+
+    def conf(self, file: str) -> Dict[str, Any]:
+        """What counts: the file in conf/ on top of the defaults."""
+        return read_json(self._path("conf", file), DEFAULTS.get(file, {}))
+
+    def configure(self, file: str, **values: Any) -> None:
+        """Set keys of a file in conf/, as whoever prepares the card does."""
+        path = self._path("conf", file)
+        write_json(path, {**read_json(path, {}), **values})
+
+    @property
+    def nickname(self) -> Optional[str]:
+        """`site_code`."""
+        return self.conf(ID)["site_code"]
+
+    @nickname.setter
+    def nickname(self, name: Optional[str]) -> None:
+        self.configure(ID, site_code=name)
+
+    @property
+    def urls(self) -> List[str]:
+        """`sync_dest`, as a list. Exception: there is none, so the unit never communicates."""
+        servers = self.conf(COMM)["sync_dest"]
+        if not servers:
+            raise Failed("no sync destination")
+        return [servers] if isinstance(servers, str) else list(servers)
+
+    @urls.setter
+    def urls(self, urls: Sequence[str]) -> None:
+        self.configure(COMM, sync_dest=list(urls))
+
+    @property
+    def budget(self) -> float:
+        """`total_connect_secs_max`, in simulated seconds."""
+        return self.conf(COMM)["total_connect_secs_max"]
+
+    @budget.setter
+    def budget(self, seconds: float) -> None:
+        self.configure(COMM, total_connect_secs_max=seconds)
 
     # -- what is on the card
 
@@ -332,7 +493,7 @@ class Unit:
     def measure(self, days: float = 1) -> int:
         """Append the readings of the next `days` and move the clock there. Returns how many."""
         count = int(timedelta(days=days) / self.period)
-        lines = reading_lines(self.unit_id, self.nickname, self.now, count, self.period, self.raw)
+        lines = reading_lines(self.conf(ID).get("hw_id", self.unit_id), self.nickname, self.now, count, self.period, self.raw)
         append_lines(self._path(READINGS), SEQUENCES[READINGS], lines)
         self.now += count * self.period
         return count
@@ -343,6 +504,17 @@ class Unit:
         append_lines(self._path(ERRORS), SEQUENCES[ERRORS],
                      [error_entry(self.now, level, message, text, as_tuple)])
 
+    def swap_card(self, readings: Optional[Dict[str, bytes]] = None,
+                  errors: Optional[Dict[str, bytes]] = None) -> None:
+        """A fresh card with the configuration of the old one, and these files if any: no state, no updates."""
+        for name in os.listdir(self.card):
+            if name != "conf":
+                shutil.rmtree(self._path(name))
+        for directory, files in ((READINGS, readings), (ERRORS, errors)):
+            os.makedirs(self._path(directory))
+            for name, data in (files or {}).items():
+                self.write(name, data, directory)
+
     # -- position
 
     @property
@@ -352,177 +524,220 @@ class Unit:
 
     def position_in(self, directory: str) -> Optional[Position]:
         """Where it is in a directory, as saved on the card."""
-        saved = self._state().get(directory)
-        return (saved[0], saved[1]) if saved else None
+        saved = self._state()["sync_states"].get(directory, {}).get("ack_file", [None])
+        return (saved[0], saved[1]) if saved[0] else None
 
     def set_position(self, directory: str, name: str, offset: int) -> None:
         """Save a position; nothing checks it until the next push."""
         state = self._state()
-        if state.get(directory) != [name, offset]:
-            state[directory] = [name, offset]
-            write_file(self._path(STATE), json.dumps(state).encode())
+        state["sync_states"][directory] = {"ack_file": [name, offset, offset]}
+        write_json(self._path(STATE), state)
 
-    def _state(self) -> Dict[str, List[Any]]:
-        try:
-            with open(self._path(STATE), "rb") as file:
-                return json.loads(file.read().decode("utf-8"))
-        except FileNotFoundError:
-            return {}
+    def _state(self) -> Dict[str, Any]:
+        return read_json(self._path(STATE), {"sync_states": {}, "signal_quality": None})
 
     def lose_state(self) -> None:
         """The saved positions are gone; the data are not."""
         if os.path.exists(self._path(STATE)):
             os.remove(self._path(STATE))
 
-    def swap_card(self, readings: Optional[Dict[str, bytes]] = None,
-                  errors: Optional[Dict[str, bytes]] = None) -> None:
-        """A fresh card, with these files on it if any: no state, no updates."""
-        shutil.rmtree(self.card)
-        for directory, files in ((READINGS, readings), (ERRORS, errors)):
-            os.makedirs(self._path(directory))
-            for name, data in (files or {}).items():
-                self.write(name, data, directory)
-
-    # -- a session
+    # -- a wake
 
     def sync(self) -> Session:
-        """Wake, talk to each configured server, sleep."""
-        session = Session()
+        """The wake of every night."""
+        return self._wake(["install", "communicate"])
+
+    def power_on(self) -> Session:
+        """Somebody switches it on."""
+        return self._wake(["self-test", "communicate", "install"])
+
+    def _wake(self, tasks: List[str]) -> Session:
+        self.session = Session()
         try:
-            for url in list(self.urls):
-                self._talk(Link(url, session, self), session)
-        except TimeIsUp:
-            session.over_time = True
+            while tasks:
+                tasks = self._run(tasks[0]) + tasks[1:]
         except Watchdog as reset:
-            session.errors.append(str(reset))
-        session.finished = self._all_sent()
-        if self.log_failures and session.error:
-            self.log_error("Uncaught exception in transmitting", text=session.error)
-        return session
+            self.session.errors.append(str(reset))
+            self._log_session("WARN", "CRASH RECOVERY. Running recovery procedure (attempt 1). Watchdog reset?")
+        self.session.finished = self._all_sent()
+        return self.session
 
-    def _talk(self, link: Link, session: Session) -> None:
+    def _run(self, task: str) -> List[str]:
+        """Do a task; the tasks that follow on it. An exception ends it."""
         try:
-            self._ping(link)
-            while self._update(link):
-                self._ping(link)
-            for directory in DIRECTORIES:
-                self._push(link, directory)
-        except Failed as error:
-            session.errors.append(str(error))
+            if task == "self-test":
+                self._self_test()
+                return []
+            if task == "communicate":
+                self._communicate()
+                return ["install"]
+            return ["communicate"] if self._install() else []
+        except EXCEPTIONS as error:
+            self.session.errors.append("%s: %s" % (task, text_of(error)))
+            return []
 
-    def _ping(self, link: Link) -> None:
-        path = "/ou/%s/alive?site_code=%s" % (self.unit_id, self.nickname)
-        if self.rssi is not None:
-            raw = self.rssi if self.rssi == "None" else (int(self.rssi) + 113) // 2     # 3GPP TS 27.007, +CSQ
-            path += "&rssi_raw=%s&rssi_dbm=%s&ber_raw=99" % (raw, self.rssi)
+    def _log_session(self, level: str, message: str, text: str = "") -> None:
+        if self.log:
+            self.log_error(message, level, text)
+
+    def _self_test(self) -> None:
+        self._log_session("INFO", "Self-test. LTE attached: True. Signal quality %s" % self._signal())
+        state = self._state()
+        for url in self.urls:
+            self._ping(self.link(url, self.session, self), state)
+
+    def _communicate(self) -> None:
+        servers, state = self.urls, self._state()
+        if self.session.connected is None:
+            self.session.connected = self.session.elapsed
+        self.session.elapsed += self.attach
+        state["signal_quality"] = self._signal()
+        self._log_session("INFO", "Comm cycle. LTE attached: True. Signal quality %s" % self._signal())
+        for url in servers:
+            try:
+                if self._transmit(self.link(url, self.session, self), state):
+                    break
+            except EXCEPTIONS as error:
+                self.session.errors.append(text_of(error))
+                self._log_session("EXC", "Error transmitting to " + url, text_of(error))
+        write_json(self._path(STATE), state)            # a reset does not come here
+
+    def _transmit(self, link: Link, state: Dict[str, Any]) -> bool:
+        """All that there is to do with one server; whether an update was taken."""
+        self._ping(link, state)
+        for directory, way in self.conf(COMM)["sync_dirs"]:
+            if way == "pull_last_dir":
+                if self._pull(link, directory):
+                    return True
+            elif way == "push_sequential":
+                self._push(link, directory, state["sync_states"].setdefault(directory, {}))
+            else:
+                raise Failed("NameError: unknown way %r" % (way,))
+        return False
+
+    # -- ping
+
+    def _signal(self) -> Optional[Dict[str, Any]]:
+        if self.rssi is None:
+            return None
+        raw = self.rssi if self.rssi == "None" else (int(self.rssi) + 113) // 2         # 3GPP TS 27.007, +CSQ
+        return {"rssi_raw": raw, "rssi_dbm": self.rssi, "ber_raw": 99}
+
+    def _ping(self, link: Link, state: Dict[str, Any]) -> None:
+        path = "/ou/%s/alive?site_code=%s" % (self._id(), self.nickname)
+        if state["signal_quality"]:
+            path += "&rssi_raw={rssi_raw}&rssi_dbm={rssi_dbm}&ber_raw={ber_raw}".format(**state["signal_quality"])
         status, _ = link.request("POST", path)
         if status != 200:
             raise Failed("alive: %d" % status)
 
-    def _update(self, link: Link) -> bool:
-        """Take the newest update if it is new. Returns whether it was."""
-        path = "/ou/%s/updates" % self.unit_id
-        status, body = link.request("GET", path + "?recursive=False")
-        if status not in (200, 404):
-            raise Failed("updates: %d" % status)
-        names = names_in(body) if status == 200 else []
-        if not names or os.path.isdir(self._path("updates", names[-1])):
-            return False
-        self._install(names[-1], self._fetch(link, "%s/%s" % (path, names[-1])))
-        return True
+    def _id(self) -> str:
+        return self.conf(ID).get("hw_id", self.unit_id)
 
-    def _fetch(self, link: Link, path: str) -> Dict[str, bytes]:
-        """All files of an update: path -> content."""
-        status, body = link.request("GET", path + "?recursive=True")
-        if status != 200:
-            raise Failed("update: %d" % status)
-        files = {}
-        for name in names_in(body):
-            status, files[name] = link.request("GET", "%s/%s" % (path, name))
+    # -- updates
+
+    def _pull(self, link: Link, directory: str) -> bool:
+        """Take the last update that the server lists, if its name is not on the card. Returns whether it was."""
+        listing = self._list(link, directory, False)
+        if not listing:
+            return False
+        name = sorted(listing, key=lambda name: name.encode("utf-8", "surrogateescape"))[-1]
+        place = "%s/%s" % (directory, name)
+        if not name or os.path.isdir(self._inside(place)):
+            return False
+        for path in self._list(link, place, True):      # TypeError for a list that is not there
+            target = self._inside("tmp", place, path)
+            if os.path.isfile(target):                  # from an earlier try, of whatever length
+                continue
+            status, content = link.request("GET", "/ou/%s/%s/%s" % (self._id(), place, path))
             if status != 200:
                 raise Failed("update file: %d" % status)
-        if not files:
-            raise Failed("update: nothing in it")
-        return files
+            write_file(target, content)
+        os.makedirs(self._path(directory), exist_ok=True)
+        os.rename(self._inside("tmp", place), self._inside(place))
+        return True
 
-    def _install(self, update: str, files: Dict[str, bytes]) -> None:
-        patches = [(name[11:], load_json(data)) for name, data in files.items() if name.startswith("conf-patch/")]
-        if not all(isinstance(patch, dict) for _, patch in patches):
-            raise Failed("conf-patch: no JSON object")
-        for name, data in files.items():
-            write_file(self._path("updates", update, *name.split("/")), data)
-            if name.startswith("flash/"):
-                self.flash[name[6:]] = data
-        for name, patch in patches:
-            self._configure(name, patch)
+    def _list(self, link: Link, place: str, recursive: bool) -> Any:
+        status, body = link.request("GET", "/ou/%s/%s?recursive=%s" % (self._id(), place, recursive))
+        if status not in (200, 404):
+            raise Failed("updates: %d" % status)
+        return load_json(body) if status == 200 else None
 
-    def _configure(self, name: str, patch: Dict[str, Any]) -> None:
-        """Merge the values of a conf-patch file; the firmware looks for a key in one file only."""
-        self.conf.setdefault(name, {}).update(patch)
-        write_file(self._path("conf", name), json.dumps(self.conf[name]).encode())
-        if name == "ou-id.json":
-            self.nickname = patch.get("site_code", self.nickname)
-        elif name == "ou-comm-config.json":
-            urls = patch.get("sync_dest", self.urls)
-            self.urls = [urls] if isinstance(urls, str) else list(urls)
+    def _inside(self, *names: str) -> str:
+        """A path on the card. The firmware does not look where a name leads; this guards the tester's disk."""
+        path = os.path.normpath(self._path(*names))
+        if not path.startswith(os.path.normpath(self.card) + os.sep):
+            raise Failed("a name that leads astray: %r" % (names,))
+        return path
 
-    def _push(self, link: Link, directory: str) -> None:
-        step = self._next_chunk(directory)
-        while step:
-            name, offset, chunk = step
-            self.set_position(directory, name, offset)
-            path = "/ou/%s/push-sequential/%s/%s?offset=%d" % (self.unit_id, directory, name, offset)
-            status, body = link.request("PUT", path, chunk)
-            if status not in (200, 416):
-                raise Failed("push: %d" % status)
-            if status == 200:           # before the body is looked at: an exception there counts the chunk as sent
-                self.set_position(directory, name, offset + len(chunk))
-            self._follow(directory, parse_ack(body))
-            step = self._next_chunk(directory)
+    def _install(self) -> bool:
+        """Install the last update on the card, unless it was the last to be installed. Returns whether it was."""
+        names = [name for name in list_names(self._path(UPDATES)) if name.startswith("update-")]
+        if not names:
+            return False
+        update = "%s/%s" % (UPDATES, names[-1])
+        if read_json(self._path(INSTALLED), {"installed": None})["installed"] == update:
+            return False
+        contents = os.listdir(self._path(update))       # an exception for a file
+        if "flash" in contents:
+            self._copy_to_flash(self._path(update, "flash"))
+        if "conf-patch" in contents:
+            for name in os.listdir(self._path(update, "conf-patch")):
+                self._patch(self._path(update, "conf-patch", name), self._path("conf", name))
+        write_json(self._path(INSTALLED), {"installed": update})
+        return True
 
-    def _next_chunk(self, directory: str) -> Optional[Tuple[str, int, bytes]]:
-        """(name, offset, bytes) of what is to be sent next, None when all is sent."""
-        names = list_files(self._path(directory))
-        name, offset = self.position_in(directory) or ("", 0)
-        if name not in names:
-            name, offset = "", 0
-        for later in names[names.index(name) if name else 0:]:
-            offset = offset if later == name else 0
-            size = os.path.getsize(self._path(directory, later))
-            if not 0 <= offset <= size:
-                raise Failed("AssertionError: position %d of %s, which has %d bytes" % (offset, later, size))
-            if offset < size:
-                with open(self._path(directory, later), "rb") as file:
-                    file.seek(offset)
-                    return later, offset, file.read(CHUNK)
-        return None
+    def _copy_to_flash(self, source: str) -> None:
+        """Nothing is deleted there."""
+        os.listdir(source)                              # an exception for a file
+        for parent, _, names in os.walk(source):
+            for name in names:
+                path = os.path.join(parent, name)
+                with open(path, "rb") as file:
+                    self.flash[os.path.relpath(path, source)] = file.read()
 
-    def _follow(self, directory: str, ack: Optional[Position]) -> None:
-        """Go where the server wants it."""
-        own = self.position_in(directory)
-        if ack is None or own is None or ack == own:
-            return
-        names = list_files(self._path(directory))
-        if ack[0] in names:
-            self.set_position(directory, *ack)
-        elif own[0] != names[0]:
-            self.set_position(directory, names[0], 0)
+    def _patch(self, patch: str, target: str) -> None:
+        """Merge key by key, at the top level only. What was merged before an exception stays."""
+        values = read_json(target, {})
+        with open(patch, "rb") as file:
+            values.update(json.loads(file.read().decode("utf-8")))
+        write_json(target, values)
+
+    # -- data
+
+    def _push(self, link: Link, directory: str, saved: Dict[str, Any]) -> None:
+        settings = self.conf(COMM)
+        push = Push(self._path(directory), saved.get("ack_file", []))
+        try:
+            while not push.is_done:
+                while not push.file_is_done:
+                    if self.session.elapsed - self.session.connected > settings["total_connect_secs_max"]:
+                        self.session.over_time = True
+                        return
+                    chunk = push.read(settings["send_chunk_size"])
+                    path = "/ou/%s/push-sequential/%s/%s?offset=%s" % (self._id(), directory, push.name, push.offset)
+                    status, body = link.request("PUT", path, chunk)
+                    if status not in (200, 416):
+                        raise Failed("push: %d" % status)
+                    if status == 200:                   # before the body is looked at: an exception there counts as sent
+                        push.offset += len(chunk)
+                    push.follow(load_json(body))
+                push.begin(push.index + 1)
+        finally:
+            saved["ack_file"] = push.to_save()
 
     def _all_sent(self) -> bool:
-        try:
-            return all(self._next_chunk(directory) is None for directory in DIRECTORIES)
-        except Failed:
-            return False
-
-
-def names_in(body: bytes) -> List[str]:
-    """A JSON list of names, in byte order."""
-    names = load_json(body)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Failed("no list of names: %r" % body[:40])
-    if any(part in ("", "..") for name in names for part in name.split("/")):
-        raise Failed("a name that leads astray: %r" % body[:40])       # not the firmware's: guards the tester's disk
-    return sorted(names, key=lambda name: name.encode("utf-8", "surrogatepass"))
+        state = self._state()["sync_states"]
+        for directory in DIRECTORIES:
+            try:
+                push = Push(self._path(directory), state.get(directory, {}).get("ack_file", []))
+                while not push.is_done:
+                    if not push.file_is_done:
+                        return False
+                    push.begin(push.index + 1)
+            except EXCEPTIONS:
+                return False
+        return True
 
 
 # -- many units -------------------------------------------------------------------------------------------------------

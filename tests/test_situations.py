@@ -55,10 +55,8 @@ class RoughLink(fipy.Link):
 class RoughUnit(fipy.Unit):
     """A unit on a `RoughLink`."""
 
+    link = RoughLink
     road = staticmethod(lambda exchange, pieces: exchange(pieces))
-
-    def _talk(self, link, session):
-        super()._talk(RoughLink(link.url, session, self), session)
 
 
 class World:
