@@ -35,6 +35,7 @@ class Daemon:
              *options], stderr=subprocess.PIPE, universal_newlines=True, env={**os.environ, "CO2D_CONF": os.devnull, **environ},
             pass_fds=pass_fds)
         self.lines = []
+        self.news = threading.Condition()                       # guards lines
         self.ready = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
         assert self.ready.wait(20), self.log
@@ -42,7 +43,9 @@ class Daemon:
 
     def _read(self):
         for line in self.process.stderr:
-            self.lines.append(line)
+            with self.news:
+                self.lines.append(line)
+                self.news.notify_all()
             if "listens on" in line:
                 self.ready.set()
         self.ready.set()
@@ -52,10 +55,8 @@ class Daemon:
         return "".join(self.lines)
 
     def waits_for(self, pattern, seconds=10):
-        end = time.monotonic() + seconds
-        while not re.search(pattern, self.log) and time.monotonic() < end:
-            time.sleep(0.02)
-        assert re.search(pattern, self.log), self.log
+        with self.news:
+            assert self.news.wait_for(lambda: re.search(pattern, self.log), seconds), self.log
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
@@ -108,7 +109,7 @@ def test_a_running_request_is_finished_before_the_daemon_ends_well(start, number
     one = start()
     with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
         sock.sendall(b"PUT /ou/co2unit-1/push-sequential/data/x.tsv?offset=0 HTTP/1.0\r\nContent-Length: 5\r\n\r\nhe")
-        time.sleep(0.3)
+        ask(one.port, PING)                                     # who comes later is answered: the first is being served
         one.process.send_signal(number)
         one.waits_for("stopping")
         sock.sendall(b"llo")
@@ -119,9 +120,9 @@ def test_a_running_request_is_finished_before_the_daemon_ends_well(start, number
 
 def test_signals_that_come_at_any_moment_are_heeded(start, tmp_path):
     one = start()
-    for _ in range(4000):
+    for _ in range(400):
         one.process.send_signal(signal.SIGHUP)
-        time.sleep(0.0002)
+        assert ask(one.port, PING).startswith(b"HTTP/1.1 200 ")
     assert one.stop() == 0
     assert "Traceback" not in one.log
 
@@ -150,6 +151,7 @@ def test_neither_a_directory_that_is_gone_nor_a_lack_of_threads_ends_the_daemon(
     assert "reload refused" in caplog.text and "watchdog: can't start new thread" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="prlimit is not installed")
 def test_threads_leave_descriptors_for_the_files(start):
     one = start(command=["prlimit", "--nofile=64:64"])
@@ -201,7 +203,6 @@ def test_a_reload_takes_new_limits_of_the_quality_rules(start, tmp_path):
                            b"Content-Length: %d\r\n\r\n" % len(line) + line)[:15]
     end, flags = time.monotonic() + 20, []
     while not flags and time.monotonic() < end:
-        time.sleep(0.05)
         with contextlib.closing(importer.open_db(os.path.join(one.var, "db.sqlite3"))) as db:
             flags = db.execute("SELECT co2_flag FROM co2_readings").fetchall()
     assert flags == [(4,)]
@@ -266,21 +267,23 @@ def test_with_socket_activation_a_restart_under_load_refuses_nobody(start):
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
     port, fd, replies, stop = listener.getsockname()[1], listener.fileno(), [], threading.Event()
+    counted = threading.Semaphore(0)                            # replies that have not been waited for
     systemd = [sys.executable, "-c", "import os, sys; os.dup2(%d, 3); os.environ.update(LISTEN_PID=str(os.getpid()), "
                "LISTEN_FDS='1'); os.execv(sys.argv[1], sys.argv[1:])" % fd]
 
     def client():
         while not stop.is_set():
             replies.append(ask(port, PING)[:15])
+            counted.release()
 
     one = start("--quiet", "yes", command=systemd, pass_fds=[fd])
     clients = [threading.Thread(target=client) for _ in range(6)]
     [thread.start() for thread in clients]
     for _ in range(2):
-        time.sleep(0.5)
+        [counted.acquire() for _ in range(len(replies) + 50)]
         assert one.stop() == 0
         one = start("--quiet", "yes", command=systemd, pass_fds=[fd])
-    time.sleep(0.3)
+    [counted.acquire() for _ in range(50)]
     stop.set()
     [thread.join() for thread in clients]
     listener.close()
@@ -404,10 +407,10 @@ def test_a_certificate_that_cannot_be_used_is_named_and_stops_the_start(tmp_path
 def test_a_client_that_pauses_is_waited_for_on_the_tls_port_too(start, certificate, tls_only):
     one = start(*certificate, "--tls-only", tls_only)
     with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
-        time.sleep(co2d.TICK + 0.1)
+        ask(one.port, PING)                                     # this one is served before it has said anything
         link = ssl._create_unverified_context().wrap_socket(sock) if tls_only == "yes" else sock
         for piece in (PING[:9], PING[9:]):
-            time.sleep(co2d.TICK + 0.1)
+            ask(one.port, PING)
             link.sendall(piece)
         assert read_all(link).startswith(b"HTTP/1.1 200 ")
         link.close()
@@ -606,10 +609,10 @@ def begin_to_fetch(port, data, name="big.bin", context=None):
     return sock
 
 
-def put_big_file(var):
+def put_big_file(var, size=len(BIG)):
     os.makedirs(os.path.join(var, "pub"), exist_ok=True)
     with open(os.path.join(var, "pub", "big.bin"), "wb") as file:
-        file.write(BIG)
+        file.write(BIG[:size])
 
 
 def assert_ends_in_an_error(sock):
@@ -618,7 +621,7 @@ def assert_ends_in_an_error(sock):
 
 
 def cut_by_deadline(one):
-    time.sleep(2.5)
+    one.waits_for("dropped in its reply: reply took too long")
 
 
 def cut_by_sigkill(one):
@@ -632,7 +635,7 @@ def cut_by_sigterm(one):
 
 
 @pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize("cut, seconds", [(cut_by_deadline, "2"), (cut_by_sigkill, "60"), (cut_by_sigterm, "4")])
+@pytest.mark.parametrize("cut, seconds", [(cut_by_deadline, "1"), (cut_by_sigkill, "60"), (cut_by_sigterm, "2")])
 def test_a_reply_that_is_cut_short_ends_in_a_reset(start, tmp_path, certificate, cut, seconds, tls):
     put_big_file(str(tmp_path / "var"))
     one = start("--request-seconds", seconds, *(certificate if tls else []))
@@ -641,10 +644,10 @@ def test_a_reply_that_is_cut_short_ends_in_a_reset(start, tmp_path, certificate,
     assert_ends_in_an_error(sock)
 
 
-def make_server(tmp_path):
+def make_server(tmp_path, size=len(BIG)):
     settings = co2d.Settings(listen="127.0.0.1", port=0, data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"),
                              db=str(tmp_path / "db.sqlite3"))
-    put_big_file(settings.var_dir)
+    put_big_file(settings.var_dir, size)
     server = co2d.Server(co2d.Station(settings))
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
     server.start()
@@ -677,9 +680,8 @@ def test_a_reply_in_which_something_fails_ends_in_a_reset(tmp_path, monkeypatch)
 
 
 def test_a_reply_that_is_complete_ends_in_good_order_however_slowly_it_is_read(tmp_path):
-    server = make_server(tmp_path)
-    sock = begin_to_fetch(server.port, None)
-    time.sleep(1)
-    with sock:
+    server = make_server(tmp_path, 1 << 20)                     # the socket takes 32 KiB of it
+    with begin_to_fetch(server.port, None) as sock:
+        assert len(ask(server.port, b"GET / HTTP/1.0\r\n\r\n")) > 0       # others have their turn, this one has to wait
         assert BIG.endswith(read_all(sock)[-1000:])
     server.stop()
