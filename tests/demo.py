@@ -2,8 +2,9 @@
 """`make demo`: a fleet of simulated units, two weeks, end to end, in a temporary directory.
 
 The daemon's own server answers on a free port of 127.0.0.1; its clock follows the simulation, so that the nights of two
-weeks pass in seconds. Everything else is as in the field: units push their cards in chunks over HTTP, one takes an
-update, one breaks its files, one falls silent; the import thread follows; the pages are printed by plot_ascii.py.
+weeks pass in seconds. Everything else is as in the field: units push their cards in chunks over HTTP; one takes another
+nickname, one is sent to another server, one breaks its files, one falls silent; the import thread follows; the pages
+are printed by plot_ascii.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ sys.path[:0] = [PROJECT, HERE]
 import co2d
 import fipy
 import importer
+import seqfile
 
 DAYS = 14
 SITES = ["vj_re_sn_1", "vj_re_sn_2", "vj_re_sn_3", "vj_re_sn_4", "vj_ko_sn_1", "vj_ko_sn_2", "is_ad_sn_1", "is_ad_sn_2",
@@ -77,25 +80,36 @@ def live_a_day(units, day: int) -> None:
             unit.log_error("Uncaught exception", text='Traceback (most recent call last):\n  File "main.py"\nOSError: 28')
 
 
-def run_nights(clock: Clock, units, station) -> None:
+def run_nights(clock: Clock, units, station, other_url: str) -> None:
     requests = sent = 0
     for day in range(DAYS):
         live_a_day(units, day)
         clock.now += timedelta(days=1)
         if day == 9:
-            publish(station)
+            publish(station, units[1], "--nickname", "renamed-02")
+            publish(station, units[6], "--sync-dest", other_url)
         calling = [u for n, u in enumerate(units, 1) if not (n == 4 and day > 9)]      # one falls silent
         night = fipy.one_night(calling, threads=8)
         requests, sent = requests + night.requests, sent + night.sent
-    print("%d requests, %d bytes pushed; unit 2 has the nickname %r now" % (requests, sent, units[1].nickname))
+    print("%d requests, %d bytes pushed" % (requests, sent))
 
 
-def publish(station) -> None:
-    """A change of nickname, published as an update."""
-    arguments = ["publish", "co2unit-30aea4000002", "--nickname", "renamed-02", "--data-dir", station.settings.data_dir,
-                 "--var-dir", station.settings.var_dir]
+def publish(station, unit, *change: str) -> None:
+    """A change of the configuration, published as an update; dated by the simulation."""
+    name = "update-" + seqfile.utc(station.clock(), "%Y-%m-%dz%H%M%S")
     with contextlib.redirect_stdout(io.StringIO()):
-        assert co2d.main(arguments) == 0
+        assert co2d.main(["publish", unit.unit_id, *change, "--name", name, "--data-dir", station.settings.data_dir,
+                          "--var-dir", station.settings.var_dir]) == 0
+    os.utime(station.data(unit.unit_id, "updates", name), (station.clock(), station.clock()))
+
+
+def make_server(settings, clock):
+    """A server that answers, and the thread that imports for it."""
+    station = co2d.Station(settings, clock)
+    server, importing = co2d.Server(station), co2d.Importing(station)
+    server.start()
+    importing.start()
+    return server, importing
 
 
 def run_command(*command: str) -> None:
@@ -114,18 +128,23 @@ def main() -> int:
         settings = co2d.settings_of(co2d.make_parser().parse_args(["--config", "co2d.conf"]))
         midnight = datetime(*time.gmtime()[:3], 3, 15)
         clock = Clock(midnight - timedelta(days=DAYS))
-        station = co2d.Station(settings._replace(import_delay=0.1), clock)
-        server, importing = co2d.Server(station), co2d.Importing(station)
-        server.start()
-        importing.start()
-        url = "http://127.0.0.1:%d" % server.port
+        settings = settings._replace(import_delay=0.1)
+        first = make_server(settings, clock)
+        second = make_server(settings._replace(data_dir="other/remote_data", var_dir="other/var", db="other/db.sqlite3"), clock)
+        url, other_url = ("http://127.0.0.1:%d" % server.port for server, _ in (first, second))
         units = make_units(directory, url, clock.now)
         write_deployments(settings.data_dir, units, clock.now)
         say("%d simulated units report to %s for %d nights ..." % (len(units), url, DAYS))
-        run_nights(clock, units, station)
-        server.stop()
-        importing.stop()
-        run_command("importer.py", "rebuild")
+        run_nights(clock, units, first[0].station, other_url)
+        for server, importing in (first, second):
+            server.stop()
+            importing.stop()
+        say("unit 2 got another nickname, unit 7 was sent to another server, %s; what is seen of it here:" % other_url)
+        run_command("co2d.py", "publish", "--list")
+        say("\nand when the other server's var/ is copied here, as remote_data/server-b/var:")
+        shutil.copytree("other/var/pings", "remote_data/server-b/var/pings")
+        run_command("co2d.py", "publish", units[6].unit_id, "--list")
+        run_command("importer.py", "rebuild", "--data-dir", "remote_data", "--data-dir", "other/remote_data")
         run_command("importer.py", "rejects")
         for view in ("co2", "pings", "status"):
             run_command("plot_ascii.py", view)
