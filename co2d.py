@@ -16,17 +16,16 @@ Threads:
     accept, resume  workers. The first accept connections and serve them as far as their clients let them; the others
                     go on with those that were parked. A connection belongs to one thread at a time.
     parked          waits for all clients that have to do something first, and keeps their deadlines
-    people          answers what can take long (status pages, metrics), one request after the other
+    people, exports answer what can take long (status pages, metrics; data by URL), one request after the other
     import          takes `Station.changed`, the files that requests have written to, and imports them
     health          looks for problems every minute, and when one is reported; writes health.json
 
 Where they meet:
 
     Server._lock    guards the table of parked connections and the selector that belongs to it
-    Server._ready, Server._for_people       queues of connections that go on
+    Server._ready, Server._lanes            queues of connections that go on
     Station._lock   guards counters, `changed`, the known units and their usage
     Health._lock    guards the list of problems
-    Station.exporting is held by the worker that writes an export; whoever asks for another meanwhile gets 503
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
@@ -66,7 +65,7 @@ import time
 from collections import Counter
 from http import HTTPStatus
 from typing import (TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set,
-                    Tuple)
+                    Tuple, Union)
 from urllib.parse import unquote_to_bytes
 
 import importer
@@ -573,7 +572,6 @@ class Station:
         self.quota = Quota(settings.data_dir)
         self.room_for_data = Room(settings.data_dir)
         self.room_for_pings = Room(settings.var_dir)
-        self.exporting = threading.Lock()
 
     def var(self, *names: str) -> str:
         """A path below the server's own directory."""
@@ -937,8 +935,6 @@ def data(what: str, form: str) -> Callable[..., Response]:
     """An endpoint for a table as `importer.py export` writes it; the arguments of the URL are its options."""
     def serve(station: Station, request: Request) -> Response:
         allow(request, station.settings.status_allow)
-        if not station.exporting.acquire(blocking=False):
-            raise Refused(503, "another export is being written: try again", (("Retry-After", "10"),))
         try:
             file = write_export(station, request, what, form)
         except importer.UnknownName as error:
@@ -949,8 +945,6 @@ def data(what: str, form: str) -> Callable[..., Response]:
             raise Refused(503, str(error))
         except OSError as error:
             raise Refused(507, "cannot write the export: %s" % error.strerror)
-        finally:
-            station.exporting.release()
         response = file_response(file, DATA_TYPES[form], (("X-Content-Type-Options", "nosniff"),))
         return response._replace(extra_seconds=os.fstat(file.fileno()).st_size / SLOWEST_READER if response.file else 0)
     return serve
@@ -1186,26 +1180,26 @@ class Route(NamedTuple):
     method: str
     pattern: str
     endpoint: Callable[..., Response]
-    is_slow: bool = False               # what it does can take long: a thread of its own answers, one after the other
+    lane: str = ""                      # what it does can take long: the thread of this lane answers, one after the other
 
 
 ROUTES = [
-    Route("GET", "/", hello, is_slow=True),
+    Route("GET", "/", hello, lane="people"),
     Route("POST", "/ou/<unit>/alive", alive),
     Route("PUT", "/ou/<unit>/push-sequential/<path>/<file>", push),
     Route("GET", "/ou/<unit>/updates", list_updates),
     Route("GET", "/ou/<unit>/updates/<path>", update),
     Route("GET", "/status/alive/recent", recent),
-    Route("GET", "/status/alive/summary", alive_summary, is_slow=True),
-    Route("GET", "/data/co2/summary", co2_summary, is_slow=True),
-    *(Route("GET", "/data/co2/%s.%s" % (what, form), data(what, form))
+    Route("GET", "/status/alive/summary", alive_summary, lane="people"),
+    Route("GET", "/data/co2/summary", co2_summary, lane="people"),
+    *(Route("GET", "/data/co2/%s.%s" % (what, form), data(what, form), lane="exports")
       for what in importer.EXPORTS for form in DATA_TYPES),
     Route("GET", "/status/alive/<path>", published(590)),
     Route("GET", "/data/co2/<path>", published(3590)),
     Route("GET", "/var/pub/<path>", published(590)),
     Route("GET", "/healthz", healthz),
-    Route("GET", "/readyz", readyz, is_slow=True),
-    Route("GET", "/metrics", metrics, is_slow=True),
+    Route("GET", "/readyz", readyz, lane="people"),
+    Route("GET", "/metrics", metrics, lane="people"),
 ]
 _SPLIT_ROUTES = [(route, tuple(route.pattern[1:].split("/"))) for route in ROUTES]
 
@@ -1273,14 +1267,14 @@ def unit_of(secret: str, request: Request) -> str:
     return path[1] if path[0] == "ou" and len(path) > 2 and SEGMENT.match(path[1]) else ""
 
 
-def respond(station: Station, request: Request, can_be_slow: bool = True) -> Optional[Response]:
-    """The answer to a well-formed request, whatever happens; None where it can take long but is not to."""
+def respond(station: Station, request: Request, lane: Optional[str] = None) -> Union[Response, str]:
+    """The answer to a well-formed request, whatever happens; or the lane that it is for, if that is not `lane`."""
     name = "none"
     try:
         known = strip_secret(station.settings.secret, request)
         route, filled = find_route(known)
-        if route.is_slow and not can_be_slow:
-            return None
+        if lane is not None and route.lane != lane:
+            return route.lane
         name = route.pattern
         response = route.endpoint(station, known, **filled)
     except Refused as refused:
@@ -2052,7 +2046,8 @@ CLIENT_FAULTS = (501, 505)              # what a client asked for, not what went
 LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
 CROWDED_TICK = 0.02                     # the same while descriptors are lacking
 STOP_PATIENCE = 5.0                     # seconds that a stop leaves to clients that are to do something
-MOST_VIEWERS = 16                       # requests that wait for the thread that answers people
+LANES = ("people", "exports")           # each has a thread that answers what can take long
+MOST_WAITING = 16                       # requests in a lane
 PIECE = 64 << 10                        # bytes that are read at once
 FILE_PIECE = 256 << 10                  # bytes of a file that are sent before others have their turn
 TLS_RECORD = 16 << 10                   # bytes that TLS encrypts at once
@@ -2376,12 +2371,12 @@ DROP_ORDER = {"no head": 2.0, "page": 0.0, "unknown unit": 5.0, "unit": 30.0}
 
 
 class Server(socketserver.TCPServer):
-    """Workers that serve, a thread where connections are parked, and one that answers people.
+    """Workers that serve, a thread where connections are parked, and one for each of LANES.
 
     Half of the workers wait in accept, and each takes a connection as far as it goes: that of a unit that sends its
     request at once, to the end. The others take those that were parked, as soon as there is something to do. The rest of
     a crowd waits in the kernel's queue. A status page takes long, so a thread of its own draws them, one after the other:
-    all together would take all memory and all workers.
+    all together would take all memory and all workers. An export takes longer, so it has another one.
 
     `_open` holds all connections, `_parked` those of which the client has to do something first. What is written to
     `_open` are single operations on a dictionary, which Python makes whole.
@@ -2412,7 +2407,7 @@ class Server(socketserver.TCPServer):
         self._parked: Dict[Connection, None] = {}
         self._selector = selectors.DefaultSelector()
         self._ready: queue.SimpleQueue[Optional[Connection]] = queue.SimpleQueue()
-        self._for_people: queue.SimpleQueue[Optional[Connection]] = queue.SimpleQueue()
+        self._lanes: Dict[str, queue.SimpleQueue[Optional[Connection]]] = {lane: queue.SimpleQueue() for lane in LANES}
         self._threads: List[threading.Thread] = []
         self._acceptors: List[threading.Thread] = []
         self._most = _most_connections()
@@ -2439,7 +2434,9 @@ class Server(socketserver.TCPServer):
     def start(self) -> None:
         """Begin to serve."""
         threading.stack_size(512 * 1024)
-        self._threads = [_started(self._watch_parked, "parked"), _started(self._answer_people, "people")]
+        self._threads = [_started(self._watch_parked, "parked")]
+        for lane in LANES:
+            self._threads.append(_started(functools.partial(self._answer_lane, lane), lane))
         for _ in range(WORKERS // 2):
             self._acceptors.append(_started(self._accept_new, "accept"))
             self._threads.append(_started(self._resume_ready, "resume"))
@@ -2501,13 +2498,13 @@ class Server(socketserver.TCPServer):
         log.error("%s: %r at %s", connection.peer, error, importer.place_of(error))
         connection.enter(CLOSED)
 
-    def _answer(self, connection: Connection, can_be_slow: bool = False) -> bool:
+    def _answer(self, connection: Connection, lane: str = "") -> bool:
         """Find the answer; False when another thread goes on with the connection."""
         try:
             request = connection.complete_request(self.station.now())
-            response = respond(self.station, request, can_be_slow)
-            if response is None:
-                return self._leave_to_people_thread(connection)
+            response = respond(self.station, request, lane)
+            if isinstance(response, str):
+                return self._leave_to(response, connection)
             if response.after:
                 response.after(functools.partial(self._reply, connection, response))
                 return False
@@ -2521,17 +2518,17 @@ class Server(socketserver.TCPServer):
         connection.reply(response)
         self._serve(connection)
 
-    def _leave_to_people_thread(self, connection: Connection) -> bool:
-        if self._for_people.qsize() < MOST_VIEWERS:
-            self._for_people.put(connection)
+    def _leave_to(self, lane: str, connection: Connection) -> bool:
+        if self._lanes[lane].qsize() < MOST_WAITING:
+            self._lanes[lane].put(connection)
             return False
-        connection.reply(Refused(503, "too many status pages at once", (("Retry-After", "60"),)).response())
+        connection.reply(Refused(503, "too many requests of this kind at once", (("Retry-After", "60"),)).response())
         return True
 
-    def _answer_people(self) -> None:
+    def _answer_lane(self, lane: str) -> None:
         """Answer what can take long, one after the other."""
-        for connection in iter(self._for_people.get, None):
-            self._answer(connection, can_be_slow=True)
+        for connection in iter(self._lanes[lane].get, None):
+            self._answer(connection, lane)
             self._serve(connection)
 
     def _end(self, connection: Connection) -> None:
@@ -2657,7 +2654,8 @@ class Server(socketserver.TCPServer):
         while self._open and not self._has_stopped_for(self.station.settings.request_seconds):
             time.sleep(CROWDED_TICK)
         self._is_over.set()
-        self._for_people.put(None)
+        for lane in self._lanes.values():
+            lane.put(None)
         for _ in self._threads:
             self._ready.put(None)
         for thread in self._threads:

@@ -3634,6 +3634,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command; the exit status."""
     parser = make_parser()
+    name = parser.prog.removesuffix(".py")
     arguments = parser.parse_args(argv)
     arguments.command = arguments.command or "import"
     for stream in (sys.stdout, sys.stderr):
@@ -3644,7 +3645,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             raise Unusable("stdout is closed")
         settings = settings_of(arguments)
         for warning in settings.warnings:
-            print("%s: warning: %s" % (parser.prog, _printable(warning)), file=sys.stderr)
+            print("%s: warning: %s" % (name, _printable(warning)), file=sys.stderr)
         status = COMMANDS[arguments.command](archive_of(arguments, settings), arguments)
         sys.stdout.flush()
         return status
@@ -3658,7 +3659,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if isinstance(error, OSError):
             reason = ": ".join(filter(None, [error.filename, error.strerror]))
             _drop_stdout()
-        print("%s: %s" % (parser.prog, _printable(reason)), file=sys.stderr)
+        print("%s: %s" % (name, _printable(reason)), file=sys.stderr)
         return 2 if isinstance(error, Usage) else 1
 
 

@@ -881,17 +881,17 @@ def test_status_pages_are_drawn_one_after_the_other_and_only_so_many_wait(server
     import plot_ascii
     one, entered, go_on = server(), threading.Event(), threading.Event()
     monkeypatch.setattr(plot_ascii, "web_page", lambda *_, **__: (entered.set(), go_on.wait(20), "a page")[-1])
-    viewers = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(co2d.MOST_VIEWERS + 2)]
+    viewers = [socket.create_connection(("127.0.0.1", one.port), timeout=20) for _ in range(co2d.MOST_WAITING + 2)]
     viewers[0].sendall(b"GET /data/co2/summary HTTP/1.0\r\n\r\n")
     assert entered.wait(20)
     for number, sock in enumerate(viewers[1:], 1):
         sock.sendall(b"GET /data/co2/summary HTTP/1.0\r\n\r\n")
-        while number <= co2d.MOST_VIEWERS and one._for_people.qsize() < number:
+        while number <= co2d.MOST_WAITING and one._lanes["people"].qsize() < number:
             time.sleep(0.001)
     assert read_all(viewers[-1]).startswith(b"HTTP/1.1 503 ")
     assert talk(one, *PUT_HELLO).startswith(b"HTTP/1.1 200 OK")
     go_on.set()
-    assert [read_all(sock)[:15] for sock in viewers[:-1]] == [b"HTTP/1.1 200 OK"] * (co2d.MOST_VIEWERS + 1)
+    assert [read_all(sock)[:15] for sock in viewers[:-1]] == [b"HTTP/1.1 200 OK"] * (co2d.MOST_WAITING + 1)
     [sock.close() for sock in viewers]
 
 

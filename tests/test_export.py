@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 
 import pytest
@@ -169,7 +170,7 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(place, options, status
     place.deployments(TABLE)
     place.run()
     done = place.command("export", *options)
-    assert done.returncode == status and done.stderr.startswith("importer.py: " + reason)
+    assert done.returncode == status and done.stderr.startswith("importer: " + reason)
 
 
 def test_a_gap_that_is_still_open_has_no_end(place):                               # noqa: F811
@@ -376,7 +377,7 @@ def test_what_psql_cannot_do_is_said(place, what, options, status, reason):     
     place.readings(LINE)
     place.run()
     done = place.command("export", what, "--psql", *options)
-    assert done.returncode == status and "importer.py: " + reason in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == status and "importer: " + reason in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_command_says_what_it_has_done(place, receiver):                       # noqa: F811
@@ -393,7 +394,7 @@ def test_a_table_that_others_have_made_is_left_alone(place, receiver):          
     place.readings(LINE)
     place.run()
     done = place.command("export", "readings", "--psql", receiver.conninfo)
-    assert (done.returncode, done.stderr) == (1, "importer.py: a table readings is there that we have not made: rename it, or drop it\n")
+    assert (done.returncode, done.stderr) == (1, "importer: a table readings is there that we have not made: rename it, or drop it\n")
     assert receiver.ask("SELECT * FROM readings") == "precious\n"
 
 
@@ -401,7 +402,7 @@ def test_without_psql_the_package_to_install_is_named(place, tmp_path):         
     place.readings(LINE)
     place.run()
     done = place.command("export", "readings", "--psql", "dbname=x", env={**os.environ, "PATH": str(tmp_path)})
-    assert (done.returncode, done.stderr) == (1, "importer.py: psql is not installed; it is in the package postgresql-client\n")
+    assert (done.returncode, done.stderr) == (1, "importer: psql is not installed; it is in the package postgresql-client\n")
 
 
 # -- readers without rights ----------------------------------------------------------------------------------------------
@@ -502,7 +503,7 @@ def test_a_package_is_written_anew_over_itself_but_over_nothing_else(package):
     (directory / "datapackage.json").unlink()
     done = place.command("export", "--package", str(directory))
     assert (done.returncode, done.stderr) == (
-        2, "importer.py: %s holds something else than a data package: name an empty directory\n" % directory)
+        2, "importer: %s holds something else than a data package: name an empty directory\n" % directory)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -528,7 +529,7 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(place):                 
 ])
 def test_options_that_do_not_go_together_are_refused(place, options, reason):      # noqa: F811
     done = place.command("export", *options)
-    assert (done.returncode, done.stderr) == (2, "importer.py: %s\n" % reason)
+    assert (done.returncode, done.stderr) == (2, "importer: %s\n" % reason)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -562,16 +563,16 @@ def test_who_reads_no_further_or_has_no_room_gets_one_line_at_most(place):      
     assert (done.stdout[:9], done.stderr) == (b"time,unit", b"")
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, universal_newlines=True)
-    assert (done.returncode, done.stderr) == (1, "importer.py: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "importer: No space left on device\n")
     done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, universal_newlines=True)
-    assert (done.returncode, done.stderr) == (1, "importer.py: stdout is closed\n")
+    assert (done.returncode, done.stderr) == (1, "importer: stdout is closed\n")
 
 
 def test_a_setting_that_has_gone_is_warned_about(place):                            # noqa: F811
     place.readings(LINE)
     place.put("co2d.conf", "[quality]\nflat_count = 5\n")
     done = place.command("import", "--config", os.path.join(place.root, "co2d.conf"))
-    assert done.returncode == 0 and done.stderr.startswith("importer.py: warning: ") and "flat_count has no effect" in done.stderr
+    assert done.returncode == 0 and done.stderr.startswith("importer: warning: ") and "flat_count has no effect" in done.stderr
 
 
 def test_status_names_what_could_not_be_imported_and_why(place):                    # noqa: F811
@@ -645,13 +646,10 @@ def test_without_a_database_data_are_unavailable_for_now(station):
     assert status == 503 and "no database yet" in json.loads(body)["error"]
 
 
-def test_one_export_is_written_at_a_time_and_none_on_a_disk_that_is_nearly_full(station, monkeypatch):
-    with station.exporting:
-        assert ask(station, "/data/co2/readings.csv")[0] == 503
+def test_no_export_is_written_on_a_disk_that_is_nearly_full(station, monkeypatch):
     monkeypatch.setattr(co2d, "LEAST_FREE", 1 << 60)
     monkeypatch.setattr(co2d.os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 100, 9, 9, 1, 1, 1, 0, 255)))
     assert ask(station, "/data/co2/readings.csv")[::2] == (507, '{"error":"the disk is nearly full: ask for less"}\n')
-    assert not station.exporting.locked()
 
 
 @pytest.fixture
@@ -679,3 +677,33 @@ def test_a_reader_who_is_slow_holds_up_nobody(station, url):
         slow.sendall(b"GET /data/co2/readings.csv HTTP/1.0\r\nHost: x\r\n\r\n")
         assert slow.recv(9) == b"HTTP/1.1 "
         assert urllib.request.urlopen(url + "units.csv").status == 200
+
+
+def test_exports_are_written_one_at_a_time_and_hold_up_neither_units_nor_pages(station, url, monkeypatch):
+    began, may_end, at_work, threads = threading.Event(), threading.Event(), threading.Lock(), []
+    write = co2d.write_export
+
+    def slowly(*arguments):
+        assert at_work.acquire(blocking=False)
+        began.set()
+        assert may_end.wait(30)
+        at_work.release()
+        return write(*arguments)
+
+    def take():
+        statuses.append(urllib.request.urlopen(url + "units.csv").status)
+
+    statuses = []
+    monkeypatch.setattr(co2d, "write_export", slowly)
+    for _ in range(4):
+        threads.append(threading.Thread(target=take))
+        threads[-1].start()
+    assert began.wait(30)
+    home = url[:-len("data/co2/")]
+    ping = urllib.request.Request(home + "ou/co2unit-1/alive?site_code=x", method="POST")
+    assert urllib.request.urlopen(ping).status == 200
+    assert urllib.request.urlopen(home + "data/co2/summary").status == 200
+    may_end.set()
+    for thread in threads:
+        thread.join(30)
+    assert statuses == [200] * 4

@@ -889,7 +889,7 @@ def test_a_full_disk_ends_with_a_message_and_the_old_database(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))
     for command in ("import", "rebuild"):
         done = place.command(command, preexec_fn=small)
-        assert done.returncode == 1 and done.stderr.startswith("importer.py: ") and "Traceback" not in done.stderr
+        assert done.returncode == 1 and done.stderr.startswith("importer: ") and "Traceback" not in done.stderr
         assert place.dump() == before
     assert place.command("import").returncode == 0
 
