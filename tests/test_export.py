@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import glob
 import io
 import json
 import os
@@ -184,31 +183,6 @@ def test_a_gap_that_is_still_open_has_no_end(place):                            
 # -- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A PostgreSQL server of its own: the directory of its socket."""
-    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
-    if not found or not shutil.which("psql"):
-        pytest.skip("PostgreSQL is not installed")
-    binaries, home = os.path.dirname(found[-1]), tempfile.mkdtemp(prefix="co2d-pg-")
-    become = []
-    if os.getuid() == 0:
-        become = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(home, "postgres")
-
-    def run(program, *arguments):
-        command = [*become, os.path.join(binaries, program), "-D", home + "/data", *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/")
-
-    try:
-        run("initdb", "-A", "trust", "-N", "-U", "postgres", "-E", "UTF8")
-        run("pg_ctl", "-w", "-o", "-c listen_addresses='' -c fsync=off -k " + home, "-l", home + "/log", "start")
-        yield home
-        run("pg_ctl", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
 class Receiver:
     """A database of its own for each test."""
 
@@ -235,8 +209,8 @@ def said(value):
 
 
 @pytest.fixture
-def receiver(server):
-    receiver = Receiver(server)
+def receiver(postgresql):
+    receiver = Receiver(postgresql)
     receiver.conninfo += "postgres"
     receiver.ask("DROP DATABASE IF EXISTS taken")
     receiver.ask("CREATE DATABASE taken")

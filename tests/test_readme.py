@@ -1,18 +1,22 @@
-"""README.md says what is: every setting, metric, route, command, target and file has its line."""
+"""README.md says what is: each setting, metric, route, command and target has its line, and each block runs as it stands."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
 import co2d
-import fleet
+import fipy
 import importer
 import plot_ascii
+import readme
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(PROJECT, "README.md"), encoding="utf-8") as file:
@@ -34,21 +38,24 @@ def test_every_metric_has_its_line(name):
     assert "| `%s` | %s | %s |" % (name, *co2d.METRICS[name]) in README
 
 
-@pytest.mark.parametrize("method, pattern", [(method, pattern) for method, pattern, *_ in co2d.ROUTES])
-def test_every_route_is_in_the_contract(method, pattern):
-    known = {"<unit>": "ID"}
+@pytest.mark.parametrize("pattern", [route.pattern for route in co2d.ROUTES])
+def test_every_route_is_in_the_contract(pattern):
     start = re.sub("<unit>", "ID", pattern).split("/<path>")[0]
-    assert start in README, known
+    table = re.fullmatch(r"/data/co2/(\w+)(\.\w+)", start)      # one row says it for all tables
+    if table:
+        assert "/data/co2/readings" + table[2] in README and "`%s`" % table[1] in README.replace("readings.csv", "`readings`")
+    else:
+        assert start in README
 
 
-@pytest.mark.parametrize("target", re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.M))
+@pytest.mark.parametrize("target", re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.M))
 def test_every_make_target_is_named(target):
-    assert re.search(r"make \[[a-z|]*\b%s\b" % target, README)
+    assert re.search(r"make \[[a-z|-]*\b%s\b" % target, README)
 
 
 @pytest.mark.parametrize("command", list(importer.COMMANDS))
 def test_every_importer_command_is_named(command):
-    assert re.search(r"\./importer\.py[^\n]*\b%s\b" % command, README)
+    assert re.search(r"^importer [^\n]*\b%s\b" % command, README, re.M)
 
 
 @pytest.mark.parametrize("option", ["--all", "--site", "--nickname", "--sync-dest", "--withdraw", "--list", "--dry-run", "--name"])
@@ -66,7 +73,7 @@ def test_nothing_is_left_to_be_filled_in():
 
 
 def test_the_deployment_that_is_shown_is_one():
-    titles, row = re.search(r"```\n(unit_id\t.*)\n(.*)\n```", README).groups()
+    titles, row = re.search(r"(unit_id\t.*)\n(.*)\n```", README).groups()
     assert titles.split("\t") == importer.DEPLOYMENT_COLUMNS
     assert importer.parse_deployment(row, titles.split("\t"))[2:5] == ("vj_re_sn_1", "30", "deployed")
 
@@ -74,28 +81,6 @@ def test_the_deployment_that_is_shown_is_one():
 @pytest.mark.parametrize("option", ["site", "recent-days", "tz"])
 def test_options_in_the_url_that_is_shown_are_options_of_the_pages(option):
     assert "%s=" % option in README and option.replace("-", "_") in plot_ascii.OPTIONS
-
-
-TROUBLE = README[README.index("## When something is wrong"):].split("\n## ")[0]
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """A small archive with everything in it, and a configuration that names it."""
-    directory = tmp_path_factory.mktemp("archive")
-    fleet.make_archive(str(directory), units=5, days=3)
-    config = directory / "co2d.conf"
-    config.write_text("[co2d]\ndata_dir = remote_data\nvar_dir = var\n")
-    return str(config)
-
-
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`(\./(?:importer|plot_ascii|co2d)\.py [^`]*|\./importer\.py)`", TROUBLE))))
-def test_commands_for_trouble_run(archive, command):
-    if any(word in command for word in ("ID", "--all")):
-        pytest.skip("changes what units do; tests/test_publish.py runs it")
-    done = subprocess.run([sys.executable, *command.split()], cwd=PROJECT, env={**os.environ, "CO2D_CONF": archive},
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def options_of(help_text):
@@ -109,3 +94,83 @@ def test_every_option_is_named(command):
     done = subprocess.run([sys.executable, *command.split(), "--help"], cwd=PROJECT, stdout=subprocess.PIPE, check=True,
                           universal_newlines=True)
     assert sorted(option for option in options_of(done.stdout) if not re.search(r"(?<![\w-])%s\b(?!-)" % option, README)) == []
+
+
+# -- every block, as it stands, in order ---------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def needs(command):
+    """Programs that a command calls and that are not installed here."""
+    programs = ("psql", "createdb", "sqlite3", "rsync", "curl")
+    return [name for name in programs if re.search(r"\b%s\b" % name, command) and not shutil.which(name)]
+
+
+class Reader:
+    """Somebody who does what README says, block by block, and compares what is printed."""
+
+    def __init__(self, root):
+        self.box = readme.Sandbox(root, free_port())
+        self.box.write(os.path.join(self.box.source, "main.py"), "print('new')\n")     # the reader's own firmware
+        self.skipped = []
+
+    def play(self, block):
+        play = getattr(self, "play_" + block.kind, None)
+        if block.path:
+            self.box.write(self.box.replaced(os.path.join(self.box.source, block.path)), self.box.replaced(block.text))
+        elif play:
+            play(block)
+
+    def play_console(self, block):
+        for step in readme.steps(block):
+            missing = needs(step.command)
+            if missing:
+                assert "CI" not in os.environ, "%s is not installed" % ", ".join(missing)
+                self.skipped.append(step.command)
+                continue
+            done = self.box.run(step.command)
+            printed = self.box.shown(done.stdout)
+            assert done.returncode == 0, "README.md:%d: %s\n%s" % (block.line, step.command, printed)
+            assert not step.expected or readme.agrees(printed, step.expected), printed
+
+    def play_cron(self, block):
+        for line in block.text.splitlines():
+            if "=" not in line.split(" ")[0]:
+                done = self.box.run(line.split(None, 5)[5])
+                assert done.returncode in (0, 1, 2) and "Traceback" not in done.stdout, done.stdout
+                assert done.returncode != 2 or "CRITICAL" in done.stdout, done.stdout
+
+    def play_test(self, block):
+        getattr(self, block.text.split(":")[0].replace(" ", "_"))()
+
+    def the_unit_is_switched_on(self):
+        """It has measured for two days, and calls; `json` blocks are its card."""
+        unit = self.unit = fipy.Unit("co2unit-30aea42a50bc", os.path.join(self.box.source, "card"), now=the_day_before_yesterday())
+        unit.measure(days=2)
+        self.the_unit_calls()
+
+    def the_unit_calls(self):
+        session = self.unit.sync()
+        assert session.error is None and session.finished
+        assert self.box.run("importer --config /etc/co2d.conf").returncode in (0, 1)
+
+
+def the_day_before_yesterday():
+    return (datetime.now(timezone.utc) - timedelta(days=2)).replace(tzinfo=None, microsecond=0)
+
+
+def test_every_block_runs_as_it_stands(tmp_path, monkeypatch, request):
+    if not needs("psql"):
+        monkeypatch.setenv("PGHOST", request.getfixturevalue("postgresql"))
+        monkeypatch.setenv("PGUSER", "postgres")
+    reader = Reader(str(tmp_path / "root"))
+    try:
+        for block in readme.blocks(README):
+            reader.play(block)
+    finally:
+        reader.box.close()
