@@ -43,7 +43,7 @@ from collections import Counter
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache
-from itertools import groupby, zip_longest
+from itertools import cycle, groupby, zip_longest
 from math import ceil, floor, log10
 from types import SimpleNamespace
 from typing import Any, Callable, Collection, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
@@ -1123,15 +1123,20 @@ def measured(c: Context, chart: Chart, row: SiteRow, end: int, rhythms: Mapping[
     return chart._replace(below=below, above=above)
 
 
-def view_co2(c: Context) -> Page:
-    """All sites; or one site or unit in detail; or, with --panels, every stay in detail."""
+def co2_rows(c: Context) -> tuple[list[SiteRow], Window, bool]:
+    """The sites, or units, that have readings in the time that is asked for; whether it is one by name."""
     by_unit = bool(c.o.unit and not c.o.site)
     rows = rows_of(c.stays, by_unit)
     alone = len(rows) == 1 and bool(c.o.unit or c.o.site)
     window = c.window([span for row in rows for span in row.spans], alone)
     if c.o.panels and not by_unit:
         rows = [SiteRow(stay.site or stay.nickname, [stay], spans_of([stay])) for stay in c.stays]
-    rows = [row for row in rows if row.within(window)]
+    return [row for row in rows if row.within(window)], window, alone
+
+
+def view_co2(c: Context) -> Page:
+    """All sites; or one site or unit in detail; or, with --panels, every stay in detail."""
+    rows, window, alone = co2_rows(c)
     if not rows:
         return nothing("co2", "No readings in this time.")
     if c.o.panels:
@@ -1510,6 +1515,7 @@ class PingRow(NamedTuple):
     stays: list[importer.Deployment]    # in order of time
     columns: Sequence[Optional[importer.Pings]] = ()
     late: Optional[int] = None          # s since the last ping, when the unit that is there is late
+    state: Any = None                   # importer.UnitState of the last unit
 
     @property
     def stay(self) -> importer.Deployment:
@@ -1588,11 +1594,11 @@ def with_pings(c: Context, row: PingRow, axis: Axis, window: Window) -> PingRow:
     for (_, j), pings in importer.pings(c.db, row.within(window), axis.edges).items():
         columns[j] = importer.Pings._make(map(sum, zip(pings, columns[j] or (0, 0, 0, 0))))
     late = None
-    if row.stay.since <= window.b < row.stay.until:
-        state, = importer.fleet_state(c.db, window.b, [row.stay])
-        if state.alarms and state.pings_late > 1 and state.last_ping is not None:
-            late = window.b - state.last_ping
-    return PingRow(row.stays, columns, late)
+    state, = importer.fleet_state(c.db, window.b, [row.stay])
+    here = row.stay.since <= window.b < row.stay.until
+    if here and state.alarms and state.pings_late > 1 and state.last_ping is not None:
+        late = window.b - state.last_ping
+    return PingRow(row.stays, columns, late, state)
 
 
 def ping_chart(c: Context, row: PingRow, axis: Axis, end: int) -> Cell:
@@ -1983,7 +1989,7 @@ VIEWS = {
     "gaps": View(view_gaps, "readings that are missing, and why", "co2_readings", 30, 30),
 }
 
-# -- pictures: frames, paths, panels ----------------------------------------------------------------------------------
+# -- pictures: times, paths, panels -----------------------------------------------------------------------------------
 #
 # The same pages for browsers and papers, as inline SVG: strips under each other on one time axis. A strip has text on
 # its left, the labels of its scales, a chart, and numbers on its right. In a browser x is a share of the width that
@@ -1995,7 +2001,7 @@ DESK_CHART = 820                        # px; width of a chart on a page of 1180
 PHONE_CHART = 320                       # px; on a page of 400
 LETTER = 6.4                            # px; width of a letter
 SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
-TICK_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000]
+TICK_STEPS = [n * 10 ** power for power in range(5) for n in (1, 2, 5)]
 
 Point = tuple[int, int]
 Times = tuple[float, float]             # from, to; UTC seconds
@@ -2004,45 +2010,40 @@ Times = tuple[float, float]             # from, to; UTC seconds
 class Frame(NamedTuple):
     """The time that the charts of a picture show."""
     edges: list[int]                    # UTC seconds of the columns, one more than these
-    ticks: list[tuple[int, str]]        # UTC seconds, label
+    ticks: list[Tick]
     groups: list[tuple[int, int, str]]  # columns with one hover text: first, end, when
 
     def share(self, ts: float) -> float:
         """Where a time lies: 0 at the left edge, 1 at the right one."""
         start = self.edges[0]
         end = self.edges[-1]
-        return min(max((ts - start) / (end - start), 0), 1)
+        share = (ts - start) / (end - start)
+        return min(max(share, 0), 1)
 
     def at(self, ts: float) -> int:
         """The same, for points of curves."""
         return round(STRETCHED * self.share(ts))
 
-    def columns(self, stay: Any) -> tuple[int, int]:
+    def columns(self, stay: importer.Deployment) -> tuple[int, int]:
         """The first column that a stay is in, and the one behind its last."""
         first = bisect_right(self.edges, stay.since) - 1
         end = bisect_left(self.edges, stay.until)
         return max(first, 0), min(end, len(self.edges) - 1)
 
-    def within(self, first: int, end: int, stay: Any) -> Times:
+    def within(self, first: int, end: int, stay: importer.Deployment) -> Times:
         """The part of some columns that belongs to a stay."""
         start = max(self.edges[first], stay.since)
-        return start, min(self.edges[end], stay.until)
-
-    def span(self, times: Times) -> str:
-        """Where a rectangle lies that long."""
-        left, right = map(self.share, times)
-        return f'x="{left:.2%}" width="{right - left:.2%}"'
+        until = min(self.edges[end], stay.until)
+        return start, until
 
     def rect(self, style: str, times: Times, top: float, height: float) -> str:
         """A rectangle; nothing where no time is."""
         left, right = map(self.share, times)
         if left >= right:
             return ""
-        return f'<rect class="{style}" {self.span(times)} y="{top:g}" height="{height:g}"/>'
-
-    def text(self, style: str, ts: float, y: float, text: str) -> str:
-        """A word."""
-        return f'<text class="{style}" x="{self.share(ts):.2%}" y="{y:g}">{text}</text>'
+        x = f'x="{left:.2%}" width="{right - left:.2%}"'
+        y = f'y="{top:g}" height="{height:g}"'
+        return f'<rect class="{style}" {x} {y}/>'
 
     def word(self, style: str, times: Times, y: float, text: str) -> str:
         """A word in the middle of a time, if it has room there; a phone may have none."""
@@ -2052,26 +2053,24 @@ class Frame(NamedTuple):
             return ""
         if room * PHONE_CHART < 1:
             style += " more"
-        return f'<text class="{style}" x="{(left + right) / 2:.2%}" y="{y:g}">{text}</text>'
+        middle = (left + right) / 2
+        return f'<text class="{style}" x="{middle:.2%}" y="{y:g}">{text}</text>'
 
-    def hover(self, height: int, tell: Callable[[int, int], str]) -> str:
+    def hover(self, tell: Callable[[int, int], str]) -> str:
         """What each day, or longer, says under the mouse."""
-        drawn = '<g class="hover">'
+        drawn = ""
         for first, end, when in self.groups:
-            x = self.span((self.edges[first], self.edges[end]))
-            drawn += f'<rect {x} height="{height}"><title>{when}: {tell(first, end)}</title></rect>'
-        return drawn + "</g>"
+            left = self.share(self.edges[first])
+            right = self.share(self.edges[end])
+            x = f'x="{left:.1%}" width="{right - left:.1%}"'
+            drawn += f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
+        return f'<g class="hover">{drawn}</g>'
 
-    def grid(self, height: int) -> str:
-        """Lines on calendar steps."""
-        lines = [f"M{self.at(ts)} 0l0 {10 * height}" for ts, _ in self.ticks]
-        return curve("grid", "".join(lines))
-
-
-def fitted(height: int, curves: str) -> str:
-    """Curves, made as wide as the chart."""
-    box = f'viewBox="0 0 {STRETCHED} {10 * height}" preserveAspectRatio="none"'
-    return f'<svg {box} width="100%" height="{height}">{curves}</svg>'
+    def fitted(self, height: int, curves: str) -> str:
+        """Lines on calendar steps, and curves, made as wide as the chart."""
+        steps = "".join(f"M{self.at(tick.ts)} 0l0 {10 * height}" for tick in self.ticks)
+        box = f'viewBox="0 0 {STRETCHED} {10 * height}" preserveAspectRatio="none"'
+        return f'<svg {box} width="100%" height="{height}">{curve("grid", steps)}{curves}</svg>'
 
 
 def curve(style: str, d: str) -> str:
@@ -2083,12 +2082,15 @@ def path(points: Sequence[Point], end: str = "") -> str:
     """The shortest text of a line through points; a single point becomes a dot."""
     x, y = points[0]
     text = f"M{x} {y}l"
-    steps = []
+    steps: list[tuple[int, int]] = []
     for next_x, next_y in points[1:] or points:
-        steps.append(f"{next_x - x} {next_y - y}")
+        flat = next_y == y
+        if flat and steps and steps[-1][1] == 0:
+            x -= steps.pop()[0]         # two level steps are one
+        steps.append((next_x - x, next_y - y))
         x = next_x
         y = next_y
-    return text + " ".join(steps).replace(" -", "-") + end
+    return text + " ".join(f"{dx} {dy}" for dx, dy in steps).replace(" -", "-") + end
 
 
 def stretches(values: Iterable[object]) -> list[tuple[int, int]]:
@@ -2103,16 +2105,6 @@ def stretches(values: Iterable[object]) -> list[tuple[int, int]]:
     return found
 
 
-def crossed(points: Sequence[Point], level: int) -> Iterator[Point]:
-    """A line with a further point wherever it crosses a level."""
-    yield points[0]
-    for (x, y), (next_x, next_y) in zip(points, points[1:]):
-        if (y - level) * (next_y - level) < 0:
-            part = (level - y) / (next_y - y)
-            yield round(x + part * (next_x - x)), level
-        yield next_x, next_y
-
-
 def signed(form: str, value: Any) -> str:
     """Numbers with a real minus."""
     return str(form % value).replace("-", "−")
@@ -2121,93 +2113,79 @@ def signed(form: str, value: Any) -> str:
 class Panel(NamedTuple):
     """One quantity in a strip."""
     frame: Frame
-    chart: Any
+    chart: Chart
     top: int                            # px
     height: int
-
-    @property
-    def name(self) -> str:
-        """The quantity's."""
-        return str(self.chart.quantity.name)
 
     def y(self, value: Any) -> int:
         """The height of a value; what is off the scale lies on the edge."""
         bottom = 10 * (self.top + self.height)
-        level: int = self.chart.scale.level(value, 10 * self.height)
-        return bottom - level
-
-    def points(self, xs: Sequence[int], values: Iterable[Any]) -> list[Point]:
-        """Where values lie."""
-        return list(zip(xs, map(self.y, values)))
+        return bottom - self.chart.scale.level(value, 10 * self.height)
 
     def ticks(self) -> list[int]:
         """Round values, so far apart that their labels are legible."""
         low, high = self.chart.scale
-        least = (high - low) * max(12.5 / self.height, 0.14)
-        wide = [step for step in TICK_STEPS if step >= least] or TICK_STEPS[-1:]
-        step = wide[0]
-        first = ceil(low / step)
-        last = floor(high / step)
-        return [n * step for n in range(first, last + 1)]
+        least = (high - low) * max(10.5 / self.height, 0.14)
+        step = next((step for step in TICK_STEPS if step >= least), TICK_STEPS[-1])
+        return list(range(ceil(low / step) * step, ceil(high), step))
 
     def labels(self) -> str:
         """The round values."""
+        name = self.chart.quantity.name
+        unit = "°" if name == "temp" else ""
         drawn = ""
-        unit = "°" if self.name == "temp" else ""
         for value in self.ticks():
             y = self.y(value) / 10 + 4
-            text = signed("%d", value) + unit
-            drawn += f'<text class="{self.name}-label" x="30" y="{y:g}">{text}</text>'
+            drawn += f'<text class="{name}-label" x="30" y="{y:g}">{signed("%d", value)}{unit}</text>'
         return drawn
 
     def grid(self) -> str:
-        """Lines at the round values; a dotted one at 0."""
+        """Lines at the round values; where temperatures change their sign a dotted one."""
         lines = [f"M0 {self.y(value)}l{STRETCHED} 0" for value in self.ticks()]
-        drawn = curve("grid", "".join(lines))
-        if self.name == "temp":
-            drawn += curve("zero", f"M0 {self.y(0)}l{STRETCHED} 0")
-        return drawn
+        zero = f"M0 {self.y(0)}l{STRETCHED} 0" if self.chart.quantity.name == "temp" else ""
+        return curve("grid", "".join(lines)) + curve("zero", zero)
 
     def curves(self, buckets: Buckets, kind: str) -> str:
         """One unit's range and mean, and what lies between the mean and 0; broken where no value is usable."""
+        name = self.chart.quantity.name
         edges = self.frame.edges
-        middles = [self.frame.at((start + end) / 2) for start, end in zip(edges, edges[1:])]
         zero = self.y(0)
         line = ""
         band = ""
         above = ""
         below = ""
         for start, end in stretches(bucket and bucket.n for bucket in buckets):
-            xs = middles[start:end]
+            columns = zip(edges[start:end], edges[start + 1:])
+            xs = [self.frame.at((begin + until) / 2) for begin, until in columns]
             run: list[Any] = buckets[start:end]
-            means = self.points(xs, [bucket.total / bucket.n for bucket in run])
-            highs = self.points(xs, [bucket.high for bucket in run])
-            lows = self.points(xs, [bucket.low for bucket in run])
+            means = list(zip(xs, [self.y(bucket.total / bucket.n) for bucket in run]))
+            highs = list(zip(xs, [self.y(bucket.high) for bucket in run]))
+            lows = list(zip(xs, [self.y(bucket.low) for bucket in run]))
+            foot = [(xs[-1], zero), (xs[0], zero)]
             line += path(means)
             band += path(highs + lows[::-1], "z")
-            outline = [(xs[0], zero), *crossed(means, zero), (xs[-1], zero)]
-            above += path([(x, min(y, zero)) for x, y in outline], "z")
-            below += path([(x, max(y, zero)) for x, y in outline], "z")
-        drawn = curve(f"{self.name} line-{kind}", line)
+            above += path([(x, min(y, zero)) for x, y in means] + foot, "z")
+            below += path([(x, max(y, zero)) for x, y in means] + foot, "z")
+        drawn = curve(f"{name} line-{kind}", line)
         if kind == "second":
             return drawn
-        is_warmth = self.name == "temp"
-        if not is_warmth or edges[1] - edges[0] >= DAY:
-            drawn = curve(f"{self.name}-band band-{kind}", band) + drawn
-        if is_warmth:
+        if name == "co2" or edges[1] - edges[0] >= DAY:
+            drawn = curve(f"{name}-band band-{kind}", band) + drawn
+        if name == "temp":
             drawn = curve("above", above) + curve("below", below) + drawn
         return drawn
 
     def marks(self) -> str:
         """Signs above where values are suspect or off the scale, with a line where column after column has some."""
         drawn = ""
+        marks = self.chart.marks
         for mark, sign in SIGNS.items():
-            for first, end in stretches(each == mark for each in self.chart.marks):
-                start = self.frame.edges[first]
-                stop = self.frame.edges[end]
-                drawn += self.frame.text("mark", (start + stop) / 2, self.top - 1, sign)
+            for first, end in stretches(each == mark for each in marks):
+                times = self.frame.edges[first], self.frame.edges[end]
+                x = self.frame.share(sum(times) / 2)
+                drawn += f'<text class="mark" x="{x:.2%}" y="{self.top - 1}">{sign}</text>'
                 if end - first > 3:
-                    drawn += self.frame.rect("off", (start, stop), self.top, 1.5)
+                    drawn += self.frame.rect("off", times, self.top, 1.5)
         return drawn
 
 
@@ -2227,34 +2205,36 @@ HIGH = {"co2": 200, "temp": 130}        # px; in a page of one
 ABOVE = 9                               # px over a panel, for marks
 
 
-def kinds_of(unit: str, frame: Frame, stays: Sequence[Any]) -> list[str]:
-    """How each column of a unit is drawn: by its status, or as second where another unit is deployed."""
-    kinds = []
-    for start, end in zip(frame.edges, frame.edges[1:]):
-        there = [stay for stay in stays if stay.since < end and stay.until > start]
-        own = [stay.status for stay in there if stay.unit_id == unit]
-        others = [stay.status for stay in there if stay.unit_id != unit]
-        kind = own[0] if own and own[0] else "deployed"
-        if kind != "deployed" and "deployed" in others:
-            kind = "second"
-        kinds.append(kind)
-    return kinds
+def is_second(stay: importer.Deployment, stays: Iterable[importer.Deployment]) -> bool:
+    """Whether another unit is deployed there at that time."""
+    if is_deployed(stay):
+        return False
+    for other in filter(is_deployed, stays):
+        together = other.since < stay.until and other.until > stay.since
+        if together and other.unit_id != stay.unit_id:
+            return True
+    return False
 
 
-def unit_curves(panels: Sequence[Panel], row: Any) -> str:
-    """All quantities of a site, a line for each unit."""
+def unit_curves(panels: Sequence[Panel], row: SiteRow) -> str:
+    """All quantities of a site, a line for each unit, as its stay is; of a unit alone all it has measured."""
     drawn = ""
+    alone = len(row.strands) == 1 and row.spans[0][1:] == (0, importer.FOREVER)
     for strand in row.strands:
-        kinds = kinds_of(strand.unit_id, panels[0].frame, row.stays)
-        for kind in dict.fromkeys(kinds):
+        always = importer.Deployment(strand.unit_id, strand.nickname)
+        for stay in [always] if alone else strand.stays:
+            first, end = panels[0].frame.columns(stay)
+            kind = stay.status or "deployed"
+            if is_second(stay, row.stays):
+                kind = "second"
             for panel in panels:
-                own = zip(kinds, strand.buckets[panel.name])
-                chosen = [bucket if each == kind else None for each, bucket in own]
-                drawn += panel.curves(chosen, kind)
+                own = strand.buckets[panel.chart.quantity.name]
+                before: Buckets = [None] * first
+                drawn += panel.curves(before + own[first:end], kind)
     return drawn
 
 
-def stay_bars(frame: Frame, strand: Any, top: int) -> str:
+def stay_bars(frame: Frame, strand: Strand, top: int) -> str:
     """When a unit was there (a line), and when it measured (a bar)."""
     drawn = ""
     for stay in strand.stays:
@@ -2265,51 +2245,33 @@ def stay_bars(frame: Frame, strand: Any, top: int) -> str:
     return drawn
 
 
-def spread(chart: Any, start: int, end: int) -> tuple[float, ...]:
+def spread(chart: Chart, start: int, end: int) -> tuple[float, ...]:
     """Least, greatest and mean usable value of some columns; nothing without any."""
-    there = [bucket for bucket in chart.buckets[start:end] if bucket and bucket.n]
-    if not there:
-        return ()
-    low = min(bucket.low for bucket in there)
-    high = max(bucket.high for bucket in there)
-    total = sum(bucket.total for bucket in there)
-    return low, high, total / sum(bucket.n for bucket in there)
+    low: list[Any] = []
+    high: list[Any] = []
+    total = 0.0
+    n = 0
+    for bucket in chart.buckets[start:end]:
+        if bucket and bucket.n:
+            low.append(bucket.low)
+            high.append(bucket.high)
+            total += bucket.total
+            n += bucket.n
+    return (min(low), max(high), total / n) if n else ()
 
 
-def told(charts: Iterable[Any], first: int, end: int) -> str:
+def told(charts: Iterable[Chart], first: int, end: int) -> str:
     """The same in words, for each quantity."""
     words = []
     for chart in charts:
-        form = "{0.label} {0.form}…{0.form}, mean {0.form}".format(chart.quantity)
         found = spread(chart, first, end)
         if found:
-            words.append(signed(form, found))
+            form = "{0.label} {0.form}…{0.form}, mean {0.form}"
+            words.append(signed(form.format(chart.quantity), found))
     return "; ".join(words) or "no data"
 
 
-def site_chart(row: Any, panels: Sequence[Panel], gaps: Sequence[Any]) -> tuple[int, str]:
-    """Height and drawing: quantities of a site under each other; where readings are missing, and why."""
-    frame = panels[0].frame
-    height = panels[-1].top + panels[-1].height + 3
-    middle = panels[0].top + panels[0].height // 2 + 4
-    back = ""
-    front = ""
-    for gap in gaps:
-        times = gap.start, gap.end or frame.edges[-1]
-        if times[1] - times[0] > frame.edges[1] - frame.edges[0]:
-            back += frame.rect("gap", times, 0, height)
-            front += frame.word("word", times, middle, GAPS[gap.state][0])
-    curves = frame.grid(height)
-    for panel in panels:
-        curves += panel.grid()
-        front += panel.marks()
-    curves += unit_curves(panels, row)
-    charts = [panel.chart for panel in panels]
-    front += frame.hover(height, lambda first, end: told(charts, first, end))
-    return height, back + fitted(height, curves) + front
-
-
-def notes(chart: Any) -> list[Line]:
+def remarks(chart: Chart) -> list[Line]:
     """Least and greatest value; how many are off the scale."""
     unit = chart.quantity.label.split()[-1]
     lines = []
@@ -2317,63 +2279,103 @@ def notes(chart: Any) -> list[Line]:
     if found:
         text = signed(f"%.0f…%.0f {unit}", found[:2])
         lines.append([Span(text, "more")])
-    least, greatest = chart.ends
-    for sign, n, furthest in (("▲", chart.above, greatest), ("▼", chart.below, least)):
+    low, high = chart.ends
+    for sign, n, furthest in (("▲", chart.above, high), ("▼", chart.below, low)):
         if n:
-            far = signed(f" to %.0f {unit}", furthest)
-            lines.append([Span(f"{sign} {n}", "bad"), Span(far, "bad more")])
+            text = signed(f" to %.0f {unit}", furthest)
+            lines.append([Span(f"{sign} {n}", "bad"), Span(text, "bad more")])
     return lines
 
 
-def newest(chart: Any) -> Line:
-    """The last value."""
-    if not chart.last:
-        return []
-    quantity = chart.quantity
-    unit = quantity.label.split()[-1]
-    value = signed(quantity.form, chart.last[1])
-    return [Span(value, quantity.name), Span(f" {unit} ")]
-
-
-def fleet_strip(frame: Frame, row: Any, gaps: Sequence[Any], now: int) -> Strip:
-    """All quantities of a site in little room."""
-    panels: list[Panel] = []
+def beside(charts: Iterable[Chart], late: bool, end: int) -> list[Line]:
+    """Last values, ranges, lateness."""
     values: Line = []
-    remarks: list[Line] = []
+    lines = [values]
+    old = "late" if late else ""
+    for chart in charts:
+        label, unit = chart.quantity.label.split()
+        lines += remarks(chart)
+        if chart.last and chart.stale:
+            old = f"no {label} for {ago(end - chart.last[0])}"
+        elif chart.last:
+            text = signed(chart.quantity.form, chart.last[1])
+            values.append(Span(text, chart.quantity.name))
+            values.append(Span(f" {unit} "))
+    if old:
+        lines.append([Span(old, "bad")])
+    return lines
+
+
+class Missing(NamedTuple):
+    """A stretch without readings of the unit that stood for a site."""
+    times: Times
+    why: str
+
+
+def missing(frame: Frame, row: SiteRow, gaps: Iterable[importer.Gap]) -> Iterator[Missing]:
+    """Those that are longer than a column."""
+    for unit, since, until in row.spans:
+        for gap in gaps:
+            start = max(gap.start, since)
+            end = min(gap.end or frame.edges[-1], until)
+            if gap.unit_id == unit and end - start > frame.edges[1] - frame.edges[0]:
+                yield Missing((start, end), GAPS[gap.state][0])
+
+
+def chart_strip(frame: Frame, row: SiteRow, heights: Mapping[str, int], gaps: Iterable[Missing]) -> Strip:
+    """Quantities of a site under each other, a line for each unit."""
+    panels: list[Panel] = []
     top = ABOVE
     for name, chart in row.charts.items():
-        panels.append(Panel(frame, chart, top, FLAT[name]))
-        top += FLAT[name] + ABOVE
-        values += newest(chart)
-        remarks += notes(chart)
-    if row.late:
-        silence = now - row.charts["co2"].last[0]
-        remarks.append([Span(f"{ago(silence)} late", "bad")])
-    height, drawn = site_chart(row, panels, gaps)
-    for strand in row.strands[-1:]:
-        drawn += stay_bars(frame, strand, height + 1)
-    stay = row.stays[-1]
-    unit = stay.nickname if stay.site else "never deployed"
-    left = [[Span(row.name, "head", row.name)], [Span(unit)]]
-    labels = "".join(panel.labels() for panel in panels)
-    return Strip(left, [values, *remarks], height + 7, drawn, labels)
+        panels.append(Panel(frame, chart, top, heights[name]))
+        top += heights[name] + ABOVE
+    height = top - ABOVE + 3
+    back = ""
+    curves = ""
+    front = ""
+    labels = ""
+    for gap in gaps:
+        back += frame.rect("gap", gap.times, 0, height)
+        front += frame.word("word", gap.times, ABOVE + panels[0].height // 2, gap.why)
+    for panel in panels:
+        curves += panel.grid()
+        front += panel.marks()
+        labels += panel.labels()
+    curves += unit_curves(panels, row)
+    front += frame.hover(lambda first, end: told(row.charts.values(), first, end))
+    return Strip([], [], height, back + frame.fitted(height, curves) + front, labels)
 
 
-def site_strips(frame: Frame, row: Any, gaps: Sequence[Any]) -> list[Strip]:
+def fleet_strip(frame: Frame, row: SiteRow, gaps: Iterable[Missing], end: int) -> Strip:
+    """All quantities of a site in little room."""
+    buckets = {name: chart.buckets for name, chart in row.charts.items()}
+    stays = [stay for stay in row.stays if not is_second(stay, row.stays)]
+    strand = Strand("", "", stays, buckets, 0)
+    strip = chart_strip(frame, row._replace(strands=[strand]), FLAT, gaps)
+    here = row.stays[-1]
+    unit = here.nickname if here.site else "never deployed"
+    return Strip(
+        [[Span(row.name, "head", row.name)], [Span(unit)]],
+        beside(row.charts.values(), row.late, end),
+        strip.height + 7,
+        strip.chart + stay_bars(frame, strand, strip.height + 1),
+        strip.labels,
+    )
+
+
+def site_strips(frame: Frame, row: SiteRow, gaps: Sequence[Missing], end: int) -> list[Strip]:
     """One site in detail: a strip for each quantity, and one for each unit."""
     strips = []
     for name, chart in row.charts.items():
-        panel = Panel(frame, chart, ABOVE, HIGH[name])
-        height, drawn = site_chart(row, [panel], gaps)
         label, unit = chart.quantity.label.split()
+        strip = chart_strip(frame, row._replace(charts={name: chart}), HIGH, gaps)
         left = [[Span(label, "head")], [Span(unit)]]
-        right = [newest(chart), *notes(chart)]
-        strips.append(Strip(left, right, height, drawn, panel.labels()))
+        strips.append(strip._replace(left=left, right=beside([chart], row.late, end)))
     for strand in row.strands:
         drawn = stay_bars(frame, strand, 5)
         for stay in strand.stays:
             text = (stay.status or "no site").replace("_", " ")
-            drawn += frame.word("word", (stay.since, stay.until), 21, text)
+            drawn += frame.word("status", (stay.since, stay.until), 21, text)
         left = [[Span(strand.nickname, "head")], [Span(strand.unit_id)]]
         strips.append(Strip(left, [], 24, drawn))
     return strips
@@ -2384,7 +2386,7 @@ def site_strips(frame: Frame, row: Any, gaps: Sequence[Any]) -> list[Strip]:
 SILENT_DAYS = 3                         # shorter silence of a deployed unit is not coloured
 
 
-def lane(frame: Frame, row: Any, top: int, height: int) -> str:
+def lane(frame: Frame, row: PingRow, top: int, height: int) -> str:
     """Days with pings as bars, stays as lines with ends, silence where a unit is deployed."""
     back = ""
     front = ""
@@ -2399,7 +2401,7 @@ def lane(frame: Frame, row: Any, top: int, height: int) -> str:
         for start, stop in stretches(not pings for pings in called):
             times = frame.within(first + start, first + stop, stay)
             days = int(times[1] - times[0]) // DAY
-            if days >= SILENT_DAYS and stay.status == "deployed":
+            if days >= SILENT_DAYS and is_deployed(stay):
                 back += frame.rect("silence", times, top, height)
                 front += frame.word("silent", times, top + height - 3, f"{days} d")
         back += frame.rect("stay", (stay.since, stay.until), top + height / 2, 1)
@@ -2410,7 +2412,7 @@ def lane(frame: Frame, row: Any, top: int, height: int) -> str:
     return back + front
 
 
-def ping_strip(frame: Frame, rows: Sequence[Any], now: int) -> Strip:
+def ping_strip(frame: Frame, rows: Sequence[PingRow], end: int) -> Strip:
     """A site; units that are there at the same time have lanes of their own, less high."""
     row = rows[0]
     drawn = lane(frame, row, 5, 14)
@@ -2419,17 +2421,119 @@ def ping_strip(frame: Frame, rows: Sequence[Any], now: int) -> Strip:
         drawn += lane(frame, other, height, 5)
         height += 9
     days = [pings.days if pings else 0 for pings in row.columns]
-    drawn += frame.hover(height, lambda first, end: count(sum(days[first:end]), "day") + " with pings")
-    stay = row.stays[-1]
+    drawn += frame.hover(lambda first, end: count(sum(days[first:end]), "day") + " with pings")
+    window = Window(frame.edges[0], end)
+    due = ceil(days_of(cut_spans(spans_of(row.sited()), window)))
     share = "not deployed"
-    if stay.site:
-        begin = max(row.stays[0].since, frame.edges[0])
-        due = ceil((min(now, stay.until) - begin) / DAY)
-        share = f"{sum(days)}/{due} = {100 * sum(days) // due} %"
-    age = f"{ago(now - row.last)} ago" if row.last else "never"
-    left = [[Span(row.name, "head", row.name)], [Span(stay.nickname)]]
-    newest = [Span(age, "bad" if row.late else "head"), Span(signed(" %d dBm", row.dbm) if row.dbm else "")]
-    return Strip(left, [newest, [Span(share, "more")]], height, fitted(height, frame.grid(height)) + drawn)
+    if due:
+        share = f"{sum(days)}/{due} = {percent(sum(days), due)}"
+    state = row.state
+    age = "never"
+    if state.last_ping is not None:
+        age = f"{ago(end - state.last_ping)} ago"
+    dbm = signed(" %d dBm", state.dbm) if state.dbm else ""
+    name = row.stay.site or row.stay.nickname
+    return Strip(
+        [[Span(name, "head", name)], [Span(row.stay.nickname)]],
+        [[Span(age, "bad" if row.late else "head"), Span(dbm)], [Span(share, "more")]],
+        height,
+        frame.fitted(height, "") + drawn,
+    )
+
+
+# -- pictures: of views -----------------------------------------------------------------------------------------------
+
+FLEET_COLUMNS = 190                     # 14 days: 2 h each; fewer where there are many sites
+SITE_COLUMNS = 370                      # a year: days
+MOST_COLUMNS = 6000                     # of all sites together
+LABELS = 48                             # columns with labels: at least so many
+GROUPS = 54                             # hover texts: at most so many
+
+
+def make_frame(zone: Zone, axis: Axis) -> Frame:
+    """Labels, the first of them with its month or year, and hover texts for an axis."""
+    edges = axis.edges
+    ticks = make_ticks(zone, edges[::max(len(edges) // LABELS, 1)])
+    if ticks:
+        begin = zone.local(ticks[0].ts)
+        label = _date(begin)
+        if begin.day == 1:
+            label = MONTHS[begin.month - 1] + _year(begin)
+        ticks[0] = ticks[0]._replace(label=label)
+    groups = []
+    whole = Window(edges[0], edges[-1])
+    for start, end in make_axis(zone, whole, GROUPS, FROM_DAYS).columns():
+        first = bisect_left(edges, start)
+        last = bisect_left(edges, end)
+        if first < last < len(edges):
+            begin = zone.local(start)
+            years = edges[-1] - edges[0] > 366 * DAY
+            groups.append((first, last, _date(begin) + _year(begin) * years))
+    return Frame(edges, ticks, groups)
+
+
+class Picture(NamedTuple):
+    """A view as it is shown in a browser and in a file."""
+    about: str                          # range, scales
+    frame: Frame
+    strips: list[Strip]
+    numbers: list[list[str]]            # the same in words, for a table
+    window: Window
+
+
+def picture_co2(c: Context) -> Optional[Picture]:
+    """Sites, or one of them in detail."""
+    rows, window, alone = co2_rows(c)
+    if not rows:
+        return None
+    rows = rows[:1 if alone else c.room(0)]
+    cells = min(FLEET_COLUMNS, MOST_COLUMNS // len(rows))
+    axis = make_axis(c.zone, window, SITE_COLUMNS if alone else max(cells, 30), WITHOUT_HALF_DAYS)
+    rows = with_charts(c, rows, dict.fromkeys(NAMES, axis), window.b)
+    frame = make_frame(c.zone, axis)
+    stays = [stay for row in rows for stay in row.stays]
+    gaps = importer.gaps(c.db, stays, axis.edges[0], window.b)
+    strips = []
+    numbers = []
+    for row in rows:
+        charts = row.charts.values()
+        holes = list(missing(frame, row, gaps))
+        if alone:
+            row = row._replace(strands=strands_of(c, row, axis, window.b))
+            strips += site_strips(frame, row, holes, window.b)
+            for first, end, when in frame.groups:
+                numbers.append([when, told(charts, first, end)])
+        else:
+            strips.append(fleet_strip(frame, row, holes, window.b))
+            numbers.append([row.name, told(charts, 0, axis.cells)])
+    about = c.zone.period(window._replace(a=axis.edges[0]), "–")[0]
+    about += f" · mean and range of {axis.step}"
+    for chart in charts:
+        about += signed(f" · {chart.quantity.label} %.0f…%.0f", chart.scale)
+    return Picture(about, frame, strips, numbers, window)
+
+
+def picture_pings(c: Context) -> Optional[Picture]:
+    """A strip for each site."""
+    window = c.window(spans_of(c.stays))
+    axis = make_axis(c.zone, window, SITE_COLUMNS, FROM_DAYS)
+    frame = make_frame(c.zone, axis)
+    found = [PingRow(stays) for stays in lanes(c.stays)]
+    rows = [row for row in found if row.within(window)]
+    rows = [with_pings(c, row, axis, window) for row in rows[:c.room(0)]]
+    if not rows:
+        return None
+    strips = []
+    numbers = []
+    for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
+        strip = ping_strip(frame, list(group), window.b)
+        strips.append(strip)
+        numbers.append([to_text([line]) for line in strip.left + strip.right])
+    about = c.zone.period(window._replace(a=axis.edges[0]), "–")[0]
+    return Picture(f"{about} · 1 cell = {axis.step}", frame, strips, numbers, window)
+
+
+PICTURES = {"co2": picture_co2, "pings": picture_pings}
 
 
 # -- the same page as text, TSV, JSON, HTML ---------------------------------------------------------------------------
@@ -2516,6 +2620,65 @@ def boxed(text: str) -> str:
     return pieces
 
 
+# what things look like: of pictures in a page and in a file
+STYLE = """
+svg text { font-family: Arial, "DejaVu Sans", sans-serif; font-size: 11px; fill: var(--dim) }
+path { vector-effect: non-scaling-stroke; stroke-linejoin: round }
+.co2 { fill: none; stroke: var(--co2); stroke-width: 1.25 }
+.temp { fill: none; stroke: var(--temp); stroke-width: 1.25 }
+.line-en_route { stroke-dasharray: 5 3 }
+.line-lab_check { stroke-dasharray: 1.5 2.5 }
+.line-second { stroke-dasharray: 1.5 2.5; opacity: .55 }
+.co2-band { fill: var(--co2) }
+.temp-band { fill: var(--temp); fill-opacity: .7 }
+.band-deployed { opacity: .22 }
+.band-en_route { opacity: .13 }
+.band-lab_check { opacity: .08 }
+.above { fill: var(--above); opacity: .3 }
+.below { fill: var(--below); opacity: .3 }
+.grid { fill: none; stroke: var(--grid) }
+.zero { fill: none; stroke: var(--dim); stroke-dasharray: 1.5 2.5 }
+.gap { fill: var(--gap) }
+.word { text-anchor: middle }
+.status { text-anchor: middle }
+.mark { text-anchor: middle; fill: var(--bad) }
+.silent { text-anchor: middle; fill: var(--bad) }
+.off { fill: var(--bad) }
+.co2-label { text-anchor: end }
+.temp-label { text-anchor: end; fill: var(--temp) }
+.stay { fill: var(--dim) }
+.is-deployed { fill: var(--dim) }
+.is-en_route { fill: var(--dim); opacity: .6 }
+.is-lab_check { fill: var(--dim); opacity: .3 }
+.is-None { fill: var(--dim); opacity: .3 }
+.ping-deployed { fill: var(--co2) }
+.ping-en_route { fill: var(--route) }
+.ping-lab_check { fill: var(--lab) }
+.ping-None { fill: var(--lab) }
+.end { fill: var(--ink) }
+.head-word { fill: var(--ink); font-weight: bold }
+.bad-word { fill: var(--bad) }
+.co2-word { fill: var(--co2); font-weight: bold }
+.temp-word { fill: var(--temp); font-weight: bold }
+.silence { fill: var(--silence) }
+"""
+PALETTE = {                             # light, dark
+    "ink": ("#1b1f23", "#d6dbe0"),
+    "paper": ("#ffffff", "#14171a"),
+    "dim": ("#5c656e", "#8b949e"),
+    "grid": ("#e6e9ec", "#262c32"),
+    "gap": ("#f2f3f5", "#1d2227"),
+    "co2": ("#005b9a", "#6cb6ff"),
+    "route": ("#6699c2", "#44719e"),
+    "lab": ("#a9c7de", "#2b4763"),
+    "temp": ("#7a3e9d", "#d2a8ff"),
+    "below": ("#2a9db0", "#4cc3d6"),
+    "above": ("#d9622b", "#ff9a5c"),
+    "bad": ("#b31d28", "#ff7b72"),
+    "silence": ("#f7dfe1", "#43242a"),
+    "warn": ("#8a5a00", "#e3b341"),
+    "good": ("#176f2c", "#56d364"),
+}
 HTML = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -2524,20 +2687,34 @@ HTML = """<!DOCTYPE html>
 <meta name="color-scheme" content="light dark">
 <title>%(title)s</title>
 <style>
-:root { --ink: #1b1f23; --paper: #fff; --dim: #5c656e; --bad: #b31d28; --warn: #8a5a00; --good: #176f2c; --co2: #005b9a;
-  --temp: #7a3e9d }
-@media (prefers-color-scheme: dark) { :root { --ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --bad: #ff7b72;
-  --warn: #e3b341; --good: #56d364; --co2: #6cb6ff; --temp: #d2a8ff } }
-body { color: var(--ink); background: var(--paper); font: 16px/1.4 system-ui, sans-serif; margin: 1rem auto;
-  max-width: 60rem; padding: 0 .6rem }
-h1 { font-size: 1.2rem } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem } nav a { margin-right: 1em } a { color: inherit }
+:root { %(light)s }
+@media (prefers-color-scheme: dark) { :root { %(dark)s } }
+body { color: var(--ink); background: var(--paper); font: 15px/1.4 system-ui, "DejaVu Sans", sans-serif; max-width: 1180px;
+  margin: 1rem auto; padding: 0 10px }
+h1 { font-size: 20px; margin: .5rem 0 } h2 { font-size: 16px; margin: 1.2rem 0 .3rem } a { color: inherit }
+nav a, .links > * { margin-right: 1em; white-space: nowrap } .links, .about { margin: .3rem 0 }
 pre { font: 13px/1.25 "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", monospace; overflow-x: auto; margin: 0 }
 .g { display: inline-block; font-weight: inherit; overflow: hidden; vertical-align: bottom; height: 1.25em }
-.head { font-weight: bold } .dim { color: var(--dim) } .bad { color: var(--bad); font-weight: bold }
-.warn { color: var(--warn) } .good { color: var(--good) } .co2 { color: var(--co2) } .temp { color: var(--temp) }
-a .g { text-decoration: underline } .narrow { display: none }
+.head { font-weight: bold } .dim, .about, details { color: var(--dim); font-size: 13px }
+.bad { color: var(--bad); font-weight: bold } .warn { color: var(--warn) } .good { color: var(--good) }
+pre .co2 { color: var(--co2) } pre .temp { color: var(--temp) } a .g { text-decoration: underline } .narrow { display: none }
+.strip { display: grid; grid-template: "n y c v" / 118px 34px 1fr 156px; border-top: 1px solid var(--grid); padding: 3px 0;
+  font-size: 12px; line-height: 1.3; color: var(--dim) }
+.strip p { margin: 0 0 2px } .strip .bad { font-weight: normal } .strip a { text-decoration: none } .strip .head { color: var(--ink); font-size: 14px }
+.name { grid-area: n; overflow-wrap: anywhere } .scale { grid-area: y } .chart { grid-area: c }
+.numbers { grid-area: v; text-align: right; padding-left: 6px } .numbers p { white-space: nowrap } .numbers .head { font-size: 13px }
+.numbers .co2 { color: var(--co2); font: bold 15px system-ui, "DejaVu Sans", sans-serif }
+.numbers .temp { color: var(--temp); font: bold 15px system-ui, "DejaVu Sans", sans-serif }
+.axis { position: sticky; top: 0; background: var(--paper); z-index: 1; border: 0 }
+svg { overflow: visible; vertical-align: top } .chart svg { overflow: hidden }
+.word, .silent { paint-order: stroke; stroke: var(--gap); stroke-width: 4px } .silent { stroke: var(--silence) }
+.hover rect { fill: transparent; height: 100%% } .hover rect:hover { fill: var(--ink); opacity: .08 }
+.about span { display: inline-block; margin-right: 1em } .about svg { vertical-align: middle }
+th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-align: top }
 @media (max-width: 52rem) { .wide { display: none } .narrow { display: block } }
-</style>
+@media (max-width: 640px) { .more { display: none } .strip p { display: inline; margin-right: 4px }
+  .strip { grid-template: "n n v" "y c c" / 34px 1fr auto } }
+%(style)s</style>
 </head>
 <body>
 <nav>%(nav)s</nav>
@@ -2545,6 +2722,25 @@ a .g { text-decoration: underline } .narrow { display: none }
 %(body)s</body>
 </html>
 """
+# what is in a drawing -> how it looks, what it means; a legend has what is in the picture
+LEGEND = {
+    'co2 line-deployed': (
+        '<path class="co2-band band-deployed" d="M0 0h24v10h-24z"/><path class="co2" d="M0 5h24"/>', "CO₂"),
+    'class="below': ('<path class="below" d="M0 3h24v5h-24z"/><path class="temp" d="M0 7l8-3 8 2 8-3"/>', "°C, above and below 0"),
+    'line-en_route': ('<path class="co2 line-en_route" d="M0 5h24"/>', "en route"),
+    'line-lab_check': ('<path class="co2 line-lab_check" d="M0 5h24"/>', "lab"),
+    'line-second': ('<path class="co2 line-second" d="M0 5h24"/>', "another unit"),
+    'class="mark"': ('<text class="mark" x="12" y="9">▲</text>', "suspect or off the scale"),
+    'class="gap"': ('<rect class="gap" width="24" height="10"/>', "no data"),
+    'is-deployed': ('<rect class="is-deployed" y="3" width="24" height="5"/>', "readings of a deployed unit"),
+    'is-None': ('<rect class="is-None" y="3" width="24" height="5"/>', "without a site"),
+    'ping-deployed': ('<rect class="ping-deployed" width="24" height="10"/>', "with pings"),
+    'class="end"': (
+        '<rect class="end" width="2" height="10"/><rect class="stay" y="5" width="24" height="1"/>', "begin or end of a stay"),
+    'silence': ('<rect class="silence" width="24" height="10"/>', "deployed, but silent for 3 days or more"),
+    'ping-en_route': ('<rect class="ping-en_route" width="24" height="10"/>', "en route"),
+    'ping-lab_check': ('<rect class="ping-lab_check" width="24" height="10"/>', "in the lab; thin: the next unit"),
+}
 
 
 class Section(NamedTuple):
@@ -2617,31 +2813,183 @@ class Links(NamedTuple):
     """Where the pages are."""
     pages: dict[str, str]
     site: Callable[[str], str]
+    query: Optional[Mapping[str, str]] = None       # of the page that is shown; None: pages are files
 
 
 HERE = Links(LIVE, site_link)
 
 
+def palette(column: int) -> str:
+    """The colours as variables of CSS: 0 light, 1 dark."""
+    return "; ".join(f"--{name}: {colours[column]}" for name, colours in PALETTE.items())
+
+
+def paragraphs(lines: Iterable[Line], links: Links) -> str:
+    """Lines as HTML."""
+    from html import escape
+    drawn = ""
+    for line in lines:
+        drawn += "<p>"
+        for span in line:
+            text = f'<span class="{span.style}">{escape(span.text)}</span>'
+            drawn += f'<a href="{escape(links.site(span.link))}">{text}</a>' if span.link else text
+    return drawn
+
+
+def dates(frame: Frame, y: int) -> str:
+    """Labels of the time; a phone shows every third, a year among them."""
+    years = [number for number, tick in enumerate(frame.ticks) if re.fullmatch("[0-9]{4}", tick.label)]
+    drawn = ""
+    for number, tick in enumerate(frame.ticks):
+        style = "more" if (number - sum(years[:1])) % 3 else "date"
+        drawn += f'<text class="{style}" x="{frame.share(tick.ts):.2%}" y="{y}">{tick.label}</text>'
+    return drawn
+
+
+def legend(strips: Iterable[Strip]) -> list[tuple[str, str]]:
+    """What is drawn in the strips: how it looks, what it means."""
+    drawn = "".join(strip.chart for strip in strips)
+    return [meaning for mark, meaning in LEGEND.items() if mark in drawn]
+
+
+def picture_html(picture: Picture, links: Links) -> str:
+    """A picture for a page: what it is about, legend, strips; the same in words."""
+    from html import escape
+    keys = ""
+    for swatch, meaning in legend(picture.strips):
+        keys += f'<span><svg width="24" height="10">{swatch}</svg> {meaning}</span> '
+    drawn = f'<p class="about">{picture.about}</p>\n<p class="about">{keys}</p>\n'
+    kind = "strip axis"
+    for strip in (Strip([], [[Span("last")]], 16, dates(picture.frame, 12)), *picture.strips):
+        drawn += (f'<div class="{kind}"><div class="name">{paragraphs(strip.left, links)}</div>'
+                  f'<svg class="scale" width="34" height="{strip.height}">{strip.labels}</svg>'
+                  f'<svg class="chart" width="100%" height="{strip.height}">{strip.chart}</svg>'
+                  f'<div class="numbers">{paragraphs(strip.right, links)}</div></div>\n')
+        kind = "strip"
+    table = "\n".join("<tr><th>" + "<td>".join(map(escape, row)) for row in picture.numbers)
+    return f"{drawn}<details><summary>The same in numbers</summary><table>\n{table}</table></details>\n"
+
+
+def absolute(chart: str) -> str:
+    """A drawing in pixels, without hover texts: papers and mails have one size."""
+    chart = re.sub('<g class="hover">.*?</g>|</?svg[^>]*>', "", chart)
+    chart = re.sub('"([0-9.]+)%"', lambda share: f'"{float(share[1]) * DESK_CHART / 100:g}"', chart)
+    units = cycle((DESK_CHART / STRETCHED, 0.1))        # of x and y, in turn
+
+    def pixels(d: re.Match[str]) -> str:
+        return re.sub("-?[0-9]+", lambda number: f"{int(number[0]) * next(units):g}", d[0])
+    return re.sub(' d="[^"]*"', pixels, chart)
+
+
+def words(lines: Iterable[Line], x: int, anchor: str) -> str:
+    """Lines as SVG, each in the style of its first word."""
+    from html import escape
+    drawn = ""
+    for number, line in enumerate(filter(None, lines)):
+        text = escape("".join(span.text for span in line).strip())
+        style = line[0].style.split(" ")[0] + "-word"
+        drawn += f'<text class="{style}" x="{x}" y="{13 + 16 * number}" text-anchor="{anchor}">{text}</text>'
+    return drawn
+
+
+def picture_file(title: str, picture: Picture) -> str:
+    """A picture as a file that browsers, Inkscape and LibreOffice open."""
+    chart = 160                         # px left of it, and right of it
+    width = 2 * chart + DESK_CHART
+    drawn = ""
+    x = 10.0
+    for swatch, meaning in legend(picture.strips):
+        drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
+        x += 40 + LETTER * len(meaning)
+    y = 8
+    head = Strip([[Span(title, "head")], [Span(picture.about)]], [], 66, dates(picture.frame, 70))
+    for strip in (head, *picture.strips):
+        drawn += (f'<g transform="translate(10 {y})"><path class="grid" d="M0 -3l{width} 0"/>'
+                  f'{words(strip.left, 0, "start")}{words(strip.right, width, "end")}'
+                  f'<g transform="translate({chart - 34} 0)">{strip.labels}</g>'
+                  f'<g transform="translate({chart} 0)">{absolute(strip.chart)}</g></g>\n')
+        y += max(strip.height, 16 * len(strip.left), 16 * len(strip.right)) + 10
+    size = f'width="{width + 20}" height="{y}" viewBox="0 0 {width + 20} {y}"'
+    style = re.sub(r"var\(--(\w+)\)", lambda name: PALETTE[name[1]][0], STYLE).replace("svg text", "text")
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
+            f'<rect width="100%" height="100%" fill="#fff"/>\n{drawn}</svg>\n')
+
+
+SPANS = {"14 days": "14", "30 days": "30", "1 year": "365", "all": "0"}
+
+
+def picture_links(c: Context, window: Window, query: Optional[Mapping[str, str]], now: float) -> str:
+    """Other times of a picture, the sites before and after, its data."""
+    if query is None:
+        return ""
+    from html import escape
+    from urllib.parse import urlencode
+    a, b, _ = window
+    iso = c.zone.iso
+    found: list[tuple[str, str, dict[str, str]]] = []
+    for text, days in SPANS.items():
+        found.append((text, "", {"recent-days": days, "xmin": "", "xmax": ""}))
+    found.append(("‹ earlier", "", {"xmin": iso(2 * a - b), "xmax": iso(a)}))
+    if b + DAY < now:
+        found.append(("later ›", "", {"xmin": iso(b), "xmax": iso(2 * b - a)}))
+    sites = list(dict.fromkeys(stay.site for stay in importer.deployments(c.db) if stay.site))
+    if c.o.site in sites:
+        at = sites.index(c.o.site)
+        found += [("‹ " + site, "", {"site": site}) for site in sites[:at][-1:]]
+        found += [(site + " ›", "", {"site": site}) for site in sites[at + 1:at + 2]]
+    table = VIEWS[c.view].table.replace("co2_", "")
+    for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
+        times = {"since": iso(a), "until": iso(b), "recent-days": "", "xmin": "", "xmax": ""}
+        found.append((text, f"/data/co2/{table}.{form}", times))
+    found.append(("text", "", {"text": "1"}))
+    links = ""
+    for text, page, changes in found:
+        wanted = {name: value for name, value in {**query, **changes}.items() if value}
+        links += f'<a href="{escape(page + "?" + urlencode(wanted))}">{escape(text)}</a> '
+    return f'<p class="links">{links}</p>\n'
+
+
+def picture_of(view: str, db: str, o: Options, now: float, links: Optional[Links]) -> str:
+    """A view as a picture, in a file where there are no links; nothing where there is nothing to draw."""
+    if view not in PICTURES or o.panels:
+        return ""
+    try:
+        with closing(importer.open_db(db)) as connection:
+            c = Context(connection, view, o, now, None if o.all else WEB_ROWS)
+            picture = PICTURES[view](c) if c.stays else None
+            if picture is None:
+                return ""
+            if links is None:
+                return picture_file(" · ".join(filter(None, (view, o.site, o.unit))), picture)
+            return picture_links(c, picture.window, links.query, now) + picture_html(picture, links)
+    except importer.NoDatabase:
+        return ""
+
+
 def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE), *, links: Links = HERE,
              problems: Sequence[importer.Problem] = ()) -> str:
-    """A whole HTML document: every section drawn wide, and narrow for phones; no script, and all style inside."""
+    """A whole HTML document: pictures, or text drawn wide and narrow for phones; no script, and all style inside."""
     from html import escape
     if o.glyphs == "auto":
         o = o.but(glyphs="block")
     heading, sections = WEB[page]
     title = heading + "".join(" · " + clean(name) for name in (o.site, o.unit) if name)
     body = problem_list(problems)
-    above = None
+    above = ""
     for section in sections:
-        drawn = [web_section(section, db, o.but(width=cells), now) for cells in widths]
-        if drawn[0].records and drawn[0].records == above:
-            continue                    # the same as the section before
-        above = drawn[0].records
-        body += "<h2>%s</h2>\n" % section.heading
-        for kind, part in zip(("wide", "narrow") if len(widths) > 1 else ("any",), drawn):
-            body += '<pre class="%s">%s</pre>\n' % (kind, to_html(part.lines, links.site))
+        if section.changes and links.query is not None:
+            continue                    # links lead to other times
+        part = picture_of(section.view, db, o.but(**section.changes), now, links)
+        if not part:
+            for kind, cells in zip(("wide", "narrow") if len(widths) > 1 else ("any",), widths):
+                drawn = web_section(section, db, o.but(width=cells), now)
+                part += '<pre class="%s">%s</pre>\n' % (kind, to_html(drawn.lines, links.site))
+        if part != above:               # else the same as the section before
+            body += "<h2>%s</h2>\n%s" % (section.heading, part)
+        above = part
     nav = ['<a href="%s">%s</a>' % (escape(url), WEB[name][0]) for name, url in links.pages.items()]
-    return HTML % {"title": escape(title), "nav": " ".join(nav), "body": body}
+    return HTML % {"title": escape(title), "nav": " ".join(nav), "body": body, "light": palette(0), "dark": palette(1),
+                   "style": STYLE}
 
 
 def problem_list(problems: Iterable[importer.Problem]) -> str:
@@ -2655,9 +3003,11 @@ def web_page(view: str, db: str, query: Mapping[str, str], html: bool, now: floa
              problems: Sequence[importer.Problem] = ()) -> str:
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
     text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
-    o = Options.from_query(query)
-    if html:
-        return document(view, db, o, now, [o.width] if query.get("width") else (DESK, PHONE), problems=problems)
+    asked = {name: text for name, text in query.items() if name != "text"}
+    o = Options.from_query(asked)
+    if html and not query.get("text"):
+        widths = [o.width] if query.get("width") else (DESK, PHONE)
+        return document(view, db, o, now, widths, links=HERE._replace(query=asked), problems=problems)
     texts: list[str] = [clean(problem.text) + "\n" for problem in problems if not problem.unit]
     above = None
     for section in WEB[view][1]:
@@ -2730,6 +3080,11 @@ class Command:
             problems = self.problems(int(now), a.view == "status")
             if a.html:
                 return document(web_name(a.view), db, o, now, [o.width], problems=problems)
+            if a.output and a.output.endswith(".svg"):
+                text = picture_of(a.view, db, o, now, None)
+                if not text:
+                    raise ValueError("there is no picture of this: " + a.view)
+                return text
             page = draw(a.view, db, o, now, rows, problems=problems)
         except importer.NoDatabase as error:
             if a.db:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import html
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+import pytest
 
 import plot_ascii
-from importer import Bucket, Deployment, FOREVER, Pings
-from plot_ascii import Frame, Panel, Scale, Strip, crossed, path, signed, stretches
+from importer import FOREVER, Bucket, Deployment, Gap, Pings, UnitState
+from plot_ascii import CO2, TEMP, Axis, Chart, Frame, Panel, PingRow, Quantity, Scale, SiteRow, Strand, Strip, Tick, path, signed, stretches
+from test_plot_ascii import NOW, Unit, archive, daily, seconds, steady
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -15,70 +28,17 @@ DAY = 24 * HOUR
 # -- what pictures are drawn from -------------------------------------------------------------------------------------
 
 
-class Quantity(NamedTuple):
-    name: str
-    label: str
-    form: str
-
-
-CO2 = Quantity("co2", "CO₂ ppm", "%.0f")
-TEMP = Quantity("temp", "temp °C", "%.1f")
-
-
-class Chart(NamedTuple):
-    quantity: Quantity
-    buckets: list[Any]
-    scale: Scale
-    below: int = 0
-    above: int = 0
-    last: Any = None
-
-    @property
-    def marks(self) -> list[str]:
-        return [plot_ascii.mark(bucket, self.scale) for bucket in self.buckets]
-
-    @property
-    def ends(self) -> Any:
-        return plot_ascii.Chart(plot_ascii.CO2, plot_ascii.Axis([], "", []), self.buckets, self.scale).ends
-
-
-class Strand(NamedTuple):
-    unit_id: str
-    nickname: str
-    stays: list[Deployment]
-    buckets: dict[str, list[Any]]
-
-
-class SiteRow(NamedTuple):
-    name: str
-    stays: list[Deployment]
-    charts: dict[str, Chart]
-    late: bool
-    strands: list[Strand]
-
-
-class PingRow(NamedTuple):
-    name: str
-    stays: list[Deployment]
-    columns: list[Any]
-    late: Any = None
-    last: Any = None
-    dbm: Any = None
-
-
-class Gap(NamedTuple):
-    start: int
-    end: Any
-    state: str
+def columns(n: int, size: int) -> Frame:
+    """So many columns, from 0."""
+    return Frame([size * i for i in range(n + 1)], [Tick(0, "Jan 1970", 0)], [(0, n, "1 Jan 1970")])
 
 
 def hours(n: int) -> Frame:
-    """So many columns of an hour, from 0."""
-    return Frame([HOUR * i for i in range(n + 1)], [(0, "1 Jan")], [(0, n, "1 Jan 1970")])
+    return columns(n, HOUR)
 
 
 def days(n: int) -> Frame:
-    return Frame([DAY * i for i in range(n + 1)], [(0, "1 Jan")], [(0, n, "1 Jan 1970")])
+    return columns(n, DAY)
 
 
 def values(low: float, mean: float, high: float) -> Bucket:
@@ -90,15 +50,19 @@ def spike(mean: float, peak: float) -> Bucket:
     return values(mean, mean, mean)._replace(suspects=1, suspect_low=peak, suspect_high=peak)
 
 
+def chart(quantity: Quantity, low: float, high: float, buckets: Any = ()) -> Chart:
+    return Chart(quantity, Axis([], "1 h", []), list(buckets), Scale(low, high))
+
+
 def stay(status: Any = "deployed", since: int = 0, until: int = FOREVER, unit: str = "co2unit-30aea42a50bc") -> Deployment:
     return Deployment(unit, "varanger-03", "vj_re_sn_3" if status else None, 10, status, since, until)
 
 
-def site(quantity: Quantity, buckets: list[Any], scale: Scale, *stays: Deployment) -> SiteRow:
+def site(one: Chart, *stays: Deployment) -> SiteRow:
     """One unit with one quantity."""
     own = list(stays) or [stay()]
-    strand = Strand(own[0].unit_id, own[0].nickname, own, {quantity.name: buckets, "co2": buckets})
-    return SiteRow("vj_re_sn_3", own, {quantity.name: Chart(quantity, buckets, scale)}, False, [strand])
+    strand = Strand(own[0].unit_id, own[0].nickname, own, {one.quantity.name: one.buckets, "co2": one.buckets}, 1800)
+    return SiteRow("vj_re_sn_3", own, plot_ascii.spans_of(own), {one.quantity.name: one}, False, [strand])
 
 
 # -- times, paths, runs -----------------------------------------------------------------------------------------------
@@ -108,12 +72,7 @@ def test_a_path_is_written_in_steps_and_a_point_is_a_dot() -> None:
     assert path([(0, 40), (500, 25), (1000, 25)]) == "M0 40l500-15 500 0"
     assert path([(0, 40), (500, 25)], "z") == "M0 40l500-15z"
     assert path([(7, 9)]) == "M7 9l0 0"
-
-
-def test_a_line_has_a_point_where_it_crosses_a_level() -> None:
-    assert list(crossed([(0, 10), (100, 30), (200, 40), (300, 20)], 25)) == [
-        (0, 10), (75, 25), (100, 30), (200, 40), (275, 25), (300, 20)]
-    assert list(crossed([(0, 25), (100, 30)], 25)) == [(0, 25), (100, 30)]
+    assert path([(0, 40), (5, 40), (11, 40), (16, 30), (22, 30), (27, 30)]) == "M0 40l11 0 5-10 11 0"
 
 
 def test_runs_of_true_values_are_found_to_both_ends() -> None:
@@ -142,7 +101,7 @@ def test_numbers_have_a_real_minus() -> None:
 
 
 def test_curves_go_through_the_numbers_and_break_at_a_gap() -> None:
-    panel = Panel(hours(4), Chart(CO2, [], Scale(400, 500)), 10, 50)
+    panel = Panel(hours(4), chart(CO2, 400, 500), 10, 50)
     buckets = [values(400, 420, 440), values(420, 440, 450), None, values(440, 460, 480)]
     assert panel.curves(buckets, "deployed") == (
         '<path class="co2-band band-deployed" d="M250 400l500-50 0 150-500 100zM1750 200l0 200z"/>'
@@ -150,73 +109,82 @@ def test_curves_go_through_the_numbers_and_break_at_a_gap() -> None:
 
 
 def test_a_unit_beside_the_deployed_one_has_a_line_without_a_band() -> None:
-    panel = Panel(hours(2), Chart(CO2, [], Scale(400, 500)), 10, 50)
+    panel = Panel(hours(2), chart(CO2, 400, 500), 10, 50)
     assert panel.curves([values(400, 420, 440)] * 2, "second") == '<path class="co2 line-second" d="M500 500l1000 0"/>'
 
 
-def test_temperature_is_filled_to_0_above_and_below_from_where_it_crosses() -> None:
-    panel = Panel(hours(2), Chart(TEMP, [], Scale(-10, 10)), 0, 20)
+def test_temperature_is_filled_to_0_above_and_below() -> None:
+    panel = Panel(hours(2), chart(TEMP, -10, 10), 0, 20)
     assert panel.curves([values(-5, -5, -5), values(5, 5, 5)], "deployed") == (
-        '<path class="above" d="M500 100l0 0 500 0 500-50 0 50z"/>'
-        '<path class="below" d="M500 100l0 50 500-50 500 0 0 0z"/>'
+        '<path class="above" d="M500 100l1000-50 0 50-1000 0z"/>'
+        '<path class="below" d="M500 150l1000-50-1000 0z"/>'
         '<path class="temp line-deployed" d="M500 150l1000-100"/>')
 
 
 def test_temperature_has_a_band_where_columns_are_days() -> None:
-    panel = Panel(days(2), Chart(TEMP, [], Scale(-10, 10)), 0, 20)
-    assert 'class="temp-band band-deployed" d="M500 100l1000 0 0 100-1000 0z"' in panel.curves([values(-10, -5, 0)] * 2, "deployed")
+    drawn = Panel(days(2), chart(TEMP, -10, 10), 0, 20).curves([values(-10, -5, 0)] * 2, "deployed")
+    assert '<path class="temp-band band-deployed" d="M500 100l1000 0 0 100-1000 0z"/>' in drawn
 
 
 def test_values_off_the_scale_lie_on_its_edge() -> None:
-    panel = Panel(hours(2), Chart(CO2, [], Scale(400, 500)), 10, 50)
+    panel = Panel(hours(2), chart(CO2, 400, 500), 10, 50)
     assert [panel.y(value) for value in (100, 400, 450, 500, 9999)] == [600, 600, 350, 101, 101]
 
 
 def test_labels_stand_on_round_values_with_room_between() -> None:
-    panel = Panel(hours(2), Chart(CO2, [], Scale(330, 500)), 9, 48)
+    panel = Panel(hours(2), chart(CO2, 330, 510), 9, 48)
     assert panel.ticks() == [350, 400, 450, 500]
-    assert panel._replace(height=200).ticks() == [350, 400, 450, 500]
-    cold = Panel(hours(2), Chart(TEMP, [], Scale(-11, 2)), 0, 26)
+    cold = Panel(hours(2), chart(TEMP, -11, 2), 0, 26)
     assert cold.labels() == '<text class="temp-label" x="30" y="28">−10°</text><text class="temp-label" x="30" y="8">0°</text>'
 
 
 def test_spikes_are_marked_above_the_line_and_the_line_stays() -> None:
     buckets = [values(420, 420, 420), spike(420, 9991), values(420, 420, 420), *[spike(420, 10)] * 4]
-    panel = Panel(hours(7), Chart(CO2, buckets, Scale(400, 500)), 9, 50)
+    panel = Panel(hours(7), chart(CO2, 400, 500, buckets), 9, 50)
     assert panel.marks() == ('<text class="mark" x="21.43%" y="8">▲</text>'
                              '<text class="mark" x="71.43%" y="8">▼</text>'
                              '<rect class="off" x="42.86%" width="57.14%" y="9" height="1.5"/>')
-    assert "M143 490l286 0 285 0 286 0 286 0 285 0 286 0" in panel.curves(buckets, "deployed")
+    assert "M143 490l1714 0" in panel.curves(buckets, "deployed")
 
 
 # -- a site -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_unit_is_decides_how_its_columns_are_drawn() -> None:
-    stays = [stay("lab_check", 0, 2 * HOUR), stay("deployed", 2 * HOUR), stay("lab_check", 3 * HOUR, 4 * HOUR, "other")]
-    frame = hours(4)
-    assert plot_ascii.kinds_of(stays[0].unit_id, frame, stays) == ["lab_check", "lab_check", "deployed", "deployed"]
-    assert plot_ascii.kinds_of("other", frame, stays) == ["deployed", "deployed", "deployed", "second"]
+def test_each_unit_has_a_line_as_its_stay_is() -> None:
+    steady_values = [values(420, 420, 420)] * 4
+    lab = stay("lab_check", 0, 2 * HOUR, "co2unit-next")
+    first = stay("en_route", 0, 2 * HOUR)
+    then = stay("deployed", 2 * HOUR)
+    row = site(chart(CO2, 400, 500, steady_values), first, then)
+    after = Strand("co2unit-next", "varanger-11", [lab], {"co2": steady_values}, 1800)
+    row = row._replace(stays=[first, then, lab], strands=[*row.strands, after])
+    drawn = plot_ascii.unit_curves([Panel(hours(4), row.charts["co2"], 10, 50)], row)
+    assert re.findall('class="co2 line-([a-z_]+)" d="([^"]+)"', drawn) == [
+        ("en_route", "M250 500l500 0"), ("deployed", "M1250 500l500 0"), ("lab_check", "M250 500l500 0")]
+    later = lab._replace(until=3 * HOUR)
+    assert plot_ascii.is_second(later, [first, then, later]) and not plot_ascii.is_second(lab, [first, then, lab])
 
 
 def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
-    row = site(CO2, [values(420, 420, 420), None, None, values(420, 420, 420)], Scale(400, 500))
-    panel = Panel(hours(4), row.charts["co2"], 9, 50)
-    height, drawn = plot_ascii.site_chart(row, [panel], [Gap(HOUR, 3 * HOUR, "lost"), Gap(HOUR, HOUR + 9, "lost")])
-    assert height == 62
-    assert drawn.startswith('<rect class="gap" x="25.00%" width="50.00%" y="0" height="62"/><svg viewBox="0 0 2000 620" ')
-    assert drawn.count('class="gap"') == 1
-    assert '<text class="word" x="50.00%" y="38">lost</text>' in drawn
+    row = site(chart(CO2, 400, 500, [values(420, 420, 420), None, None, values(420, 420, 420)]))
+    unit = row.stays[0].unit_id
+    frame = hours(4)
+    gaps = [Gap(unit, HOUR, 3 * HOUR, 4, "lost", 0), Gap(unit, HOUR, HOUR + 9, 1, "lost", 0), Gap("other", 0, None, 1, "lost", 0)]
+    found = list(plot_ascii.missing(frame, row, gaps))
+    assert found == [((HOUR, 3 * HOUR), "lost")]
+    strip = plot_ascii.chart_strip(frame, row, {"co2": 50}, found)
+    assert strip.height == 62
+    assert strip.chart.startswith('<rect class="gap" x="25.00%" width="50.00%" y="0" height="62"/><svg viewBox="0 0 2000 620" ')
+    assert '<text class="word" x="50.00%" y="34">lost</text>' in strip.chart
 
 
 def test_the_mouse_is_told_the_numbers_of_a_day() -> None:
-    row = site(TEMP, [values(-8, -4, 1), None], Scale(-10, 10))
-    panel = Panel(hours(2), row.charts["temp"], 9, 50)
-    assert "<title>1 Jan 1970: temp °C −8.0…1.0, mean −4.0</title>" in plot_ascii.site_chart(row, [panel], [])[1]
+    strip = plot_ascii.chart_strip(hours(2), site(chart(TEMP, -10, 10, [values(-8, -4, 1), None])), {"temp": 50}, [])
+    assert "<title>1 Jan 1970: temp °C −8.0…1.0, mean −4.0</title>" in strip.chart
 
 
 def test_a_ribbon_is_thin_where_a_unit_was_deployed_without_readings() -> None:
-    row = site(CO2, [values(420, 420, 420), None, None, values(420, 420, 420)], Scale(400, 500), stay(since=1800))
+    row = site(chart(CO2, 400, 500, [values(420, 420, 420), None, None, values(420, 420, 420)]), stay(since=1800))
     assert plot_ascii.stay_bars(hours(4), row.strands[0], 60) == (
         '<rect class="stay" x="12.50%" width="87.50%" y="62" height="1"/>'
         '<rect class="is-deployed" x="12.50%" width="12.50%" y="60" height="5"/>'
@@ -224,11 +192,13 @@ def test_a_ribbon_is_thin_where_a_unit_was_deployed_without_readings() -> None:
 
 
 def test_beside_a_site_stand_its_last_values_its_range_and_what_is_off_the_scale() -> None:
-    buckets = [values(366, 420, 478), spike(420, 9991)]
-    row = site(CO2, buckets, Scale(300, 500))
-    chart = row.charts["co2"]._replace(above=2, last=(HOUR, 444.4))
-    strip = plot_ascii.fleet_strip(hours(2), row._replace(charts={"co2": chart}, late=True), [], 10 * HOUR)
-    assert text_of(strip) == (["vj_re_sn_3", "varanger-03"], ["444 ppm ", "366…478 ppm", "▲ 2 to 9991 ppm", "9 h late"])
+    one = chart(CO2, 300, 500, [values(366, 420, 478), spike(420, 9991)])._replace(above=2, last=(HOUR, 444.4))
+    row = site(one)
+    assert text_of(plot_ascii.fleet_strip(hours(2), row, [], 10 * HOUR)) == (
+        ["vj_re_sn_3", "varanger-03"], ["444 ppm ", "366…478 ppm", "▲ 2 to 9991 ppm"])
+    old = row._replace(charts={"co2": one._replace(stale=True)}, late=True)
+    assert text_of(plot_ascii.fleet_strip(hours(2), old, [], 10 * HOUR))[1] == [
+        "", "366…478 ppm", "▲ 2 to 9991 ppm", "no CO₂ for 9 h"]
 
 
 def text_of(strip: Strip) -> tuple[list[str], list[str]]:
@@ -242,7 +212,7 @@ CALLED = Pings(1, 1, 1, -80.0)
 
 
 def test_days_with_pings_are_bars_of_what_the_unit_was() -> None:
-    row = PingRow("vj_re_sn_3", [stay("en_route", 0, 2 * DAY), stay("deployed", 2 * DAY)], [CALLED, CALLED, CALLED, None])
+    row = PingRow([stay("en_route", 0, 2 * DAY), stay("deployed", 2 * DAY)], [CALLED, CALLED, CALLED, None])
     assert plot_ascii.lane(days(4), row, 5, 14) == (
         '<rect class="stay" x="0.00%" width="50.00%" y="12" height="1"/>'
         '<rect class="stay" x="50.00%" width="50.00%" y="12" height="1"/>'
@@ -253,7 +223,7 @@ def test_days_with_pings_are_bars_of_what_the_unit_was() -> None:
 
 
 def test_silence_of_three_days_is_coloured_where_a_unit_is_deployed() -> None:
-    row = PingRow("vj_re_sn_3", [stay()], [CALLED, None, None, CALLED, None, None, None, CALLED])
+    row = PingRow([stay()], [CALLED, None, None, CALLED, None, None, None, CALLED])
     drawn = plot_ascii.lane(days(8), row, 5, 14)
     assert drawn.count('class="silence"') == 1
     assert '<rect class="silence" x="50.00%" width="37.50%" y="5" height="14"/>' in drawn
@@ -263,7 +233,208 @@ def test_silence_of_three_days_is_coloured_where_a_unit_is_deployed() -> None:
 
 
 def test_beside_pings_stand_the_age_of_the_last_one_and_the_share_of_days() -> None:
-    row = PingRow("vj_re_sn_3", [stay(since=2 * DAY)], [None, None, *[CALLED] * 5, None], None, 7 * DAY, -81)
+    state = UnitState("co2unit-30aea42a50bc", "varanger-03", None, None, None, True, *[None] * 9)._replace(last_ping=7 * DAY, dbm=-81)
+    row = PingRow([stay(since=2 * DAY)], [None, None, *[CALLED] * 5, None], None, state)
     strip = plot_ascii.ping_strip(days(8), [row], 8 * DAY)
     assert text_of(strip) == (["vj_re_sn_3", "varanger-03"], ["1 d 00 h ago −81 dBm", "5/6 = 83 %"])
     assert "<title>1 Jan 1970: 5 days with pings</title>" in strip.chart
+
+
+# -- in a real browser ------------------------------------------------------------------------------------------------
+#
+# Pages of known units are opened in headless Chromium, wide and narrow, light and dark; a script that the test puts in
+# writes what it measures into the title. Where Chromium is missing, these tests are skipped.
+
+MEASURE = """<script>
+const shown = element => element.getClientRects().length > 0 && getComputedStyle(element).display !== "none";
+const texts = [...document.querySelectorAll("body *")].filter(element => shown(element) &&
+  [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+const words = texts.filter(text => text.tagName !== "title");
+const out = words.filter(text => text.getBoundingClientRect().right > innerWidth + 1 || text.getBoundingClientRect().left < -1);
+const small = words.filter(text => parseFloat(getComputedStyle(text).fontSize) < 11);
+const box = selector => { const found = document.querySelector(".chart " + selector); if (!found) return null;
+  const at = found.getBoundingClientRect(), chart = found.closest(".chart").getBoundingClientRect();
+  return [(at.left - chart.left) / chart.width, at.width / chart.width, at.top - chart.top, at.height]; };
+const ends = selector => { const found = document.querySelector(".chart " + selector); if (!found) return null;
+  const chart = found.closest(".chart").getBoundingClientRect(), matrix = found.getScreenCTM();
+  return [0, found.getTotalLength()].map(length => found.getPointAtLength(length).matrixTransform(matrix))
+    .map(point => [(point.x - chart.left) / chart.width, point.y - chart.top]); };
+const colour = selector => { const found = document.querySelector(".chart " + selector); return found && getComputedStyle(found).fill; };
+document.title = JSON.stringify({over: document.documentElement.scrollWidth - innerWidth, out: out.map(text => text.textContent),
+  small: small.map(text => text.textContent), words: words.length, gap: box(".gap"), ribbon: box(".is-deployed"),
+  ping: box(".ping-deployed"), silence: box(".silence"), line: ends("path.co2"), paper: getComputedStyle(document.body).backgroundColor,
+  dim: colour(".is-deployed"), labels: [...document.querySelectorAll(".axis text")].filter(shown).map(text => text.textContent),
+  charts: document.querySelectorAll(".chart").length, scripts: document.scripts.length});
+</script>"""
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --disable-background-networking "
+         "--disable-component-update --dump-dom")
+in_browser = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+LIGHT, DARK = "1", "0"                  # of Blink's setting preferredColorScheme
+
+
+def measured(page: str, directory: Any, pixels: int, scheme: str = LIGHT) -> dict[str, Any]:
+    """What the script saw."""
+    with open(os.path.join(directory, "page.html"), "w", encoding="utf-8") as file:
+        file.write(page.replace("</body>", MEASURE + "</body>"))
+    command = [BROWSER, *FLAGS.split(), f"--window-size={pixels},900", f"--user-data-dir={directory}/profile",
+               f"--blink-settings=preferredColorScheme={scheme}", f"file://{directory}/page.html"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    title = re.search("<title>(.*?)</title>", done.stdout.decode(), re.S)
+    assert title, done.stderr.decode()[-2000:]
+    return dict(json.loads(html.unescape(title[1])))
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three sites in two weeks: one whose CO2 rises by 10 ppm a day from 430, one with a hole and a spike, one with a long name; one unit without a
+    site; and a unit that did not call for a third of the time."""
+    whole = steady(ppm=lambda days: 430 + 10 * days, temp=lambda days: 6 * math.sin(2 * math.pi * days))
+    holed = [reading for reading in whole if not NOW - timedelta(days=7) <= reading[0] < NOW - timedelta(days=3.5)]
+    holed[100] = (holed[100][0], 9991, 5.0)
+    silent = [ping for ping in daily() if not NOW - timedelta(days=10) <= ping[0] < NOW - timedelta(days=5)]
+    units = [Unit(1, whole, daily()), Unit(2, holed, silent), Unit(3, whole, daily()), Unit(4, whole, daily())]
+    table = "1 vj_re_sn_1 12 deployed 2019-09-01\n2 vj_re_sn_2 11 deployed 2019-09-01\n3 Vadsø_backyard_of_the_office_東京 10 deployed 2019-09-01"
+    return archive(str(tmp_path_factory.mktemp("fleet")), units, table)
+
+
+def web_page(db: str, view: str, **query: str) -> str:
+    return plot_ascii.web_page(view, db, query, True, seconds(NOW))
+
+
+@in_browser
+@pytest.mark.parametrize("pixels", [400, 1280])
+@pytest.mark.parametrize("view, query", [("co2", {}), ("co2", {"site": "vj_re_sn_2"}), ("alive", {}), ("co2", {"unit": "unit-04"}),
+                                         ("co2", {"site": "vj_re_sn_1", "recent-days": "2"})])
+def test_a_page_fits_its_window_and_is_legible(fleet: str, tmp_path: Any, pixels: int, view: str, query: dict[str, str]) -> None:
+    found = measured(web_page(fleet, view, **query), tmp_path, pixels)
+    assert found["over"] <= 0
+    assert found["out"] == []
+    assert found["small"] == []
+    assert found["words"] > 20 and found["charts"] > 1
+    assert found["scripts"] == 1, "only the one of this test"
+
+
+@in_browser
+@pytest.mark.parametrize("pixels", [400, 1280])
+def test_a_line_lies_where_its_numbers_are(fleet: str, tmp_path: Any, pixels: int) -> None:
+    page = web_page(fleet, "co2", site="vj_re_sn_1", **{"recent-days": "14"})
+    found = measured(page, tmp_path, pixels)
+    scale = re.search("CO₂ ppm ([0-9]+)…([0-9]+)", page)
+    assert scale
+    low, high = map(float, scale.groups())
+    (left, first), (right, last) = found["line"]
+    assert abs(first - 9 - 200 * (high - 435.9) / (high - low)) < 3
+    assert abs(last - 9 - 200 * (high - 575.5) / (high - low)) < 3
+    assert left < 0.01 and right > 0.99
+
+
+@in_browser
+@pytest.mark.parametrize("pixels", [400, 1280])
+def test_a_gap_and_silence_lie_where_their_times_are(fleet: str, tmp_path: Any, pixels: int) -> None:
+    found = measured(web_page(fleet, "co2", site="vj_re_sn_2", **{"recent-days": "14"}), tmp_path, pixels)
+    left, width, top, height = found["gap"]
+    assert abs(left - 0.5) < 0.01 and abs(width - 0.25) < 0.01
+    assert top == 0 and height > 200
+    assert abs(found["ribbon"][1] - 0.5) < 0.01
+    found = measured(web_page(fleet, "alive", site="vj_re_sn_2", **{"recent-days": "14"}), tmp_path, pixels)
+    left, width, _, height = found["silence"]
+    assert abs(width - 5 / 14) < 0.01 and height == 14
+
+
+@in_browser
+def test_colours_follow_the_scheme_of_the_reader(fleet: str, tmp_path: Any) -> None:
+    page = web_page(fleet, "co2")
+    light = measured(page, tmp_path, 1280, LIGHT)
+    dark = measured(page, tmp_path, 1280, DARK)
+    assert (light["paper"], light["dim"]) == ("rgb(255, 255, 255)", "rgb(92, 101, 110)")
+    assert (dark["paper"], dark["dim"]) == ("rgb(20, 23, 26)", "rgb(139, 148, 158)")
+
+
+@in_browser
+def test_a_phone_shows_every_third_date(fleet: str, tmp_path: Any) -> None:
+    page = web_page(fleet, "co2")
+    wide = measured(page, tmp_path, 1280)["labels"]
+    narrow = measured(page, tmp_path, 400)["labels"]
+    assert wide[0] == narrow[0]
+    assert [label for label in wide if label in narrow] == wide[::3] == narrow
+
+
+# -- sizes, files, links ----------------------------------------------------------------------------------------------
+
+
+def test_a_year_of_a_site_and_two_weeks_of_twelve_are_small(tmp_path: Any) -> None:
+    year = steady(NOW - timedelta(days=365), ppm=lambda days: 420 + 40 * math.sin(3 * days), temp=lambda days: 9 * math.sin(days))
+    fortnight = steady(ppm=lambda days: 420 + 40 * math.sin(3 * days), temp=lambda days: 9 * math.sin(6 * days))
+    units = [Unit(0, year, daily()), *[Unit(n, fortnight, daily()) for n in range(1, 12)]]
+    table = "\n".join(f"{n} site_{n:02d} 10 deployed 2018-01-01" for n in range(12))
+    db = archive(str(tmp_path), units, table)
+    assert len(web_page(db, "co2", site="site_00").encode()) < 40_000
+    assert len(web_page(db, "co2", **{"recent-days": "14"}).encode()) < 120_000
+
+
+def test_a_file_has_one_size_and_needs_nothing_from_outside(fleet: str, tmp_path: Any) -> None:
+    path = str(tmp_path / "site.svg")
+    assert plot_ascii.main(["co2", "--db", fleet, "--site", "vj_re_sn_2", "-o", path], now=seconds(NOW)) == 0
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    root = xml.etree.ElementTree.fromstring(text)
+    assert root.get("width") == "1160" and root.get("viewBox") == f"0 0 1160 {root.get('height')}"
+    assert re.findall("[0-9]%", text) == ["0%", "0%"], "but for the paper behind it"
+    assert not re.search("href|var\\(|url\\(|<title|script", text)
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"co2 · vj_re_sn_2", "lost", "CO₂", "temp"} <= set(words)
+
+
+def test_only_what_has_a_picture_goes_into_a_picture_file(fleet: str, tmp_path: Any, capsys: Any) -> None:
+    assert plot_ascii.main(["gaps", "--db", fleet, "-o", str(tmp_path / "gaps.svg")], now=seconds(NOW)) == 2
+    assert capsys.readouterr().err == "plot_ascii: there is no picture of this: gaps\n"
+
+
+def links_of(page: str) -> dict[str, str]:
+    line = re.search('<p class="links">(.*?)</p>', page)
+    assert line
+    return {html.unescape(text): html.unescape(url) for url, text in re.findall('<a href="([^"]*)">(.*?)</a>', line[1])}
+
+
+def test_a_page_leads_to_other_times_other_sites_and_its_data(fleet: str) -> None:
+    assert links_of(web_page(fleet, "co2", site="vj_re_sn_2", **{"recent-days": "7"})) == {
+        "14 days": "?site=vj_re_sn_2&recent-days=14",
+        "30 days": "?site=vj_re_sn_2&recent-days=30",
+        "1 year": "?site=vj_re_sn_2&recent-days=365",
+        "all": "?site=vj_re_sn_2&recent-days=0",
+        "‹ earlier": "?site=vj_re_sn_2&recent-days=7&xmin=2019-09-12T12%3A00Z&xmax=2019-09-19T12%3A00Z",
+        "‹ vj_re_sn_1": "?site=vj_re_sn_1&recent-days=7",
+        "Vadsø_backyard_of_the_office_東京 ›":
+            "?site=Vads%C3%B8_backyard_of_the_office_%E6%9D%B1%E4%BA%AC&recent-days=7",
+        "CSV": "/data/co2/readings.csv?site=vj_re_sn_2&since=2019-09-19T12%3A00Z&until=2019-09-26T12%3A00Z",
+        "JSON": "/data/co2/readings.jsonl?site=vj_re_sn_2&since=2019-09-19T12%3A00Z&until=2019-09-26T12%3A00Z",
+        "text": "?site=vj_re_sn_2&recent-days=7&text=1",
+    }
+
+
+def test_a_page_of_an_earlier_time_leads_to_a_later_one(fleet: str) -> None:
+    page = web_page(fleet, "alive", xmin="2019-09-14", xmax="2019-09-18")
+    assert links_of(page)["later ›"] == "?xmin=2019-09-18T00%3A00Z&xmax=2019-09-22T00%3A00Z"
+    assert links_of(page)["CSV"] == "/data/co2/pings.csv?since=2019-09-14T00%3A00Z&until=2019-09-18T00%3A00Z"
+
+
+def test_text_is_what_curl_gets_and_who_asks_for_it(fleet: str) -> None:
+    assert web_page(fleet, "co2", text="1") == plot_ascii.web_page("co2", fleet, {}, False, seconds(NOW))
+    assert "<" not in web_page(fleet, "co2", text="1")
+
+
+def test_below_a_picture_stand_its_numbers(fleet: str) -> None:
+    page = web_page(fleet, "co2", site="vj_re_sn_1", **{"recent-days": "3"})
+    table = re.search("<table>(.*?)</table>", page, re.S)
+    assert table
+    assert table[1].splitlines()[2].startswith("<tr><th>24 Sep<td>CO₂ ppm 550…561, mean 555; temp °C −6.0…6.0, mean")
+
+
+def test_names_from_outside_are_harmless_in_a_page_and_in_a_file(tmp_path: Any) -> None:
+    db = archive(str(tmp_path), [Unit(1, steady(), daily())], "1 <b>&\"'x 10 deployed 2019-09-01")
+    for page in (web_page(db, "co2"), web_page(db, "alive"), web_page(db, "co2", site="<b>&\"'x")):
+        assert "<b>&" not in page and "&lt;b&gt;&amp;" in page
+    path = str(tmp_path / "fleet.svg")
+    assert plot_ascii.main(["pings", "--db", db, "-o", path], now=seconds(NOW)) == 0
+    xml.etree.ElementTree.parse(path)
