@@ -898,8 +898,8 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     allow(request, station.settings.status_allow)
     accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
     import plot_ascii                                           # a daemon that nobody looks at stays small
-    html = not accept.startswith("text/plain") and not agent.startswith("curl/")
     query = dict(reversed(request.query))
+    html = not query.pop("text", "") and not accept.startswith("text/plain") and not agent.startswith("curl/")
     problems = station.health.problems()
     try:
         text = plot_ascii.web_page(view, station.settings.db, query, html, request.now, problems=problems)

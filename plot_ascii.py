@@ -2833,6 +2833,7 @@ def paragraphs(lines: Iterable[Line], links: Links) -> str:
         for span in line:
             text = f'<span class="{span.style}">{escape(span.text)}</span>'
             drawn += f'<a href="{escape(links.site(span.link))}">{text}</a>' if span.link else text
+        drawn += "</p>"
     return drawn
 
 
@@ -2926,26 +2927,27 @@ def picture_links(c: Context, window: Window, query: Optional[Mapping[str, str]]
     from urllib.parse import urlencode
     a, b, _ = window
     iso = c.zone.iso
-    found: list[tuple[str, str, dict[str, str]]] = []
+    found: list[tuple[str, dict[str, str]]] = []
     for text, days in SPANS.items():
-        found.append((text, "", {"recent-days": days, "xmin": "", "xmax": ""}))
-    found.append(("‹ earlier", "", {"xmin": iso(2 * a - b), "xmax": iso(a)}))
+        found.append((text, {"recent-days": days, "xmin": "", "xmax": ""}))
+    found.append(("‹ earlier", {"xmin": iso(2 * a - b), "xmax": iso(a)}))
     if b + DAY < now:
-        found.append(("later ›", "", {"xmin": iso(b), "xmax": iso(2 * b - a)}))
+        found.append(("later ›", {"xmin": iso(b), "xmax": iso(2 * b - a)}))
     sites = list(dict.fromkeys(stay.site for stay in importer.deployments(c.db) if stay.site))
     if c.o.site in sites:
         at = sites.index(c.o.site)
-        found += [("‹ " + site, "", {"site": site}) for site in sites[:at][-1:]]
-        found += [(site + " ›", "", {"site": site}) for site in sites[at + 1:at + 2]]
-    table = VIEWS[c.view].table.replace("co2_", "")
-    for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
-        times = {"since": iso(a), "until": iso(b), "recent-days": "", "xmin": "", "xmax": ""}
-        found.append((text, f"/data/co2/{table}.{form}", times))
-    found.append(("text", "", {"text": "1"}))
+        found += [("‹ " + site, {"site": site}) for site in sites[:at][-1:]]
+        found += [(site + " ›", {"site": site}) for site in sites[at + 1:at + 2]]
+    found.append(("text", {"text": "1"}))
     links = ""
-    for text, page, changes in found:
+    for text, changes in found:
         wanted = {name: value for name, value in {**query, **changes}.items() if value}
-        links += f'<a href="{escape(page + "?" + urlencode(wanted))}">{escape(text)}</a> '
+        links += f'<a href="{escape("?" + urlencode(wanted))}">{escape(text)}</a> '
+    table = VIEWS[c.view].table.replace("co2_", "")
+    data = {name: value for name, value in query.items() if name in ("site", "unit")}
+    data.update(since=iso(a), until=iso(b))
+    for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
+        links += f'<a href="/data/co2/{table}.{form}?{escape(urlencode(data))}">{text}</a> '
     return f'<p class="links">{links}</p>\n'
 
 
@@ -2968,7 +2970,8 @@ def picture_of(view: str, db: str, o: Options, now: float, links: Optional[Links
 
 def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE), *, links: Links = HERE,
              problems: Sequence[importer.Problem] = ()) -> str:
-    """A whole HTML document: pictures, or text drawn wide and narrow for phones; no script, and all style inside."""
+    """A whole HTML document: pictures, or text drawn wide and narrow for phones, or only text of one width; no script,
+    and all style inside."""
     from html import escape
     if o.glyphs == "auto":
         o = o.but(glyphs="block")
@@ -2977,9 +2980,11 @@ def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] =
     body = problem_list(problems)
     above = ""
     for section in sections:
-        if section.changes and links.query is not None:
-            continue                    # links lead to other times
-        part = picture_of(section.view, db, o.but(**section.changes), now, links)
+        part = ""
+        if len(widths) > 1:
+            if section.changes and links.query is not None:
+                continue                # links lead to other times
+            part = picture_of(section.view, db, o.but(**section.changes), now, links)
         if not part:
             for kind, cells in zip(("wide", "narrow") if len(widths) > 1 else ("any",), widths):
                 drawn = web_section(section, db, o.but(width=cells), now)
@@ -3003,11 +3008,10 @@ def web_page(view: str, db: str, query: Mapping[str, str], html: bool, now: floa
              problems: Sequence[importer.Problem] = ()) -> str:
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
     text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
-    asked = {name: text for name, text in query.items() if name != "text"}
-    o = Options.from_query(asked)
-    if html and not query.get("text"):
+    o = Options.from_query(query)
+    if html:
         widths = [o.width] if query.get("width") else (DESK, PHONE)
-        return document(view, db, o, now, widths, links=HERE._replace(query=asked), problems=problems)
+        return document(view, db, o, now, widths, links=HERE._replace(query=query), problems=problems)
     texts: list[str] = [clean(problem.text) + "\n" for problem in problems if not problem.unit]
     above = None
     for section in WEB[view][1]:
@@ -3079,7 +3083,8 @@ class Command:
         try:
             problems = self.problems(int(now), a.view == "status")
             if a.html:
-                return document(web_name(a.view), db, o, now, [o.width], problems=problems)
+                widths = [o.width] if a.width else (DESK, PHONE)
+                return document(web_name(a.view), db, o, now, widths, problems=problems)
             if a.output and a.output.endswith(".svg"):
                 text = picture_of(a.view, db, o, now, None)
                 if not text:

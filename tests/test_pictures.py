@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import co2d
 import plot_ascii
 from importer import FOREVER, Bucket, Deployment, Gap, Pings, UnitState
 from plot_ascii import CO2, TEMP, Axis, Chart, Frame, Panel, PingRow, Quantity, Scale, SiteRow, Strand, Strip, Tick, path, signed, stretches
@@ -233,7 +234,7 @@ def test_silence_of_three_days_is_coloured_where_a_unit_is_deployed() -> None:
 
 
 def test_beside_pings_stand_the_age_of_the_last_one_and_the_share_of_days() -> None:
-    state = UnitState("co2unit-30aea42a50bc", "varanger-03", None, None, None, True, *[None] * 9)._replace(last_ping=7 * DAY, dbm=-81)
+    state = UnitState("co2unit-30aea42a50bc", "varanger-03", *[None] * 14)._replace(last_ping=7 * DAY, dbm=-81)
     row = PingRow([stay(since=2 * DAY)], [None, None, *[CALLED] * 5, None], None, state)
     strip = plot_ascii.ping_strip(days(8), [row], 8 * DAY)
     assert text_of(strip) == (["vj_re_sn_3", "varanger-03"], ["1 d 00 h ago −81 dBm", "5/6 = 83 %"])
@@ -407,9 +408,9 @@ def test_a_page_leads_to_other_times_other_sites_and_its_data(fleet: str) -> Non
         "‹ vj_re_sn_1": "?site=vj_re_sn_1&recent-days=7",
         "Vadsø_backyard_of_the_office_東京 ›":
             "?site=Vads%C3%B8_backyard_of_the_office_%E6%9D%B1%E4%BA%AC&recent-days=7",
+        "text": "?site=vj_re_sn_2&recent-days=7&text=1",
         "CSV": "/data/co2/readings.csv?site=vj_re_sn_2&since=2019-09-19T12%3A00Z&until=2019-09-26T12%3A00Z",
         "JSON": "/data/co2/readings.jsonl?site=vj_re_sn_2&since=2019-09-19T12%3A00Z&until=2019-09-26T12%3A00Z",
-        "text": "?site=vj_re_sn_2&recent-days=7&text=1",
     }
 
 
@@ -419,9 +420,25 @@ def test_a_page_of_an_earlier_time_leads_to_a_later_one(fleet: str) -> None:
     assert links_of(page)["CSV"] == "/data/co2/pings.csv?since=2019-09-14T00%3A00Z&until=2019-09-18T00%3A00Z"
 
 
-def test_text_is_what_curl_gets_and_who_asks_for_it(fleet: str) -> None:
-    assert web_page(fleet, "co2", text="1") == plot_ascii.web_page("co2", fleet, {}, False, seconds(NOW))
-    assert "<" not in web_page(fleet, "co2", text="1")
+def test_every_link_of_a_page_is_answered(fleet: str, tmp_path: Any) -> None:
+    settings = co2d.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path), db=fleet, port=0)
+    station = co2d.Station(settings, clock=lambda: seconds(NOW))
+
+    def ask(url: str) -> tuple[int, str, str]:
+        head = b"GET %s HTTP/1.0\r\nAccept: text/html\r\n\r\n" % url.encode()
+        response = co2d.respond(station, co2d.parse_head(head)._replace(peer="127.0.0.1", now=seconds(NOW)))
+        body = response.body or (response.file.read() if response.file else b"")
+        return response.status, response.content_type.split(";")[0], body.decode()
+
+    here = "/data/co2/summary?site=vj_re_sn_2"
+    status, kind, page = ask(here)
+    assert (status, kind) == (200, "text/html")
+    kinds = {"CSV": "text/csv", "JSON": "application/x-ndjson", "text": "text/plain"}
+    for text, url in links_of(page).items():
+        status, kind, body = ask(here.split("?")[0] + url if url.startswith("?") else url)
+        assert (status, kind) == (200, kinds.get(text, "text/html")), url
+        assert len(body.splitlines()) > 20
+    assert ask(here + "&text=1")[2] == plot_ascii.web_page("co2", fleet, {"site": "vj_re_sn_2"}, False, seconds(NOW))
 
 
 def test_below_a_picture_stand_its_numbers(fleet: str) -> None:
