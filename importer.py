@@ -9,16 +9,18 @@ kept in `rejects` with line number, offset, reason and text; what follows the la
 
 The tables depend on nothing but the text: not on the order or the pieces in which it came, nor on the locale.
 
-    readings            blocks of plain lines are cut into columns (`Columns`), and halved where there is dirt, down to
-                        single lines (`parse_reading`, the rule; both give the same rows).
-    readings, pings     only new complete lines are read. A repeat (same unit, time and values) is imported once: the
-                        one with the smallest (source, offset) stays, whichever came first. Rules that look at
-                        neighbours (`judge_day`) and the rollups (`daily` and what sums up months) are made anew where
-                        days were touched.
-    errors, deployments small: the whole file is read again when it changes.
+    readings            only new complete lines are read. Plain lines are cut into columns, many at once (`Columns`);
+                        what is left is judged line by line (`parse_reading`, the rule; both give the same rows).
+    pings               only new complete lines are read, one by one.
+    error logs, tables that people write        small: the whole file is read again when it changes.
+
+`FORMATS` says which file is what. A repeat (same unit, time and values) is imported once: the one with the smallest
+(source, offset) stays, whichever came first. Rules that look at neighbours (`judge`) and the rollup (`daily`) are made
+anew for the days in which rows came or went. The table `changes` notes these days, for whoever copies the data.
 
 A file whose first bytes are not those that were read (checksum), or that has become shorter, was replaced: its rows go,
-it is read again, and so are the files that held repeats of them.
+it is read again, and so are the files that held repeats of them. Whatever fails in a source is noted with it
+(`sources.trouble`), told, and tried again; the next source is taken.
 
 One transaction takes the rows, the rollup and the ledger from one consistent state to the next (write-ahead log:
 readers see the old or the new state and wait for nobody). One importer writes at a time; DB.lock says which. A
@@ -31,12 +33,15 @@ SQL is written here and nowhere else; the section at the end answers what the vi
 from __future__ import annotations
 
 import argparse
+import bisect
 import contextlib
 import copy
+import errno
 import fcntl
 import functools
 import io
 import json
+import math
 import operator
 import os
 import re
@@ -48,7 +53,7 @@ import time
 import zlib
 from bisect import bisect_right
 from datetime import date
-from itertools import accumulate, chain, count, groupby, repeat
+from itertools import accumulate, chain, compress, count, groupby, repeat, zip_longest
 from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
                     Sequence, Set, Tuple, get_type_hints)
 
@@ -65,9 +70,9 @@ LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in p
 SHARE = 1 << 24                         # bytes that are worth a process of their own when all is read
 MOST_PROCESSES = 4                      # of 45 MB each
 MOST_ACCOUNTS = 1000                    # that are kept in memory
-DAY = 86400                             # s
 HOUR = 3600                             # s
-FOREVER = 1 << 40                       # UTC s; later than any time
+DAY = 86400                             # s
+FOREVER = 1 << 40                       # s; later than any time
 EPOCH = 719163                          # date.toordinal() of 1 January 1970
 PATIENCE = 10.0                         # seconds to wait for another importer
 
@@ -131,6 +136,7 @@ QC_CO2_SUSPECT = QC_SPIKE | QC_FLAT | QC_FEW_CO2
 QC_CO2_BAD = QC_NO_CO2 | QC_CO2_SUSPECT
 QC_TEMP = QC_POWER_ON | QC_TEMP_RANGE
 QC_ROW = QC_FUTURE
+JITTER = 60                             # s; readings come by so much too early or too late
 ENOUGH = 5                              # usable of the ten: the first two are taken while the sensor warms up
 
 
@@ -200,8 +206,11 @@ INSERT INTO last_import VALUES (NULL, 0, lower(hex(randomblob(8))));
     co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
     temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, temp_off INTEGER, temp_low REAL, temp_peak REAL,
     first INTEGER, last INTEGER, longest INTEGER""")
+DAILY = ["unit_id", "day", "n", *[what + name for what in ("co2_", "temp_")
+                                  for name in ("n", "sum", "min", "max", "off", "low", "peak")],
+         "first", "last", "longest"]
 INDEXES = """
-CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, source, offset);
+CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, co2, temp, qc);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts, rssi_dbm);
 CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
 CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
@@ -698,7 +707,543 @@ def format_value(value: Any, example: bool = False) -> str:
     return os.path.relpath(text, HERE) if example and text.startswith(HERE) else text
 
 
-# -- where an archive lies --------------------------------------------------------------------------------------------
+# -- lines ------------------------------------------------------------------------------------------------------------
+# How a line of each kind of file becomes the row of a table. What cannot be imported is `Rejected`, with the reason.
+
+
+class Rules(NamedTuple):
+    """By what lines are judged."""
+
+    limits: Limits
+    now: float                          # UTC seconds; time of the import
+
+    @property
+    def latest(self) -> float:
+        """What is dated later is dated in the future."""
+        return self.now + self.limits.future
+
+
+class Number(NamedTuple):
+    """How a number is written in a field."""
+
+    pattern: re.Pattern[str]
+    convert: Callable[[str], Any]
+
+
+def _number(pattern: str, convert: Callable[[str], Any]) -> Number:
+    return Number(re.compile(pattern + r"\Z", re.ASCII), convert)
+
+
+TEMP = _number(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float)
+FLASHES = _number("[0-9]{1,6}", int)
+PPM = _number("-?[0-9]{1,7}", int)
+RAW_VALUE = _number(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:e[+-]?[0-9]{1,2})?", float)
+NUMBERS = [TEMP, FLASHES, *[PPM] * len(CO2)]                    # of a reading: fields 5 to 16
+NAMES = 4                               # fields in front of them: unit, nickname, date, time
+NEEDED = NAMES + len(NUMBERS)           # fields without which there is no reading
+KNOWN = NEEDED + len(RAW)               # fields of the newest firmware that is known here
+
+_PREFIX = seqfile.UNIT_PREFIX
+_ID = r"%s(?:(?!%s)[0-9A-Za-z._-])+" % (_PREFIX, _PREFIX)
+_UNIT_ID = re.compile(_ID + r"\Z", re.ASCII)
+_READING_BEGINS = re.compile((_ID + r"\t[^\t]*\t[0-9]{4}-[0-9]{2}-[0-9]{2}\t").encode())
+_LATER_ID = re.compile(_PREFIX.encode())
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])\Z", re.ASCII)
+GLUED = "two lines glued together"
+NO_TIME = "impossible date or time"
+
+
+class Piece(NamedTuple):
+    """A part of a line that is judged alone."""
+
+    begin: int                          # byte in the line
+    raw: bytes
+    refused: str = ""                   # why, whatever it holds
+
+
+def pieces_of(raw: bytes) -> list[Piece]:
+    """The parts of a line of readings: most have one.
+
+    NULs in front, which a power cut leaves, are no part of the line behind them. A hardware id inside a later field
+    begins another line (a nickname may look like an id). The last field before it may be cut: it becomes `?`.
+    """
+    begin = len(raw) - len(raw.lstrip(b"\0"))
+    if not begin and raw.find(_PREFIX.encode(), 1) < 0:
+        return [Piece(0, raw)]
+    names = _READING_BEGINS.match(raw, begin)
+    if names:
+        later = names.end()
+    elif raw.startswith(_PREFIX.encode(), begin):               # the line was cut in its first fields
+        later = begin + 1
+    else:
+        later = raw.find(b"\t") + 1 or len(raw)
+    starts = [begin] + [found.start() for found in _LATER_ID.finditer(raw, later)]
+    pieces = [Piece(0, raw[:begin], "NULs")] if begin else []
+    for start, end in zip(starts, starts[1:]):
+        pieces.append(Piece(start, raw[start:end]))
+    return pieces + [Piece(starts[-1], raw[starts[-1]:])]
+
+
+def without_last_field(raw: bytes) -> bytes:
+    """A piece of a line with `?` for its last field."""
+    return raw[:raw.rfind(b"\t") + 1] + b"?"
+
+
+def decode(raw: bytes) -> str:
+    """A line as text, without its end; never depends on the locale."""
+    text = raw.decode("utf-8", "replace").rstrip("\n")
+    return text[:-1] if text.endswith("\r") else text
+
+
+def check_text(text: str) -> None:
+    """Rejected for a text with control characters, and for none."""
+    if _CONTROL.search(text):
+        raise Rejected("control character")
+    if not text:
+        raise Rejected("empty line")
+
+
+def parse_day(text: str) -> int:
+    """UTC seconds of the begin of a day, YYYY-MM-DD."""
+    try:
+        if _DAY.match(text):
+            return (date.fromisoformat(text).toordinal() - EPOCH) * DAY
+    except ValueError:                                          # no calendar has that day
+        pass
+    raise Rejected(NO_TIME)
+
+
+def parse_clock(text: str) -> int:
+    """Seconds since midnight, HH:MM:SS."""
+    found = _CLOCK.match(text)
+    if not found:
+        raise Rejected(NO_TIME)
+    return int(found[1]) * HOUR + int(found[2]) * 60 + int(found[3])
+
+
+def instant(day: str, clock: str, limits: Limits) -> int:
+    """UTC seconds; Rejected for a clock that was not set, too."""
+    ts = parse_day(day) + parse_clock(clock)
+    if int(day[:4]) < limits.first_year:
+        raise Rejected("clock not set")
+    return ts
+
+
+def parse_number(text: str, number: Number) -> Any:
+    """The value of a field, None where it says `None`."""
+    if text == "None":
+        return None
+    if not number.pattern.match(text):
+        raise Rejected("not a number")
+    return number.convert(text)
+
+
+def parse_raw(text: str) -> Optional[float]:
+    """A value that is behind those that are needed; None where it is no number."""
+    try:
+        value: Optional[float] = parse_number(text, RAW_VALUE)
+        return value
+    except Rejected:
+        return None
+
+
+def nickname(text: str) -> Optional[str]:
+    """None for those of misconfigured units."""
+    return None if text in ("", "None") or text.endswith("NICK") else text
+
+
+def co2_bits(usable: int, missing: int) -> int:
+    """The bits of `qc` for ten values of which so many are usable, and so many missing."""
+    if usable == len(CO2):
+        return 0
+    if usable:
+        return QC_SOME_CO2 if usable >= ENOUGH else QC_SOME_CO2 | QC_FEW_CO2
+    return QC_NO_CO2 | QC_CO2_MISSING if missing == len(CO2) else QC_NO_CO2
+
+
+def temp_bits(degrees: Optional[float], limits: Limits) -> int:
+    """The bits of `qc` for a temperature."""
+    if degrees is None:
+        return QC_TEMP_MISSING
+    if limits.temp_low <= degrees <= limits.temp_high:
+        return 0
+    return QC_POWER_ON if degrees == 85 else QC_TEMP_RANGE
+
+
+def is_usable(ppm: Optional[int], limits: Limits) -> bool:
+    """Whether one of the ten values enters their mean."""
+    return ppm is not None and limits.co2_low <= ppm < limits.co2_high
+
+
+def parse_reading(raw: bytes, rules: Rules) -> Row:
+    """The row of a reading: the 16 original columns, ts, co2, co2_flag, temp_flag, qc, five raw values."""
+    fields = decode(raw).split("\t")
+    check_text("\t".join(fields[:NEEDED]))
+    if not _UNIT_ID.match(fields[0]):
+        raise Rejected("no hardware id")
+    if len(fields) < NEEDED:
+        raise Rejected("%d fields, fewer than %d" % (len(fields), NEEDED))
+    unit, nick, day, clock = fields[:NAMES]
+    ts = instant(day, clock, rules.limits)
+    values = []
+    for at, number in enumerate(NUMBERS, NAMES):
+        try:
+            values.append(parse_number(fields[at], number))
+        except Rejected:
+            raise Rejected("field %d is not a number" % (at + 1))
+    temp, flashes, *ten = values
+    usable = [ppm for ppm in ten if is_usable(ppm, rules.limits)]
+    qc = co2_bits(len(usable), ten.count(None)) | temp_bits(temp, rules.limits)
+    if ts > rules.latest:
+        qc |= QC_FUTURE
+    co2 = sum(usable) / len(usable) if usable else None
+    raws = [parse_raw(text) for text in fields[NEEDED:KNOWN]]
+    raws += [None] * (len(RAW) - len(raws))
+    return (unit, nickname(nick), day, clock, temp, flashes, *ten, ts, co2, co2_flag(qc), temp_flag(qc), qc, *raws)
+
+
+_PING = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?"
+                   r"\t([0-9A-Za-z._-]+)\t([^\t]*)\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
+DBM = _number("-?[0-9]{1,4}", int)
+
+
+def parse_ping(raw: bytes, rules: Rules) -> Row:
+    """The row of a ping without source and offset."""
+    text = decode(raw)
+    check_text(text)
+    found = _PING.match(text)
+    if not found:
+        raise Rejected("not a ping: time, unit, nickname, rssi_raw, rssi_dbm")
+    day, clock, fraction, unit, nick, rssi, dbm = found.groups()
+    ts = instant(day, clock, rules.limits)
+    moment = text.split("\t", 1)[0]
+    return (moment, day, clock + (fraction or ""), unit, nickname(nick), parse_number(rssi, DBM),
+            parse_number(dbm, DBM), ts)
+
+
+_HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})|\(([0-9, ]+)\))"
+                       r"(?: +(INFO|WARN|EXC)\b)?(.*)", re.ASCII | re.DOTALL)
+_PART = re.compile(r"[0-9]{1,4}\Z", re.ASCII)
+_URL = re.compile(r"(https?://[^/\s'\"<>]+)(/[^\s'\"<>]*)", re.IGNORECASE)
+ERROR_TYPES = {                         # words -> type; where several are there, the last of these
+    "uncaught exception": "uncaught", "watchdog": "watchdog", "signal quality": "signal", "backoff": "backoff",
+    "transmitting": "transmit"}
+RUN_LOG = "run log leading up to this"  # such an entry lists what went well, too: it has no type
+
+
+def hide_secrets(text: str) -> str:
+    """The path of each URL up to its last `/ou/`, or all of it, becomes `/***`: it can be a secret."""
+    def hide(found: re.Match[str]) -> str:
+        host, path = found.groups()
+        known = path.rfind("/ou/")
+        if known == 0 or path == "/":
+            return found[0]
+        return host + "/***" + (path[known:] if known > 0 else "")
+    return _URL.sub(hide, text)
+
+
+def decode_log(raw: bytes) -> str:
+    """A line of an error log as text; control characters do not hide it, they are escaped."""
+    text = raw.decode("utf-8", "replace").rstrip("\r\n")
+    return hide_secrets(_CONTROL.sub(lambda found: "\\x%02x" % ord(found[0]), text))
+
+
+def error_type(said: str) -> Optional[str]:
+    """One of ERROR_TYPES, or None, for what an entry says."""
+    lower = said.lower()
+    if lower.startswith(RUN_LOG):
+        return None
+    types = [name for words, name in ERROR_TYPES.items() if words in lower]
+    return types[-1] if types else None
+
+
+class Entry:
+    """An entry of an error log: its headline, then further lines."""
+
+    def __init__(self, offset: int, day: str, clock: str, level: Optional[str], message: str) -> None:
+        self.offset = offset            # byte in the file
+        self.day = day
+        self.clock = clock
+        self.level = level
+        self.message = message
+        self.text: List[str] = []
+        self.length = 0                 # characters of the text
+        self.inferred: Row = (day, clock, parse_day(day) + parse_clock(clock))
+
+    def follow(self, before: Optional[Entry]) -> None:
+        """An entry dated 1970 takes the time of the nearest earlier dated one as inferred time."""
+        if self.day.startswith("1970"):
+            self.inferred = before.inferred if before else (None, None, None)
+
+    def add(self, text: str) -> None:
+        """A further line; Rejected when there are so many that they are no text for people."""
+        self.length += len(text) + 1
+        if self.length > LONGEST_LINE:
+            raise Rejected("entry longer than %d characters" % LONGEST_LINE)
+        self.text.append(text)
+
+    def row(self, unit: str) -> Row:
+        """The row without source and offset. Early logs have the message on the line behind the headline."""
+        message, *text = [self.message, *self.text] if self.message else self.text or [""]
+        said = "\n".join([message, *text])
+        day, clock, ts = self.inferred
+        return (unit, day, clock, error_type(said), self.day, self.clock, self.level, message, ts, "\n".join(text))
+
+
+def parse_headline(text: str, offset: int) -> Optional[Entry]:
+    """The entry that a line begins, None when it goes on with one; Rejected for a headline that makes no sense."""
+    if not text.startswith("-----"):
+        return None
+    found = _HEADLINE.match(text)
+    if not found:
+        raise Rejected("malformed headline")
+    day, clock, numbers, level, message = found.groups()
+    if numbers:
+        parts = [part.strip() for part in numbers.split(",")][:6]
+        if len(parts) < 6 or not all(map(_PART.match, parts)):
+            raise Rejected("malformed headline")
+        year, month, day_of_month, *moment = map(int, parts)
+        day = "%04d-%02d-%02d" % (year, month, day_of_month)
+        clock = "%02d:%02d:%02d" % tuple(moment)
+    return Entry(offset, day, clock, level, message.strip())
+
+
+DEPLOYMENT_COLUMNS = ["unit_id", "nickname", "site", "tier", "status", "start_ts", "end_ts", "note"]
+STATUSES = ("deployed", "en_route", "lab_check")
+_SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}      # names in the older table
+_TIER = re.compile(r"(?:-?[0-9]{1,6})?\Z", re.ASCII)
+_INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{1,2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z",
+                      re.ASCII)
+
+
+def parse_instant(text: str, what: str) -> Optional[int]:
+    """UTC seconds of an ISO date or date-time, also as in 2026-10-01 0:00; None for an empty one."""
+    if not text:
+        return None
+    found = _INSTANT.match(text)
+    if found:
+        day, clock, seconds = found.groups()
+        with contextlib.suppress(Rejected):
+            return parse_day(day) + parse_clock((clock or "0:00").zfill(5) + (seconds or ":00"))
+    raise Rejected("%s is no ISO date: %s" % (what, text))
+
+
+def cells_of(raw: bytes) -> list[str]:
+    """The cells of a line of a table that people write, without the blanks around them. Cells may be quoted; a quote
+    that is not closed spoils its own line only. Text that is not UTF-8 is taken for a spreadsheet's (Windows-1252)."""
+    import csv                                                  # only who changes the table needs it
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", "replace")
+    text = text.strip("\r\n")
+    if _CONTROL.search(text):
+        raise Rejected("UTF-16 text: save the table as UTF-8" if "\0" in text else "control character")
+    try:
+        rows = list(csv.reader([text], delimiter="\t", strict=True))
+    except csv.Error:
+        raise Rejected("a quote that is not closed, or not doubled")
+    return [cell.strip() for row in rows for cell in row]
+
+
+def parse_header(cells: Sequence[str]) -> list[str]:
+    """The columns of a table of deployments."""
+    if len(cells) < 2:
+        raise Rejected("no tabs in the header line")
+    columns = [_SIMPLE.get(name.lower(), name.lower()) for name in cells]
+    if "unit_id" not in columns:
+        raise Rejected("no column unit_id in the header line")
+    return columns
+
+
+def parse_deployment(cells: Sequence[str], columns: Sequence[str]) -> Row:
+    """The row of a deployment without source and offset."""
+    if any(cells[len(columns):]):
+        raise Rejected("more fields than columns")
+    fields = dict(zip(columns, cells))
+    if not _UNIT_ID.match(fields.get("unit_id", "")):
+        raise Rejected("no hardware id")
+    fields.setdefault("tier", "10")
+    if not _TIER.match(fields["tier"]):
+        raise Rejected("tier is not a number")
+    status = fields.setdefault("status", STATUSES[0]).lower()
+    if status and status not in STATUSES:
+        raise Rejected("status is none of " + ", ".join(STATUSES))
+    fields["status"] = status
+    ends = {}
+    for name in ("start_ts", "end_ts"):
+        ends[name] = parse_instant(fields.get(name, ""), name)
+        fields[name] = _canonical(ends[name])
+    since, until = ends["start_ts"], ends["end_ts"]
+    if since is not None and until is not None and until < since:
+        raise Rejected("ends before it begins")
+    return (*[fields.get(column) or None for column in DEPLOYMENT_COLUMNS], since, until)
+
+
+def _canonical(ts: Optional[int]) -> str:
+    """The same text for the same time, however people wrote it: a date, or a date-time."""
+    if ts is None:
+        return ""
+    return seqfile.utc(ts, "%Y-%m-%d" if ts % DAY == 0 else "%Y-%m-%dT%H:%M:%S")
+
+
+# -- columns ----------------------------------------------------------------------------------------------------------
+# Many plain lines at once: the same rows as `parse_reading` gives, five times as fast, because no step is taken for a
+# single field: a text is looked up, not converted, and each step goes through a whole column inside the interpreter.
+#
+# Each field with a number is looked up as a *code*. Codes can be added up: the one sum of a line tells all about it.
+#
+#     temp    flashes   ten values
+#     4.5     0         0    200010 None   400   410   400   400   410   410   400
+#     0       0         ODD  ODD    MISSED   400   410   400   400   410   410   400      sum: 2 ODD + 1 MISSED + 2830
+#
+# So seven values are usable, their mean is 2830 / 7, one is missing, and the row's bits are QC_SOME_CO2. What any of
+# the few thousand different sums means is worked out once (`meaning`). A sum of BROKEN or more holds a field that is no
+# number: that line is left to `parse_reading`, as are those of another width, unit or nickname, or of a strange time.
+
+ODD = 1 << 28                           # more than ten values of seven digits
+MISSED = ODD << 4                         # there are at most ten of each
+OF_TEMP = MISSED << 4                     # times the bits of `qc` for the temperature
+BROKEN = OF_TEMP << 10
+NEVER = -FOREVER
+MOST_TEXTS = 1 << 16                    # that a table remembers; no sensor has so many values
+
+
+class Lookup(Dict[Any, Any]):
+    """What a function makes of a text (or a sum), worked out once for each."""
+
+    def __init__(self, function: Callable[[Any], Any], rejected: Any = None) -> None:
+        super().__init__()
+        self.function = function
+        self.rejected = rejected        # the value of what the function rejects
+
+    def __missing__(self, key: Any) -> Any:
+        try:
+            value = self.function(key)
+        except Rejected:
+            return self.rejected
+        if len(self) >= MOST_TEXTS:
+            self.clear()
+        self[key] = value
+        return value
+
+    def column(self, keys: Iterable[Any]) -> list[Any]:
+        """The values of a column."""
+        return list(map(self.__getitem__, keys))
+
+
+class Cut(NamedTuple):
+    """Plain lines as columns: all of one unit and nickname."""
+
+    unit: str
+    nickname: Optional[str]
+    plain: list[int]                    # the numbers of these lines among all that were given
+    times: list[int]                    # UTC seconds
+    columns: list[list[Any]]        # in the order of PLAIN_COLUMNS, then raw values
+    more: int                           # fields behind those that are known, in all lines
+
+
+PLAIN_COLUMNS = ["date", "time", "temp", "flash_count", *CO2, "ts", "co2", "co2_flag", "temp_flag", "qc"]
+
+
+class Columns:
+    """Cuts lines of readings into columns."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.limits = rules.limits
+        self.first = parse_day("%04d-01-01" % max(1, rules.limits.first_year))
+        self.latest = rules.latest
+        self.days = Lookup(parse_day, NEVER)
+        self.clocks = Lookup(parse_clock, NEVER)
+        self.temps = Lookup(lambda text: parse_number(text, TEMP))
+        self.flashes = Lookup(lambda text: parse_number(text, FLASHES))
+        self.ppm = Lookup(lambda text: parse_number(text, PPM))
+        self.raws = Lookup(parse_raw)
+        self.temp_codes = Lookup(self._code_of_temp, BROKEN)
+        self.flash_codes = Lookup(self._code_of_flashes, BROKEN)
+        self.ppm_codes = Lookup(self._code_of_ppm, BROKEN)
+        self.meanings = Lookup(self.meaning)
+
+    def _code_of_temp(self, text: str) -> int:
+        return temp_bits(parse_number(text, TEMP), self.limits) * OF_TEMP
+
+    def _code_of_flashes(self, text: str) -> int:
+        parse_number(text, FLASHES)
+        return 0
+
+    def _code_of_ppm(self, text: str) -> int:
+        ppm = parse_number(text, PPM)
+        if ppm is None:
+            return MISSED
+        if ppm < 0:
+            raise Rejected("cannot be added up with others")
+        return int(ppm) if is_usable(ppm, self.limits) else ODD
+
+    def meaning(self, code: int) -> Row:
+        """co2, co2_flag, temp_flag and qc of a line with this sum."""
+        total = code % ODD
+        odd = code // ODD % 16
+        missing = code // MISSED % 16
+        usable = len(CO2) - odd - missing
+        qc = co2_bits(usable, missing) | code // OF_TEMP
+        return total / usable if usable else None, co2_flag(qc), temp_flag(qc), qc
+
+    def cut(self, lines: Sequence[str]) -> Optional[Cut]:
+        """The plain ones of these lines (bytes as Latin-1, without newline); None: there are hardly any."""
+        head, width = _head_of(lines)
+        tabs = map(str.count, lines, repeat("\t"))
+        plain = [found == width - 1 and line.startswith(head) and (width == NEEDED or line.find(_PREFIX, 1) < 0)
+                 for found, line in zip(tabs, lines)]
+        numbers = list(compress(count(), plain))
+        if not numbers:
+            return None
+        fields = "\t".join(compress(lines, plain)).split("\t")
+        days, clocks, temps, flashes, *others = [fields[at::width] for at in range(2, width)]
+        ten = others[:len(CO2)]
+        codes = [self.temp_codes.column(temps), self.flash_codes.column(flashes), *map(self.ppm_codes.column, ten)]
+        sums = list(map(sum, zip(*codes)))
+        times = list(map(operator.add, self.days.column(days), self.clocks.column(clocks)))
+        values = [self.temps.column(temps), self.flashes.column(flashes)]
+        for texts, known in zip(ten, codes[2:]):                # codes of usable values are the values
+            values.append(known if sum(known) < ODD else self.ppm.column(texts))
+        raws = [self.raws.column(texts) for texts in others[len(CO2):len(CO2) + len(RAW)]]
+        columns = [days, clocks, *values, times, sums, *raws]
+        if max(sums) >= BROKEN or min(times) < self.first or max(times) > self.latest:
+            self._take_out_odd(numbers, columns, times, sums)
+        return self._finish(head, numbers, columns, max(0, width - KNOWN) * len(numbers)) if numbers else None
+
+    def _take_out_odd(self, numbers: list[int], columns: list[list[Any]], times: list[int], sums: list[int]) -> None:
+        """Take lines with a broken field or a strange time out of all columns; mostly there are few."""
+        fine = [code < BROKEN and self.first <= ts <= self.latest for code, ts in zip(sums, times)]
+        for column in (numbers, *columns):
+            column[:] = compress(column, fine)
+
+    def _finish(self, head: str, numbers: list[int], columns: list[list[Any]], more: int) -> Cut:
+        """The columns with what their sums mean in place of the sums."""
+        at = PLAIN_COLUMNS.index("co2")
+        sums = columns[at]
+        meanings = self.meanings.column(sums)
+        columns[at:at + 1] = [list(map(operator.itemgetter(part), meanings)) for part in range(len(meanings[0]))]
+        unit, nick, _ = head.encode("latin-1").decode("utf-8", "replace").split("\t")
+        times = columns[PLAIN_COLUMNS.index("ts")]
+        return Cut(unit, nickname(nick), numbers, times, columns, more)
+
+
+def _head_of(lines: Sequence[str]) -> Tuple[str, int]:
+    """What most lines begin with, unit and nickname, and their number of fields: as in the first of the lines in the
+    middle that looks plain; something that no line has when none of a few does."""
+    middle = len(lines) // 2
+    for line in lines[middle:middle + 9]:
+        fields = line.split("\t")
+        if len(fields) >= NEEDED and _UNIT_ID.match(fields[0]) and not _CONTROL.search(fields[1]):
+            return "%s\t%s\t" % (fields[0], fields[1]), len(fields)
+    return "?", 0
+
+
+# -- reading a source -------------------------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
@@ -706,7 +1251,7 @@ class Source(NamedTuple):
 
     key: str                            # path in the ledger: below the archive, the same wherever the archive lies
     path: str
-    kind: str                           # readings, pings, errors, deployments
+    kind: str                           # of FORMATS
     unit_id: str                        # "" where there is none
     size: int
     ctime: float                        # of its last change; unlike the mtime, a copying program cannot set it
@@ -718,36 +1263,444 @@ class Source(NamedTuple):
         return _id_of(self.key)
 
 
-@functools.lru_cache(maxsize=1)         # line by line the same
+@functools.lru_cache(maxsize=1)         # row by row the same
 def _id_of(key: str) -> int:
     raw = key.encode()                                          # hashlib would bring 4 MB of OpenSSL for this
     return zlib.crc32(raw) << 20 | zlib.crc32(raw[::-1]) & 0xfffff
 
 
+class Line(NamedTuple):
+    """A complete line of a source."""
+
+    number: int
+    offset: int
+    raw: bytes                          # with its newline
+    whole: bool                         # False: a piece of a line that is too long
+
+    def content(self) -> bytes:
+        """Its bytes; Rejected for a piece."""
+        if not self.whole:
+            raise Rejected("line longer than %d bytes" % LONGEST_LINE)
+        return self.raw
+
+
+class Account:
+    """One row of the ledger, while an import runs."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.size = 0                   # bytes of the file when it was read last
+        self.done = 0                   # bytes that were imported or rejected
+        self.lines = 0                  # in these
+        self.imported = 0               # rows, without repeats
+        self.repeated = 0               # rows
+        self.rejected = 0               # rows in `rejects`
+        self.imported_bytes = 0
+        self.rejected_bytes = 0
+        self.ctime = 0.0                # of the file when it was read last
+        self.checksum = 0               # of the bytes that are done
+        self.last_ts: Optional[int] = None      # time of the last good line
+        self.extra_fields = 0           # behind those that are known
+        self.trouble: Optional[str] = None      # why the last try failed
+        self.inside = False             # `done` is not at the begin of a line; this alone is in no column
+
+
+ACCOUNT_COLUMNS = [name for name in vars(Account("")) if name not in ("key", "inside")]
+
+
+def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[bytes]:
+    """What is new up to byte `end`, in blocks of complete lines. What has no newline within LONGEST_LINE bytes comes in
+    pieces of that size. Whoever takes a block moves the account on."""
+    file.seek(max(0, account.done - 1))
+    account.inside = account.done > 0 and file.read(1) != b"\n"
+    rest = b""
+    for start in range(account.done, end, BLOCK):
+        rest += file.read(min(BLOCK, end - start))
+        complete = rest.rfind(b"\n") + 1
+        if len(rest) > complete:
+            complete += (len(rest) - complete - 1) // LONGEST_LINE * LONGEST_LINE
+        if complete:
+            account.checksum = zlib.crc32(rest[:complete], account.checksum)
+            yield rest[:complete]
+            rest = rest[complete:]
+
+
+def lines_of(block: bytes, account: Account) -> Iterator[Line]:
+    """The lines of a block; the account moves along."""
+    begin = 0
+    while begin < len(block):
+        end = block.find(b"\n", begin, begin + LONGEST_LINE) + 1 or min(begin + LONGEST_LINE, len(block))
+        raw = block[begin:end]
+        is_ended = raw.endswith(b"\n")
+        line = Line(account.lines + 1, account.done, raw, is_ended and not account.inside)
+        account.lines += 1
+        account.done += len(raw)
+        account.inside = not is_ended
+        yield line
+        begin = end
+
+
+class News:
+    """What came or went of one unit in one table."""
+
+    def __init__(self) -> None:
+        self.first = FOREVER            # times of what is new
+        self.last = -FOREVER
+        self.days: Set[int] = set()     # of what is new and of what went
+
+    def add(self, times: Sequence[int]) -> None:
+        """New rows have these times."""
+        self.first = min(self.first, min(times))
+        self.last = max(self.last, max(times))
+        self.days.update({ts // DAY for ts in times})
+
+    def join(self, other: News) -> None:
+        """What another source says of the same unit and table."""
+        self.first = min(self.first, other.first)
+        self.last = max(self.last, other.last)
+        self.days |= other.days
+
+
+AllNews = Dict[Tuple[str, str], News]   # by kind and unit
+
+
+def insert_sql(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
+    """A statement for one row."""
+    return "%s INTO %s(%s) VALUES (%s)" % (verb, table, ", ".join(columns), ", ".join("?" * len(columns)))
+
+
+ROWS_AT_ONCE = 12                       # which saves SQLite starts; before 3.32 it binds at most 999 values
+
+
+def insert_plain_sql(raws: int, rows: int) -> str:
+    """A statement for so many rows of a `Cut`. Unit, nickname and source are bound once; then the columns, each from
+    its first row to its last."""
+    columns = [*PLAIN_COLUMNS, *RAW[:raws], "offset"]
+    values = []
+    for row in range(rows):
+        places = ["?%d" % (4 + rows * at + row) for at in range(len(columns))]
+        values.append("(?1, ?2, ?3, %s)" % ", ".join(places))
+    return "INSERT INTO co2_readings(unit_id, nickname, source, %s) VALUES %s" % (", ".join(columns), ", ".join(values))
+
+
+INSERT_PLAIN = {(raws, rows): insert_plain_sql(raws, rows)
+                for raws in range(len(RAW) + 1) for rows in (1, ROWS_AT_ONCE)}
+INSERT_REJECT = "INSERT INTO rejects VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+FEW = 1000                              # bytes; so few lines are not worth being cut into columns
+LARGEST_TABLE = 1 << 24                 # bytes of a table that people write
+MOST_WAITING = 1000                     # rows and rejected lines that are kept in memory
+
+
+class Reader:
+    """Reads what is new in one source into the database. A format names one of `by_column`, `by_line`, `as_log` and
+    `as_table`; each deals with every byte up to the end of the last complete line."""
+
+    def __init__(self, db: sqlite3.Connection, source: Source, account: Account, columns: Columns, is_new: bool) -> None:
+        self.db = db
+        self.is_new = is_new            # the database was empty before this import
+        self.source = source
+        self.account = account
+        self.columns = columns
+        self.rules = columns.rules
+        self.format = FORMATS[source.kind]
+        self.at = {name: number for number, name in enumerate(self.format.columns)}
+        self.news: Dict[str, News] = {}
+        self.times: Dict[str, List[int]] = {}                   # of rows of a unit, not yet in `news`
+        self.rows: List[Row] = []
+        self.rejects: List[List[Any]] = []
+        self.reasons: Dict[str, int] = {}
+        self.unfollowed = 0             # the first of `rejects` behind which no good line has come yet
+        self.left_unfollowed = account.rejected > 0             # there may be such in the database
+
+    def by_column(self, file: IO[bytes], end: int) -> None:
+        """Readings: many plain lines at once, others one by one."""
+        for block in complete_blocks(file, self.account, end):
+            if len(block) < FEW or self.account.inside or not block.endswith(b"\n"):
+                self._take_lines(block)
+            else:
+                self._take_columns(block)
+            self.flush()
+
+    def by_line(self, file: IO[bytes], end: int) -> None:
+        """Lines that are judged one by one."""
+        for block in complete_blocks(file, self.account, end):
+            self._take_lines(block)
+
+    def as_log(self, file: IO[bytes], end: int) -> None:
+        """An error log: entries of several lines."""
+        entry: Optional[Entry] = None
+        try:
+            for block in complete_blocks(file, self.account, end):
+                for line in lines_of(block, self.account):
+                    entry = self._take_log_line(line, entry)
+        finally:
+            self._finish_entry(entry)
+
+    def _take_log_line(self, line: Line, entry: Optional[Entry]) -> Optional[Entry]:
+        """The entry to which further lines belong."""
+        try:
+            text = decode_log(line.content())
+            begun = parse_headline(text, line.offset)
+            if begun:
+                begun.follow(entry)
+                self._finish_entry(entry)
+                self.account.imported += 1
+            elif entry:
+                entry.add(text)
+            else:
+                raise Rejected("before the first headline")
+        except Rejected as why:
+            self._reject(line, Piece(0, line.raw), str(why))
+            return entry
+        self.account.imported_bytes += len(line.raw)
+        return begun or entry
+
+    def _finish_entry(self, entry: Optional[Entry]) -> None:
+        if entry:
+            row = entry.row(self.source.unit_id)
+            ts = row[self.at["ts"]]
+            if ts is not None:
+                self._note(self.source.unit_id, ts)
+            self._insert(row, entry.offset)
+
+    def as_table(self, file: IO[bytes], end: int) -> None:
+        """A table that people write: with a header line, with any ends of lines, complete without a last newline."""
+        if end > LARGEST_TABLE:
+            raise OSError(errno.EFBIG, "larger than %d bytes" % LARGEST_TABLE)
+        data = file.read(end)
+        account = self.account
+        account.checksum = zlib.crc32(data)
+        columns: List[str] = []
+        refused = ""                    # why the header line cannot be used: the same holds for all that follow
+        for raw in data.splitlines(keepends=True):
+            line = Line(account.lines + 1, account.done, raw, len(raw) <= LONGEST_LINE)
+            account.lines += 1
+            account.done += len(raw)
+            try:
+                if refused:
+                    raise Rejected(refused)
+                columns = self._take_table_line(line, columns)
+            except Rejected as why:
+                refused = refused if columns else str(why)
+                self._reject(line, Piece(0, raw), str(why))
+
+    def _take_table_line(self, line: Line, columns: List[str]) -> List[str]:
+        raw = line.content()
+        if raw.strip() and not raw.lstrip(b"\xef\xbb\xbf ").startswith(b"#"):
+            cells = cells_of(raw)
+            if not columns:
+                columns = parse_header(cells)
+            elif any(cells):
+                self._insert(parse_deployment(cells, columns), line.offset)
+                self.account.imported += 1
+        self.account.imported_bytes += len(raw)
+        return columns
+
+    def _take_lines(self, block: bytes) -> None:
+        for line in lines_of(block, self.account):
+            self._take_line(line)
+
+    def _take_line(self, line: Line) -> None:
+        """Judge a line, or its pieces, each alone."""
+        try:
+            pieces = self.format.pieces(line.content())
+        except Rejected as why:
+            self._reject(line, Piece(0, line.raw), str(why))
+            return
+        for piece, following in zip_longest(pieces, pieces[1:]):
+            raw = without_last_field(piece.raw) if following else piece.raw
+            try:
+                if piece.refused:
+                    raise Rejected(piece.refused)
+                row = self.format.parse(raw, self.rules)
+            except Rejected as why:
+                self._reject(line, piece, piece.refused or (GLUED if following else str(why)))
+            else:
+                self._accept(row, line.offset + piece.begin, piece.raw)
+
+    def _accept(self, row: Row, offset: int, raw: bytes) -> None:
+        ts = row[self.at["ts"]]
+        self._passed([ts])
+        self._note(row[self.at["unit_id"]], ts)
+        self.account.imported += 1
+        self.account.imported_bytes += len(raw)
+        self.account.extra_fields += max(0, raw.count(b"\t") + 1 - self.format.fields)
+        self._insert(row, offset)
+
+    def _take_columns(self, block: bytes) -> None:
+        """Plain lines by column; between them, the others one by one."""
+        account = self.account
+        lines = block.decode("latin-1").split("\n")
+        lines.pop()                                             # behind the last newline
+        sizes = [len(line) + 1 for line in lines]
+        offsets = list(accumulate(sizes, initial=account.done))
+        if b"\r" in block:
+            lines = [line[:-1] if line.endswith("\r") else line for line in lines]
+        cut = self.columns.cut(lines) if max(sizes) <= LONGEST_LINE else None
+        if cut is None:
+            self._take_lines(block)
+            return
+        self._insert_plain(cut, [offsets[number] for number in cut.plain])
+        number, begin = account.lines + 1, account.done
+        account.lines += len(lines)
+        account.done += len(block)
+        account.imported += len(cut.plain)
+        account.extra_fields += cut.more
+        odd_bytes = 0
+        at = 0                          # lines before this one were passed
+        odd = sorted(set(range(len(lines))).difference(cut.plain)) if len(cut.plain) < len(lines) else []
+        for passed, index in enumerate(odd):
+            self._passed(cut.times[at - passed:index - passed])
+            raw = block[offsets[index] - begin:offsets[index + 1] - begin]
+            self._take_line(Line(number + index, offsets[index], raw, whole=True))
+            odd_bytes += len(raw)
+            at = index + 1
+        self._passed(cut.times[at - len(odd):])
+        account.imported_bytes += len(block) - odd_bytes
+        if self.is_new:
+            roll_up_cut(self.db, cut, self.rules.limits)
+        else:
+            self.times.setdefault(cut.unit, []).extend(cut.times)
+
+    def _insert_plain(self, cut: Cut, offsets: Sequence[int]) -> None:
+        columns = [*cut.columns, offsets]
+        raws = len(cut.columns) - len(PLAIN_COLUMNS)
+        many = len(offsets) // ROWS_AT_ONCE * ROWS_AT_ONCE
+        same = [repeat(cut.unit), repeat(cut.nickname), repeat(self.source.id)]
+        places = [column[row:many:ROWS_AT_ONCE] for column in columns for row in range(ROWS_AT_ONCE)]
+        self.db.executemany(INSERT_PLAIN[raws, ROWS_AT_ONCE], zip(*same, *places))
+        self.db.executemany(INSERT_PLAIN[raws, 1], zip(*same, *[column[many:] for column in columns]))
+
+    def _insert(self, row: Row, offset: int) -> None:
+        self.rows.append((*row, self.source.id, offset))
+        if len(self.rows) >= MOST_WAITING:
+            self.flush()
+
+    def _note(self, unit: str, ts: int) -> None:
+        """A row has this time."""
+        self.times.setdefault(unit, []).append(ts)
+
+    def _tell_news(self) -> None:
+        for unit, times in self.times.items():
+            if not self.is_new:
+                self.news.setdefault(unit, News()).add(times)
+            elif self.source.kind == "readings":
+                open_days(self.db, unit, {ts // DAY for ts in times})
+        self.times.clear()
+
+    def _passed(self, times: Sequence[int]) -> None:
+        """Good lines with these times came: the first is behind the rejected lines so far."""
+        if not times:
+            return
+        for reject in self.rejects[self.unfollowed:]:
+            reject[-1] = times[0]
+        self.unfollowed = len(self.rejects)
+        if self.left_unfollowed:
+            self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND after_ts IS NULL",
+                            (times[0], self.source.id))
+            self.left_unfollowed = False
+        self.account.last_ts = times[-1]
+
+    def _reject(self, line: Line, piece: Piece, reason: str) -> None:
+        self.account.rejected += 1
+        self.account.rejected_bytes += len(piece.raw)
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        text = piece.raw[:1000].decode("latin-1").encode("unicode_escape").decode("ascii")
+        self.rejects.append([self.source.id, line.number, line.offset + piece.begin, len(piece.raw), reason,
+                             self.format.clean(text), self.account.last_ts, None])
+        if len(self.rejects) >= MOST_WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits in memory."""
+        self._tell_news()
+        self.db.executemany(self.format.insert, self.rows)
+        self.db.executemany(INSERT_REJECT, self.rejects)
+        self.left_unfollowed = self.left_unfollowed or self.unfollowed < len(self.rejects)
+        self.unfollowed = 0
+        self.rows.clear()
+        self.rejects.clear()
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+# Which file is what: one row of FORMATS for each kind. A further kind needs a table in SCHEMA, a function that parses a
+# line, and a row here.
+
+
+class Format(NamedTuple):
+    """A kind of file, and how it is read."""
+
+    table: str
+    columns: Sequence[str]              # of the rows that are parsed; source and offset follow
+    place: re.Pattern[str]              # of its path below a data directory; the first group is the unit
+    folder: str                         # where to look, below each directory of the data directory
+    read: Callable[[Reader, IO[bytes], int], None]
+    parse: Callable[[bytes, Rules], Row]        # of a line that is judged alone
+    fields: int = 0                     # that are known; what is behind them is counted
+    is_whole: bool = False              # it is read again from its begin whenever it changes
+    repeats: str = ""                   # rows of the same unit and time that agree in these columns count once
+    pieces: Callable[[bytes], list[Piece]] = lambda raw: [Piece(0, raw)]
+    clean: Callable[[str], str] = str   # of the text of rejected lines
+
+    @property
+    def insert(self) -> str:
+        """The statement for a row."""
+        return insert_sql(self.table, [*self.columns, "source", "offset"])
+
+
+def uploads(folder: str, match: seqfile.Match) -> re.Pattern[str]:
+    """Where files of a sequence lie that units upload: in their folder, or set aside."""
+    name = "%s[^/]*%s(?:%s)?" % (re.escape(match.prefix), re.escape(match.suffix), seqfile.ASIDE_ENDING)
+    return re.compile(r"([^/]+)/(?:%s/)?%s/%s\Z" % (seqfile.SET_ASIDE, re.escape(folder), name))
+
+
+def not_by_line(raw: bytes, rules: Rules) -> Row:
+    """For formats that do not judge lines alone."""
+    raise NotImplementedError
+
+
+OWN_PINGS = re.compile(r"var/%s/%s[0-9]+%s\Z" % (seqfile.PINGS_FOLDER, *map(re.escape, seqfile.PINGS)))
+FORMATS: Dict[str, Format] = {
+    "readings": Format(
+        "co2_readings", ["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2, "ts", "co2", "co2_flag",
+                         "temp_flag", "qc", *RAW],
+        uploads(seqfile.READINGS_FOLDER, seqfile.READINGS), seqfile.READINGS_FOLDER, Reader.by_column, parse_reading,
+        fields=KNOWN, repeats=", ".join(["temp", "flash_count", *CO2, *RAW]), pieces=pieces_of),
+    "pings": Format(
+        "pings", ["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
+        re.compile(r"()[^/]+/" + OWN_PINGS.pattern), "var/" + seqfile.PINGS_FOLDER, Reader.by_line, parse_ping,
+        fields=5, repeats="ping_ts, nickname, rssi_raw, rssi_dbm"),
+    "errors": Format(
+        "error_logs", ["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
+        uploads(seqfile.ERRORS_FOLDER, seqfile.ERRORS), seqfile.ERRORS_FOLDER, Reader.as_log, not_by_line,
+        is_whole=True, clean=hide_secrets),
+    "deployments": Format(
+        "deploy_durations_tiered", [*DEPLOYMENT_COLUMNS, "since", "until"],
+        re.compile(r"()%s/deploy_durations(?:_tiered)?\.tsv\Z" % seqfile.MANUAL_FOLDER), "", Reader.as_table,
+        not_by_line, is_whole=True),
+}
+TABLES = {kind: each.table for kind, each in FORMATS.items()}
+FOLDERS = [each.folder for each in FORMATS.values() if each.folder]
+FOLDERS += [seqfile.SET_ASIDE + "/" + folder for folder in FOLDERS]
+
+
 _SAME_ID = "its name gives the same id as that of %s: rename one of them"
-
-
-_KINDS = [                              # below a data directory; the first group is the unit, or a server
-    ("readings", re.compile(r"([^/]+)/(?:set-aside/)?data/readings/[^/.][^/]*\.tsv(?:@[0-9]+@[0-9TZ.]+)?\Z")),
-    ("errors", re.compile(r"([^/]+)/(?:set-aside/)?errors/[^/.][^/]*\.txt(?:@[0-9]+@[0-9TZ.]+)?\Z")),
-    ("pings", re.compile(r"()[^/]+/var/pings/pings-[0-9]+\.tsv\Z")),
-    ("deployments", re.compile(r"()manual/deploy_durations(?:_tiered)?\.tsv\Z")),
-]
-_OWN_PINGS = re.compile(r"var/pings/pings-[0-9]+\.tsv\Z")
-_FOLDERS = ["data/readings", "errors", "set-aside/data/readings", "set-aside/errors", "var/pings"]
 
 
 def kind_of(relative: str) -> Optional[Tuple[str, str]]:
     """Kind and unit of a path below a data directory; None: not ours to read."""
-    found = ((kind, pattern.match(relative)) for kind, pattern in _KINDS)
-    return next(((kind, match[1]) for kind, match in found if match), None)
+    for kind, each in FORMATS.items():
+        found = each.place.match(relative)
+        if found:
+            return kind, found[1]
+    return None
 
 
 def find_sources(archive: Archive, unreadable: Troubles) -> Iterator[Source]:
     """All text files of an archive, in no order. What cannot be used is appended to `unreadable` with the reason."""
     for data_dir in archive.data_dirs:
         for entry in _scan(data_dir, unreadable):
-            for folder in _FOLDERS if entry.is_dir(follow_symlinks=False) else ():
+            for folder in FOLDERS if entry.is_dir(follow_symlinks=False) else ():
                 yield from _collect(data_dir, "data/", os.path.join(entry.path, folder), unreadable)
         yield from _collect(data_dir, "data/", os.path.join(data_dir, "manual"), unreadable)
     yield from _collect(archive.var_dir, "var/", os.path.join(archive.var_dir, "pings"), unreadable)
@@ -780,7 +1733,7 @@ def _collect(root: str, prefix: str, folder: str, unreadable: Troubles) -> Itera
 def _source(path: str, root: str, prefix: str) -> Optional[Source]:
     """The source at a path below a data directory or the server's; None when it is no file of ours, or a link."""
     key = prefix + path[len(root):].lstrip("/")
-    kind = kind_of(key[5:]) if prefix == "data/" else ("pings", "") if _OWN_PINGS.match(key) else None
+    kind = kind_of(key[5:]) if prefix == "data/" else ("pings", "") if OWN_PINGS.match(key) else None
     if not kind:
         return None
     source = Source(_storable(key), path, kind[0], sys.intern(_storable(kind[1])), 0, -1.0)
@@ -909,321 +1862,247 @@ def _checksum_of(file: IO[bytes], size: int) -> int:
     return functools.reduce(lambda checksum, start: zlib.crc32(file.read(min(BLOCK, size - start)), checksum), steps, 0)
 
 
-# -- lines ------------------------------------------------------------------------------------------------------------
-
-
-class Line(NamedTuple):
-    """A complete line of a source."""
-
-    number: int
-    offset: int
-    raw: bytes                          # with its newline
-    whole: bool                         # False: a piece of a line that is too long
-
-    def content(self) -> bytes:
-        """Its bytes; Rejected for a piece."""
-        if not self.whole:
-            raise Rejected("line longer than %d bytes" % LONGEST_LINE)
-        return self.raw
-
-
-_NUMBER = r"-?[0-9]{1,7}(?:\.[0-9]{1,6})?"
-_TEMP, _FLASHES, _PPM = r"None|-?[0-9]{1,4}(?:\.[0-9]{1,6})?", r"None|[0-9]{1,6}", r"None|-?[0-9]{1,7}"
-_READING = re.compile(r"(co2unit-[0-9A-Za-z._-]+)\t([^\t]*)\t([0-9]{4}-[0-9]{2}-[0-9]{2})\t([0-9]{2}:[0-9]{2}:[0-9]{2})"
-                      r"\t(%s)\t(%s)" % (_TEMP, _FLASHES) + r"\t(%s)" % _PPM * 10 +
-                      r"(?:" + r"\t(None|%s)" % _NUMBER * 5 + r")?\Z", re.ASCII)
-_FIELD_RULES = {5: _TEMP, 6: _FLASHES, **dict.fromkeys(range(7, 17), _PPM), 17: r"None|" + _NUMBER}
-_FIELD_RULES = {number: re.compile(r"(?:%s)\Z" % rule, re.ASCII) for number, rule in _FIELD_RULES.items()}
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_UNIT_ID = re.compile(r"co2unit-[0-9A-Za-z._-]+\Z", re.ASCII)
-
-
-class Known(Dict[str, Any]):
-    """Text of a field -> its value, worked out once; Rejected for any that does not match or is out of bounds."""
-
-    def __init__(self, pattern: str, convert: Callable[[str], Any], least: float, most: float, reason: str) -> None:
-        super().__init__()
-        self.match, self.convert = re.compile(pattern + r"\Z", re.ASCII).match, convert
-        self.least, self.most, self.reason = least, most, reason
-
-    def __missing__(self, text: str) -> Any:
-        if len(self) == 1 << 16:                                # no sensor has so many values
-            self.clear()
-        with contextlib.suppress(ValueError):
-            if self.match(text) and self.least <= self.convert(text) <= self.most:
-                return self.setdefault(text, self.convert(text))
-        raise Rejected(self.reason)
-
-
-DAYS = Known("[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda text: (date.fromisoformat(text).toordinal() - EPOCH) * 86400,
-             0, 1 << 40, "impossible date or time")             # -> UTC seconds
-TIMES = Known("[0-9]{2}:[0-5][0-9]:[0-5][0-9]", lambda text: int(text[:2]) * 3600 + int(text[3:5]) * 60 + int(text[6:]),
-              0, 86399, "impossible date or time")
-
-
-def decode(raw: bytes) -> str:
-    """A line as text, without its end; Rejected when it holds control characters. Never depends on the locale."""
-    text = raw.decode("utf-8", "replace").rstrip("\n")
-    text = text[:-1] if text.endswith("\r") else text
-    if _CONTROL.search(text):
-        raise Rejected("control character")
-    if not text:
-        raise Rejected("empty line")
-    return text
-
-
-def decode_log(raw: bytes) -> str:
-    """A line of an error log as text; control characters do not hide it, they are escaped."""
-    text = raw.decode("utf-8", "replace").rstrip("\r\n")
-    return _CONTROL.sub(lambda found: "\\x%02x" % ord(found[0]), text)
-
-
-def instant(day: str, clock: str, limits: Limits) -> int:
-    """UTC seconds; Rejected for what no calendar knows and for a clock that was not set."""
-    ts: int = DAYS[day] + TIMES[clock]
-    if int(day[:4]) < limits.first_year:
-        raise Rejected("clock not set")
-    return ts
-
-
-def nickname(text: str) -> Optional[str]:
-    """None for those of misconfigured units."""
-    return None if text in ("", "None") or text.endswith("NICK") else text
-
-
-def parse_reading(raw: bytes, limits: Limits, now: float) -> Row:
-    """The row of a reading, source and offset left out: (16 original columns, ts, co2, flags, qc, 5 raw values)."""
-    text = decode(raw)
-    found = _READING.match(text)
-    if not found:
-        raise Rejected(_why_no_reading(text))
-    unit, nick, day, clock, temp, flashes, *rest = found.groups()
-    ts = instant(day, clock, limits)
-    values = [None if value == "None" else int(value) for value in rest[:10]]
-    good = [value for value in values if value is not None and limits.co2_low <= value < limits.co2_high]
-    degrees = None if temp == "None" else float(temp)
-    qc = _co2_bits(values, len(good)) | _temp_bits(degrees, limits)
-    if ts > now + limits.future:
-        qc |= QC_FUTURE
-    return (unit, nickname(nick), day, clock, degrees, None if flashes == "None" else int(flashes), *values,
-            ts, sum(good) / len(good) if good else None, co2_flag(qc), temp_flag(qc), qc,
-            *[None if value == "None" else value for value in rest[10:] or [None] * 5])
-
-
-def _co2_bits(values: Sequence[Optional[int]], usable: int) -> int:
-    if usable == len(values):
-        return 0
-    if usable:
-        return QC_SOME_CO2 if usable >= ENOUGH else QC_SOME_CO2 | QC_FEW_CO2
-    return QC_NO_CO2 if any(value is not None for value in values) else QC_NO_CO2 | QC_CO2_MISSING
-
-
-def _temp_bits(degrees: Optional[float], limits: Limits) -> int:
-    if degrees is None:
-        return QC_TEMP_MISSING
-    if limits.temp_low <= degrees <= limits.temp_high:
-        return 0
-    return QC_POWER_ON if degrees == 85 else QC_TEMP_RANGE
-
-
-_RAW_VALUES = re.compile(r"(?:%s\n)+\Z" % _NUMBER, re.ASCII)
-
-
-class Columns:
-    """Cuts blocks of plain lines, all of one unit, into columns. Much faster than `parse_reading`, the same rows."""
-
-    def __init__(self, limits: Limits, now: float) -> None:
-        ppm = Known("[0-9]{1,7}", int, limits.co2_low, limits.co2_high - 1, "not plain")
-        self.values = [Known(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float, limits.temp_low, limits.temp_high, "not plain"),
-                       Known("[0-9]{1,6}", int, 0, 999999, "not plain"), *[ppm] * 10]
-        self.latest = now + limits.future
-        self.first_day = "%04d" % limits.first_year
-
-    def cut(self, block: bytes) -> List[Sequence[Any]]:
-        """The 16 original columns, raw values if any, ts, lengths of the lines; Rejected where there is any doubt."""
-        text = block.decode("latin-1")
-        lines = text.split("\n")
-        widths = set(map(str.count, lines[:-1], repeat("\t")))
-        if lines.pop() or widths not in ({15}, {20}):
-            raise Rejected("not plain")
-        width = widths.pop() + 1
-        fields = text.replace("\n", "\t").split("\t")
-        fields.pop()
-        units, nicks, days, clocks, *texts = [fields[n::width] for n in range(width)]
-        values = [list(map(known.__getitem__, column)) for known, column in zip(self.values, texts)]
-        ts = list(map(operator.add, map(DAYS.__getitem__, days), map(TIMES.__getitem__, clocks)))
-        if (min(days) < self.first_day or max(ts) > self.latest or len(set(units)) > 1 or not _UNIT_ID.match(units[0])
-                or _CONTROL.search("".join(set(nicks)))
-                or not all(_RAW_VALUES.match("\n".join(raw) + "\n") for raw in texts[12:])):
-            raise Rejected("not plain")
-        names = {nick: nickname(nick.encode("latin-1").decode("utf-8", "replace")) for nick in set(nicks)}
-        named = list(map(names.__getitem__, nicks))
-        return [units, named, days, clocks, *values, *texts[12:], ts, list(map(len, lines))]
-
-
-def _why_no_reading(text: str) -> str:
-    fields = text.split("\t")
-    if len(fields) > 21 or "co2unit-" in text[8:]:
-        return "two lines glued together"
-    if not _UNIT_ID.match(fields[0]):
-        return "no hardware id"
-    if len(fields) not in (16, 21):
-        return "%d fields, not 16 or 21" % len(fields)
-    if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\t[0-9]{2}:[0-9]{2}:[0-9]{2}\Z", "\t".join(fields[2:4]), re.ASCII):
-        return "impossible date or time"
-    wrong = [n for n, field in enumerate(fields, 1) if n >= 5 and not _FIELD_RULES[min(n, 17)].match(field)]
-    return "field %d is not a number" % wrong[0] if wrong else "not a reading"
-
-
-_PING = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?"
-                   r"\t([0-9A-Za-z._-]+)\t([^\t]*)\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
-
-
-def parse_ping(raw: bytes, limits: Limits, now: float) -> Row:
-    """The row of a ping without source and offset."""
-    text = decode(raw)
-    found = _PING.match(text)
-    if not found:
-        raise Rejected("not a ping: time, unit, nickname, rssi_raw, rssi_dbm")
-    day, clock, fraction, unit, nick, rssi, dbm = found.groups()
-    ts = instant(day, clock, limits)
-    return (text.split("\t", 1)[0], day, clock + (fraction or ""), unit, nickname(nick),
-            *[None if value == "None" else int(value) for value in (rssi, dbm)], ts)
-
-
-_HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})|\(([0-9, ]+)\))"
-                       r"(?: (INFO|WARN|EXC)\b ?)?(.*)", re.ASCII | re.DOTALL)
-_TYPES = [("uncaught", "Uncaught exception"), ("watchdog", "watchdog"), ("signal", "Signal quality"),
-          ("backoff", "backoff"), ("transmit", "transmitting")]
-
-
-class Entry:
-    """An entry of an error log: its headline, then further lines."""
-
-    def __init__(self, line: Line, day: str, clock: str, level: Optional[str], message: str) -> None:
-        self.line, self.day, self.clock, self.level, self.message = line, day, clock, level, message
-        self.text: List[str] = []
-        self.length = 0                                         # characters of the text
-        self.inferred: Row = (day, clock, DAYS[day] + TIMES[clock])
-
-    def follow(self, before: Optional[Entry]) -> None:
-        """An entry dated 1970 takes the time of the nearest earlier dated one as inferred time."""
-        if self.day.startswith("1970"):
-            self.inferred = before.inferred if before else (None, None, None)
-
-    def add(self, text: str) -> None:
-        """A further line; Rejected when there are so many that they are no text for people."""
-        self.length += len(text) + 1
-        if self.length > LONGEST_LINE:
-            raise Rejected("entry longer than %d characters" % LONGEST_LINE)
-        self.text.append(text)
-
-    def row(self, unit: str) -> Row:
-        """The row without source and offset."""
-        text = list(self.text)
-        message = self.message or (text.pop(0) if text else "")
-        said = "\n".join([message, *text])
-        etype = next((name for name, words in reversed(_TYPES) if words.lower() in said.lower()), None)
-        day, clock, ts = self.inferred
-        return unit, day, clock, etype, self.day, self.clock, self.level, message, ts, "\n".join(text)
-
-
-def parse_headline(line: Line, text: str) -> Optional[Entry]:
-    """The entry that a line begins, None when it goes on with one; Rejected for a headline that makes no sense."""
-    if not text.startswith("-----"):
-        return None
-    found = _HEADLINE.match(text)
-    if not found:
-        raise Rejected("malformed headline")
-    day, clock, numbers, level, message = found.groups()
-    if numbers:
-        parts = [part.strip() for part in numbers.split(",")][:6]
-        if len(parts) < 6 or not all(part.isdigit() and len(part) < 5 for part in parts):
-            raise Rejected("malformed headline")
-        day, clock = "%04d-%02d-%02d" % tuple(map(int, parts[:3])), "%02d:%02d:%02d" % tuple(map(int, parts[3:]))
-    return Entry(line, day, clock, level, message.strip())
-
-
-DEPLOYMENT_COLUMNS = ["unit_id", "nickname", "site", "tier", "status", "start_ts", "end_ts", "note"]
-_SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}
-
-
-_INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z",
-                      re.ASCII)
-
-
-def parse_instant(text: str, what: str) -> Optional[int]:
-    """UTC seconds of an ISO date or date-time; None for an empty one."""
-    if not text:
-        return None
-    found = _INSTANT.match(text)
-    with contextlib.suppress(Rejected):
-        if found:
-            return int(DAYS[found[1]] + TIMES[(found[2] or "00:00") + (found[3] or ":00")])
-    raise Rejected("%s is no ISO date: %s" % (what, text))
-
-
-def parse_deployment(text: str, columns: Sequence[str]) -> Row:
-    """The row of a deployment without source and offset."""
-    fields = dict(zip(columns, [field.strip() for field in text.split("\t")]))
-    if text.count("\t") >= len(columns):
-        raise Rejected("more fields than columns")
-    if not _UNIT_ID.match(fields.get("unit_id", "")):
-        raise Rejected("no hardware id")
-    fields.setdefault("status", "deployed")
-    fields.setdefault("tier", "10")
-    if not re.match(r"(-?[0-9]{1,6})?\Z", fields["tier"], re.ASCII):
-        raise Rejected("tier is not a number")
-    if fields["status"] not in ("deployed", "en_route", "lab_check", ""):
-        raise Rejected("status is none of deployed, en_route, lab_check")
-    since, until = (parse_instant(fields.get(name, ""), name) for name in ("start_ts", "end_ts"))
-    if since is not None and until is not None and until < since:
-        raise Rejected("ends before it begins")
-    return (*[fields.get(column) or None for column in DEPLOYMENT_COLUMNS], since, until)
-
-# -- reading a source -------------------------------------------------------------------------------------------------
-
-
-class Account:
-    """One row of the ledger while an import runs."""
-
-    COLUMNS = ("size", "done", "lines", "imported", "repeated", "rejected", "imported_bytes", "rejected_bytes", "ctime",
-               "checksum", "last_ts", "extra_fields", "trouble")
-    __slots__ = ("key", *COLUMNS, "inside")         # inside: `done` is not at the beginning of a line
-
-    def __init__(self, key: str, *values: Any) -> None:
-        self.key, self.inside = key, False
-        (self.size, self.done, self.lines, self.imported, self.repeated, self.rejected, self.imported_bytes,
-         self.rejected_bytes, self.ctime, self.checksum, self.last_ts, self.extra_fields,
-         self.trouble) = values or (*[0] * 8, 0.0, 0, None, 0, None)
-
-
-def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[bytes]:
-    """What is new up to byte `end`, in blocks of complete lines. What has no newline within LONGEST_LINE bytes comes in
-    pieces of that size. Whoever takes a block moves the account on."""
-    file.seek(max(0, account.done - 1))
-    account.inside = account.done > 0 and file.read(1) != b"\n"
-    rest = b""
-    for start in range(account.done, end, BLOCK):
-        rest += file.read(min(BLOCK, end - start))
-        complete = rest.rfind(b"\n") + 1
-        complete += (len(rest) - complete - 1) // LONGEST_LINE * LONGEST_LINE if len(rest) > complete else 0
-        if complete:
-            account.checksum = zlib.crc32(rest[:complete], account.checksum)
-            yield rest[:complete]
-            rest = rest[complete:]
-
-
-def lines_of(block: bytes, account: Account) -> Iterator[Line]:
-    """The lines of a block; the account moves along."""
+# -- what depends on other rows ---------------------------------------------------------------------------------------
+# Repeats, rules that look at neighbours, rollups. All are made anew where rows came or went, so tables depend on the
+# text alone.
+
+_SAME_TIMES = """
+    SELECT ts FROM {0} WHERE unit_id = ? AND ts BETWEEN ? AND ? GROUP BY ts HAVING count(*) > 1"""
+_REPEATS = """
+    SELECT rowid, source FROM (
+        SELECT rowid, source, row_number() OVER (PARTITION BY {1} ORDER BY source, offset) AS n
+        FROM {0} WHERE unit_id = ? AND ts = ?)
+    WHERE n > 1"""
+
+
+def drop_repeats(db: sqlite3.Connection, kind: str, unit: str, first: int, last: int) -> list[int]:
+    """Of exact repeats between two times leave the one with the smallest (source, offset). The times of those that
+    went."""
+    table, same = FORMATS[kind].table, FORMATS[kind].repeats
+    dropped = []
+    for ts, in db.execute(_SAME_TIMES.format(table), (unit, first, last)).fetchall():
+        for rowid, source in db.execute(_REPEATS.format(table, same), (unit, ts)).fetchall():
+            db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
+            db.execute("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?", (source,))
+            dropped.append(ts)
+    return dropped
+
+
+class Value(NamedTuple):
+    """The CO2 value of a reading, as rules on neighbours see it."""
+
+    rowid: int
+    ts: int                             # UTC seconds
+    co2: float                          # ppm
+    qc: int
+
+
+_MEANS = """
+    SELECT rowid, ts, co2, qc FROM co2_readings
+    WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {0} = 0 AND %s""".format(QC_ROW | QC_NO_CO2)
+_FORWARD = "ORDER BY ts, co2"            # where both are the same, it does not matter which row comes first
+_BACKWARD = "ORDER BY ts DESC, co2 DESC"
+
+
+def judge(values: Sequence[Value], first: int, last: int, limits: Limits) -> Dict[int, int]:
+    """Lone spikes and flat stretches between two times: rowid -> new qc where it changes.
+
+    `values` are in order and go on before and behind these times, as far as neighbours count.
+    """
+    flat = flat_rows(values, limits)
+    changed = {}
+    for n, value in enumerate(values):
+        qc = value.qc & ~(QC_SPIKE | QC_FLAT)
+        if 0 < n < len(values) - 1 and stands_out(values[n - 1], value, values[n + 1], limits):
+            qc |= QC_SPIKE
+        if value.rowid in flat:
+            qc |= QC_FLAT
+        if qc != value.qc and first <= value.ts <= last:
+            changed[value.rowid] = qc
+    return changed
+
+
+def stands_out(before: Value, value: Value, after: Value, limits: Limits) -> bool:
+    """ioos_qc's spike_test (method differential), for neighbours that are near."""
+    if value.ts - before.ts > limits.spike_gap or after.ts - value.ts > limits.spike_gap:
+        return False
+    rise = value.co2 - before.co2
+    fall = value.co2 - after.co2
+    return rise * fall > 0 and min(abs(rise), abs(fall)) > limits.spike
+
+
+def goes_on(value: Value, following: Value, limits: Limits) -> bool:
+    """Whether a flat stretch goes on: the same mean, and no gap between."""
+    return value.co2 == following.co2 and abs(following.ts - value.ts) <= limits.spike_gap
+
+
+def is_flat(first: int, last: int, limits: Limits) -> bool:
+    """Whether a stretch of equal means between two times is long enough; readings may be some seconds early or late."""
+    return last - first >= limits.flat_time - JITTER
+
+
+def flat_rows(values: Sequence[Value], limits: Limits) -> Set[int]:
+    """The rowids of all flat stretches, as a whole."""
+    flat: Set[int] = set()
     begin = 0
-    while begin < len(block):
-        end = block.find(b"\n", begin, begin + LONGEST_LINE) + 1 or min(begin + LONGEST_LINE, len(block))
-        raw, ended = block[begin:end], block[end - 1] == 10
-        line = Line(account.lines + 1, account.done, raw, ended and not account.inside)
-        account.lines, account.done, account.inside = account.lines + 1, account.done + len(raw), not ended
-        yield line
+    for end in range(1, len(values) + 1):
+        if end < len(values) and goes_on(values[end - 1], values[end], limits):
+            continue
+        if is_flat(values[begin].ts, values[end - 1].ts, limits):
+            flat.update(value.rowid for value in values[begin:end])
         begin = end
+    return flat
+
+
+_SAME_AS_BEFORE = re.compile(rb"\x01+")
+
+
+def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[int], limits: Limits) -> list[int]:
+    """A time in each place where there may be a spike or a flat stretch: too many rather than too few."""
+    if max(bits) >= QC_NO_CO2:
+        there = [value is not None for value in co2]
+        times = list(compress(times, there))
+        co2 = list(compress(co2, there))
+    found = []
+    same = bytes(map(operator.eq, co2[1:], co2))                # 1: as the value before
+    for run in _SAME_AS_BEFORE.finditer(same):
+        if is_flat(times[run.start()], times[run.end()], limits):
+            found.append(times[run.start()])
+    if co2 and max(co2) - min(co2) > limits.spike:
+        steps = map(abs, map(operator.sub, co2[1:], co2))
+        found += [ts for ts, step in zip(times[1:], steps) if step > limits.spike]
+    return found
+
+
+def judge_between(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Set[int]:
+    """Judge a unit's readings between two times, where rows came or went, and those whose stretch of equal means
+    reaches up to them. The days in which something changed."""
+    first = _end_of_stretch(db, (unit, first), "ts < ? " + _BACKWARD, limits)
+    last = _end_of_stretch(db, (unit, last), "ts > ? " + _FORWARD, limits)
+    rows = db.execute(_MEANS % ("ts BETWEEN ? AND ? " + _FORWARD),
+                      (unit, first - limits.spike_gap, last + limits.spike_gap)).fetchall()
+    if not rows:
+        return set()
+    _, times, co2, bits = zip(*rows)
+    if not any(qc & (QC_SPIKE | QC_FLAT) for qc in bits) and not suspicious_times(times, co2, bits, limits):
+        return set()
+    values = list(map(Value._make, rows))
+    changed = judge(values, first, last, limits)
+    set_qc(db, changed)
+    return {value.ts // DAY for value in values if value.rowid in changed}
+
+
+def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str, limits: Limits) -> int:
+    """Time of the last reading beyond an edge (unit, time) that belongs to the first stretch of equal means there."""
+    before: Optional[Value] = None
+    for row in db.execute(_MEANS % beyond, edge):
+        value = Value._make(row)
+        if before and not goes_on(before, value, limits):
+            break
+        before = value
+    return before.ts if before else edge[1]
+
+
+def set_qc(db: sqlite3.Connection, changed: Mapping[int, int]) -> None:
+    """New bits for readings, by rowid, and the flags that follow from them."""
+    rows = [(qc, co2_flag(qc), temp_flag(qc), rowid) for rowid, qc in changed.items()]
+    db.executemany("UPDATE co2_readings SET qc = ?, co2_flag = ?, temp_flag = ? WHERE rowid = ?", rows)
+
+
+def sum_of(values: Sequence[Any], bits: Sequence[int], bad: int) -> Row:
+    """A quantity of a day: number, sum, least and greatest of the usable values; number, least and greatest of the
+    suspect ones. `bad` are the bits of `qc` that make a value suspect."""
+    odd: Sequence[float] = ()
+    if max(bits) > QC_SOME_CO2:                                 # else that bit is the only one: all are usable
+        there = [(value, qc) for value, qc in zip(values, bits) if value is not None and not qc & QC_ROW]
+        values = [value for value, qc in there if not qc & bad]
+        odd = [value for value, qc in there if qc & bad]
+    total = math.fsum(values) if values else None               # exact, so that the order does not matter
+    return (len(values), total, min(values, default=None), max(values, default=None),
+            len(odd), min(odd, default=None), max(odd, default=None))
+
+
+def day_of(times: Sequence[int], co2: Sequence[Any], temps: Sequence[Any], bits: Sequence[int]) -> Row:
+    """The row of `daily` for the readings of a day, without the unit."""
+    longest = max(map(operator.sub, times[1:], times), default=0)
+    return (times[0] // DAY, len(times), *sum_of(co2, bits, QC_CO2_BAD), *sum_of(temps, bits, QC_TEMP),
+            times[0], times[-1], longest)
+
+
+_READINGS_OF_DAYS = """
+    SELECT ts / 86400, ts, co2, temp, qc FROM co2_readings INDEXED BY readings_by_unit
+    WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts"""
+
+
+def roll_up(db: sqlite3.Connection, unit: str, first: int, last: int) -> None:
+    """Make the rollup of these days from the readings."""
+    rows = []
+    readings = db.execute(_READINGS_OF_DAYS, (unit, first * DAY, (last + 1) * DAY))
+    for _, of_day in groupby(readings, operator.itemgetter(0)):
+        _, times, co2, temps, bits = zip(*of_day)
+        rows.append((unit, *day_of(times, co2, temps, bits)))
+    db.execute("DELETE FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ?", (unit, first, last))
+    db.executemany(insert_sql("daily", DAILY), rows)
+
+
+def settle_days(db: sqlite3.Connection, unit: str, days: Set[int], limits: Limits) -> Set[int]:
+    """Judge days in which rows came or went, and make the rollups. These days, and others that changed with them."""
+    changed = set(days)
+    for first, last in runs_of(days):
+        changed |= judge_between(db, unit, first * DAY, (last + 1) * DAY - 1, limits)
+    for first, last in runs_of(changed):
+        roll_up(db, unit, first, last)
+    return changed
+
+
+def runs_of(days: Iterable[int]) -> Iterator[Tuple[int, int]]:
+    """First and last day of each run of days that follow each other."""
+    for _, run in groupby(enumerate(sorted(days)), lambda pair: pair[1] - pair[0]):
+        numbered = list(run)
+        yield numbered[0][1], numbered[-1][1]
+
+
+# A new database: all is new, and reading all readings once more would take a third of the time of an import. So rollups
+# are made of the columns of a `Cut`, for the days that lie inside it. All other days are *open*: the first and last of a
+# cut (more may follow), those that come twice, those with lines that were judged one by one, and those in which there
+# may be a spike or a flat stretch. Open days have n = -1 in `daily` until they are settled from the readings.
+
+OPEN = -1
+_CLOSE_DAY = insert_sql("daily", DAILY) + " ON CONFLICT(unit_id, day) DO UPDATE SET n = %d" % OPEN
+_OPEN_DAY = "INSERT INTO daily(unit_id, day, n) VALUES (?, ?, %d) " % OPEN + _CLOSE_DAY[_CLOSE_DAY.index("ON CONFLICT"):]
+
+
+def roll_up_cut(db: sqlite3.Connection, cut: Cut, limits: Limits) -> None:
+    """Rollups of the days inside a cut of a new database; the others become open."""
+    times = cut.times
+    if any(map(operator.ge, times, times[1:])):                 # not in order, or a time comes twice
+        open_days(db, cut.unit, {ts // DAY for ts in times})
+        return
+    co2, temps, bits = [cut.columns[PLAIN_COLUMNS.index(name)] for name in ("co2", "temp", "qc")]
+    suspicious = suspicious_times(times, co2, bits, limits)
+    rows = []
+    opened = {times[0] // DAY, times[-1] // DAY, *(ts // DAY for ts in suspicious)}
+    begin = bisect.bisect_left(times, (times[0] // DAY + 1) * DAY)
+    while begin < len(times):
+        day = times[begin] // DAY
+        end = bisect.bisect_left(times, (day + 1) * DAY, begin)
+        if day not in opened:
+            rows.append((cut.unit, *day_of(times[begin:end], co2[begin:end], temps[begin:end], bits[begin:end])))
+        begin = end
+    db.executemany(_CLOSE_DAY, rows)
+    open_days(db, cut.unit, opened)
+
+
+def open_days(db: sqlite3.Connection, unit: str, days: Iterable[int]) -> None:
+    """These days are to be settled."""
+    db.executemany(_OPEN_DAY, [(unit, day) for day in days])
+
+
+def settle_open_days(db: sqlite3.Connection, limits: Limits) -> None:
+    """Settle what is open."""
+    rows = db.execute("SELECT unit_id, day FROM daily WHERE n = %d ORDER BY unit_id, day" % OPEN).fetchall()
+    for unit, days in groupby(rows, operator.itemgetter(0)):
+        settle_days(db, unit, {day for _, day in days}, limits)
 
 
 # -- importing --------------------------------------------------------------------------------------------------------
@@ -1234,7 +2113,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.files = 0
-        self.rows: Dict[str, int] = {"readings": 0, "pings": 0, "errors": 0, "deployments": 0}
+        self.rows: Dict[str, int] = dict.fromkeys(FORMATS, 0)
         self.repeated = 0
         self.rejected: Dict[str, int] = {}
         self.unreadable: Troubles = []
@@ -1242,472 +2121,220 @@ class Summary:
 
     def add(self, other: Summary) -> None:
         """What another part of the same import did."""
-        self.files, self.repeated = self.files + other.files, self.repeated + other.repeated
+        self.files += other.files
+        self.repeated += other.repeated
         self.unreadable += other.unreadable
-        for mine, theirs in ((self.rows, other.rows), (self.rejected, other.rejected)):
-            mine.update({key: mine.get(key, 0) + n for key, n in theirs.items()})
+        self.count(self.rows, other.rows)
+        self.count(self.rejected, other.rejected)
+
+    @staticmethod
+    def count(numbers: Dict[str, int], further: Mapping[str, int]) -> None:
+        """Add further numbers by name."""
+        for name, number in further.items():
+            numbers[name] = numbers.get(name, 0) + number
 
     def __str__(self) -> str:
         lines = ["%d files, %s" % (self.files, ", ".join("%d %s" % (n, kind) for kind, n in self.rows.items()))]
-        lines += ["%d exact repeats" % self.repeated] if self.repeated else []
-        lines += ["%6d rejected: %s" % (n, reason) for reason, n in sorted(self.rejected.items(), key=lambda p: -p[1])]
+        if self.repeated:
+            lines.append("%d exact repeats" % self.repeated)
+        for reason, n in sorted(self.rejected.items(), key=lambda pair: -pair[1]):
+            lines.append("%6d rejected: %s" % (n, reason))
         lines += ["two versions of %s: both are kept" % _printable(key) for key in self.disputed]
-        return "\n".join(lines + ["could not read %s: %s" % (_printable(path), why) for path, why in self.unreadable])
+        lines += ["could not read %s: %s" % (_printable(path), why) for path, why in self.unreadable]
+        return "\n".join(lines)
 
 
-TABLES = {"readings": "co2_readings", "pings": "pings", "errors": "error_logs",
-          "deployments": "deploy_durations_tiered"}
-_COLUMNS = {
-    "readings": ["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2, "ts", "co2", "co2_flag", "temp_flag", "qc", *RAW],
-    "pings": ["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
-    "errors": ["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
-    "deployments": [*DEPLOYMENT_COLUMNS, "since", "until"],
-}
+class Ledger:
+    """The table `sources` while an import runs: what is known of each source, and what has changed."""
 
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
+        self.changed: Dict[int, Source] = {}
 
-def _insert(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
-    return "%s INTO %s(%s) VALUES (%s)" % (verb, table, ", ".join(columns), ", ".join("?" * len(columns)))
+    def account(self, source: Source) -> Account:
+        """The account of a source; that of another source if there is one with the same id."""
+        if source.id not in self.accounts:
+            account = Account(source.key)
+            query = "SELECT path, %s FROM sources WHERE id = ?" % ", ".join(ACCOUNT_COLUMNS)
+            row = self.db.execute(query, (source.id,)).fetchone()
+            if row:
+                vars(account).update(zip(["key", *ACCOUNT_COLUMNS], row))
+            self.accounts[source.id] = account
+        return self.accounts[source.id]
 
-
-def _insert_plain(raw: Sequence[str], rows: int) -> str:
-    """So many rows at once, which saves SQLite a start for each; bound are the columns, each from its first row."""
-    columns = [*_COLUMNS["readings"][:16], *raw, "ts", "source", "offset"]
-    places = [["?%d" % (n * rows + row + 1) for n, _ in enumerate(columns)] for row in range(rows)]
-    values = ["(%s, (%s) / 10.0, 1, 1, 0)" % (", ".join(place), " + ".join(place[6:16])) for place in places]
-    return "INSERT INTO co2_readings(%s, co2, co2_flag, temp_flag, qc) VALUES %s" % (", ".join(columns), ", ".join(values))
-
-
-_INSERT = {kind: _insert(TABLES[kind], [*names, "source", "offset"]) for kind, names in _COLUMNS.items()}
-_ROWS = 16                              # at once; SQLite before 3.32 binds 999 values
-_INSERT_PLAIN = {(16 + len(raw), rows): _insert_plain(raw, rows) for raw in ([], RAW) for rows in (1, _ROWS)}
-_INSERT_ACCOUNT = _insert("sources", ["id", "path", "kind", "unit_id", *Account.COLUMNS], "INSERT OR REPLACE")
-_SAME_TIMES = """
-    SELECT ts FROM {0} WHERE unit_id = ? AND ts BETWEEN ? AND ? GROUP BY ts HAVING count(*) > 1"""
-_REPEATS = """
-    SELECT rowid, source FROM (
-        SELECT rowid, source, row_number() OVER (PARTITION BY {1} ORDER BY source, offset) AS n
-        FROM {0} WHERE unit_id = ? AND ts = ?)
-    WHERE n > 1"""
-_SAME = {"readings": ", ".join(["temp", "flash_count", *CO2, *RAW]), "pings": "ping_ts, nickname, rssi_raw, rssi_dbm"}
-_FEW = 2000                             # bytes; so few lines are not worth being tried by column
-Run = Tuple[str, int, int]              # unit, first day, last day
+    def write(self) -> None:
+        """Write the accounts of what changed, and forget them: there may be many."""
+        values = operator.attrgetter(*ACCOUNT_COLUMNS)
+        rows = [(id, source.key, source.kind, source.unit_id, *values(self.accounts[id]))
+                for id, source in self.changed.items()]
+        columns = ["id", "path", "kind", "unit_id", *ACCOUNT_COLUMNS]
+        self.db.executemany(insert_sql("sources", columns, "INSERT OR REPLACE"), rows)
+        self.accounts.clear()
+        self.changed.clear()
 
 
 class Import:
     """One run into an open database; the caller's transaction makes it atomic."""
 
-    def __init__(self, db: sqlite3.Connection, now: float, limits: Limits = LIMITS, progress: Progress = None) -> None:
-        self.db, self.now, self.limits, self.progress = db, now, limits, progress or (lambda done: None)
-        self.columns = Columns(limits, now)
-        self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
-        self.changed: Dict[int, Source] = {}
-        self.again: Set[int] = set()                            # sources to be read from the start: may hold repeats
-        # kind, unit: time of the first and the last that is new; days of what came or went
-        self.new: Dict[str, Dict[str, Tuple[int, int]]] = {"readings": {}, "pings": {}}
-        self.touched: Dict[str, Dict[str, Set[int]]] = {"readings": {}, "pings": {}}
-        self.whole: Optional[Dict[str, Set[str]]] = None        # instead of both, kind: units of which all is new
-        self.waiting: Dict[int, Optional[int]] = {}             # source: rejected lines from here on await a good one
+    def __init__(self, db: sqlite3.Connection, rules: Rules, progress: Progress = None, is_new: bool = False) -> None:
+        self.db = db
+        self.is_new = is_new            # the database is empty, and has no indexes yet
+        self.rules = rules
+        self.progress = progress or (lambda done: None)
+        self.ledger = Ledger(db)
+        self.columns = Columns(rules)
+        self.news: AllNews = {}
+        self.again: Set[int] = set()    # ids of sources to be read from the start: they may hold repeats of what went
         self.changes = db.total_changes
         self.summary = Summary()
-
-    def account(self, source: Source) -> Account:
-        """The account of a source, as the ledger knows it; that of another source if there is one with the same id."""
-        if source.id not in self.accounts:
-            query = "SELECT path, %s FROM sources WHERE id = ?" % ", ".join(Account.COLUMNS)
-            row = self.db.execute(query, (source.id,)).fetchone()
-            self.accounts[source.id] = Account(*row or (source.key,))
-        return self.accounts[source.id]
 
     def take(self, sources: Iterable[Source]) -> None:
         """Import what is new in these sources."""
         for source in sources:
             self.take_one(source)
-            if len(self.accounts) > MOST_ACCOUNTS:
-                self.settle_ledger()
+            self.progress(source.size)
+            if len(self.ledger.accounts) > MOST_ACCOUNTS:
+                self.ledger.write()
 
     def take_again(self, sources: Iterable[Source]) -> None:
         """Read those once more that may hold repeats of what was taken out."""
         ids = set(self.again)
         for source in sources:
             if source.id in ids:
-                self._forget(source)
-                self.accounts[source.id] = Account(source.key)
+                self._remove_rows(source)
+                self.ledger.accounts[source.id] = Account(source.key)
                 self.take_one(source)
 
     def forget(self, gone: Iterable[Row]) -> None:
         """Take out the rows of files that are gone (the text is the truth): id, path, kind, unit of each."""
         for id, key, kind, unit in gone:
-            self._forget(Source(key, "", kind, unit, 0, 0.0))
+            self._remove_rows(Source(key, "", kind, unit, 0, 0.0))
             self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
-            del self.accounts[id]
+            del self.ledger.accounts[id]
 
     def take_one(self, source: Source) -> None:
-        """Import what is new in a source."""
-        account = self.account(source)
+        """Import what is new in a source. Whatever fails is recorded with it, and it is tried again the next time."""
+        account = self.ledger.account(source)
         if account.key != source.key:
             self.summary.unreadable.append((source.path, _SAME_ID % account.key))
             return
         if (account.size, account.ctime) == (source.size, source.ctime):
             return
+        self.ledger.changed[source.id] = source
+        trouble = None
         try:
             with open(source.path, "rb", opener=_open_no_link) as file:
                 size = os.fstat(file.fileno()).st_size if source.until is None else source.until
-                if (source.kind in ("errors", "deployments") or size < account.done
-                        or _checksum_of(file, account.done) != account.checksum):       # does not begin as before
-                    if account.size:
-                        self._forget(source)
-                    account = self.accounts[source.id] = Account(source.key)
-                self.changed[source.id] = source
-                account.size, account.ctime = -1, 0.0           # stays so when reading fails: to be tried again
-                self.db.execute("SAVEPOINT source")
-                began, before = copy.copy(account), account.imported
-                try:
-                    self._read(source, account, complete_blocks(file, account, size))
-                    account.size, account.ctime = size, source.ctime
-                except OSError:                                 # what was read before it stays
-                    raise
-                except Exception:
-                    account = self._undo(source, began)
-                    raise
-                finally:
-                    self.summary.rows[source.kind] += account.imported - before
-                    self.db.execute("RELEASE source")
+                self._take_file(source, file, size)
         except sqlite3.Error:                                   # the database's trouble, not this source's
             raise
-        except Exception as error:                              # no source stops the import of the others
-            why = error.strerror if isinstance(error, OSError) else "%r at %s" % (error, place_of(error))
-            self.summary.unreadable.append((source.path, why or str(error)))
+        except OSError as error:
+            trouble = error.strerror or str(error)
+        except Exception as error:
+            trouble = "%r at %s" % (error, place_of(error))
+        account = self.ledger.account(source)
+        account.trouble = trouble and trouble + "; it is tried again at each import"
+        account.size = source.size if trouble else size
+        account.ctime = 0.0 if trouble else source.ctime        # 0: is never the time of a file
+        if trouble:
+            self.summary.unreadable.append((source.path, trouble))
         else:
             self.summary.files += 1
-        self.progress(source.size)
 
-    def _undo(self, source: Source, began: Account) -> Account:
-        """Take back what was read of a source in which something failed; it is tried again at the next import."""
-        self.db.execute("ROLLBACK TO source")
-        self.accounts[source.id] = began
-        self.waiting.pop(source.id, None)
-        return began
-
-    def _read(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
-        if source.kind == "errors":
-            self._read_errors(source, account, blocks)
-        elif source.kind == "deployments":
-            self._read_deployments(source, account, blocks)
-        for block in blocks:
-            if source.kind == "readings":
-                self._read_readings(source, account, block)
-            else:
-                self._read_lines(source, account, block, parse_ping, 3, 7)
-
-    def _read_readings(self, source: Source, account: Account, block: bytes) -> None:
-        """Plain lines by column; where there is dirt, halves of halves, down to single lines."""
-        middle = block.find(b"\n", len(block) // 2) + 1
+    def _take_file(self, source: Source, file: IO[bytes], size: int) -> None:
+        account = self.ledger.account(source)
+        each = FORMATS[source.kind]
+        if each.is_whole or size < account.done or _checksum_of(file, account.done) != account.checksum:
+            if account.lines:                                   # it does not begin as before
+                self._remove_rows(source)
+            account = self.ledger.accounts[source.id] = Account(source.key)
+        before = copy.copy(account)
+        self.db.execute("SAVEPOINT source")
+        reader = Reader(self.db, source, account, self.columns, self.is_new)
+        failure: Optional[Exception] = None
         try:
-            if len(block) < _FEW or account.inside:
-                raise Rejected("not worth it")
-            columns = self.columns.cut(block)
-        except Rejected:
-            if _FEW < middle < len(block):
-                self._read_readings(source, account, block[:middle])
-                self._read_readings(source, account, block[middle:])
-            else:
-                self._read_lines(source, account, block, parse_reading, 0, 16)
-        else:
-            self._insert_columns(source, account, block, columns)
+            each.read(reader, file, size)
+        except sqlite3.Error:
+            raise
+        except OSError as error:                                # what was read before it stays
+            failure = error
+        except Exception as error:
+            failure = error
+            self.db.execute("ROLLBACK TO source")
+            self.ledger.accounts[source.id] = before
+            reader = Reader(self.db, source, before, self.columns, self.is_new)
+        reader.flush()
+        self.db.execute("RELEASE source")
+        self._count(reader, before.imported)
+        if failure:
+            raise failure
 
-    def _insert_columns(self, source: Source, account: Account, block: bytes, columns: List[Sequence[Any]]) -> None:
-        *values, ts, lengths = columns
-        offsets = map(operator.add, accumulate(lengths, initial=account.done), count())     # one more for each newline
-        bound, many = [*values, ts, [source.id] * len(ts), list(offsets)], len(ts) // _ROWS * _ROWS
-        self.db.executemany(_INSERT_PLAIN[len(values), _ROWS], zip(*(
-            column[row:many:_ROWS] for column in bound for row in range(_ROWS))))
-        self.db.executemany(_INSERT_PLAIN[len(values), 1], zip(*(column[many:] for column in bound)))
-        self._followed(source, account, ts[0])
-        self._came("readings", values[0][0], ts, {DAYS[day] // 86400 for day in set(values[2])})
-        account.lines, account.done, account.last_ts = account.lines + len(ts), account.done + len(block), ts[-1]
-        account.imported, account.imported_bytes = account.imported + len(ts), account.imported_bytes + len(block)
+    def _count(self, reader: Reader, before: int) -> None:
+        kind = reader.source.kind
+        self.summary.rows[kind] += self.ledger.account(reader.source).imported - before
+        self.summary.count(self.summary.rejected, reader.reasons)
+        for unit, news in reader.news.items():
+            self._news_of(kind, unit).join(news)
 
-    def _read_lines(self, source: Source, account: Account, block: bytes, parse: Callable[[bytes, Limits, float], Row],
-                    unit_at: int, ts_at: int) -> None:
-        rows: List[Row] = []
-        times: Dict[str, List[int]] = {}
-        for line in lines_of(block, account):
-            try:
-                row = parse(line.content(), self.limits, self.now)
-            except Rejected as rejected:
-                self._reject(source, account, line, str(rejected), account.last_ts)
-                continue
-            self._followed(source, account, row[ts_at])
-            account.imported += 1
-            account.imported_bytes += len(line.raw)
-            account.last_ts = row[ts_at]
-            times.setdefault(row[unit_at], []).append(row[ts_at])
-            rows.append((*row, source.id, line.offset))
-        self.db.executemany(_INSERT[source.kind], rows)
-        for unit, ts in times.items():
-            self._came(source.kind, unit, ts, {at // DAY for at in ts})
+    def _news_of(self, kind: str, unit: str) -> News:
+        return self.news.setdefault((kind, unit), News())
 
-    def _came(self, kind: str, unit: str, times: Sequence[int], days: Set[int]) -> None:
-        if self.whole is None:
-            first, last = self.new[kind].get(unit, (times[0], times[0]))
-            self.new[kind][unit] = min(first, *times), max(last, *times)
-            self.touched[kind].setdefault(unit, set()).update(days)
-
-    def _followed(self, source: Source, account: Account, ts: int) -> None:
-        """A good line: its time is the one after the rejected lines before it."""
-        first = self.waiting.get(source.id, 0) if account.rejected else None
-        if first is not None:
-            self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND line >= ? AND after_ts IS NULL",
-                            (ts, source.id, first))
-            self.waiting[source.id] = None
-
-    def _reject(self, source: Source, account: Account, line: Line, reason: str, before: Optional[int]) -> None:
-        if self.waiting.get(source.id, 0) is None:
-            self.waiting[source.id] = line.number
-        account.rejected += 1
-        account.rejected_bytes += len(line.raw)
-        self.summary.rejected[reason] = self.summary.rejected.get(reason, 0) + 1
-        text = line.raw[:1000].decode("latin-1").encode("unicode_escape").decode("ascii")
-        self.db.execute("INSERT INTO rejects VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
-                        (source.id, line.number, line.offset, len(line.raw), reason, text, before))
-
-    def _read_errors(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
-        entry: Optional[Entry] = None
-        try:
-            for line in (line for block in blocks for line in lines_of(block, account)):
-                try:
-                    text = decode_log(line.content())
-                    begun = parse_headline(line, text)
-                    if begun:
-                        begun.follow(entry)
-                        self._insert_entry(source, entry)
-                        entry = begun
-                    elif entry:
-                        entry.add(text)
-                    else:
-                        raise Rejected("before the first headline")
-                    account.imported += 1 if begun else 0
-                    account.imported_bytes += len(line.raw)
-                except Rejected as rejected:
-                    self._reject(source, account, line, str(rejected), None)
-        finally:
-            self._insert_entry(source, entry)
-
-    def _insert_entry(self, source: Source, entry: Optional[Entry]) -> None:
-        if entry:
-            self.db.execute(_INSERT["errors"], (*entry.row(source.unit_id), source.id, entry.line.offset))
-
-    def _read_deployments(self, source: Source, account: Account, blocks: Iterator[bytes]) -> None:
-        columns: List[str] = []
-        for line in (line for block in blocks for line in lines_of(block, account)):
-            try:
-                raw = line.content()
-                if raw.strip() and not raw.startswith(b"#"):
-                    text = decode(raw)
-                    if columns:
-                        row = parse_deployment(text, columns)
-                        self.db.execute(_INSERT["deployments"], (*row, source.id, line.offset))
-                        account.imported += 1
-                    columns = columns or [_SIMPLE.get(name.strip(), name.strip()) for name in text.split("\t")]
-                account.imported_bytes += len(line.raw)
-            except Rejected as rejected:
-                self._reject(source, account, line, str(rejected), None)
-
-    def _forget(self, source: Source) -> None:
+    def _remove_rows(self, source: Source) -> None:
         """Take out the rows of a source, and have the files read again that may hold repeats of them."""
-        left = self.account(source).imported - self._delete(source, "source = ? AND unit_id = ?", source.unit_id)
+        left = self.ledger.account(source).imported - self._delete(source, "source = ? AND unit_id = ?", source.unit_id)
         if left:                                                # of other units: no index leads there
             self._delete(source, "source = ?")
-        if source.kind in self.new:
+        if FORMATS[source.kind].repeats:
             others = self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
                                      (source.kind, source.id))
             self.again.update(id for id, in others)
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
-        self.waiting.pop(source.id, None)
 
     def _delete(self, source: Source, which: str, *values: str) -> int:
-        rows, bound = "FROM %s WHERE %s" % (TABLES[source.kind], which), (source.id, *values)
-        if source.kind in self.touched:
+        rows = "FROM %s WHERE %s" % (FORMATS[source.kind].table, which)
+        bound = (source.id, *values)
+        if "ts" in FORMATS[source.kind].columns:
             for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 " + rows, bound):
-                self.touched[source.kind].setdefault(unit, set()).add(day)
+                self._news_of(source.kind, unit).days.add(day)
         return self.db.execute("DELETE " + rows, bound).rowcount
 
     def release_future(self) -> None:
         """Readings whose time has come since are no longer dated in the future."""
         rows = self.db.execute("SELECT rowid, unit_id, ts / 86400, qc FROM co2_readings WHERE qc & 64 AND ts <= ?",
-                               (self.now + self.limits.future,)).fetchall()
-        for rowid, unit, day, qc in rows:
-            self._set_qc([(rowid, qc & ~QC_FUTURE)])
-            self.touched["readings"].setdefault(unit, set()).add(day)
-
-    def _set_qc(self, rows: Iterable[Tuple[int, int]]) -> None:
-        self.db.executemany("UPDATE co2_readings SET qc = ?, co2_flag = ?, temp_flag = ? WHERE rowid = ?",
-                            [(qc, co2_flag(qc), temp_flag(qc), rowid) for rowid, qc in rows])
-
-    # -- what depends on neighbours
+                               (self.rules.latest,)).fetchall()
+        set_qc(self.db, {rowid: qc & ~QC_FUTURE for rowid, _, _, qc in rows})
+        for _, unit, day, _ in rows:
+            self._news_of("readings", unit).days.add(day)
 
     def settle(self) -> None:
-        """The ledger; repeats of what is new; for the days that were touched, rules on neighbours and the rollups."""
-        self.settle_ledger()
-        for kind in self.new:
-            for unit, first, last in self._new_times(kind):
-                self._drop_repeats(kind, unit, first, last)
-        for unit, first, last in self._runs("readings"):
-            self._roll_up(unit, first, last)
-            judged = self._judge(unit, first, last)
-            for day in judged:
-                self._roll_up(unit, day, day)
-            if self.whole is None:
-                self.touched["readings"][unit].update(judged)
-        self._note_changes()
-
-    def _note_changes(self) -> None:
-        """Say which days of which units this import has changed: whoever copies the data replaces these."""
+        """After all was read: the ledger, repeats, rules on neighbours, rollups, and what has changed."""
+        self.ledger.write()
+        for (kind, unit), news in sorted(self.news.items()):
+            if FORMATS[kind].repeats and news.first <= news.last:
+                self._drop_repeats(kind, unit, news.first, news.last)
+            if kind == "readings":
+                news.days = settle_days(self.db, unit, news.days, self.rules.limits)
         if self.db.total_changes > self.changes:
-            self.db.execute("UPDATE last_import SET mark = mark + 1")
-        if self.whole is None:
-            days = {(unit, day) for units in self.touched.values() for unit, days in units.items() for day in days}
-            self.db.executemany("INSERT OR REPLACE INTO changes SELECT ?, ?, mark FROM last_import", days)
+            self.db.execute("UPDATE last_import SET at = ?, mark = mark + 1", (self.rules.now,))
+        days = {(unit, day) for (_, unit), news in self.news.items() for day in news.days if day is not None}
+        self.db.executemany("INSERT OR REPLACE INTO changes SELECT ?, ?, mark FROM last_import", sorted(days))
 
-    def _new_times(self, kind: str) -> List[Tuple[str, int, int]]:
-        """Of each unit that has new rows, the times of the first and the last."""
-        if self.whole is None:
-            return [(unit, *ends) for unit, ends in sorted(self.new[kind].items())]
-        ends = ((unit, *extent(self.db, TABLES[kind], [unit], FOREVER)) for unit in sorted(self.whole[kind]))
-        return [(unit, first, last) for unit, first, last in ends if first is not None and last is not None]
+    def settle_all(self) -> None:
+        """The same in a new database, into which other databases may have been copied."""
+        for kind, each in FORMATS.items():
+            for unit in sorted(_units_in(self.db, each.table)) if each.repeats else ():
+                dropped = self._drop_repeats(kind, unit, -FOREVER, FOREVER)
+                if kind == "readings":
+                    open_days(self.db, unit, {ts // DAY for ts in dropped})
+        settle_open_days(self.db, self.rules.limits)
+        self.db.execute("UPDATE last_import SET at = ?, mark = 1", (self.rules.now,))
 
-    def _runs(self, kind: str) -> List[Run]:
-        """What was touched, as runs of days that follow each other."""
-        if self.whole is None:
-            return list(_consecutive(self.touched[kind]))
-        return [(unit, first // 86400, last // 86400) for unit, first, last in self._new_times(kind)]
-
-    def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> None:
-        table = TABLES[kind]
-        for ts, in self.db.execute(_SAME_TIMES.format(table), (unit, first, last)).fetchall():
-            for rowid, source in self.db.execute(_REPEATS.format(table, _SAME[kind]), (unit, ts)).fetchall():
-                self.db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
-                self.db.execute("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?",
-                                (source,))
-                self.summary.rows[kind] -= 1
-                self.summary.repeated += 1
-
-    def _roll_up(self, unit: str, first: int, last: int) -> None:
-        self.db.execute("DELETE FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ?", (unit, first, last))
-        self.db.execute(_ROLL_UP_PLAIN, (unit, first * 86400, (last + 1) * 86400))
-        for day, in self.db.execute("SELECT day FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? AND co2_off < 0",
-                                    (unit, first, last)).fetchall():
-            self.db.execute(_ROLL_UP, (unit, day * 86400, (day + 1) * 86400))
-        rows = self.db.execute("SELECT ts / 86400, ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts",
-                               (unit, first * 86400, (last + 1) * 86400)).fetchall()
-        for day, readings in groupby(rows, operator.itemgetter(0)):
-            times = [ts for _, ts in readings]
-            longest = max(map(operator.sub, times[1:], times), default=0)
-            self.db.execute("UPDATE daily SET longest = ? WHERE unit_id = ? AND day = ?", (longest, unit, day))
-
-    def _judge(self, unit: str, first: int, last: int) -> List[int]:
-        """Apply the rules that look at neighbours to these days, and to all rows whose stretch of equal means touches
-        them; the days in which something changed."""
-        begin = self._end_of_run(unit, first * DAY, "ts < ? ORDER BY ts DESC, source DESC, offset DESC")
-        end = self._end_of_run(unit, (last + 1) * DAY, "ts >= ? ORDER BY ts, source, offset")
-        rows = self.db.execute(_NEIGHBOURS % "ts >= ? AND ts <= ? ORDER BY ts, source, offset",
-                               (unit, begin - self.limits.spike_gap, end + self.limits.spike_gap)).fetchall()
-        updates = judge(rows, begin, end, self.limits)
-        self._set_qc(updates.items())
-        return sorted({ts // DAY for rowid, ts, _, _ in rows if rowid in updates})
-
-    def _end_of_run(self, unit: str, edge: int, beyond: str) -> int:
-        """Time of the last reading beyond an edge that belongs to the first stretch of equal means there."""
-        before: Optional[Row] = None
-        for row in self.db.execute(_NEIGHBOURS % beyond, (unit, edge)):
-            if before and not _goes_on(before, row, self.limits):
-                break
-            before = row
-        return before[1] if before else edge
-
-    def settle_ledger(self) -> None:
-        """Write the accounts of what changed, and forget them: there may be many."""
-        values = operator.attrgetter(*Account.COLUMNS)
-        self.db.executemany(_INSERT_ACCOUNT, [
-            (id, source.key, source.kind, source.unit_id, *values(self.accounts[id]))
-            for id, source in self.changed.items()])
-        if self.changed or self.db.total_changes > self.changes:
-            self.db.execute("UPDATE last_import SET at = ?", (self.now,))
-        self.accounts, self.changed, self.waiting = {}, {}, {}
-
-
-_USABLE = "co2 IS NOT NULL AND qc & %d = 0" % (QC_CO2_BAD | QC_ROW)
-_SUSPECT = "co2 IS NOT NULL AND qc & %d AND NOT qc & %d" % (QC_CO2_BAD, QC_ROW)
-_WARM = "temp IS NOT NULL AND qc & %d = 0" % (QC_TEMP | QC_ROW)
-_ODD = "qc & %d AND NOT qc & %d" % (QC_TEMP, QC_ROW)
-_ROLL_UP_PLAIN = """
-    INSERT INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
-        count(co2), sum(co2), min(co2), max(co2), -max(qc), NULL, NULL,
-        count(temp), sum(temp), min(temp), max(temp), 0, NULL, NULL, min(ts), max(ts), 0
-    FROM co2_readings INDEXED BY readings_by_unit WHERE unit_id = ? AND ts >= ? AND ts < ?
-    GROUP BY day"""                     # for days without flags, which are the rule; others get a negative co2_off
-_ROLL_UP = """
-    INSERT OR REPLACE INTO daily SELECT unit_id, ts / 86400 AS day, count(*),
-        count(good), sum(good), min(good), max(good), count(bad), min(bad), max(bad),
-        count(warm), sum(warm), min(warm), max(warm), count(odd), min(odd), max(odd),
-        min(ts), max(ts), 0
-    FROM (SELECT unit_id, ts, CASE WHEN {0} THEN co2 END AS good, CASE WHEN {1} THEN co2 END AS bad,
-                 CASE WHEN {2} THEN temp END AS warm, CASE WHEN {3} THEN temp END AS odd
-          FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY unit_id, ts, source, offset)
-    GROUP BY day""".format(_USABLE, _SUSPECT, _WARM, _ODD)
-_NEIGHBOURS = """
-    SELECT rowid, ts, co2, qc FROM co2_readings
-    WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {0} = 0 AND %s""".format(QC_ROW | QC_NO_CO2)
-
-
-
-def judge(rows: Sequence[Row], begin: int, end: int, limits: Limits) -> Dict[int, int]:
-    """Lone spikes and flat stretches between two times: rowid -> new qc where it changes.
-
-    Rows: rowid, ts, co2, qc in order of time, with the neighbours before `begin` and after `end`.
-    """
-    flat = _flat_rows(rows, limits)
-    updates = {}
-    for n, (rowid, ts, _, qc) in enumerate(rows):
-        new = qc & ~(QC_SPIKE | QC_FLAT)
-        if 0 < n < len(rows) - 1 and _stands_out(rows[n - 1], rows[n], rows[n + 1], limits):
-            new |= QC_SPIKE
-        if rowid in flat:
-            new |= QC_FLAT
-        if new != qc and begin <= ts <= end:
-            updates[rowid] = new
-    return updates
-
-
-def _flat_rows(rows: Sequence[Row], limits: Limits) -> Set[int]:
-    """The rowids of all stretches in which the mean stays the same for `flat_time` or longer."""
-    flat: Set[int] = set()
-    begin = 0
-    for n in range(1, len(rows) + 1):
-        if n == len(rows) or not _goes_on(rows[n - 1], rows[n], limits):
-            if rows[n - 1][1] - rows[begin][1] >= limits.flat_time:
-                flat.update(row[0] for row in rows[begin:n])
-            begin = n
-    return flat
-
-
-def _goes_on(row: Row, following: Row, limits: Limits) -> bool:
-    """Whether a stretch of equal means goes on: the same mean, and no gap between."""
-    return bool(row[2] == following[2] and abs(following[1] - row[1]) <= limits.spike_gap)
-
-
-def _stands_out(before: Row, row: Row, after: Row, limits: Limits) -> bool:
-    near = row[1] - before[1] <= limits.spike_gap and after[1] - row[1] <= limits.spike_gap
-    one, other = row[2] - before[2], row[2] - after[2]
-    return bool(near and one * other > 0 and min(abs(one), abs(other)) > limits.spike)
-
-
-def _consecutive(units: Dict[str, Set[int]]) -> Iterator[Run]:
-    """Touched days as runs of days that follow each other."""
-    for unit in sorted(units):
-        for _, run in groupby(enumerate(sorted(units[unit])), lambda pair: pair[1] - pair[0]):
-            days = [day for _, day in run]
-            yield unit, days[0], days[-1]
+    def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> list[int]:
+        dropped = drop_repeats(self.db, kind, unit, first, last)
+        self.summary.rows[kind] -= len(dropped)
+        self.summary.repeated += len(dropped)
+        return dropped
 
 
 def _open_no_link(path: str, flags: int) -> int:
@@ -1786,7 +2413,7 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
         db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
         listing = Listing(archive, db) if named is None else None
         db.execute("BEGIN IMMEDIATE")
-        run = Import(db, now, archive.limits, progress)
+        run = Import(db, Rules(archive.limits, now), progress)
         run.release_future()
         if listing:
             _take_all(run, archive, listing)
@@ -1796,7 +2423,6 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
             run.take_again((listing or stack.enter_context(Listing(archive))).between())
         run.settle()
         db.execute("COMMIT")
-    TIMES.clear()                                               # a daemon would come to know every second of the day
     return run.summary
 
 
@@ -1865,7 +2491,7 @@ def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -
     new = archive.db + ".new"
     with Listing(archive) as listing:
         try:
-            summary = _build(new, listing, now, progress, archive.limits, processes)
+            summary = _build(new, listing, Rules(archive.limits, now), progress, processes)
             summary.unreadable[:0] = listing.unreadable
             summary.disputed = listing.disputed
             _swap_in(new, archive.db)
@@ -1879,58 +2505,48 @@ PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PR
 """
 
 
-def _build(path: str, listing: Listing, now: float, progress: Progress, limits: Limits, processes: int) -> Summary:
-    """A database at `path` from nothing; several processes take a share of the text each."""
+def _build(path: str, listing: Listing, rules: Rules, progress: Progress, processes: int) -> Summary:
+    """A database at `path` from nothing. Several processes read a share of the text each; one unites and settles it."""
     _remove(path)
     _remove(path, ["-part%d" % n for n in range(MOST_PROCESSES)])
     own, *others = listing.shares(processes)
     with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(_Part("%s-part%d" % (path, n), functools.partial(
-            _fill, list(listing.between(*share[:2])), now, limits, None))) for n, share in enumerate(others)]
+        parts = []
+        for n, (first, last, _) in enumerate(others):
+            fill = functools.partial(_fill, list(listing.between(first, last)), rules, None)
+            parts.append(stack.enter_context(_Part("%s-part%d" % (path, n), fill)))
         db = stack.enter_context(_connected(path))
-        run = _fill(listing.between(*own[:2]), now, limits, progress, db)
-        if parts:
-            db.executescript("PRAGMA threads = %d; PRAGMA cache_size = -4000" % processes)      # to sort the indexes
-            _unite(run, [(part.summary(), part.path) for part in parts])
-            run.progress(sum(size for _, _, size in others))
+        run = _fill(listing.between(*own[:2]), rules, progress, db)
+        for part in parts:
+            run.summary.add(part.summary())
+            _unite(db, part.path)
+        run.progress(sum(size for _, _, size in others))
+        db.executescript("PRAGMA threads = %d; BEGIN; %s" % (processes, INDEXES))        # to sort the indexes
+        run.settle_all()
+        db.execute("COMMIT")
         db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
         db.execute("PRAGMA journal_mode = WAL")
     return run.summary
 
 
-def _fill(sources: Iterable[Source], now: float, limits: Limits, progress: Progress, db: sqlite3.Connection) -> Import:
-    """A share of the text in an empty database."""
+def _fill(sources: Iterable[Source], rules: Rules, progress: Progress, db: sqlite3.Connection) -> Import:
+    """The rows of a share of the text in an empty database, without what depends on other rows."""
     db.executescript(_FRESH + SCHEMA)
-    run = Import(db, now, limits, progress)
-    run.whole = {}
+    run = Import(db, rules, progress, is_new=True)
     run.take(sources)
-    db.executescript("BEGIN;" + INDEXES)
-    run.whole = {kind: _units_in(db, TABLES[kind]) for kind in run.new}
-    run.settle()
+    run.ledger.write()
     db.execute("COMMIT")
     return run
 
 
-def _unite(run: Import, parts: Iterable[Tuple[Summary, str]]) -> None:
-    """Add other databases that were filled with shares. Units that occur in several are settled again as a whole."""
-    known = {kind: _units_in(run.db, TABLES[kind]) for kind in run.new}
-    run.whole = {kind: set() for kind in run.new}
-    run.db.executescript("".join("DROP INDEX %s;" % name for name in re.findall(r"CREATE INDEX (\w+)", INDEXES)))
-    for summary, path in parts:
-        run.summary.add(summary)
-        run.db.execute("ATTACH ? AS part", (path,))
-        for kind in run.new:
-            units = _units_in(run.db, "part." + TABLES[kind])
-            run.whole[kind] |= known[kind] & units
-            known[kind] |= units
-        for table in (*TABLES.values(), "rejects", "sources"):   # SQLite copies pages
-            run.db.execute("INSERT INTO main.%s SELECT * FROM part.%s" % (table, table))
-        for table in ("daily",):
-            run.db.execute("INSERT OR REPLACE INTO main.%s SELECT * FROM part.%s" % (table, table))
-        run.db.execute("DETACH part")
-    run.db.executescript("BEGIN;" + INDEXES)
-    run.settle()
-    run.db.execute("COMMIT")
+def _unite(db: sqlite3.Connection, part: str) -> None:
+    """Add the rows of another database that was filled with a share."""
+    db.execute("ATTACH ? AS part", (part,))
+    for table in (*TABLES.values(), "rejects", "sources"):      # SQLite copies pages
+        db.execute("INSERT INTO main.%s SELECT * FROM part.%s" % (table, table))
+    db.execute("INSERT INTO main.daily SELECT * FROM part.daily WHERE 1 ON CONFLICT(unit_id, day) DO UPDATE SET n = %d"
+               % OPEN)
+    db.execute("DETACH part")
 
 
 class _Part:
@@ -2685,7 +3301,7 @@ def _nights_of_updates(archive: Archive, now: int) -> Dict[str, Set[int]]:
     directory = os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER)
     for when, unit, _, _ in read_rows(directory, seqfile.FETCHES, 4, now - NEW_UNIT):
         with contextlib.suppress(Rejected):
-            nights.setdefault(unit, set()).add(DAYS[when[:10]] // DAY)
+            nights.setdefault(unit, set()).add(parse_day(when[:10]) // DAY)
     return nights
 
 
@@ -2957,7 +3573,7 @@ def verify(archive: Archive, processes: int = 1) -> list[str]:
             problems.append("%s: %d bytes of lines, but %d imported and %d rejected" % account)
         new = os.path.join(stack.enter_context(tempfile.TemporaryDirectory("", "verify-", beside)), "db.sqlite3")
         now = db.execute("SELECT coalesce(at, 0) FROM last_import").fetchone()[0]
-        summary = _build(new, listing, now, None, archive.limits, processes)
+        summary = _build(new, listing, Rules(archive.limits, now), None, processes)
         for path, why in [*listing.unreadable, *summary.unreadable]:
             problems.append("%s: could not be read: %s" % (path, why))
         problems += _differences(db, new)

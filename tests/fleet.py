@@ -14,7 +14,8 @@ Words used here:
     line        bytes up to and with a newline
     mark        one line that is not plain: its place, its class and its kind of dirt
     class       good: to be imported; repeated: an exact repeat of a good line; rejected: not to be imported; ignored: a
-                comment, blank or header line of a table; either: the documents do not say whether it can be imported
+                comment, blank or header line of a table; either: the documents do not say whether it can be imported.
+                A good line can have a rejected part in front: a line that it is glued to, or NULs
     tail        bytes behind the last newline: the rest may come tomorrow; `FileTruth.rest` is that rest
     role        what the unit's story is: table `ROLES`
 
@@ -140,6 +141,7 @@ class Item(NamedTuple):
     text: str                           # one line with its newline
     cls: str = GOOD
     kind: str = ""
+    bad: str = ""                       # its begin, which is rejected, while the rest is good
 
 
 def encode(text: str) -> bytes:
@@ -150,12 +152,16 @@ def encode(text: str) -> bytes:
 def write_items(root: str, truth: FileTruth, items: Iterable[Item], tail: str = "", rest: str = "") -> FileTruth:
     """Write one file and fill in its truth."""
     data: List[bytes] = []
-    for number, (text, cls, kind) in enumerate(items, 1):
+    for number, (text, cls, kind, bad) in enumerate(items, 1):
         line = encode(text)
-        if kind:
+        bad_bytes = len(encode(bad))
+        if bad:
+            truth.marks.append(Mark(number, truth.size, bad_bytes, REJECTED, kind))
+        elif kind:
             truth.marks.append(Mark(number, truth.size, len(line), cls, kind))
         truth.lines[cls] += 1
-        truth.sizes[cls] += len(line)
+        truth.sizes[cls] += len(line) - bad_bytes
+        truth.sizes[REJECTED] += bad_bytes
         truth.size += len(line)
         truth.entries += truth.what == "errors" and text.startswith("-----")
         data.append(line)
@@ -234,10 +240,11 @@ def change_line(cls: str, kind: str, make: Callable[[Spot], str]) -> Edit:
     return edit
 
 
-def join_lines(cls: str, kind: str, make: Callable[[Spot], str]) -> Edit:
-    """An edit that makes one line of two."""
+def join_lines(kind: str, make: Callable[[Spot], str]) -> Edit:
+    """An edit that makes one line of two; what is made of the first is rejected."""
     def edit(spot: Spot) -> List[Item]:
-        return [Item(make(spot), cls, kind)]
+        bad = make(spot)
+        return [Item(bad + text_of(spot.following), GOOD, kind, bad)]
     return edit
 
 
@@ -267,11 +274,17 @@ def first_two(spot: Spot) -> str:
     return text_of(spot.fields[:6] + ["0", "200010"] + spot.fields[8:])
 
 
+def more_fields(spot: Spot) -> str:
+    """A line of a firmware to come."""
+    return text_of((spot.fields + ["1"] * 5)[:21] + ["7", "8.5"])
+
+
 READING_DIRT: Dict[str, Edit] = {
     # not to be imported
     "cut": change_line(REJECTED, "cut", lambda spot: cut_off(spot) + "\n"),
-    "cut_glued": join_lines(REJECTED, "cut_glued", lambda spot: cut_off(spot) + text_of(spot.following)),
-    "glued": join_lines(REJECTED, "glued", lambda spot: "\t".join(spot.fields[:16]) + text_of(spot.following)),
+    "cut_glued": join_lines("cut_glued", cut_off),
+    "glued": join_lines("glued", lambda spot: "\t".join(spot.fields[:16])),
+    "nul_front": join_lines("nul_front", lambda spot: "\0" * spot.chance.randint(1, 512)),
     "nul_run": change_line(REJECTED, "nul_run", lambda spot: cut_off(spot) + "\0" * spot.chance.randint(1, 512) + "\n"),
     "nul_number": change_field(REJECTED, "nul_number", 8, lambda value: value[:1] + "\0\0" + value[1:]),
     "control": change_field(REJECTED, "control", 9, lambda value: value[:1] + "\x0b" + value[1:]),
@@ -282,6 +295,7 @@ READING_DIRT: Dict[str, Edit] = {
     "quote_number": change_field(REJECTED, "quote_number", 6, lambda value: '"' + value),
     "quote_start": change_field(REJECTED, "quote_start", 0, lambda value: '"' + value),
     "no_id": change_line(REJECTED, "no_id", lambda spot: text_of(spot.fields[1:])),
+    "clock_1980": change_line(REJECTED, "clock_1980", dated("1980-01-06")),
     "clock_1970": change_line(REJECTED, "clock_1970", dated("1970-01-01")),
     "impossible_date": change_line(REJECTED, "impossible_date", dated("2019-02-30")),
     "impossible_time": change_field(REJECTED, "impossible_time", 3, lambda value: "25" + value[2:]),
@@ -295,6 +309,8 @@ READING_DIRT: Dict[str, Edit] = {
     "none_value": change_field(GOOD, "none_value", 14, lambda value: "None"),
     "none_temp": change_field(GOOD, "none_temp", 4, lambda value: "None"),
     "all_none": change_line(GOOD, "all_none", all_ten("None")),
+    "more_fields": change_line(GOOD, "more_fields", more_fields),
+    "odd_raw": change_line(GOOD, "odd_raw", lambda spot: text_of(spot.fields[:16] + ["nan", "1e-05", "None", "", "x"])),
     # to be imported and flagged
     "future": change_line(GOOD, "future", dated("2036-02-07")),
     "temp_85": change_field(GOOD, "temp_85", 4, lambda value: "85.0"),
@@ -512,9 +528,14 @@ def ping_fields(plan: Plan, moment: datetime, chance: random.Random) -> List[str
     return [moment.isoformat(timespec="microseconds"), plan.unit_id, plan.nickname, raw, text]
 
 
+def glue_pings(spot: Spot) -> List[Item]:
+    """One line of two, of which nothing can be imported."""
+    return [Item("\t".join(spot.fields) + text_of(spot.following), REJECTED, "ping_glued")]
+
+
 PING_EDITS: Dict[str, Edit] = {
     "ping_cut": change_line(REJECTED, "ping_cut", lambda spot: "\t".join(spot.fields)[:40] + "\n"),
-    "ping_glued": join_lines(REJECTED, "ping_glued", lambda spot: "\t".join(spot.fields) + text_of(spot.following)),
+    "ping_glued": glue_pings,
     "ping_nul": change_field(REJECTED, "ping_nul", 0, lambda value: "\0\0\0\0" + value),
     "ping_nickname_none": change_field(GOOD, "ping_nickname_none", 2, lambda value: "None"),
     "ping_nickname_nick": change_field(GOOD, "ping_nickname_nick", 2, lambda value: "CO2UNIT_NICK"),
