@@ -244,12 +244,24 @@ def decide(size: int, offset: int, length: int, same: int) -> Decision:
     return Decision("differ", offset + same, same)
 
 
-def decide_strange(name: str, newest: Optional[str], was_sent_back: bool) -> str:
+class Sent(NamedTuple):
+    """How far a file was sent, and when that was."""
+
+    name: str
+    end: int
+    now: float
+
+
+def decide_strange(name: str, newest: Optional[Sent], was_sent_back: bool) -> str:
     """What is answered to a chunk of a strange file in the folder of the readings: a kind of `Receipt`.
 
     `newest` is the newest file of readings that is known; `was_sent_back`: in this session, from such a file.
     """
-    if raw_name(name) < raw_name(newest or READINGS.prefix):
+    growing = newest.name if newest else READINGS.prefix
+    if newest and newest.end >= FILE_SIZE:
+        number = extract_sequence_number(newest.name, READINGS)
+        growing = growing if number is None else make_sequence_filename(number + 1, READINGS)
+    if raw_name(name) < raw_name(growing):
         return "strange"                # all readings that are to come have later names
     if was_sent_back:
         return "enough"
@@ -350,14 +362,6 @@ RULES = {
     (ELSEWHERE, BEGINS): (WAS_FIRST, QUIET),
 }
 NO_RULE = (NOTHING, QUIET)
-
-
-class Sent(NamedTuple):
-    """How far a file was sent, and when that was."""
-
-    name: str
-    end: int
-    now: float
 
 
 class Memory:
@@ -515,8 +519,7 @@ class Memory:
 
     def _learn_from_return(self, number: int, held: dict[str, int]) -> None:
         back = self.awaited
-        was_back = self.first <= back < number and self.resent == held.get(self.name(back), 0)
-        if was_back and not self.ends.find(back):
+        if self.first <= back < number and self.resent == held.get(self.name(back), 0):
             self._end(Range(back, back + 1, self.resent))
 
     def _oldest_short(self, stop: int, held: dict[str, int], is_cut: Callable[[str], bool]) -> Optional[int]:
@@ -909,10 +912,10 @@ class Inbox:
             newest = self._newest_readings(memory, chunk.key)
             kind = "strange"
             if chunk.match == READINGS:
-                kind = decide_strange(chunk.name, newest and newest.name, sequence.sent_back)
+                kind = decide_strange(chunk.name, newest, sequence.sent_back)
             if kind == "enough":
                 return Receipt(kind, (chunk.name, chunk.offset), kept=False)
-            sequence.sent_back = kind != "strange"
+            sequence.sent_back |= kind != "strange"
             if kind == "start":
                 return Receipt(kind, (make_sequence_filename(0, READINGS), 0), kept=False)
             receipt = Receipt(kind, (chunk.name, chunk.end), kept=False)

@@ -8,6 +8,7 @@ Files are 12 KiB here and not 100, for unit and server alike: the same rules wit
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import os
@@ -20,6 +21,7 @@ import pytest
 
 import co2d
 import fipy
+import importer
 import seqfile
 import sensors
 
@@ -570,6 +572,123 @@ def test_no_rhythm_of_a_slow_link_makes_a_loop_of_asking(world, pushes):
     one.unit.cost = 0.7
     one.day()
     one.judge(full=3)
+
+
+# -- strange names on the card ----------------------------------------------------------------------------------------
+# The list of cases/README.md. Some sort before the readings, some behind; the firmware takes some for its readings, and
+# appends rows to the last of those.
+
+STRANGE = ["._readings-0000.tsv", ".~lock.readings-0000.tsv#", "readings-0000 - Copy.tsv", "readings-0000.tsv~", "vadsø.tsv",
+           "readings-0001.tsv.bak", "SYSTEM~1", "readings-0000 (1).tsv", "readings-0000_old.tsv", "readings-0001_old.tsv",
+           "\udcff\udcfe", "readings-0001.tsv.tsv", "zz " * 60]
+
+
+def card_rows(world):
+    """All lines that the unit takes for its readings."""
+    files = world.unit.files(fipy.READINGS)
+    return {line for name, data in files.items() if seqfile.belongs(name, seqfile.READINGS) for line in whole_lines(data)}
+
+
+def imported(world):
+    """Unit, date and time of all readings in a database that is made from what the server holds."""
+    settings = world.settings_of(0)
+    if os.path.exists(settings.db):
+        os.unlink(settings.db)
+    importer.import_new(settings.archive(), now=2e9)
+    with contextlib.closing(importer.open_db(settings.db)) as db:
+        return sorted(db.execute("SELECT unit_id, date, time FROM co2_readings"))
+
+
+def measured(world):
+    """The same, of what lies on the card."""
+    fields = [line.decode().split("\t") for line in card_rows(world)]
+    return sorted((unit, date, time) for unit, _, date, time, *_ in fields)
+
+
+def all_rows_come(world, nights=6):
+    for _ in range(nights):
+        session = world.day()
+        assert card_rows(world) <= world.kept_lines()
+        assert session.error in (None, "push: 503") and not session.over_time
+    assert set(measured(world)) <= set(imported(world))
+    again = 2 * world.card_bytes() * len(world.servers) + 2 * nights * fipy.CHUNK      # two chunks a night that are not taken
+    assert sum(session.sent for session in world.sessions[-nights:]) < again
+
+
+def place(world, name, directory=fipy.READINGS, content=None):
+    """A file with that name, as large as two chunks and a half; what looks like readings holds the first readings."""
+    if content is None:
+        content = b"whatever\n" * 1000
+        if seqfile.belongs(name, seqfile.READINGS):
+            content = b"".join(line + b"\n" for line in whole_lines(next(iter(world.unit.files().values()), b""))[:40])
+    world.unit.write(name, content, directory)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("files", [1, 2])
+def test_all_rows_come_night_after_night_whatever_else_lies_among_the_readings(world, name, files):
+    one = world()
+    one.history(files)
+    place(one, name)
+    all_rows_come(one)
+    assert imported(one) == sorted(set(measured(one)))          # what a copy has repeated counts once
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_all_rows_come_from_a_card_with_a_strange_file_that_was_there_first(world, name):
+    one = world()
+    one.unit.measure(3)
+    place(one, name)
+    all_rows_come(one)
+
+
+@pytest.mark.parametrize("name", ["vadsø.tsv", "readings-0000.tsv~", "._readings-0000.tsv"])
+@pytest.mark.parametrize("size", [10, 4096, 9000])
+def test_a_unit_with_nothing_but_a_strange_file_sends_its_readings_once_it_has_some(world, name, size):
+    one = world()
+    one.unit.write(name, b"x" * size)
+    for _ in range(3):                                          # whoever installs it switches it on and off
+        one.unit.power_on()
+    all_rows_come(one)
+
+
+@pytest.mark.parametrize("name", ["vadsø.tsv", "readings-0001.tsv.bak"])
+@pytest.mark.parametrize("happens", [lambda w: w.restart(), wipe_root, forget, lambda w: w.unit.lose_state(), lambda w: remove(w, 1),
+                                     lambda w: fresh_card(w, 12 * 1024, 3000), lambda w: shorten(w, 2, 500)],
+                         ids=["restart", "wiped", "forgotten", "state lost", "older missing", "fresh card", "shorter"])
+def test_what_else_happens_to_a_unit_with_a_strange_file_ends_well(world, name, happens):
+    one = world()
+    one.history(3)
+    place(one, name)
+    one.day(2)
+    happens(one)
+    place(one, name)
+    all_rows_come(one, 4)
+
+
+def test_strange_files_on_two_servers(world):
+    one = world(2)
+    one.history(2)
+    place(one, "vadsø.tsv")
+    all_rows_come(one, 3)
+    one.stop(0)
+    one.day(3)
+    one.start(0)
+    for _ in range(3):
+        one.day()
+        assert card_rows(one) <= one.kept_lines()
+
+
+@pytest.mark.parametrize("name", STRANGE + ["zzz", "errors-0000.txt~", "errors-0000 (1).txt"])
+def test_strange_names_in_errors_keep_no_readings_back(world, name):
+    one = world()
+    one.history(1)
+    one.unit.log_error("Signal quality low", "WARN")
+    place(one, name, fipy.ERRORS, b"whatever\n" * 1000)
+    for _ in range(3):
+        one.unit.log_error("Signal quality low", "WARN")
+        session = one.day()
+        assert session.finished and session.error is None and card_rows(one) <= one.kept_lines()
 
 
 # -- two servers ------------------------------------------------------------------------------------------------------
