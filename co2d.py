@@ -383,12 +383,18 @@ class Health:
         self._lock = threading.Lock()
         self._reported: Dict[str, importer.Problem] = {}
         self._found: List[importer.Problem] = []
+        self._began: Dict[str, int] = {}                        # key -> since when, of before a restart
+
+    def remember(self, problems: Sequence[importer.Problem]) -> None:
+        """What was wrong before a restart, and may still be."""
+        self._began = {problem.key: problem.since for problem in problems}
 
     def report(self, key: str, level: str, text: str, unit: str = "") -> None:
         """Something is wrong, or still is: `key` is the same for as long as it lasts, the text may change."""
         with self._lock:
             before = self._reported.get(key)
-            since = before.since if before else int(self.clock())
+            since = before.since if before else self._began.get(key, int(self.clock()))
+            text = "%s (since %s)" % (text, importer.when(since))
             self._reported[key] = importer.Problem(key, level, unit, text, since)
         if not before:
             self.changed.set()
@@ -400,8 +406,12 @@ class Health:
                 self._reported.pop(key, None)
             self.changed.set()
 
+    def has(self, key: str) -> bool:
+        """Whether it was reported, and is not over."""
+        return key in self._reported
+
     def find(self, found: List[importer.Problem]) -> None:
-        """What the database shows, in place of what it showed before."""
+        """What database and directories show, in place of what they showed before."""
         with self._lock:
             self._found = found
 
@@ -692,8 +702,9 @@ def push(station: Station, request: Request, unit: str, path: Tuple[str, ...], f
     chunk = seqfile.Chunk(unit, path, name, int(offsets[0]), request.body, request.now)
     try:
         receipt = _store(station, chunk)
-    except OSError as error:
+    except (Refused, OSError) as error:
         raise _storage_refusal(station, unit, error)
+    station.health.clear("storage:" + unit)
     _note_receipt(station, chunk, receipt)
     return _acknowledge(receipt)
 
@@ -739,14 +750,20 @@ def _acknowledge(receipt: seqfile.Receipt) -> Response:
     return json_response(answer, note=receipt.kind)
 
 
-def _storage_refusal(station: Station, unit: str, error: OSError) -> Refused:
-    """How an upload ends that the disk refused: the unit comes back next day."""
+def _storage_refusal(station: Station, unit: str, error: Exception) -> Refused:
+    """How an upload ends that a quota or the disk refused: the unit comes back next day."""
+    if isinstance(error, Refused):
+        refused = error
+    elif isinstance(error, IsADirectoryError) or getattr(error, "errno", 0) == errno.ELOOP:
+        refused = Refused(400, "not a regular file")
+    else:
+        full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        refused = Refused(507 if full else 503, "cannot store: %s" % (getattr(error, "strerror", "") or error))
     station.count("co2d_storage_errors_total")
-    log.error("upload not stored: %s", error)
-    if isinstance(error, IsADirectoryError) or error.errno == errno.ELOOP:
-        return Refused(400, "not a regular file")
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return Refused(507 if full else 503, "cannot store: %s" % (error.strerror or error))
+    if os.path.isdir(station.data(unit)):                       # invented ids are not remembered
+        station.health.report("storage:" + unit, importer.WARNING, "uploads of %s are refused: %s" % (
+            unit, refused.reason), unit)
+    return refused
 
 
 # -- endpoints: updates -----------------------------------------------------------------------------------------------
@@ -1046,14 +1063,20 @@ def check_disk(station: Station) -> bool:
 
 
 def check_database(station: Station) -> bool:
-    """Report what is wrong with the database; none yet is well."""
-    text = ""
-    try:
-        if os.path.exists(station.settings.db):
-            importer.open_db(station.settings.db).close()
-    except Exception as error:                                  # whatever it is, it is not ready
-        text = "the database cannot be read: %s" % error
+    """Report what is wrong with the database; none yet is well. Whether it can be read."""
+    path = station.settings.db
+    text = _trouble(path, lambda: importer.open_db(path).close()) if os.path.exists(path) else ""
+    _report_or_clear(station, "writing", _trouble(path, lambda: importer.try_to_write(path)))
     return _report_or_clear(station, "database", text)
+
+
+def _trouble(path: str, attempt: Callable[[], None]) -> str:
+    """What an attempt with the database raises, and what to do about it; "" when it raises nothing."""
+    try:
+        attempt()
+    except Exception as error:                                  # whatever it is, it is not ready
+        return "%s; %s" % (error, importer.remedy(error, path))
+    return ""
 
 
 def _report_or_clear(station: Station, key: str, text: str) -> bool:
@@ -1064,6 +1087,23 @@ def _report_or_clear(station: Station, key: str, text: str) -> bool:
     return not text
 
 
+def barred_units(data_dir: str) -> Iterator[importer.Problem]:
+    """Units whose directory takes no uploads: it is a link, or not ours to write."""
+    with contextlib.suppress(OSError), os.scandir(data_dir) as entries:
+        for entry in entries:
+            for folder in ("", *seqfile.SEQUENCES) if entry.name.startswith(seqfile.UNIT_PREFIX) else ():
+                place = os.path.join(entry.path, folder).rstrip("/")
+                text = ""
+                if os.path.islink(place):
+                    text = "%s is a link, and links are not followed: put the directory itself there" % place
+                elif os.path.exists(place) and not os.access(place, os.W_OK | os.X_OK):
+                    text = importer.ownership(place)
+                if text:
+                    text = "uploads of %s are refused: %s" % (entry.name, text)
+                    since = int(os.lstat(place).st_ctime)
+                    yield importer.Problem("directory:" + place, importer.CRITICAL, entry.name, text, since)
+
+
 class Watching(threading.Thread):
     """Looks for problems every minute, and when one is reported. The log hears what is new or over, health.json all."""
 
@@ -1071,34 +1111,50 @@ class Watching(threading.Thread):
         super().__init__(name="health", daemon=True)
         self.station, self.stopping = station, False
         self._told: Dict[str, importer.Problem] = {}
+        self._hour = 0                                          # in which what is critical was told last
+        station.health.remember(importer.read_health(station.settings.var_dir, int(station.clock())) or [])
 
     def run(self) -> None:
         """Until `stop`."""
         while not self.stopping:
+            self.station.health.changed.clear()
             self.look()
             self.station.health.changed.wait(LOOK)
 
     def look(self) -> None:
         """Look once."""
         station, health = self.station, self.station.health
-        health.changed.clear()
         check_disk(station)
+        found = list(barred_units(station.settings.data_dir))
         if check_database(station) and os.path.exists(station.settings.db):
-            with contextlib.suppress(sqlite3.Error, importer.Unusable):         # told by the next look
-                with contextlib.closing(importer.open_db(station.settings.db)) as db:
-                    health.find(importer.problems(db, station.archive, int(station.clock())))
+            text = _trouble(station.settings.db, lambda: found.extend(self._ask_database()))
+            if not _report_or_clear(station, "database", text):
+                station.something_changed.set()                 # damaged, perhaps: the import thread makes it anew
+        health.find(found)
         problems = health.problems()
         self._tell(problems)
         try:
             importer.write_health(station.settings.var_dir, problems, int(station.clock()))
+            health.clear("health")
         except OSError as error:
-            log.error("%s cannot be written: %s", importer.HEALTH_FILE, error)
+            health.report("health", importer.CRITICAL, "%s cannot be written: %s" % (importer.HEALTH_FILE, error))
+
+    def _ask_database(self) -> List[importer.Problem]:
+        station = self.station
+        with contextlib.closing(importer.open_db(station.settings.db)) as db:
+            return importer.problems(db, station.archive, int(station.clock()))
 
     def _tell(self, problems: Sequence[importer.Problem]) -> None:
-        told, self._told = self._told, {problem.key: problem for problem in problems}
+        """Tell the log what is new and what is over, and once an hour what is critical."""
+        levels = {importer.CRITICAL: logging.ERROR, importer.WARNING: logging.WARNING}
+        hour = int(self.station.clock()) // 3600
+        told, self._told = self._told, {}
         for problem in problems:
-            if problem.key not in told:
-                log.log(logging.ERROR if problem.level == importer.CRITICAL else logging.WARNING, "%s", problem.text)
+            self._told[problem.key] = problem
+            is_new = problem.key not in told
+            if is_new or problem.level == importer.CRITICAL and hour != self._hour:
+                log.log(levels.get(problem.level, logging.INFO), "%s", problem.text)
+        self._hour = hour
         for key, problem in told.items():
             if key not in self._told:
                 log.info("over: %s", problem.text)
@@ -2706,10 +2762,11 @@ class Importing(threading.Thread):
 
     def run(self) -> None:
         patience, scanned, paths = 1.0, float("-inf"), None
+        kept = importer.KeptOpen(self.station.settings.db)
         while not self.stopping.is_set():
             paths, began = paths or self.station.take_changed(), time.monotonic()
-            full = began - scanned > self.station.settings.import_scan
-            if (full or paths) and not self._import(None if full else paths):
+            full = began - scanned > self.station.settings.import_scan or self.station.health.has("database")
+            if (full or paths) and not self._import(None if full else paths, kept):
                 self.stopping.wait(patience)
                 patience = min(2 * patience, DATABASE_PATIENCE)
                 continue
@@ -2719,16 +2776,23 @@ class Importing(threading.Thread):
                 break
             self.station.something_changed.wait(self.station.settings.import_scan)
             self.stopping.wait(self.station.settings.import_delay)
+        kept.close()
 
-    def _import(self, paths: Optional[Set[str]]) -> bool:
+    def _import(self, paths: Optional[Set[str]], kept: importer.KeptOpen) -> bool:
+        station = self.station
         try:
-            importer.import_new(self.station.archive, paths)
-            self.station.health.clear("import")
-            return True
+            if station.health.has("database") and os.path.exists(station.settings.db):
+                importer.rebuild(station.archive)               # it is damaged, or cannot be read
+            else:
+                importer.import_new(station.archive, paths)
+            kept.renew()
+            station.health.clear("import")
+            return check_database(station)
         except Exception as error:                              # locked, broken, gone: uploads go on, we try again
-            self.station.count("co2d_import_errors_total")
-            self.station.health.report("import", importer.CRITICAL, "imports fail: %s at %s" % (
-                error, importer.place_of(error)))
+            station.count("co2d_import_errors_total")
+            text = "imports fail, pages and alarms are old: %s; %s" % (
+                error, importer.remedy(error, station.settings.db))
+            station.health.report("import", importer.CRITICAL, text)
             return False
 
     def stop(self) -> None:

@@ -2344,16 +2344,26 @@ def _open_no_link(path: str, flags: int) -> int:
 # -- the database -----------------------------------------------------------------------------------------------------
 
 
+# Text is written to a new database, or in write-ahead mode: readers see the old state or the new one, and wait for
+# nobody. Who may not write there can read in that mode only while somebody who may has the database open, so that -wal
+# and -shm are there: the daemon keeps it open (`KeptOpen`). Whoever closes it last leaves it in the mode DELETE, which
+# needs no such files.
+
+
 def open_db(path: str) -> sqlite3.Connection:
     """Read-only; NoDatabase when there is none that can be read. Temporary tables are possible."""
     if not os.path.exists(path):
         raise NoDatabase("no database yet: %s (./importer.py makes it)" % path)
+    how = "immutable=1" if _is_frozen(path) else "mode=ro"
     try:
-        db = sqlite3.connect("file:%s?mode=ro" % _quote(path), uri=True, timeout=PATIENCE)
+        db = sqlite3.connect("file:%s?%s" % (_quote(path), how), uri=True, timeout=PATIENCE)
         version = db.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.OperationalError:                            # no write permission for the -shm file, and no writer
-        db = sqlite3.connect("file:%s?immutable=1" % _quote(path), uri=True)
-        version = db.execute("PRAGMA user_version").fetchone()[0]
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        reason = "" if os.access(path, os.R_OK) else ": permission denied"
+        if os.path.exists(path + "-wal"):
+            reason = ": it was left open; start co2d, or let its owner run ./importer.py"
+        raise NoDatabase("%s cannot be read (%s)%s" % (path, error, reason))
     except sqlite3.DatabaseError as error:
         raise NoDatabase("%s: %s (./importer.py rebuild makes it anew)" % (path, error))
     if version != SCHEMA_VERSION:
@@ -2362,8 +2372,118 @@ def open_db(path: str) -> sqlite3.Connection:
     return db
 
 
+def _is_frozen(path: str) -> bool:
+    """Whether nobody can write to a database while it is read."""
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY) and not os.path.exists(path + "-wal")
+
+
 def _quote(path: str) -> str:
     return os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+class KeptOpen:
+    """Keeps a database open for others to read: see above. For one thread."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.db: Optional[sqlite3.Connection] = None
+        self.number = 0                 # inode of the open file
+
+    def renew(self) -> None:
+        """Open the database, also after it was replaced by another file."""
+        number = os.stat(self.path).st_ino if os.path.exists(self.path) else 0
+        if number != self.number:
+            self.close()
+            with _connected(self.path) as db:
+                db.execute("PRAGMA journal_mode = WAL")
+                self.db = open_db(self.path)
+            self.number = number
+
+    def close(self) -> None:
+        """Leave the database in the mode DELETE if nobody else has it open."""
+        if self.db:
+            self.db.close()
+            self.db, self.number = None, 0
+            with contextlib.suppress(sqlite3.Error), _connected(self.path) as db:
+                _leave(db)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[sqlite3.Connection]:
+    """A connection that writes beside readers; OperationalError when one keeps the database busy in the mode DELETE."""
+    with _connected(path) as db:
+        db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA busy_timeout = %d" % (PATIENCE * 1000))
+        try:
+            yield db
+        finally:
+            db.rollback()
+            _leave(db)
+
+
+def _leave(db: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.OperationalError):         # others have it open
+        db.execute("PRAGMA busy_timeout = 0")
+        db.execute("PRAGMA journal_mode = DELETE")
+
+
+def ownership(path: str) -> str:
+    """What to do about a file or directory that this process cannot write."""
+    import pwd
+    try:
+        names = [pwd.getpwuid(number).pw_name for number in (os.stat(path).st_uid, os.geteuid())]
+    except (OSError, KeyError) as error:
+        return str(error)
+    if names[0] == names[1]:
+        return "%s may not be written by its owner: sudo chmod u+w %s" % (path, path)
+    return "%s belongs to %s: sudo chown %s %s" % (path, names[0], names[1], path)
+
+
+def remedy(error: Exception, path: str) -> str:
+    """What to do about an error that came while the database at `path` was written or read."""
+    for place in (os.path.dirname(os.path.abspath(path)), path, path + ".lock", path + "-wal", path + "-shm"):
+        if os.path.exists(place) and not os.access(place, os.W_OK):
+            return ownership(place)
+    if "full" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC:
+        return "make room on the disk of %s" % path
+    if type(error) is sqlite3.DatabaseError or "made by another version" in str(error):
+        return "it is made anew from the text"
+    if isinstance(error, (OSError, sqlite3.Error, Unusable)):
+        return "it is tried again"
+    return "this is an error of the program, at " + place_of(error)
+
+
+def try_to_write(path: str) -> None:
+    """Raise what an import would raise when the database, or its lock, cannot be written."""
+    open(path + ".lock", "a").close()
+    if os.path.exists(path):
+        with _connected(path) as db:
+            db.execute("PRAGMA busy_timeout = 0")
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):                  # it is, while an import runs
+                    raise
+
+
+def act_as_owner(path: str) -> None:
+    """Be the user to whom a file belongs, before it is replaced, so that it stays theirs. Root becomes that user, for
+    good; Unusable for others, with the command to type."""
+    places = [place for place in (path, os.path.dirname(os.path.abspath(path))) if os.path.exists(place)]
+    owners = [os.stat(place).st_uid for place in places]
+    if os.geteuid() == 0:
+        owner = next(filter(None, owners), 0)
+        if owner:
+            import pwd
+            user = pwd.getpwuid(owner)
+            os.initgroups(user.pw_name, user.pw_gid)
+            os.setgid(user.pw_gid)
+            os.setuid(owner)
+    elif path in places and owners[0] != os.geteuid():
+        import pwd
+        import shlex
+        name = pwd.getpwuid(owners[0]).pw_name
+        raise Unusable("%s belongs to %s: sudo -u %s %s" % (path, name, name, shlex.join(sys.argv)))
 
 
 @contextlib.contextmanager
@@ -2399,6 +2519,10 @@ def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Opt
         if _is_ours(archive.db):
             try:
                 return _import_new(archive, paths, now, progress)
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+                return _import_beside(archive, paths, now, progress)
             except sqlite3.DatabaseError as error:
                 if type(error) is not sqlite3.DatabaseError:    # that one alone says that the file is damaged
                     raise
@@ -2409,8 +2533,7 @@ def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Opt
 def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Progress) -> Summary:
     named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
     with contextlib.ExitStack() as stack:
-        db = stack.enter_context(_connected(archive.db))
-        db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+        db = stack.enter_context(_writing(archive.db))
         listing = Listing(archive, db) if named is None else None
         db.execute("BEGIN IMMEDIATE")
         run = Import(db, Rules(archive.limits, now), progress)
@@ -2418,7 +2541,8 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
         if listing:
             _take_all(run, archive, listing)
         else:
-            run.take(named or [])
+            missing = _not_mounted(db, archive)
+            run.take(source for source in named or [] if not missing or source.key.startswith("var/"))
         if run.again:
             run.take_again((listing or stack.enter_context(Listing(archive))).between())
         run.settle()
@@ -2426,11 +2550,29 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
     return run.summary
 
 
+def _import_beside(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Progress) -> Summary:
+    """Import into a copy and put it in place: somebody reads the database all the time, and goes on with the old one."""
+    new = archive.db + ".new"
+    try:
+        _remove(new)
+        with _connected(archive.db) as db, _connected(new) as copied:
+            db.backup(copied)
+        summary = _import_new(archive._replace(db=new), paths, now, progress)
+        _swap_in(new, archive.db)
+    finally:
+        _remove(new)
+    return summary
+
+
 def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
     """All that is new, and out with what is gone, unless that cannot be known."""
     run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
-    listing.unreadable += _not_mounted(run.db, archive)
+    missing = _not_mounted(run.db, archive)
+    listing.unreadable += missing
+    if missing:
+        run.db.execute("DELETE FROM files WHERE key LIKE 'data/%'")
     if not listing.unreadable:
+        _mark_data(archive)
         gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM files)"
         run.forget(run.db.execute(gone).fetchall())
     changed = ("SELECT %s FROM files f LEFT JOIN sources s ON s.path = f.key "
@@ -2438,11 +2580,29 @@ def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
     run.take(map(_listed, run.db.execute(changed)))
 
 
+# The data directory has a mark, and the server directory says that there is one. So an empty directory, where the disk
+# with the data should be mounted, is not taken for the data, even when uploads have come into it since.
+DATA_MARK = ".co2d-data"
+
+
+def _mark_data(archive: Archive) -> None:
+    with contextlib.suppress(OSError):                          # a copy that cannot be written to needs no mark
+        for directory in (archive.data_dirs[0], archive.var_dir):
+            open(os.path.join(directory, DATA_MARK), "a").close()
+
+
 def _not_mounted(db: sqlite3.Connection, archive: Archive) -> Troubles:
-    """Data directories with nothing in them, though files were imported: their rows stay until someone has looked."""
+    """Data directories that are not those from which files were imported."""
     known = db.execute("SELECT 1 FROM sources WHERE path LIKE 'data/%' LIMIT 1").fetchone()
-    return [(directory, "empty or missing; is a disk not mounted? (./importer.py rebuild forgets what was there)")
-            for directory in archive.data_dirs if known and not any(True for _ in _scan(directory, []))]
+    found: Troubles = []
+    for directory in archive.data_dirs if known else ():
+        is_marked = os.path.exists(os.path.join(directory, DATA_MARK))
+        is_expected = directory == archive.data_dirs[0] and os.path.exists(os.path.join(archive.var_dir, DATA_MARK))
+        is_empty = all(entry.name.startswith(".") for entry in _scan(directory, []))
+        if is_expected and not is_marked or is_empty:
+            found.append((directory, "empty, missing, or not the one that was here; is a disk not mounted? Uploads are "
+                          "taken all the same, and sent again when it is back (./importer.py rebuild forgets it)"))
+    return found
 
 
 def _named(archive: Archive, paths: Iterable[str]) -> Optional[List[Source]]:
@@ -2471,6 +2631,8 @@ def _is_ours(path: str) -> bool:
 
 
 def _set_aside(path: str) -> None:
+    """Put a database that cannot be used out of the way. Of those that we made earlier the newest is kept; what is not
+    ours, or damaged, is never removed."""
     aside = "%s.before-%s" % (path, seqfile.utc(time.time(), "%Y%m%dT%H%M%SZ"))
     while os.path.exists(aside):
         aside += "-"
@@ -2478,6 +2640,27 @@ def _set_aside(path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.rename(path + suffix, aside + suffix)
     print("importer: %s is damaged or of another version; it is now %s" % (path, aside), file=sys.stderr)
+    if _is_earlier_version(aside):
+        for other in set_aside_databases(path):
+            if other != aside and _is_earlier_version(other):
+                _remove(other)
+
+
+def set_aside_databases(path: str) -> List[str]:
+    """The databases that were put out of the way of the one at `path`."""
+    directory, name = os.path.split(os.path.abspath(path))
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(os.path.join(directory, other) for other in names
+                  if other.startswith(name + ".before-") and not other.endswith(("-wal", "-shm")))
+
+
+def _is_earlier_version(path: str) -> bool:
+    with contextlib.suppress(sqlite3.Error):
+        with contextlib.closing(sqlite3.connect("file:%s?immutable=1" % _quote(path), uri=True)) as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            tables = {name for name, in db.execute("SELECT name FROM sqlite_master")}
+            return 0 < version < SCHEMA_VERSION and {"co2_readings", "sources"} < tables
+    return False
 
 
 def rebuild(archive: Archive, now: Optional[float] = None, progress: Progress = None, processes: int = 1) -> Summary:
@@ -2495,6 +2678,7 @@ def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -
             summary.unreadable[:0] = listing.unreadable
             summary.disputed = listing.disputed
             _swap_in(new, archive.db)
+            _mark_data(archive)
         finally:
             _remove(new)
     return summary
@@ -2525,7 +2709,7 @@ def _build(path: str, listing: Listing, rules: Rules, progress: Progress, proces
         run.settle_all()
         db.execute("COMMIT")
         db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
-        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA journal_mode = DELETE")
     return run.summary
 
 
@@ -2603,6 +2787,7 @@ def _swap_in(new: str, path: str) -> None:
     if os.path.exists(path):
         with contextlib.suppress(sqlite3.DatabaseError), _connected(path) as db:
             db.execute("PRAGMA wal_checkpoint")
+        os.chmod(new, stat.S_IMODE(os.stat(path).st_mode))
         _remove(path, ("-wal", "-shm"))
     os.rename(new, path)
 
@@ -3056,13 +3241,14 @@ HEALTH_FILE = "health.json"             # in the server directory
 HEALTH_LASTS = 300                      # s; a daemon that runs writes it every minute
 CRITICAL = "critical"
 WARNING = "warning"
+NOTE = "note"                           # good to know, no reason to do something now
 
 
 class Problem(NamedTuple):
     """Something that is wrong with the station, or with a unit."""
 
     key: str                            # the same for as long as it lasts
-    level: str                          # CRITICAL or WARNING
+    level: str                          # CRITICAL, WARNING or NOTE
     unit: str                           # hardware id; "" for the station
     text: str                           # what, since when, why, what to do
     since: int                          # UTC seconds
@@ -3070,7 +3256,8 @@ class Problem(NamedTuple):
 
 def worst_first(found: Iterable[Problem]) -> List[Problem]:
     """Problems in the order in which they are told: what is critical before warnings, the station before units."""
-    return sorted(found, key=lambda one: (one.level != CRITICAL, one.unit != "", one.since, one.key))
+    levels = (CRITICAL, WARNING, NOTE)
+    return sorted(found, key=lambda one: (levels.index(one.level), one.unit != "", one.since, one.key))
 
 
 class RefusedRow(NamedTuple):
@@ -3091,7 +3278,8 @@ def _refused_rows(db: sqlite3.Connection) -> List[RefusedRow]:
             for path, line, reason, since, text in rows]
 
 
-def _when(ts: int) -> str:
+def when(ts: int) -> str:
+    """A time in the text of a problem."""
     return seqfile.utc(ts, "%Y-%m-%d %H:%M UTC")
 
 
@@ -3244,9 +3432,9 @@ class _Judge:
         if not last_ping and not last_data:
             return "never", "never heard of: is it switched on, and does its sync_dest name this server?", 0
         if state.pings_late > 1:
-            return "late", "no ping since %s" % _when(last_ping), last_ping
+            return "late", "no ping since %s" % when(last_ping), last_ping
         refused = self._refused(state)
-        no_data = "no data since %s" % _when(last_data) if last_data else "no data yet"
+        no_data = "no data since %s" % when(last_data) if last_data else "no data yet"
         if state.data_late > 1 or not last_data:
             if nights > 1:
                 return "update", "%s: %d nights went into an update that is not complete" % (no_data, nights), last_data
@@ -3284,7 +3472,7 @@ class _Judge:
         good = last_value(self.db, "co2", [(unit, 0, last + 1)])
         since = self.db.execute("SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > ?",
                                 (unit, good[0] if good else 0)).fetchone()[0]
-        return "sensor", "readings come, but no usable CO2 since %s" % _when(since), since
+        return "sensor", "readings come, but no usable CO2 since %s" % when(since), since
 
     def _has_other_server(self, state: UnitState) -> bool:
         """Whether another server takes the unit's data, as far as is known here."""
@@ -3417,6 +3605,10 @@ def problems(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem
     """What the database and the directories of the archive show."""
     found = _missing_directories(db, archive, now)
     found += _troubled_sources(db, now)
+    for path in set_aside_databases(archive.db):
+        level = NOTE if _is_earlier_version(path) else WARNING
+        text = "%s was set aside: remove it when it is of no use any more" % path
+        found.append(Problem("before:" + path, level, "", text, int(os.stat(path).st_mtime)))
     for row in _refused_rows(db):
         text = "line %d of %s is refused: %s; until it is corrected, its unit counts as deployed" % (
             row.line, _printable(row.path), row.reason)
@@ -3455,9 +3647,15 @@ def write_health(var_dir: str, found: Sequence[Problem], now: int) -> None:
     """Replace health.json; OSError when that cannot be."""
     text = json.dumps({"written": now, "problems": [problem._asdict() for problem in found]}, indent=1)
     file = os.path.join(var_dir, HEALTH_FILE)
-    with open(file + ".new", "w", encoding="utf-8") as stream:
-        stream.write(text + "\n")
-    os.rename(file + ".new", file)
+    try:
+        with open(file + ".new", "w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+        os.rename(file + ".new", file)
+    except OSError:                                             # the disk is full: then into the room that it has
+        _remove(file, [".new"])
+        with open(file, "r+", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.truncate()
 
 
 def read_health(var_dir: str, now: int) -> Optional[List[Problem]]:
@@ -3473,7 +3671,8 @@ def read_health(var_dir: str, now: int) -> Optional[List[Problem]]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         return [Problem("health", CRITICAL, "", "%s cannot be read: %s" % (file, error), now)]
     if now - written > HEALTH_LASTS:
-        text = "co2d does not run, or cannot write: %s is from %s" % (file, _when(written))
+        text = "co2d does not run, or cannot write (systemctl status co2d): %s is from %s" % (
+            file, when(written))
         found.append(Problem("health", CRITICAL, "", text, written))
     return worst_first(found)
 
@@ -4051,6 +4250,7 @@ def progress_bar(count: Callable[[], int], unit: str) -> Iterator[Progress]:
 def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     """Import what is new, or everything anew, and print a summary."""
     run = rebuild if arguments.command == "rebuild" else import_new
+    act_as_owner(archive.db)
     with progress_bar(lambda: sum(source.size for source in find_sources(archive, [])), "bytes") as bar:
         summary = run(archive, progress=bar, processes=_cores())
     print(summary)

@@ -481,8 +481,8 @@ def test_readiness_is_tried_on_the_disk(station):
     os.rename(station.settings.data_dir, station.settings.data_dir + ".gone")
     open(station.settings.data_dir, "w").close()
     reply = ask(station, "GET", "/readyz")
-    assert (reply.status, reply.body) == (503, b"critical: uploads cannot be stored: [Errno 20] Not a directory: '%s'\n"
-                                          % station.data(".probe-%d" % threading.get_ident()).encode())
+    assert (reply.status, reply.body) == (503, ("critical: uploads cannot be stored: [Errno 20] Not a directory: '%s' (since %s)\n" % (
+        station.data(".probe-%d" % threading.get_ident()), importer.when(NOW))).encode())
 
 
 def test_what_is_reported_is_told_until_it_is_over(station):
@@ -492,15 +492,16 @@ def test_what_is_reported_is_told_until_it_is_over(station):
     health.report("storage:co2unit-1", "warning", "co2unit-1 has reached its quota", "co2unit-1")
     health.report("import", "critical", "imports fail: 2")
     assert [tuple(problem) for problem in health.problems()] == [
-        ("import", "critical", "", "imports fail: 2", 100),
-        ("storage:co2unit-1", "warning", "co2unit-1", "co2unit-1 has reached its quota", 101)]
+        ("import", "critical", "", "imports fail: 2 (since 1970-01-01 00:01 UTC)", 100),
+        ("storage:co2unit-1", "warning", "co2unit-1", "co2unit-1 has reached its quota (since 1970-01-01 00:01 UTC)", 101)]
     reply = ask(station, "GET", "/readyz")
-    assert (reply.status, reply.body) == (503, b"critical: imports fail: 2\nwarning: co2unit-1 has reached its quota\n")
-    assert (b'co2d_problem{key="import",level="critical",unit="",text="imports fail: 2"} 1\n'
+    assert (reply.status, reply.body) == (503, b"critical: imports fail: 2 (since 1970-01-01 00:01 UTC)\n"
+                                                b"warning: co2unit-1 has reached its quota (since 1970-01-01 00:01 UTC)\n")
+    assert (b'co2d_problem{key="import",level="critical",unit="",text="imports fail: 2 (since 1970-01-01 00:01 UTC)"} 1\n'
             in ask(station, "GET", "/metrics").body)
     health.clear("import")
     reply = ask(station, "GET", "/readyz")
-    assert (reply.status, reply.body) == (200, b"warning: co2unit-1 has reached its quota\n")
+    assert (reply.status, reply.body) == (200, b"warning: co2unit-1 has reached its quota (since 1970-01-01 00:01 UTC)\n")
 
 
 def test_problems_go_to_the_log_and_to_a_file_when_they_come_and_when_they_are_over(station, caplog):
@@ -513,10 +514,11 @@ def test_problems_go_to_the_log_and_to_a_file_when_they_come_and_when_they_are_o
     assert importer.read_health(station.settings.var_dir, now) == station.health.problems() != []
     station.health.clear("import")
     watching.look()
-    assert [record.getMessage() for record in caplog.records] == ["imports fail", "over: imports fail"]
+    assert [record.getMessage() for record in caplog.records] == [
+        text % importer.when(now) for text in ("imports fail (since %s)", "over: imports fail (since %s)")]
     assert importer.read_health(station.settings.var_dir, now + 300) == []
     (stale,) = importer.read_health(station.settings.var_dir, now + 301)
-    assert (stale.level, stale.text[:42]) == ("critical", "co2d does not run, or cannot write: " + station.settings.var_dir[:6])
+    assert (stale.level, stale.text[:42]) == ("critical", "co2d does not run, or cannot write (systemctl status co2d)"[:42])
 
 
 # -- the parser -------------------------------------------------------------------------------------------------------
