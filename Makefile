@@ -6,7 +6,7 @@ DESTDIR ?=
 SYSCONF ?= /etc
 STATE   ?= /var/lib/co2d
 UNITDIR ?= $(PREFIX)/lib/systemd/system
-WEB     ?=
+WEB     ?= web
 BACKUP  ?= backup
 ROUNDS  ?= 200
 TESTS   ?= tests
@@ -52,8 +52,8 @@ fuzz:           ## the parser under random damage, for longer
 soak:           ## kill -9 under load, ROUNDS times
 	@$(PYTHON) tests/soak.py --rounds $(ROUNDS)
 
-web:            ## write the pages as files to WEB (else pub in the server directory), for another web server
-	@$(PYTHON) co2d.py web $(WEB)
+web:            ## write the pages as files to the directory WEB, for another web server
+	@$(PYTHON) plot_ascii.py --html -o $(WEB)/
 
 backup:         ## copy text, updates and configuration to BACKUP, also while the daemon runs
 	@$(PYTHON) co2d.py backup $(BACKUP)

@@ -64,8 +64,8 @@ import threading
 import time
 from collections import Counter
 from http import HTTPStatus
-from typing import (TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set,
-                    Tuple, Union)
+from typing import (TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional,
+                    Sequence, Set, Tuple, Union)
 from urllib.parse import unquote_to_bytes
 
 import importer
@@ -422,6 +422,53 @@ class Health:
 
 
 # -- what units take of their updates ---------------------------------------------------------------------------------
+# A row of var/fetches has UTC time, unit, update, and what happened: the path of a file whose last byte was handed
+# over, or one of the words below. (No path has parentheses.) A unit that has an update never asks for its files again.
+# So the days with STARTED, less the last one if COMPLETE follows it, are the nights that were spent in vain.
+
+STARTED = "(started)"                   # the unit asked which files there are
+COMPLETE = "(complete)"                 # all files have been handed over, in this night or in earlier ones
+MOST_NIGHTS = 3                         # to spend on one update; an update goes before the data of its night
+
+
+class Course:
+    """How far one unit is with one update, from the rows about both."""
+
+    def __init__(self) -> None:
+        self.days: list[str] = []       # with STARTED, in order
+        self.taken: set[str] = set()    # paths, until all were handed over
+        self.complete_at = ""           # UTC, the last time; "": never
+        self.is_over = True             # complete since it last started
+
+    def learn(self, when: str, what: str) -> None:
+        """Take a row in."""
+        if what == STARTED:
+            self.is_over = False
+            if when[:10] not in self.days:
+                self.days.append(when[:10])
+        elif what == COMPLETE:
+            self.is_over = True
+            self.complete_at = when
+            self.taken.clear()
+        elif not self.complete_at:
+            self.taken.add(what)
+
+    def nights_in_vain(self, now: float) -> int:
+        """Days on which the unit began, and could not finish; today does not count: it may still."""
+        begun = self.days[:-1] if self.is_over else self.days
+        return sum(day != seqfile.utc(now, "%Y-%m-%d") for day in begun)
+
+
+Courses = dict[tuple[str, str], Course]                         # by unit and update
+
+
+def read_courses(*directories: str) -> Courses:
+    """How far units are with their updates, from all rows of such directories as var/fetches."""
+    courses: Courses = {}
+    for directory in directories:
+        for when, unit, name, what in importer.read_rows(directory, seqfile.FETCHES, 4):
+            courses.setdefault((unit, name), Course()).learn(when, what)
+    return courses
 
 
 class Fetches:
@@ -430,14 +477,14 @@ class Fetches:
     def __init__(self, directory: str, sync: seqfile.Sync) -> None:
         self.log = seqfile.RowLog(directory, seqfile.FETCHES, sync=sync)
         self._lock = threading.Lock()                           # guards _courses and what is in it
-        self._courses = importer.read_courses(directory)        # by unit and update
+        self._courses = read_courses(directory)        # by unit and update
 
-    def _course_locked(self, unit: str, name: str) -> importer.Course:
-        return self._courses.setdefault((unit, name), importer.Course())
+    def _course_locked(self, unit: str, name: str) -> Course:
+        return self._courses.setdefault((unit, name), Course())
 
     def started(self, unit: str, name: str, now: float) -> None:
         """The unit asks for the list of the files of update `name`. To be called before the reply: rows keep order."""
-        self._note(unit, name, importer.STARTED, now)
+        self._note(unit, name, STARTED, now)
 
     def handed_over(self, unit: str, name: str, path: str, files: Sequence[str], now: float) -> None:
         """The last byte of a file was handed over; `files` are all files of the update."""
@@ -447,19 +494,15 @@ class Fetches:
             is_news = not course.is_over and (course.complete_at != "" or course.taken.issuperset(files))
             course.is_over |= is_news
         if is_news:
-            self._note(unit, name, importer.COMPLETE, now)
+            self._note(unit, name, COMPLETE, now)
 
     def is_given_up(self, unit: str, name: str, now: float) -> bool:
         """Whether the unit has spent so many nights on an update that it is to send its data first."""
         with self._lock:
-            course = self._course_locked(unit, name)
-            nights = course.nights_in_vain(seqfile.utc(now, "%Y-%m-%d"))
-        if nights < importer.MOST_NIGHTS:
-            return False
-        if not course.given_up:
+            nights = self._course_locked(unit, name).nights_in_vain(now)
+        if nights >= MOST_NIGHTS:
             log.warning("updates/%s of %s is not listed any more: it took %d nights in vain", name, unit, nights)
-            self._note(unit, name, importer.GIVEN_UP, now)
-        return True
+        return nights >= MOST_NIGHTS
 
     def _note(self, unit: str, name: str, what: str, now: float) -> None:
         when = seqfile.utc(now, fraction=True)
@@ -1630,31 +1673,34 @@ def _logs(settings: Settings, folder: str) -> Iterator[tuple[str, str]]:
             yield name, os.path.join(settings.data_dir, name, "var", folder)
 
 
-def read_courses(settings: Settings) -> importer.Courses:
+def known_courses(settings: Settings) -> Courses:
     """How far units are with their updates, as far as it is known here."""
-    return importer.read_courses(*(directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)))
+    return read_courses(*(directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)))
 
 
-def read_calls(settings: Settings, since: float) -> dict[str, list[Call]]:
-    """Pings by unit, in order of time; those before `since` may be left out."""
+def read_calls(settings: Settings) -> dict[str, list[Call]]:
+    """Pings by unit, in order of time."""
     calls: dict[str, list[Call]] = {}
     for server, directory in _logs(settings, seqfile.PINGS_FOLDER):
-        for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5, since):
+        for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5):
             calls.setdefault(unit, []).append(Call(when, nickname, server))
     for of_unit in calls.values():
         of_unit.sort()
     return calls
 
 
-def _progress(course: importer.Course, files: Sequence[str]) -> str:
+def _progress(course: Course, files: Sequence[str], now: float) -> str:
     """How far a unit is with an update of these files."""
     if not course.days and not course.taken:
         return "not fetched"
     if course.is_over and course.complete_at:
-        return "complete " + course.complete_at[:19]
-    held = len(files) if course.complete_at else len(course.taken)
-    given_up = ", given up: publish it in smaller parts" if course.given_up else ""
-    return "%d of %d files in %d nights%s" % (held, len(files), len(course.days), given_up)
+        state = "complete " + course.complete_at[:19]
+    else:
+        held = len(files) if course.complete_at else len(course.taken)
+        state = "%d of %d files in %d nights" % (held, len(files), len(course.days))
+    if course.nights_in_vain(now) >= MOST_NIGHTS:
+        state += ", not listed any more: publish it in smaller parts"
+    return state
 
 
 def _effect(patch: dict[str, Any], calls: Sequence[Call]) -> str:
@@ -1662,28 +1708,35 @@ def _effect(patch: dict[str, Any], calls: Sequence[Call]) -> str:
 
     Calls alone prove little: a unit that is switched on calls twice.
     """
-    here = [call for call in calls if not call.server]
     seen = []
-    if calls and "site_code" in patch:
-        seen.append(_name_effect(patch["site_code"], calls))
+    if "site_code" in patch and calls:
+        seen.append(_effect_of_name(patch["site_code"], calls))
     if "sync_dest" in patch:
-        if here:
-            seen.append("calls here again since " + here[0].when[:19])
-        elif calls:
-            seen.append("calls at %s since %s" % (calls[0].server, calls[0].when[:19]))
-        else:
-            seen.append("went to %s" % " or ".join(as_list(patch["sync_dest"])))
+        seen.append(_effect_of_move(patch["sync_dest"], calls))
     if not seen:
         seen.append("called again " + calls[0].when[:19] if calls else "has not called since")
     return ", ".join(seen)
 
 
-def _name_effect(nickname: str, calls: Sequence[Call]) -> str:
+def _effect_of_name(nickname: str, calls: Sequence[Call]) -> str:
     if calls[-1].nickname != nickname:
         return "still calls itself " + calls[-1].nickname
-    others = [call.when for call in calls if call.nickname != nickname]
-    first = next(call.when for call in calls if call.when > max(others, default=""))
-    return "calls itself %s since %s" % (nickname, first[:19])
+    since = calls[-1].when
+    for call in reversed(calls):
+        if call.nickname != nickname:
+            break
+        since = call.when
+    return "calls itself %s since %s" % (nickname, since[:19])
+
+
+def _effect_of_move(urls: Any, calls: Sequence[Call]) -> str:
+    """Silence here is what is expected of a unit that went to another server."""
+    here = [call for call in calls if not call.server]
+    if here:
+        return "calls here again since " + here[0].when[:19]
+    if calls:
+        return "calls at %s since %s" % (calls[0].server, calls[0].when[:19])
+    return "went to " + " or ".join(as_list(urls))
 
 
 def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict[str, Any]:
@@ -1697,10 +1750,10 @@ def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict
     return patch
 
 
-def update_report(settings: Settings, units: Sequence[str]) -> Iterator[str]:
+def update_report(settings: Settings, units: Sequence[str], now: float) -> Iterator[str]:
     """Per unit and update: when it was published, how much of it was fetched, and what is seen of it since."""
-    courses = read_courses(settings)
-    calls = read_calls(settings, 0)
+    courses = known_courses(settings)
+    calls = read_calls(settings)
     for unit in units:
         for name in visible_updates(settings.data_dir, unit):
             try:
@@ -1710,8 +1763,8 @@ def update_report(settings: Settings, units: Sequence[str]) -> Iterator[str]:
                 yield "%s\t%s\tnot listed for the unit: %s" % (unit, name, why)
                 continue
             published = os.stat(os.path.join(settings.data_dir, unit, seqfile.UPDATES_FOLDER, name)).st_mtime
-            course = courses.get((unit, name), importer.Course())
-            line = [unit, name, "published " + seqfile.utc(published), _progress(course, files)]
+            course = courses.get((unit, name), Course())
+            line = [unit, name, "published " + seqfile.utc(published), _progress(course, files, now)]
             if course.is_over and course.complete_at:
                 line.append(_effect(patch, [call for call in calls.get(unit, []) if call.when > course.complete_at]))
             yield "\t".join(line)
@@ -1722,7 +1775,7 @@ def update_report(settings: Settings, units: Sequence[str]) -> Iterator[str]:
 WITHDRAWN = re.compile(r"\.withdrawn-(.+)-[0-9]+\Z")
 
 
-def used_names(settings: Settings, courses: importer.Courses, unit: str) -> set[str]:
+def used_names(settings: Settings, courses: Courses, unit: str) -> set[str]:
     """Names of updates that the unit has been offered, here or at a server that is known here.
 
     What it has on its card under one of them, it will never fetch again.
@@ -1764,7 +1817,7 @@ def known_units(settings: Settings) -> dict[str, set[str]]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 units[entry.name] = set()
-    for unit, calls in read_calls(settings, 0).items():
+    for unit, calls in read_calls(settings).items():
         units.setdefault(unit, set()).add(calls[-1].nickname)
     return {unit: names for unit, names in sorted(units.items())
             if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit)}
@@ -1808,7 +1861,7 @@ def files_to_publish(arguments: argparse.Namespace, settings: Settings) -> dict[
     if arguments.sync_dest:
         patches.setdefault(COMM_FILE, {})["sync_dest"] = arguments.sync_dest
     if patches:
-        files = {PATCHES + file: json.dumps(patch, ensure_ascii=False).encode("utf-8", "replace")
+        files = {PATCHES + file: _to_json(patch).encode("utf-8", "surrogatepass")
                  for file, patch in patches.items()}
     elif arguments.names:
         files = read_update(arguments.names.pop())
@@ -1847,16 +1900,11 @@ def _warn_of_silence(files: dict[str, bytes]) -> None:
 
 
 def install_update(settings: Settings, unit: str, name: str, files: dict[str, bytes]) -> None:
-    """Stage under a hidden name, sync, publish with one rename; nothing stays behind when that fails."""
-    folder = os.path.join(settings.data_dir, unit, seqfile.UPDATES_FOLDER)
-    made = [path for path in (folder, os.path.dirname(folder)) if not os.path.isdir(path)]
+    """Stage under a hidden name, sync, publish with one rename; no update stays behind when that fails."""
     try:
         with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER], True, settle=True) as updates:
             seqfile.publish_tree(updates, name, files)
     except OSError as error:
-        for path in made:
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
         raise Failed("%s: %s" % (unit, error))
 
 
@@ -1896,7 +1944,7 @@ def publish(settings: Settings, arguments: argparse.Namespace) -> int:
         raise Failed("there is no data directory %s" % settings.data_dir)
     if arguments.list:
         arguments.all |= not (arguments.names or arguments.site)
-        for line in update_report(settings, units_meant(settings, arguments, now)):
+        for line in update_report(settings, units_meant(settings, arguments, now), now):
             print(line)
     elif arguments.withdraw:
         become_daemon_user(settings)
@@ -1913,7 +1961,7 @@ def _publish(settings: Settings, arguments: argparse.Namespace, now: float) -> N
     if "site_code" in patch and len(units) > 1:
         raise Failed("a nickname is for one unit, not for %d" % len(units))
     _warn_of_silence(files)
-    courses = read_courses(settings)
+    courses = known_courses(settings)
     used = {unit: used_names(settings, courses, unit) for unit in units}
     name = arguments.name or default_name(set().union(*used.values()), now)
     for unit in units:                                          # all or nothing, as far as that can be known
@@ -1934,7 +1982,7 @@ def _withdraw(settings: Settings, units: Sequence[str], arguments: argparse.Name
     having = [unit for unit in units if name in visible_updates(settings.data_dir, unit)]
     if not having:
         raise Failed("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
-    courses = read_courses(settings)
+    courses = known_courses(settings)
     for unit in having:
         if not arguments.dry_run:
             with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER]) as updates:
@@ -1963,22 +2011,21 @@ def _places(settings: Settings, backup_dir: str) -> Iterator[tuple[str, str]]:
         yield os.path.join(settings.var_dir, folder), os.path.join(backup_dir, "var", folder)
 
 
-def copy_tree(source: str, target: str) -> list[float]:
-    """Copy the regular files that differ in size or time, each as a whole; times of change of all files there are."""
-    times = []
+def copy_tree(source: str, target: str) -> None:
+    """Copy the files that differ; what is only in the target stays."""
+    shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
 
-    def copy_changed(file: str, copy: str) -> None:
-        with contextlib.suppress(FileNotFoundError):            # it was there for a moment only
-            status = os.stat(file)
-            times.append(status.st_mtime)
-            if not os.path.exists(copy) or _size_and_time(os.stat(copy)) != _size_and_time(status):
-                shutil.copyfile(file, copy + ".part")
-                shutil.copymode(file, copy + ".part")
-                os.utime(copy + ".part", ns=(status.st_atime_ns, status.st_mtime_ns))   # it may have grown since
-                os.replace(copy + ".part", copy)
 
-    shutil.copytree(source, target, copy_function=copy_changed, ignore=_passed_over, dirs_exist_ok=True)
-    return times
+def _copy_changed(file: str, copy: str) -> None:
+    """Copy a file as a whole, if size or time differ, with the time that it had before: it may grow at any moment."""
+    with contextlib.suppress(FileNotFoundError):                # it was there for a moment only
+        status = os.stat(file)
+        if not os.path.exists(copy) or _size_and_time(os.stat(copy)) != _size_and_time(status):
+            part = copy + ".part"
+            shutil.copyfile(file, part)
+            shutil.copymode(file, part)
+            os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.replace(part, copy)
 
 
 def _size_and_time(status: os.stat_result) -> tuple[int, int]:
@@ -1987,19 +2034,28 @@ def _size_and_time(status: os.stat_result) -> tuple[int, int]:
 
 def _passed_over(folder: str, names: list[str]) -> list[str]:
     """Links, which nothing of ours follows, and updates that are being published."""
-    return [name for name in names if name.startswith("." + seqfile.UPDATE_PREFIX)
-            or os.path.islink(os.path.join(folder, name))]
+    staged = "." + seqfile.UPDATE_PREFIX
+    return [name for name in names if name.startswith(staged) or os.path.islink(os.path.join(folder, name))]
 
 
-def _give_to(owner: os.stat_result, directory: str) -> None:
-    for where, _, names in os.walk(directory):
-        for path in [where, *(os.path.join(where, name) for name in names)]:
-            os.chown(path, owner.st_uid, owner.st_gid)
+def _files_below(*directories: str) -> Iterator[str]:
+    for directory in directories:
+        for where, _, names in os.walk(directory):
+            for name in names:
+                yield os.path.join(where, name)
 
 
-def _tell_copied(done: str, times: Sequence[float], directory: str) -> None:
-    newest = "the newest of %s UTC" % seqfile.utc(max(times)) if times else "none at all"
-    print("%s: %d files in %s, %s" % (done, len(times), directory, newest))
+def _give_to(owner: os.stat_result, directories: Sequence[str]) -> None:
+    for directory in directories:
+        for where, _, names in os.walk(directory):
+            for name in [".", *names]:
+                os.chown(os.path.join(where, name), owner.st_uid, owner.st_gid)
+
+
+def _tell_copied(done: str, files: Iterable[str], directory: str) -> None:
+    times = [os.stat(file).st_mtime for file in files]
+    newest = seqfile.utc(max(times)) if times else "never"
+    print("%s: %d files in %s, the newest of %s UTC" % (done, len(times), directory, newest))
 
 
 def backup_parser() -> argparse.ArgumentParser:
@@ -2022,15 +2078,14 @@ def backup(settings: Settings, arguments: argparse.Namespace) -> int:
         if (target + "/").startswith(os.path.realpath(needed) + "/"):
             raise Failed("%s lies within %s" % (target, needed))
     for _ in range(2):
-        times: list[float] = []
         for source, copy in _places(settings, target):
             if os.path.isdir(source):
-                times += copy_tree(source, copy)
+                copy_tree(source, copy)
     config = importer.config_file(arguments.config)
     if config:
         shutil.copy2(config, os.path.join(target, "co2d.conf"))
     os.sync()
-    _tell_copied("backup", times, target)
+    _tell_copied("backup", _files_below(target), target)
     return 0
 
 
@@ -2049,45 +2104,21 @@ def restore(settings: Settings, arguments: argparse.Namespace) -> int:
     """`co2d restore`; the exit status."""
     if not os.path.isdir(os.path.join(arguments.directory, "remote_data")):
         raise Failed("%s is no backup: there is no remote_data in it" % arguments.directory)
-    for place, _ in _places(settings, ""):
-        for where, _, names in os.walk(place):
-            if names:
-                raise Failed("%s holds data, as %s: a backup is only brought back into an empty station"
-                             % (place, os.path.join(where, names[0])))
+    places = [place for place, _ in _places(settings, "")]
+    for file in _files_below(*places):
+        raise Failed("there are data already, as %s: a backup is only brought back into an empty station" % file)
     seqfile.make_directory(settings.data_dir)
     held = claim(settings.data_dir)
     owner = os.stat(settings.data_dir)
-    times: list[float] = []
     for place, copy in _places(settings, arguments.directory):
         if os.path.isdir(copy):
-            times += copy_tree(copy, place)
-            if os.geteuid() == 0:
-                _give_to(owner, place)
+            copy_tree(copy, place)
+    if os.geteuid() == 0:
+        _give_to(owner, places)
     os.sync()
     os.close(held)
-    _tell_copied("restored", times, settings.data_dir)
+    _tell_copied("restored", _files_below(*places), settings.data_dir)
     return 0
-
-
-# -- pages as files ---------------------------------------------------------------------------------------------------
-
-
-def web_parser() -> argparse.ArgumentParser:
-    """Options of `co2d web`."""
-    parser = command_parser("web", "Write the pages as files, for cron and another web server.", """\
-  co2d web                              into var/pub, where the daemon serves them as /var/pub/...
-  co2d web /var/www/html/co2
-""")
-    parser.add_argument("directory", metavar="DIR", nargs="?", help="where to (default: pub in the server directory)")
-    return parser
-
-
-def web(settings: Settings, arguments: argparse.Namespace) -> int:
-    """`co2d web`; the exit status."""
-    import plot_ascii
-    directory = arguments.directory or os.path.join(settings.var_dir, seqfile.PUB_FOLDER)
-    os.makedirs(directory, exist_ok=True)
-    return plot_ascii.main(["--db", settings.db, "--html", "-o", directory])
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -3136,7 +3167,6 @@ COMMANDS = {
     "publish": Command(publish_parser, publish, "offer an update to units, or see how far they are with it"),
     "backup": Command(backup_parser, backup, "copy all that cannot be made again, also while the daemon runs"),
     "restore": Command(restore_parser, restore, "bring a backup back into an empty station"),
-    "web": Command(web_parser, web, "write the pages as files, for another web server"),
 }
 
 

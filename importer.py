@@ -3142,17 +3142,6 @@ def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int,
     return sorted(rows, key=lambda row: (row[2] == "INFO", -row[0]))[:limit]
 
 
-# -- what units take of their updates ---------------------------------------------------------------------------------
-# A row of var/fetches has UTC time, unit, update, and what happened: the path of a file whose last byte was handed
-# over, or one of the words below. (No path has parentheses.) A unit that has an update never asks for its files again.
-# So the days with STARTED, less the last one if COMPLETE follows it, are the nights that were spent in vain.
-
-STARTED = "(started)"                   # the unit asked which files there are
-COMPLETE = "(complete)"                 # all files have been handed over, in this night or in earlier ones
-GIVEN_UP = "(given up)"                 # it is not listed any more
-MOST_NIGHTS = 3                         # to spend on one update; an update goes before the data of its night
-
-
 def read_rows(directory: str, match: seqfile.Match, fields: int, since: float = 0.0) -> Iterator[List[str]]:
     """The rows of a log of ours that have so many fields, in order, without files that ended before `since`."""
     try:
@@ -3168,67 +3157,6 @@ def read_rows(directory: str, match: seqfile.Match, fields: int, since: float = 
                 row = line.rstrip("\n").split("\t")
                 if len(row) == fields:
                     yield row
-
-
-class Course:
-    """How far one unit is with one update, from the rows about both."""
-
-    def __init__(self) -> None:
-        self.days: list[str] = []       # with STARTED, in order
-        self.taken: set[str] = set()    # paths, until all were handed over
-        self.complete_at = ""           # UTC, the last time; "": never
-        self.is_over = True             # complete since it last started
-        self.given_up = False
-
-    def learn(self, when: str, what: str) -> None:
-        """Take a row in."""
-        if what == STARTED:
-            self.is_over = False
-            if when[:10] not in self.days:
-                self.days.append(when[:10])
-        elif what == COMPLETE:
-            self.is_over = True
-            self.complete_at = when
-            self.taken.clear()
-        elif what == GIVEN_UP:
-            self.given_up = True
-        elif not self.complete_at:
-            self.taken.add(what)
-
-    def nights_in_vain(self, today: str = "") -> int:
-        """Days on which the unit began, and could not finish; `today` does not count: it may still."""
-        begun = self.days[:-1] if self.is_over else self.days
-        return sum(day != today for day in begun)
-
-
-Courses = Dict[Tuple[str, str], Course]                         # by unit and update
-
-
-def read_courses(*directories: str) -> Courses:
-    """How far units are with their updates, from all rows of such directories as var/fetches."""
-    courses: Courses = {}
-    for directory in directories:
-        for when, unit, name, what in read_rows(directory, seqfile.FETCHES, 4):
-            courses.setdefault((unit, name), Course()).learn(when, what)
-    return courses
-
-
-def updates_in_vain(archive: Archive) -> Dict[str, Tuple[str, Course]]:
-    """Unit -> the update that it has begun with and does not have. One that was withdrawn or followed is forgotten."""
-    latest: Dict[str, Tuple[str, Course]] = {}
-    for (unit, name), course in read_courses(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER)).items():
-        if name > latest.get(unit, ("",))[0]:
-            latest[unit] = name, course
-    return {unit: (name, course) for unit, (name, course) in latest.items()
-            if (course.given_up or not course.is_over) and _newest_update(archive, unit) == name}
-
-
-def _newest_update(archive: Archive, unit: str) -> str:
-    for data_dir in archive.data_dirs:
-        with contextlib.suppress(OSError):
-            names = os.listdir(os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER))
-            return max(names, default="")
-    return ""
 
 
 # -- problems ---------------------------------------------------------------------------------------------------------

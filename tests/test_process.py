@@ -495,7 +495,7 @@ def test_a_backup_of_a_running_station_is_restored_and_the_units_go_on(start, tm
     unit.measure(days=1)
     assert unit.sync().finished                                 # acknowledged after the backup, then the disk dies
     done = run("restore", backup, CO2D_CONF=str(config))
-    assert (done.returncode, done.stdout) == (1, "") and " holds data, as " in done.stderr
+    assert (done.returncode, done.stdout) == (1, "") and "there are data already, as " in done.stderr
     assert one.stop() == 0
     shutil.rmtree(one.data)
     shutil.rmtree(one.var)
@@ -557,14 +557,6 @@ def test_a_backup_is_not_restored_under_a_running_daemon(start, small_station, t
     assert done.returncode == 1 and "another co2d uses it" in done.stderr
 
 
-def test_pages_are_written_as_files_beside_the_data_or_where_one_wants(small_station, tmp_path):
-    options, _, var = small_station
-    co2d.importer.import_new(importer.load_settings(os.devnull, {"data_dir": options[1], "var_dir": options[3]}).archive())
-    for directory, more in ((var / "pub", []), (tmp_path / "www", [str(tmp_path / "www")])):
-        assert co2d.main(["web", *more, *options]) == 0
-        assert any(name.endswith(".html") for name in os.listdir(str(directory)))
-
-
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -588,7 +580,7 @@ def test_the_help_names_the_commands():
 
 def test_a_command_that_there_is_not_is_a_wrong_use():
     done = run("pubish", "--list")
-    assert done.returncode == 2 and "no command is called 'pubish'; there are run, publish, backup, restore, web\n" in done.stderr
+    assert done.returncode == 2 and "no command is called 'pubish'; there are run, publish, backup, restore\n" in done.stderr
 
 
 # -- replies that are cut short: a unit ignores Content-Length, so an orderly end would be the end of its file -----------

@@ -59,8 +59,8 @@ def unit_of(place, **options):
     return fipy.Unit(UNIT, str(place.directory / "card"), ["http://127.0.0.1:%d" % place.server.port], **options)
 
 
-def report(place):
-    return list(co2d.update_report(place.station.settings, [UNIT]))
+def report(place, now=0.0):
+    return list(co2d.update_report(place.station.settings, [UNIT], now))
 
 
 def say(place, path, method="GET", now=0.0):
@@ -118,13 +118,13 @@ def test_after_three_nights_in_vain_an_update_is_no_longer_listed_and_the_data_c
         for again in (0, 60):                                   # two tries in a night are one night
             assert say(place, "updates/update-2?recursive=True", now=night * day + again).status == 200
         assert say(place, "updates/update-2/flash/main.py", now=night * day).status == 200
-    assert report(place)[1].endswith("\t1 of 2 files in 3 nights")
     restarted = co2d.Station(place.station.settings)
     for station in (place.station, restarted):
         place.station = station
         assert say(place, "updates", now=2 * day + 90).status == 200
         assert [say(place, "updates", now=night * day).status for night in (3, 4)] == [404, 404]
-    assert report(place)[1].endswith("\t1 of 2 files in 3 nights, given up: publish it in smaller parts")
+    assert report(place, 2 * day)[1].endswith("\t1 of 2 files in 3 nights")
+    assert report(place, 3 * day)[1].endswith("\t1 of 2 files in 3 nights, not listed any more: publish it in smaller parts")
     assert {record.getMessage() for record in caplog.records} == {
         "updates/update-2 of %s is not listed any more: it took 3 nights in vain" % UNIT}
     publish(place, UNIT, place.directory / "new", "--name", "update-3")
@@ -138,29 +138,10 @@ def test_a_unit_that_asks_again_does_not_have_what_was_handed_over_to_the_kernel
         assert say(place, "updates", now=now).status == status
         if status == 200:
             say(place, "updates/update-1?recursive=True", now=now)
-            assert not night or report(place)[0].endswith("\t2 of 2 files in %d nights" % (night + 1))
+            assert not night or "\t2 of 2 files in %d nights" % (night + 1) in report(place, now)[0]
             say(place, "updates/update-1/flash/lib/x.py", now=now + 1)
             say(place, "updates/update-1/flash/main.py", now=now + 2)
             assert "\tcomplete " in report(place)[0]
-
-
-def test_the_archive_knows_which_updates_take_nights_in_vain(place):
-    def in_vain():
-        found = importer.updates_in_vain(place.station.archive)
-        return {unit: (name, course.nights_in_vain()) for unit, (name, course) in found.items()}
-
-    publish(place, UNIT, place.directory / "new", "--name", "update-1")
-    assert in_vain() == {}
-    for night in (0, 1):
-        say(place, "updates/update-1?recursive=True", now=night * 86400)
-        assert in_vain() == {UNIT: ("update-1", night + 1)}
-    for name in ("lib/x.py", "main.py"):
-        say(place, "updates/update-1/flash/" + name, now=86400)
-    assert in_vain() == {}
-    say(place, "updates/update-1?recursive=True", now=2 * 86400)            # what the kernel took did not arrive
-    assert in_vain() == {UNIT: ("update-1", 3)}
-    publish(place, UNIT, place.directory / "new", "--name", "update-2")
-    assert in_vain() == {}
 
 
 def test_an_update_that_came_over_in_the_third_night_stays_listed(place, caplog):
@@ -569,11 +550,10 @@ def test_another_user_is_told_how_to_publish_even_where_it_may_write(station_of_
         assert tree(place) == before
 
 
-def test_what_cannot_be_published_leaves_nothing_behind(place, monkeypatch):
+def test_of_what_cannot_be_published_no_file_stays_behind(place, monkeypatch):
     def fail(fd):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(seqfile, "fdatasync", fail)
-    before = tree(place)
     assert publish(place, UNIT, place.directory / "new") == 1
-    assert tree(place) == before
+    assert [path for path, _, _ in tree(place)] == [UNIT, UNIT + "/updates"]
