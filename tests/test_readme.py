@@ -72,12 +72,6 @@ def test_nothing_is_left_to_be_filled_in():
     assert not re.search(r"^@[A-Z]+@$", README, re.M)
 
 
-def test_the_deployment_that_is_shown_is_one():
-    titles, row = re.search(r"(unit_id\t.*)\n(.*)\n```", README).groups()
-    assert titles.split("\t") == importer.DEPLOYMENT_COLUMNS
-    assert importer.parse_deployment(row, titles.split("\t"))[2:5] == ("vj_re_sn_1", "30", "deployed")
-
-
 @pytest.mark.parametrize("option", ["site", "recent-days", "tz"])
 def test_options_in_the_url_that_is_shown_are_options_of_the_pages(option):
     assert "%s=" % option in README and option.replace("-", "_") in plot_ascii.OPTIONS
