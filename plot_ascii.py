@@ -46,11 +46,22 @@ from functools import cached_property, lru_cache
 from itertools import cycle, groupby, zip_longest
 from math import ceil, floor, log10
 from types import SimpleNamespace
-from typing import Any, Callable, Collection, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+)
 
 import importer
+from importer import Bucket, Deployment, FOREVER, Pings, Problem, UnitState, Unusable
 
-DAY = importer.DAY                      # s
+DAY = importer.DAY  # s
 EPOCH = datetime(1970, 1, 1)
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
@@ -59,12 +70,13 @@ MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 class Glyphs(NamedTuple):
     """A set of characters, each one cell wide."""
-    ramp: str = "▁▂▃▄▅▆▇█"              # bars, from low to high
-    days: str = "░▒▓█"                  # pings on few, some, most, all days
+
+    ramp: str = "▁▂▃▄▅▆▇█"  # bars, from low to high
+    days: str = "░▒▓█"  # pings on few, some, most, all days
     silent: str = "─"
-    open: str = "├"                     # begin and end of a stay
+    open: str = "├"  # begin and end of a stay
     close: str = "┤"
-    pings: str = "·▌█"                  # none, one, more on a day
+    pings: str = "·▌█"  # none, one, more on a day
     up: str = "▲"
     down: str = "▼"
     suspect: str = "?"
@@ -74,11 +86,11 @@ class Glyphs(NamedTuple):
     last: str = "◂"
     foot: str = "╵"
     to: str = "–"
-    until: str = "…"                    # between numbers that may be negative
+    until: str = "…"  # between numbers that may be negative
     mean: str = "▀"
     range: str = "░"
-    status: str = "█▒░"                 # deployed, en route, in the lab
-    part: str = "▂"                     # less than half of the readings
+    status: str = "█▒░"  # deployed, en route, in the lab
+    part: str = "▂"  # less than half of the readings
     whisker: str = "─"
     box: str = "━"
     median: str = "█"
@@ -86,7 +98,7 @@ class Glyphs(NamedTuple):
     limit: str = "┊"
     none: str = "–"
     degree: str = "°C"
-    sub: int = 2                        # places above each other in one cell of a large plot
+    sub: int = 2  # places above each other in one cell of a large plot
 
     def of(self, mark: str) -> str:
         """The character of up, down, suspect or nothing."""
@@ -131,10 +143,36 @@ GLYPHS = {
     "block": (BLOCK, BLOCK),
     "ascii": (ASCII, ASCII),
 }
-PLAIN = str.maketrans({"·": "", "–": "-", "−": "-", "₂": "2", "°": "", "×": "x", "…": "..", "╷": "|", "▲": "^",
-                       "▼": "v"})
-LATIN = str.maketrans({"ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "đ": "d", "Đ": "D", "ð": "d", "þ": "th", "ß": "ss",
-                       "ł": "l", "ŋ": "n", "ŧ": "t"})
+PLAIN = str.maketrans(
+    {
+        "·": "",
+        "–": "-",
+        "−": "-",
+        "₂": "2",
+        "°": "",
+        "×": "x",
+        "…": "..",
+        "╷": "|",
+        "▲": "^",
+        "▼": "v",
+    }
+)
+LATIN = str.maketrans(
+    {
+        "ø": "o",
+        "Ø": "O",
+        "æ": "ae",
+        "Æ": "AE",
+        "đ": "d",
+        "Đ": "D",
+        "ð": "d",
+        "þ": "th",
+        "ß": "ss",
+        "ł": "l",
+        "ŋ": "n",
+        "ŧ": "t",
+    }
+)
 
 # -- text: foreign text made harmless, width in cells -----------------------------------------------------------------
 
@@ -145,6 +183,7 @@ def clean(text: object, ascii: bool = False) -> str:
     if found.isascii() and found.isprintable():
         return found
     import unicodedata
+
     found = unicodedata.normalize("NFC", found)
     if ascii:
         letters = unicodedata.normalize("NFKD", found.translate(LATIN))
@@ -155,7 +194,8 @@ def clean(text: object, ascii: bool = False) -> str:
 
 def _printable(char: str) -> str:
     import unicodedata
-    if "\ufe00" <= char <= "\ufe0f":    # variation selectors: nobody knows their width
+
+    if "\ufe00" <= char <= "\ufe0f":  # variation selectors: nobody knows their width
         return ""
     kind = unicodedata.category(char)
     if kind == "Zs":
@@ -163,7 +203,9 @@ def _printable(char: str) -> str:
     return "?" if kind[0] == "C" or kind in ("Zl", "Zp") else char
 
 
-_NARROW = re.compile("[ -~¡-ſ–…₂−─-▿⠀-⣿]*").fullmatch        # our own characters: one cell each
+_NARROW = re.compile(
+    "[ -~¡-ſ–…₂−─-▿⠀-⣿]*"
+).fullmatch  # our own characters: one cell each
 
 
 def width(text: str) -> int:
@@ -174,6 +216,7 @@ def width(text: str) -> int:
 @lru_cache(maxsize=4096)
 def _cells(char: str) -> int:
     import unicodedata
+
     if unicodedata.category(char) in ("Mn", "Me") or "\u1160" <= char <= "\u11ff":
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
@@ -200,16 +243,27 @@ def cut_middle(text: str, cells: int) -> str:
 
 class Span(NamedTuple):
     """A piece of a line: clean text, one of STYLES, the site that it leads to."""
+
     text: str
     style: str = ""
     link: str = ""
 
 
 Line = list[Span]
-Note = tuple[str, str]                  # characters, their meaning; without characters it always stands in the legend
-Part = tuple[int, Sequence[str]]        # rank; forms of a text from long to short
+Note = tuple[
+    str, str
+]  # characters, their meaning; without characters it always stands in the legend
+Part = tuple[int, Any]  # rank; a text, or a list of its forms from long to short
 # SGR codes
-STYLES = {"head": "1", "bad": "1;31", "warn": "33", "good": "32", "dim": "2", "co2": "36", "temp": "35"}
+STYLES = {
+    "head": "1",
+    "bad": "1;31",
+    "warn": "33",
+    "good": "32",
+    "dim": "2",
+    "co2": "36",
+    "temp": "35",
+}
 
 
 def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
@@ -232,29 +286,29 @@ def styled(chars: Iterable[tuple[str, str]]) -> Line:
 
 def count(n: int, what: str) -> str:
     """1 unit, 2 units."""
-    return "%d %s%s" % (n, what, "" if n == 1 else "s")
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def compact(value: Optional[float]) -> str:
+def compact(value: float | None) -> str:
     """A number in at most four characters: 411, 1200, 10k."""
     if value is None:
         return ""
-    return "%.0f" % value if -950 < value < 9950 else "%.0fk" % (value / 1000)
+    return f"{value:.0f}" if -950 < value < 9950 else f"{value / 1000:.0f}k"
 
 
 def ago(seconds: float) -> str:
     """A time in at most eight characters: 12 min, 11 h, 9 d 02 h, 13 d."""
-    hours = int(seconds // 3600)
+    hours = int(seconds) // 3600
     if hours == 0:
-        return "%d min" % (seconds // 60)
+        return f"{int(seconds) // 60} min"
     if hours < 24:
-        return "%d h" % hours
-    return "%d d %02d h" % divmod(hours, 24) if hours < 240 else "%d d" % (hours // 24)
+        return f"{hours} h"
+    return "%d d %02d h" % divmod(hours, 24) if hours < 240 else f"{hours // 24} d"
 
 
 def percent(part: float, whole: float) -> str:
     """A share, rounded down: 99.6 % is not all."""
-    return "%d %%" % min(100, 100 * part // max(whole, 1))
+    return f"{min(100, int(100 * part / max(whole, 1)))} %"
 
 
 # -- time: zones, calendar steps, axes, ticks -------------------------------------------------------------------------
@@ -262,11 +316,14 @@ def percent(part: float, whole: float) -> str:
 
 def read_zone(name: str) -> Any:
     """A time zone of this machine."""
-    from zoneinfo import ZoneInfo       # here, because most pages are in UTC
+    from zoneinfo import ZoneInfo  # here, because most pages are in UTC
+
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError("no time zone %s is known on this machine" % clean(name, True)[:40])
+        raise ValueError(
+            f"no time zone {clean(name, True)[:40]} is known on this machine"
+        )
 
 
 class Zone:
@@ -292,12 +349,22 @@ class Zone:
     def parse(self, text: str) -> int:
         """UTC seconds of a date or date-time in this zone, or in the one that it says: ...Z, ...+02:00."""
         try:
-            found = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+            found = datetime.fromisoformat(
+                text[:-1] + "+00:00" if text.endswith("Z") else text
+            )
         except ValueError:
-            raise ValueError("not a date or time like 2019-09-26 or 2019-09-26T12:00: %s" % clean(text, True)[:40])
+            raise ValueError(
+                f"not a date or time like 2019-09-26 or 2019-09-26T12:00: {clean(text, True)[:40]}"
+            )
         ahead = found.utcoffset()
-        local = min(max(found.replace(tzinfo=None), datetime(1970, 1, 2)), datetime(2100, 1, 1))
-        return self.seconds(local) if ahead is None else int((local - ahead - EPOCH).total_seconds())
+        local = min(
+            max(found.replace(tzinfo=None), datetime(1970, 1, 2)), datetime(2100, 1, 1)
+        )
+        return (
+            self.seconds(local)
+            if ahead is None
+            else int((local - ahead - EPOCH).total_seconds())
+        )
 
     def short(self, ts: int, now: int) -> str:
         """26 Sep 12:00, or 26 Sep 2018 when it was in another year."""
@@ -314,23 +381,23 @@ class Zone:
         days = whole or window.b - window.a > 99 * DAY
         if days:
             end -= timedelta(seconds=end == snap(end, TODAY))
-        last = "%s %s" % (_date(end) + _year(end), self.name)
+        last = f"{_date(end) + _year(end)} {self.name}"
         if days and begin.date() == end.date():
             return [last]
         first = _date(begin) + ("" if begin.year == end.year else _year(begin))
-        short = "%s %s %s" % (first, to, last)
+        short = f"{first} {to} {last}"
         if days:
             return [short, last]
-        long = "%s %s %s" % (first + _clock(begin), to, _date(end) + _year(end) + _clock(end))
-        return ["%s %s" % (long, self.name), short, last]
+        long = f"{first + _clock(begin)} {to} {_date(end) + _year(end) + _clock(end)}"
+        return [f"{long} {self.name}", short, last]
 
 
 def _date(local: datetime) -> str:
-    return "%d %s" % (local.day, MONTHS[local.month - 1])
+    return f"{local.day} {MONTHS[local.month - 1]}"
 
 
 def _year(local: datetime) -> str:
-    return " %d" % local.year
+    return f" {local.year}"
 
 
 def _clock(local: datetime) -> str:
@@ -339,14 +406,16 @@ def _clock(local: datetime) -> str:
 
 class Window(NamedTuple):
     """The range of a page in UTC seconds."""
+
     a: int
     b: int
-    exact: bool = True                  # else a first column that would begin before a is left out
+    exact: bool = True  # else a first column that would begin before a is left out
 
 
 class Step(NamedTuple):
     """A calendar step."""
-    unit: str                           # min, day, month; for ticks also date: days counted from the 1st of a month
+
+    unit: str  # min, day, month; for ticks also date: days counted from the 1st of a month
     n: int
 
 
@@ -372,7 +441,9 @@ STEPS = {
 }
 ALL_STEPS = list(STEPS)
 FROM_DAYS = ALL_STEPS[6:]
-WITHOUT_HALF_DAYS = [name for name in STEPS if name != "12 h"]         # temperatures of night and day would alternate
+WITHOUT_HALF_DAYS = [
+    name for name in STEPS if name != "12 h"
+]  # temperatures of night and day would alternate
 TICKS = [Step("min", n) for n in (10, 30, 60, 120, 180, 360, 720)]
 TICKS += [Step("date", n) for n in (1, 2, 3, 5, 10, 15)]
 TICKS += [Step("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
@@ -402,15 +473,17 @@ def length(step: Step) -> int:
 
 class Tick(NamedTuple):
     """A mark on an axis."""
+
     cell: int
     label: str
-    ts: int = 0                         # UTC seconds
+    ts: int = 0  # UTC seconds
 
 
 class Axis(NamedTuple):
     """Columns of a chart."""
-    edges: list[int]                    # UTC seconds, one more than columns
-    step: str                           # one of STEPS
+
+    edges: list[int]  # UTC seconds, one more than columns
+    step: str  # one of STEPS
     ticks: list[Tick]
 
     @property
@@ -431,10 +504,14 @@ class Axis(NamedTuple):
         return heading(self.ticks, self.cells)
 
 
-def make_axis(zone: Zone, window: Window, cells: int, steps: Sequence[str] = ALL_STEPS) -> Axis:
+def make_axis(
+    zone: Zone, window: Window, cells: int, steps: Sequence[str] = ALL_STEPS
+) -> Axis:
     """Columns of the shortest of these steps that fit so many cells."""
     a, b, exact = window
-    fitting = [name for name in steps if b - a < (cells + 1) * length(STEPS[name]) + DAY]
+    fitting = [
+        name for name in steps if b - a < (cells + 1) * length(STEPS[name]) + DAY
+    ]
     for name in fitting or steps[-1:]:
         step = STEPS[name]
         start = snap(zone.local(a), step)
@@ -445,7 +522,7 @@ def make_axis(zone: Zone, window: Window, cells: int, steps: Sequence[str] = ALL
         while edges[-1] < b and len(edges) <= cells:
             start = snap(start, step, 1)
             edge = zone.seconds(start)
-            if edge > edges[-1]:        # an hour that the clocks skip has no column
+            if edge > edges[-1]:  # an hour that the clocks skip has no column
                 edges.append(edge)
         if edges[-1] >= b:
             break
@@ -464,7 +541,9 @@ def make_ticks(zone: Zone, edges: Sequence[int]) -> list[Tick]:
     """Ticks on the smallest calendar steps whose labels do not meet."""
     cells = len(edges) - 1
     times = [zone.local(edge) for edge in edges]
-    least = (times[-1] - times[0]).total_seconds() / (0.7 * cells + 2)      # closer ticks have no room for their labels
+    least = (times[-1] - times[0]).total_seconds() / (
+        0.7 * cells + 2
+    )  # closer ticks have no room for their labels
     for step in [step for step in TICKS if length(step) >= least] or TICKS[-1:]:
         ticks = []
         for j, begin in enumerate(times[:-1]):
@@ -508,6 +587,7 @@ def _end(tick: Tick) -> int:
 
 class Scale(NamedTuple):
     """Values from low to high."""
+
     low: float
     high: float
 
@@ -526,10 +606,12 @@ def nice(size: float) -> float:
     return 10 * power
 
 
-Buckets = list[Optional[importer.Bucket]]
+Buckets = list[Optional[Bucket]]
 
 
-def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top: Optional[float] = None) -> Scale:
+def make_scale(
+    buckets: Iterable[Bucket | None], narrow: float, top: float | None = None
+) -> Scale:
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance the fence believes."""
     ends = _extremes(buckets) or [0, 4 * narrow]
     lower = ends[len(ends) // 4]
@@ -545,7 +627,7 @@ def make_scale(buckets: Iterable[Optional[importer.Bucket]], narrow: float, top:
     return Scale(low if low < high else high / 2, high)
 
 
-def _extremes(buckets: Iterable[Optional[importer.Bucket]]) -> list[Any]:
+def _extremes(buckets: Iterable[Bucket | None]) -> list[Any]:
     """Least and greatest usable values, sorted; where none is usable, the suspect ones."""
     usable: list[Any] = []
     suspect: list[Any] = []
@@ -558,7 +640,11 @@ def _extremes(buckets: Iterable[Optional[importer.Bucket]]) -> list[Any]:
 
 
 # what a row of a plot may be worth, in units of a thousandth of the scale
-_ROW_STEPS = [n * ten for ten in (1, 10, 100, 1000, 10000, 100000) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)]
+_ROW_STEPS = [
+    n * ten
+    for ten in (1, 10, 100, 1000, 10000, 100000)
+    for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)
+]
 
 
 def make_rows(scale: Scale, rows: int) -> tuple[Scale, list[str]]:
@@ -569,14 +655,16 @@ def make_rows(scale: Scale, rows: int) -> tuple[Scale, list[str]]:
         first = floor(scale.low / step + 0.5)
         labels = [_row_label(row * step) for row in range(first, first + rows)]
         if rows >= 5:
-            labels = [label if (first + i) % 2 == 0 else "" for i, label in enumerate(labels)]
+            labels = [
+                label if (first + i) % 2 == 0 else "" for i, label in enumerate(labels)
+            ]
         if scale.high <= (first + rows - 0.5) * step and max(map(len, labels)) <= 4:
             break
     return Scale((first - 0.5) * step, (first + rows - 0.5) * step), labels
 
 
 def _row_label(value: float) -> str:
-    return "%.4g" % value if abs(value) < 10000 else "%.4gk" % (value / 1000)
+    return f"{value:.4g}" if abs(value) < 10000 else f"{value / 1000:.4g}k"
 
 
 # -- what a page is asked for -----------------------------------------------------------------------------------------
@@ -584,6 +672,7 @@ def _row_label(value: float) -> str:
 
 def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
     """A parser of numbers in a range."""
+
     def parse(text: str) -> Any:
         try:
             value = kind(text)
@@ -591,9 +680,12 @@ def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
             value = None
         if value is None or not low <= value <= high:
             what = "whole number" if kind is int else "number"
-            raise ValueError("%s is not a %s from %g to %g" % (clean(text, True)[:40], what, low, high))
+            raise ValueError(
+                f"{clean(text, True)[:40]} is not a {what} from {low:g} to {high:g}"
+            )
         return value
-    parse.__name__ = "number"           # argparse says: invalid number value
+
+    parse.__name__ = "number"  # argparse says: invalid number value
     return parse
 
 
@@ -606,8 +698,9 @@ def glyph_set(text: str) -> str:
 
 class Option(NamedTuple):
     """Something that a page may be asked for, on the command line and in a URL."""
+
     default: Any
-    parse: Any                          # bool: a switch
+    parse: Any  # bool: a switch
     metavar: str
     help: str
 
@@ -620,7 +713,12 @@ OPTIONS = {
     "min_tier": Option(None, TIER, "N", "only deployments of this tier and above"),
     "max_tier": Option(None, TIER, "N", "only deployments of this tier and below"),
     "co2_max": Option(None, number(1, 5e5), "PPM", "top of the CO2 scale"),
-    "unit": Option(None, str, "NAME", "units by id, its end, or nickname; several with commas, or patterns: a,b*"),
+    "unit": Option(
+        None,
+        str,
+        "NAME",
+        "units by id, its end, or nickname; several with commas, or patterns: a,b*",
+    ),
     "site": Option(None, str, "NAME", "sites, likewise"),
     "tz": Option("UTC", str, "ZONE", "time zone of the page, like Europe/Oslo"),
     "width": Option(80, number(20, 1000, int), "CELLS", "cells of a line"),
@@ -630,7 +728,7 @@ OPTIONS = {
     "all": Option(False, bool, "", "all rows, however many"),
     "panels": Option(False, bool, "", "co2: every deployment in detail"),
 }
-WIDE = 160                              # cells; all columns fit
+WIDE = 160  # cells; all columns fit
 
 
 class Options(SimpleNamespace):
@@ -651,13 +749,19 @@ class Options(SimpleNamespace):
         for flag, text in query.items():
             option = OPTIONS.get(flag.replace("-", "_"))
             if option is None:
-                raise ValueError("there is no option %s; there are %s" % (clean(flag, True)[:40], ", ".join(FLAGS)))
+                raise ValueError(
+                    f"there is no option {clean(flag, True)[:40]}; there are {', '.join(FLAGS)}"
+                )
             try:
                 if text:
-                    value = text not in ("0", "no", "false") if option.parse is bool else option.parse(text)
+                    value = (
+                        text not in ("0", "no", "false")
+                        if option.parse is bool
+                        else option.parse(text)
+                    )
                     given[flag.replace("-", "_")] = value
             except ValueError as error:
-                raise ValueError("%s: %s" % (flag, error))
+                raise ValueError(f"{flag}: {error}")
         return cls(**given)
 
 
@@ -666,28 +770,38 @@ FLAGS = [name.replace("_", "-") for name in OPTIONS]
 
 class View(NamedTuple):
     """A page that there is."""
+
     draw: Callable[[Context], Page]
-    about: str                          # what it shows
-    table: str                          # its range is that of the rows of this table
-    days: int                           # of its usual range
-    days_alone: int                     # the same, of one site or unit
+    about: str  # what it shows
+    table: str  # its range is that of the rows of this table
+    days: int  # of its usual range
+    days_alone: int  # the same, of one site or unit
 
 
 class Context:
     """What a view draws with: the database, the options, and the time that is now on the page (UTC seconds)."""
 
-    def __init__(self, db: sqlite3.Connection, view: str, o: Options, now: float, rows: Optional[int]) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        view: str,
+        o: Options,
+        now: float,
+        rows: int | None,
+    ) -> None:
         self.db = db
-        self.view = view                # one of VIEWS
+        self.view = view  # one of VIEWS
         self.o = o
-        self.rows = rows                # lines of the page; None: any number
+        self.rows = rows  # lines of the page; None: any number
         self.zone = Zone(o.tz)
-        self.now = int(now) if o.xmax is None else min(int(now), self.zone.parse(o.xmax))
+        self.now = (
+            int(now) if o.xmax is None else min(int(now), self.zone.parse(o.xmax))
+        )
         self.width: int = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = o.glyphs == "ascii"
 
-    def room(self, others: int) -> Optional[int]:
+    def room(self, others: int) -> int | None:
         """How many rows a page has room for beside other lines; None: for any number."""
         return None if self.rows is None else max(1, self.rows - others)
 
@@ -701,7 +815,17 @@ class Context:
 
     def title(self, parts: Iterable[Part], style: str = "head") -> Line:
         """A line of parts, in order, as far as they fit."""
-        left = [(rank, list(map(self.say, forms))) for rank, forms in parts if any(forms)]
+        left = []
+        for rank, forms in parts:
+            if forms:
+                left.append(
+                    (
+                        rank,
+                        list(
+                            map(self.say, [forms] if isinstance(forms, str) else forms)
+                        ),
+                    )
+                )
         while True:
             text = self.say(" · ").join(forms[0] for _, forms in left)
             worst = max(range(len(left)), key=lambda i: left[i][0])
@@ -713,7 +837,9 @@ class Context:
             else:
                 left.pop(worst)
 
-    def wrapped(self, notes: Iterable[str], between: str = "  ", style: str = "dim") -> list[Line]:
+    def wrapped(
+        self, notes: Iterable[str], between: str = "  ", style: str = "dim"
+    ) -> list[Line]:
         """Notes in as many lines as they take."""
         lines = [""]
         for note in notes:
@@ -724,18 +850,20 @@ class Context:
                 lines.append(note)
         return [[Span(cut(line, self.width), style)] for line in lines if line]
 
-    def legend(self, notes: Iterable[Note], here: Collection[str], before: Sequence[str] = ()) -> list[Line]:
+    def legend(
+        self, notes: Iterable[Note], here: Collection[str], before: Sequence[str] = ()
+    ) -> list[Line]:
         """What those characters mean that are here."""
         said = list(before)
         for chars, meaning in notes:
             if not chars:
                 said.append(meaning)
             elif any(char in here for char in chars):
-                said.append("%s %s" % (chars, meaning))
+                said.append(f"{chars} {meaning}")
         return self.wrapped(map(self.say, said))
 
     @cached_property
-    def stays(self) -> list[importer.Deployment]:
+    def stays(self) -> list[Deployment]:
         """The deployments that are asked for, highest tier first; units that never had one come last."""
         o = self.o
         stays = importer.deployments(self.db)
@@ -746,9 +874,17 @@ class Context:
             units = importer.find_units(self.db, o.unit)
             stays = [stay for stay in stays if stay.unit_id in units]
         if o.min_tier is not None:
-            stays = [stay for stay in stays if stay.tier is not None and stay.tier >= o.min_tier]
+            stays = [
+                stay
+                for stay in stays
+                if stay.tier is not None and stay.tier >= o.min_tier
+            ]
         if o.max_tier is not None:
-            stays = [stay for stay in stays if stay.tier is not None and stay.tier <= o.max_tier]
+            stays = [
+                stay
+                for stay in stays
+                if stay.tier is not None and stay.tier <= o.max_tier
+            ]
         return stays
 
     def window(self, spans: Iterable[importer.Span], alone: bool = False) -> Window:
@@ -766,11 +902,18 @@ class Context:
         if o.recent_days is not None:
             days = o.recent_days or 1e5
         end = self.now
-        if last is not None and o.xmax is None and end - last > days * DAY and (asked is None or asked < last):
+        if (
+            last is not None
+            and o.xmax is None
+            and end - last > days * DAY
+            and (asked is None or asked < last)
+        ):
             end = last + 1
         if asked is not None:
             if asked > end:
-                raise ValueError("the page would begin after its end: %s" % clean(o.xmin, True))
+                raise ValueError(
+                    f"the page would begin after its end: {clean(o.xmin, True)}"
+                )
             return Window(max(min(asked, end - 300), DAY), end)
         begin = int(end - days * DAY)
         if first is not None and begin < first < end - 300:
@@ -783,14 +926,17 @@ class Context:
 
 class Page(NamedTuple):
     """One view."""
+
     view: str
-    facts: dict[str, Any]               # of the page as a whole, for JSON
+    facts: dict[str, Any]  # of the page as a whole, for JSON
     fields: list[str]
-    records: list[list[Any]]            # a list in a record is a chart
+    records: list[list[Any]]  # a list in a record is a chart
     lines: list[Line]
-    axes: dict[str, list[str]] = {}     # field of a chart -> where each of its columns begins
-    empty: str = ""                     # why there is nothing to show
-    rows: Sequence[Any] = ()            # what the lines were drawn from, for pictures
+    axes: dict[
+        str, list[str]
+    ] = {}  # field of a chart -> where each of its columns begins
+    empty: str = ""  # why there is nothing to show
+    rows: Sequence[Any] = ()  # what the lines were drawn from, for pictures
     window: Window = Window(0, 0)
 
 
@@ -801,8 +947,13 @@ def nothing(view: str, why: str) -> Page:
 
 class Cell(NamedTuple):
     """Values, and how they are drawn."""
+
     values: Sequence[Any]
     spans: Sequence[Span]
+
+    def texts(self) -> list[str]:
+        """What is drawn."""
+        return [span.text for span in self.spans]
 
 
 def cell(text: str, value: Any, style: str = "", link: str = "") -> Cell:
@@ -812,29 +963,61 @@ def cell(text: str, value: Any, style: str = "", link: str = "") -> Cell:
 
 class Column:
     """A column of a table."""
-    rank = 0                            # what does not fit goes, the highest first; 0 stays
-    least = 0                           # cells of the narrowest page that has it
-    right = False
-    gap = 1                             # cells before it
-    margin = 0                          # cells on both sides of a chart
-    steps: Sequence[str] = ()           # of a chart in time, which takes the room that is left: the columns it may have
-    most = 0                            # of names: cells of the longest; they are taken if they are left
 
-    def __init__(self, fields: str, head: str, cells: int, fill: Callable[[Any], Cell], **other: Any) -> None:
-        self.fields = fields.split()    # the names of its values in TSV and JSON
+    rank = 0  # what does not fit goes, the highest first; 0 stays
+    least = 0  # cells of the narrowest page that has it
+    right = False
+    gap = 1  # cells before it
+    margin = 0  # cells on both sides of a chart
+    steps: Sequence[
+        str
+    ] = ()  # of a chart in time, which takes the room that is left: the columns it may have
+    most = 0  # of names: cells of the longest; they are taken if they are left
+
+    def __init__(
+        self,
+        fields: str,
+        head: str,
+        cells: int,
+        fill: Callable[[Table, Any], Cell],
+        **other: Any,
+    ) -> None:
+        self.fields = fields.split()  # the names of its values in TSV and JSON
         self.head = head
-        self.cells = cells              # of a chart the least
-        self.fill = fill                # what a row has in it
+        self.cells = cells  # of a chart the least
+        self.fill = fill  # what a row has in it
         self.__dict__.update(other)
 
 
-MOST_CELLS = 60000                      # of a page's charts, for a third of a second: many rows get wider columns
+class Ruler(NamedTuple):
+    """The columns of a chart of dBm."""
+
+    low: int
+    step: int  # dB
+    cells: int
+
+    def place(self, dbm: int) -> int:
+        """The column of a strength."""
+        return (dbm - self.low) // self.step
+
+
+MOST_CELLS = (
+    60000  # of a page's charts, for a third of a second: many rows get wider columns
+)
 
 
 class Table:
     """Rows under headings; where the page is narrow, columns go by rank; charts take what is left."""
 
-    def __init__(self, c: Context, columns: Sequence[Column], window: Window = Window(0, 1), rows: int = 1) -> None:
+    ruler: Ruler  # of a chart of dBm
+
+    def __init__(
+        self,
+        c: Context,
+        columns: Sequence[Column],
+        window: Window = Window(0, 1),
+        rows: int = 1,
+    ) -> None:
         self.c = c
         self.columns = columns
         self.window = window
@@ -845,11 +1028,23 @@ class Table:
         charts = [column for column in columns if column.steps]
         for column in charts:
             free = self.spare() if column in self.kept else 0
-            cells = min(column.cells - 2 * column.margin + free, MOST_CELLS // rows // len(charts))
+            cells = min(
+                column.cells - 2 * column.margin + free,
+                MOST_CELLS // rows // len(charts),
+            )
             axis = make_axis(c.zone, window, max(cells, 4), column.steps)
             self.axes[column.fields[0]] = axis
             column.head = " " * column.margin + c.say(axis.heading())
             column.cells = axis.cells + 2 * column.margin
+
+    def column(self, field: str) -> Column:
+        """The column with a field."""
+        return next(column for column in self.columns if field in column.fields)
+
+    def longest(self, field: str, rows: Iterable[Any]) -> int:
+        """Cells that the longest text of a column takes."""
+        fill = self.column(field).fill
+        return max(sum(map(width, fill(self, row).texts())) for row in rows)
 
     def spare(self) -> int:
         """Cells that no column takes."""
@@ -864,18 +1059,30 @@ class Table:
                 line += pad(spans, column.cells, column.right)
         return line
 
-    def page(self, title: Iterable[Part], rows: Sequence[Any], of: int, notes: Sequence[Note], **facts: Any) -> Page:
+    def page(
+        self,
+        title: Iterable[Part],
+        rows: Sequence[Any],
+        of: int,
+        notes: Sequence[Note],
+        **facts: Any,
+    ) -> Page:
         """Title, headings, rows, and a legend of the characters that are here. The rows are the first of so many."""
         for column in self.kept:
-            column.cells = max(column.cells, min(column.most, column.cells + self.spare()))
-        filled = [[column.fill(row) for column in self.columns] for row in rows]
+            column.cells = max(
+                column.cells, min(column.most, column.cells + self.spare())
+            )
+        filled = list(map(self.fill, rows))
         legend = self.legend(filled, of, notes)
         room = self.c.room(2 + len(legend))
         if room is not None and room < len(rows):
             rows = rows[:room]
             filled = filled[:room]
             legend = self.legend(filled, of, notes)
-        lines = [self.c.title(title), self.line([[Span(column.head, "dim")] for column in self.columns])]
+        lines = [
+            self.c.title(title),
+            self.line([[Span(column.head, "dim")] for column in self.columns]),
+        ]
         records = []
         for cells in filled:
             lines.append(self.line([each.spans for each in cells]))
@@ -883,41 +1090,96 @@ class Table:
         fields = [field for column in self.columns for field in column.fields]
         iso = self.c.zone.iso
         facts = {"from": iso(self.window.a), "to": iso(self.window.b), **facts}
-        axes = {field: list(map(iso, axis.edges[:-1])) for field, axis in self.axes.items()}
-        return Page(self.c.view, facts, fields, records, lines + legend, axes, "", rows, self.window)
+        axes = {
+            field: list(map(iso, axis.edges[:-1])) for field, axis in self.axes.items()
+        }
+        return Page(
+            self.c.view,
+            facts,
+            fields,
+            records,
+            lines + legend,
+            axes,
+            "",
+            rows,
+            self.window,
+        )
 
-    def legend(self, filled: Sequence[Sequence[Cell]], of: int, notes: Sequence[Note]) -> list[Line]:
+    def fill(self, row: Any) -> list[Cell]:
+        """What a row has in each column."""
+        return [column.fill(self, row) for column in self.columns]
+
+    def legend(
+        self, filled: Sequence[Sequence[Cell]], of: int, notes: Sequence[Note]
+    ) -> list[Line]:
         """How many rows are not here, and what the characters mean in columns that hold no names."""
         here: set[str] = set()
         for cells in filled:
             for column, drawn in zip(self.columns, cells):
                 if column in self.kept and not column.most:
-                    here.update(*(span.text for span in drawn.spans))
+                    here.update(*drawn.texts())
         hidden = of - len(filled)
-        return self.c.legend(notes, here, ["+%d more (--all)" % hidden] if hidden else [])
+        return self.c.legend(notes, here, [f"+{hidden} more (--all)"] if hidden else [])
 
 
-def name_column(c: Context, field: str, rows: Iterable[Any], names: Callable[[Any], str], rank: int = 0) -> Column:
+def name_column(
+    c: Context,
+    field: str,
+    rows: Iterable[Any],
+    names: Callable[[Any], str],
+    rank: int = 0,
+) -> Column:
     """A column of names: an eighth of the page, or more where nothing else takes it."""
-    def fill(row: Any) -> Cell:
+
+    def fill(t: Table, row: Any) -> Cell:
         name = names(row)
-        return cell(c.name(name or "[no site]"), name or None, "", name if field == "site" else "")
+        return cell(
+            c.name(name or "[no site]"),
+            name or None,
+            "",
+            name if field == "site" else "",
+        )
+
     most = max([4, *(width(c.name(names(row) or "[no site]")) for row in rows)])
-    return Column(field, field, min(most, max(11, c.width // 8)), fill, rank=rank, most=most)
+    return Column(
+        field, field, min(most, max(11, c.width // 8)), fill, rank=rank, most=most
+    )
 
 
 def who(c: Context, rows: Sequence[Any], rank: int = 3) -> list[Column]:
     """Columns for rows with a `stay`: its site, the unit, and its hardware id where there is room."""
-    def fill(row: Any) -> Cell:
-        return cell(c.name(row.stay.unit_id.replace("co2unit-", "", 1)), row.stay.unit_id)
     return [
         name_column(c, "site", rows, lambda row: row.stay.site or ""),
         name_column(c, "unit", rows, lambda row: row.stay.nickname, rank),
-        Column("unit_id", "id", 12, fill, rank=9, most=12, least=100),
+        Column("unit_id", "id", 12, id_cell, rank=9, most=12, least=100),
     ]
 
 
-def bars(c: Context, values: Iterable[Optional[float]], scale: Scale, style: str = "", marks: Sequence[str] = ()) -> Line:
+def id_cell(t: Table, row: Any) -> Cell:
+    """The hardware id; all of them begin alike."""
+    unit = row.stay.unit_id
+    return cell(t.c.name(unit.removeprefix("co2unit-")), unit)
+
+
+def number_column(
+    head: str, cells: int, get: Callable[[Any], Any], rank: int, none: str = ""
+) -> Column:
+    """A column of whole numbers."""
+
+    def fill(t: Table, row: Any) -> Cell:
+        value = get(row)
+        return cell(none if value is None else str(value), value)
+
+    return Column(head.lower(), head, cells, fill, rank=rank, right=True)
+
+
+def bars(
+    c: Context,
+    values: Iterable[float | None],
+    scale: Scale,
+    style: str = "",
+    marks: Sequence[str] = (),
+) -> Line:
     """Values as bars. A marked one has another colour; where there is none, it is a ?."""
     chars = []
     for value, mark in zip_longest(values, marks):
@@ -929,12 +1191,7 @@ def bars(c: Context, values: Iterable[Optional[float]], scale: Scale, style: str
     return styled(chars)
 
 
-def longest(column: Column, rows: Iterable[Any]) -> int:
-    """Cells of the longest text in a column."""
-    return max(sum(width(span.text) for span in column.fill(row).spans) for row in rows)
-
-
-def shown(form: str, value: Optional[float], none: str = "") -> str:
+def shown(form: str, value: float | None, none: str = "") -> str:
     """A number, or what stands for none."""
     return none if value is None else form % value
 
@@ -944,13 +1201,14 @@ def shown(form: str, value: Optional[float], none: str = "") -> str:
 
 class Quantity(NamedTuple):
     """What a reading holds: a chart of the fleet, a panel of a site."""
-    name: str                           # its column in the readings; its style
+
+    name: str  # its column in the readings; its style
     label: str
-    form: str                           # of its numbers
-    form_last: str                      # of the newest, beside a plot
-    letter: str                         # what stands before a mark of it
-    narrow: float                       # the least interquartile distance that a scale believes
-    height: int                         # of its panel, relative to the others
+    form: str  # of its numbers
+    form_last: str  # of the newest, beside a plot
+    letter: str  # what stands before a mark of it
+    narrow: float  # the least interquartile distance that a scale believes
+    height: int  # of its panel, relative to the others
 
 
 CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "", 50, 11)
@@ -959,24 +1217,25 @@ QUANTITIES = [CO2, TEMP]
 NAMES = [quantity.name for quantity in QUANTITIES]
 
 
-def mean(bucket: Optional[importer.Bucket]) -> Optional[float]:
+def mean(bucket: Bucket | None) -> float | None:
     """Of its usable values; None without any."""
     return bucket.total / bucket.n if bucket and bucket.n else None
 
 
 class Chart(NamedTuple):
     """One quantity of a site, a unit or a stay in time."""
+
     quantity: Quantity
     axis: Axis
-    buckets: Buckets                    # one for each column; None: no readings
-    scale: Scale                        # the same for all rows of a page
-    below: int = 0                      # values off the scale, suspect ones included
+    buckets: Buckets  # one for each column; None: no readings
+    scale: Scale  # the same for all rows of a page
+    below: int = 0  # values off the scale, suspect ones included
     above: int = 0
-    last: Optional[tuple[int, float]] = None    # newest usable value, and when it was
-    stale: bool = False                 # it is so old that the unit should have called twice since
+    last: tuple[int, float] | None = None  # newest usable value, and when it was
+    stale: bool = False  # it is so old that the unit should have called twice since
 
     @property
-    def means(self) -> list[Optional[float]]:
+    def means(self) -> list[float | None]:
         """Of the usable values of each column; None without any."""
         return list(map(mean, self.buckets))
 
@@ -986,19 +1245,21 @@ class Chart(NamedTuple):
         return [mark(bucket, self.scale) for bucket in self.buckets]
 
     @property
-    def ends(self) -> tuple[Optional[float], Optional[float]]:
+    def ends(self) -> tuple[float | None, float | None]:
         """Least and greatest value, suspect ones included."""
-        values = [value for bucket in self.buckets if bucket for value in extremes(bucket)]
+        values = [
+            value for bucket in self.buckets if bucket for value in extremes(bucket)
+        ]
         return min(values, default=None), max(values, default=None)
 
 
-def extremes(bucket: importer.Bucket) -> list[float]:
+def extremes(bucket: Bucket) -> list[float]:
     """The least and the greatest value of those that are usable and of those that are suspect."""
     ends = bucket.low, bucket.high, bucket.suspect_low, bucket.suspect_high
     return [end for end in ends if end is not None]
 
 
-def mark(bucket: Optional[importer.Bucket], scale: Scale) -> str:
+def mark(bucket: Bucket | None, scale: Scale) -> str:
     """up or down where values are off the scale, suspect where there are readings and none is usable."""
     if bucket is None:
         return ""
@@ -1012,48 +1273,53 @@ def mark(bucket: Optional[importer.Bucket], scale: Scale) -> str:
 
 class Strand(NamedTuple):
     """One unit of a site: a ribbon, a line of a picture."""
+
     unit_id: str
     nickname: str
-    stays: list[importer.Deployment]
-    buckets: dict[str, Buckets]         # by quantity, in the columns of the charts
-    rhythm: int                         # s between readings
+    stays: list[Deployment]
+    buckets: dict[str, Buckets]  # by quantity, in the columns of the charts
+    rhythm: int  # s between readings
 
 
 class SiteRow(NamedTuple):
     """A site with its stays, or a unit with all its readings, deployed or not."""
+
     name: str
-    stays: list[importer.Deployment]
-    spans: list[importer.Span]          # which unit stands for it, and when
-    charts: dict[str, Chart] = {}       # by quantity
-    late: bool = False                  # no readings for longer than is usual
-    strands: Sequence[Strand] = ()      # only of a site in detail
+    stays: list[Deployment]
+    spans: list[importer.Span]  # which unit stands for it, and when
+    charts: dict[str, Chart] = {}  # by quantity
+    late: bool = False  # no readings for longer than is usual
+    strands: Sequence[Strand] = ()  # only of a site in detail
 
     def within(self, window: Window) -> list[importer.Span]:
         """The spans, cut to a range."""
         return cut_spans(self.spans, window)
 
-    def there(self, ts: int) -> list[importer.Deployment]:
-        """The stays at a time."""
-        return [stay for stay in self.stays if stay.since <= ts < stay.until]
+    def there(self, ts: int) -> list[str]:
+        """The units at a time."""
+        return [stay.unit_id for stay in self.stays if stay.since <= ts < stay.until]
 
 
 def cut_spans(spans: Iterable[importer.Span], window: Window) -> list[importer.Span]:
     """What of the spans is in a range."""
-    cut_to = [(unit, max(since, window.a), min(until, window.b)) for unit, since, until in spans]
+    cut_to = [
+        (unit, max(since, window.a), min(until, window.b))
+        for unit, since, until in spans
+    ]
     return [(unit, since, until) for unit, since, until in cut_to if since < until]
 
 
-def spans_of(stays: Iterable[importer.Deployment]) -> list[importer.Span]:
+def spans_of(stays: Iterable[Deployment]) -> list[importer.Span]:
     """When each unit stayed there."""
     return [(stay.unit_id, stay.since, stay.until) for stay in stays]
 
 
-def is_deployed(stay: importer.Deployment) -> bool:
+def is_deployed(stay: Deployment) -> bool:
     """Not in the lab, and not on its way."""
     return stay.status not in ("lab_check", "en_route")
 
 
-def spans_there(stays: Sequence[importer.Deployment]) -> list[importer.Span]:
+def spans_there(stays: Sequence[Deployment]) -> list[importer.Span]:
     """Which unit stands for a site: those that are deployed there; only while none is, those that are to come."""
     spans = spans_of(filter(is_deployed, stays))
     taken = sorted((since, until) for _, since, until in spans)
@@ -1068,44 +1334,60 @@ def spans_there(stays: Sequence[importer.Deployment]) -> list[importer.Span]:
     return spans
 
 
-def rows_of(stays: Sequence[importer.Deployment], by_unit: bool) -> list[SiteRow]:
+def rows_of(stays: Sequence[Deployment], by_unit: bool) -> list[SiteRow]:
     """One row for each site, or for each unit."""
-    groups: dict[str, list[importer.Deployment]] = {}
+    groups: dict[str, list[Deployment]] = {}
     for stay in stays:
-        groups.setdefault(stay.unit_id if by_unit or not stay.site else "site " + stay.site, []).append(stay)
+        groups.setdefault(
+            stay.unit_id if by_unit or not stay.site else "site " + stay.site, []
+        ).append(stay)
     rows = []
     for group in groups.values():
         first = group[0]
         if by_unit:
-            rows.append(SiteRow(first.nickname, group, [(first.unit_id, 0, importer.FOREVER)]))
+            rows.append(SiteRow(first.nickname, group, [(first.unit_id, 0, FOREVER)]))
         else:
-            rows.append(SiteRow(first.site or first.nickname, group, spans_there(group)))
+            rows.append(
+                SiteRow(first.site or first.nickname, group, spans_there(group))
+            )
     return rows
 
 
-def with_charts(c: Context, rows: Iterable[SiteRow], axes: Mapping[str, Axis], end: int) -> list[SiteRow]:
+def with_charts(
+    c: Context, rows: Iterable[SiteRow], axes: Mapping[str, Axis], end: int
+) -> list[SiteRow]:
     """The rows with a chart of each quantity, on one scale for all."""
     rows = [row._replace(charts={}) for row in rows]
     found: dict[str, list[Buckets]] = {}
-    for axis in axes.values():          # quantities with the same columns are read at once
-        names = [name for name in axes if name not in found and axes[name].edges == axis.edges]
+    for axis in axes.values():  # quantities with the same columns are read at once
+        names = [
+            name
+            for name in axes
+            if name not in found and axes[name].edges == axis.edges
+        ]
         if names:
             spans = [row.within(Window(axis.edges[0], end)) for row in rows]
             found.update(importer.buckets(c.db, names, spans, axis.edges))
-    states = importer.fleet_state(c.db, end, [stay for row in rows for stay in row.stays])
+    states = importer.fleet_state(
+        c.db, end, [stay for row in rows for stay in row.stays]
+    )
     rhythms = {state.unit_id: state.ping_rhythm for state in states}
     late = {state.unit_id for state in states if state.data_late > 1}
     for quantity in QUANTITIES:
         columns = found[quantity.name]
         top = c.o.co2_max if quantity is CO2 else None
-        scale = make_scale([bucket for row in columns for bucket in row], quantity.narrow, top)
+        scale = make_scale(
+            [bucket for row in columns for bucket in row], quantity.narrow, top
+        )
         for row, buckets in zip(rows, columns):
             chart = Chart(quantity, axes[quantity.name], buckets, scale)
             row.charts[quantity.name] = measured(c, chart, row, end, rhythms)
-    return [row._replace(late=any(stay.unit_id in late for stay in row.there(end))) for row in rows]
+    return [row._replace(late=not late.isdisjoint(row.there(end))) for row in rows]
 
 
-def measured(c: Context, chart: Chart, row: SiteRow, end: int, rhythms: Mapping[str, int]) -> Chart:
+def measured(
+    c: Context, chart: Chart, row: SiteRow, end: int, rhythms: Mapping[str, int]
+) -> Chart:
     """The chart with its newest value, and with the number of values that are off its scale."""
     name = chart.quantity.name
     spans = row.within(Window(chart.axis.edges[0], end))
@@ -1113,13 +1395,19 @@ def measured(c: Context, chart: Chart, row: SiteRow, end: int, rhythms: Mapping[
     calls = max([rhythms[unit] for unit, _, _ in spans], default=DAY)
     stale = last is not None and end - last[0] > 2 * calls
     chart = chart._replace(last=last, stale=stale)
-    marked = [bucket for bucket in chart.buckets if bucket and mark(bucket, chart.scale) in ("up", "down")]
+    marked = [
+        bucket
+        for bucket in chart.buckets
+        if bucket and mark(bucket, chart.scale) in ("up", "down")
+    ]
     if not marked:
         return chart
     first = min(bucket.first for bucket in marked)
     until = max(bucket.last for bucket in marked) + 1
     spans = row.within(Window(first, until))
-    below, above = importer.count_outside(c.db, name, spans, chart.scale.low, chart.scale.high)
+    below, above = importer.count_outside(
+        c.db, name, spans, chart.scale.low, chart.scale.high
+    )
     return chart._replace(below=below, above=above)
 
 
@@ -1130,7 +1418,10 @@ def co2_rows(c: Context) -> tuple[list[SiteRow], Window, bool]:
     alone = len(rows) == 1 and bool(c.o.unit or c.o.site)
     window = c.window([span for row in rows for span in row.spans], alone)
     if c.o.panels and not by_unit:
-        rows = [SiteRow(stay.site or stay.nickname, [stay], spans_of([stay])) for stay in c.stays]
+        rows = [
+            SiteRow(stay.site or stay.nickname, [stay], spans_of([stay]))
+            for stay in c.stays
+        ]
     return [row for row in rows if row.within(window)], window, alone
 
 
@@ -1144,64 +1435,100 @@ def view_co2(c: Context) -> Page:
     return site(c, rows[0], window) if alone else fleet(c, rows, window)
 
 
-def fleet(c: Context, rows: Sequence[SiteRow], window: Window, range_cells: int = 7, flag_cells: int = 3) -> Page:
-    """A row per site: all on one time axis, and on one scale. Of very many rows the columns are days, from rollups."""
-    here = rows[:c.room(3)]
-    many = len(here) > 250 and window.b - window.a > 3 * DAY
-    t = Table(c, [
-        name_column(c, "site", rows, lambda row: row.name),
-        Column("co2", "", 14, chart_of(c, CO2), steps=FROM_DAYS if many else ALL_STEPS),
-        Column("ppm ppm_age", "ppm", 4, last_of(window.b, CO2), rank=1, right=True),
-        Column("min max", "range", range_cells, lambda row: range_cell(c, row.charts["co2"]), rank=3, right=True, gap=2),
-        Column("temp", "", 7, chart_of(c, TEMP), rank=4, gap=2, steps=FROM_DAYS if many else WITHOUT_HALF_DAYS),
-        Column("celsius celsius_age", c.g.degree, 5, last_of(window.b, TEMP), rank=2, right=True),
-        Column("late above below temp_above temp_below", "!", flag_cells, lambda row: flags(c, row)),
-    ], window, len(here))
+def fleet(
+    c: Context,
+    rows: Sequence[SiteRow],
+    window: Window,
+    range_cells: int = 7,
+    flag_cells: int = 3,
+) -> Page:
+    """A row per site: all on one time axis, and on one scale."""
+    here = rows[: c.room(3)]
+    t = fleet_table(c, rows, window, range_cells, flag_cells)
     drawn = with_charts(c, here, t.axes, window.b)
-    needed = [longest(column, drawn) for column in t.columns]
-    if needed[3] > range_cells or needed[6] > max(flag_cells, flag_cells + t.spare()):      # numbers are never cut
-        return fleet(c, rows, window, max(needed[3], range_cells), max(needed[6], flag_cells))
-    t.columns[6].cells = max(needed[6], 1)
+    reach = max(t.longest("max", drawn), range_cells)
+    flags = max(t.longest("late", drawn), 1)
+    room = flag_cells + max(t.spare(), 0)
+    if reach > range_cells or flags > room:  # numbers are never cut
+        return fleet(c, rows, window, reach, max(flags, flag_cells))
+    t.column("late").cells = flags
     scale = drawn[0].charts["co2"].scale
     warmth = drawn[0].charts["temp"].scale
     sites = any(row.name == row.stays[0].site for row in rows)
     title = [
-        (0, [count(len(rows), "site" if sites else "unit")]),
+        (0, count(len(rows), "site" if sites else "unit")),
         (0, c.zone.period(Window(t.axes["co2"].edges[0], window.b), c.g.to)),
-        (2, ["CO₂ %.0f%s%.0f ppm" % (scale.low, c.g.to, scale.high)]),
-        (3, [("T %.0f%s%.0f °C" % (warmth.low, c.g.until, warmth.high)).replace("-", "−")]),
+        (2, f"CO₂ {scale.low:.0f}{c.g.to}{scale.high:.0f} ppm"),
+        (3, f"T {warmth.low:.0f}{c.g.until}{warmth.high:.0f} °C".replace("-", "−")),
     ]
     notes = [
-        ("", "col = %s (CO₂)" % t.axes["co2"].step),
-        ("", "%s (T)" % t.axes["temp"].step),
+        ("", f"col = {t.axes['co2'].step} (CO₂)"),
+        ("", f"{t.axes['temp'].step} (T)"),
         ("", "blank = no data"),
         ("L", "late"),
         (c.g.up + c.g.down, "off scale"),
         (c.g.suspect, "suspect"),
     ]
-    return t.page(title, drawn, len(rows), notes, co2_scale=scale[:2], temp_scale=warmth[:2])
+    return t.page(title, drawn, len(rows), notes, co2_scale=scale, temp_scale=warmth)
 
 
-Fill = Callable[[SiteRow], Cell]
+def fleet_table(
+    c: Context,
+    rows: Sequence[SiteRow],
+    window: Window,
+    range_cells: int,
+    flag_cells: int,
+) -> Table:
+    """Its columns. Of very many rows the charts' columns are days, which are read from rollups."""
+    n = len(rows[: c.room(3)])
+    many = n > 250 and window.b - window.a > 3 * DAY
+    steps = FROM_DAYS if many else ALL_STEPS
+    warm_steps = FROM_DAYS if many else WITHOUT_HALF_DAYS
+    columns = [
+        name_column(c, "site", rows, lambda row: row.name),
+        Column("co2", "", 14, chart_of(CO2), steps=steps),
+        Column("ppm ppm_age", "ppm", 4, last_of(CO2), rank=1, right=True),
+        Column("min max", "range", range_cells, range_cell, rank=3, right=True, gap=2),
+        Column("temp", "", 7, chart_of(TEMP), rank=4, gap=2, steps=warm_steps),
+        Column("celsius celsius_age", c.g.degree, 5, last_of(TEMP), rank=2, right=True),
+        Column("late above below temp_above temp_below", "!", flag_cells, flags_cell),
+    ]
+    return Table(c, columns, window, n)
 
 
-def chart_of(c: Context, quantity: Quantity) -> Fill:
+Fill = Callable[[Table, SiteRow], Cell]
+
+
+def chart_of(quantity: Quantity) -> Fill:
     """A column with the chart of a quantity."""
-    def fill(row: SiteRow) -> Cell:
+
+    def fill(t: Table, row: SiteRow) -> Cell:
         chart = row.charts[quantity.name]
-        return Cell([chart.means], bars(c, chart.means, chart.scale, quantity.name, chart.marks))
+        return Cell(
+            [chart.means],
+            bars(t.c, chart.means, chart.scale, quantity.name, chart.marks),
+        )
+
     return fill
 
 
-def last_of(end: int, quantity: Quantity) -> Fill:
+def last_of(quantity: Quantity) -> Fill:
     """A column with the newest value, unless it is old, and its age."""
-    def fill(row: SiteRow) -> Cell:
+
+    def fill(t: Table, row: SiteRow) -> Cell:
         chart = row.charts[quantity.name]
-        return last_cell(quantity, chart.last, chart.stale, end)
+        return last_cell(quantity, chart.last, chart.stale, t.window.b)
+
     return fill
 
 
-def last_cell(quantity: Quantity, last: Optional[tuple[int, float]], stale: bool, end: int, none: str = "") -> Cell:
+def last_cell(
+    quantity: Quantity,
+    last: tuple[int, float] | None,
+    stale: bool,
+    end: int,
+    none: str = "",
+) -> Cell:
     """The newest value and its age in s. A stale one is not shown."""
     if last is None:
         return Cell([None, None], [Span(none)])
@@ -1209,20 +1536,20 @@ def last_cell(quantity: Quantity, last: Optional[tuple[int, float]], stale: bool
     return Cell([value, end - ts], [Span(none if stale else quantity.form % value)])
 
 
-def range_cell(c: Context, chart: Chart) -> Cell:
-    """Least and greatest value."""
-    low, high = chart.ends
-    text = "" if low is None else c.say(compact(low) + "–" + compact(high))
-    return Cell([low, high], [Span(text)])
+def range_cell(t: Table, row: SiteRow) -> Cell:
+    """Least and greatest value of CO2."""
+    low, high = ends = row.charts["co2"].ends
+    text = "" if low is None else compact(low) + "–" + compact(high)
+    return Cell(ends, [Span(t.c.say(text))])
 
 
-def flags(c: Context, row: SiteRow) -> Cell:
+def flags_cell(t: Table, row: SiteRow) -> Cell:
     """L where data is late; where values are off the scale, how many."""
-    text = "L" * row.late
+    text = "L" if row.late else ""
     values: list[int] = [row.late]
     for chart in row.charts.values():
         values += chart.above, chart.below
-        for glyph, n in ((c.g.up, chart.above), (c.g.down, chart.below)):
+        for glyph, n in ((t.c.g.up, chart.above), (t.c.g.down, chart.below)):
             if n:
                 text += chart.quantity.letter + glyph + (compact(n) if n > 1 else "")
     return Cell(values, [Span(text, "bad")])
@@ -1239,7 +1566,7 @@ def flags(c: Context, row: SiteRow) -> Cell:
 def panels(c: Context, rows: Sequence[SiteRow], window: Window) -> Page:
     """Every stay in detail, with one time axis and one scale for all."""
     height = 14 if c.rows is None else min(14, c.rows)
-    here = rows[:c.rows and max(1, (c.rows - 1) // height)]
+    here = rows[: c.rows and max(1, (c.rows - 1) // height)]
     axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
     here = with_charts(c, here, dict.fromkeys(NAMES, axis), window.b)
     hidden = len(rows) - len(here)
@@ -1248,55 +1575,75 @@ def panels(c: Context, rows: Sequence[SiteRow], window: Window) -> Page:
     records: list[list[Any]] = []
     for row, page in zip(here, pages):
         lines += page.lines
-        records += [[row.name, row.stays[0].nickname, *record] for record in page.records]
+        records += [
+            [row.name, row.stays[0].nickname, *record] for record in page.records
+        ]
     if hidden:
-        lines += c.wrapped(["+%d more (--all)" % hidden])
+        lines += c.wrapped([f"+{hidden} more (--all)"])
     facts = {name: pages[0].facts[name] for name in ("co2_scale", "temp_scale")}
-    return Page("co2", facts, ["site", "unit", *pages[0].fields], records, lines, rows=here, window=window)
+    return Page(
+        "co2",
+        facts,
+        ["site", "unit", *pages[0].fields],
+        records,
+        lines,
+        rows=here,
+        window=window,
+    )
 
 
 def site(c: Context, row: SiteRow, window: Window) -> Page:
     """One site or unit."""
     axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
-    row, = with_charts(c, [row], dict.fromkeys(NAMES, axis), window.b)
-    lines = min(c.rows or c.o.height, c.o.height - 1)       # a browser has more rows
+    (row,) = with_charts(c, [row], dict.fromkeys(NAMES, axis), window.b)
+    lines = min(c.rows or c.o.height, c.o.height - 1)  # a browser has more rows
     return detail(c, row, window, lines)
 
 
 def detail(c: Context, row: SiteRow, window: Window, lines: int) -> Page:
     """A row with its charts, in so many lines."""
     axis = row.charts["co2"].axis
-    end = window.b
-    row = row._replace(strands=strands_of(c, row, axis, end))
-    ribbons = [ribbon_text(c, strand, axis, end) for strand in row.strands]
+    row = row._replace(strands=strands_of(c, row, axis, window.b))
+    ribbons = [ribbon_text(c, strand, axis, window.b) for strand in row.strands]
     legend = detail_legend(c, row, ribbons)
-    room = max(lines - 2 - len(ribbons) - len(legend), 3)
     drawn = [detail_title(c, row, window)]
-    heights = panel_heights(room)
-    for name, chart in row.charts.items():
-        if heights[name]:
-            drawn += panel(c, row, chart, end, heights[name])
+    for name, height in panel_heights(lines - 2 - len(ribbons) - len(legend)).items():
+        if height:
+            drawn += panel(c, row, row.charts[name], window.b, height)
+    one = len(ribbons) == 1
     for strand, chars in zip(row.strands, ribbons):
-        one = len(ribbons) == 1
-        drawn.append([Span("%s%s%s" % ("stat" if one else "unit", c.plot.side, chars)),
-                      Span("" if one else " " + cut(c.name(strand.nickname), c.width - 6 - len(chars)), "dim")])
+        name = (
+            "" if one else " " + cut(c.name(strand.nickname), c.width - 6 - len(chars))
+        )
+        drawn.append(
+            [Span(("stat" if one else "unit") + c.plot.side + chars), Span(name, "dim")]
+        )
     drawn.append([Span("     " + c.say(axis.heading().replace("╷", c.plot.foot)))])
-    records = []
-    for j, edges in enumerate(axis.columns()):
-        record: list[Any] = list(map(c.zone.iso, edges))
-        for chart in row.charts.values():
-            record += bucket_values(chart.buckets[j])
-        records.append(record)
+    facts: dict[str, Any] = {"site": row.name}
+    facts["units"] = [strand.nickname for strand in row.strands]
+    facts["unit_ids"] = [strand.unit_id for strand in row.strands]
     fields = ["from", "to"]
-    facts: dict[str, Any] = {"site": row.name, "units": [strand.nickname for strand in row.strands],
-                             "unit_ids": [strand.unit_id for strand in row.strands]}
     for name, chart in row.charts.items():
-        fields += [name + "_" + what for what in ("n", "mean", "min", "max", "suspect")]
         facts[name + "_scale"] = chart.scale
-    return Page("co2", facts, fields, records, drawn + legend, rows=[row], window=Window(axis.edges[0], end))
+        fields += [f"{name}_{what}" for what in ("n", "mean", "min", "max", "suspect")]
+    records = [
+        [c.zone.iso(begin), c.zone.iso(until)] for begin, until in axis.columns()
+    ]
+    for chart in row.charts.values():
+        for record, bucket in zip(records, chart.buckets):
+            record += bucket_values(bucket)
+    return Page(
+        "co2",
+        facts,
+        fields,
+        records,
+        drawn + legend,
+        rows=[row],
+        window=Window(axis.edges[0], window.b),
+    )
 
 
-def bucket_values(bucket: Optional[importer.Bucket]) -> list[Any]:
+def bucket_values(bucket: Bucket | None) -> list[Any]:
     """For programs: usable values, their mean, least and greatest, suspect values."""
     if bucket is None:
         return [0, None, None, None, 0]
@@ -1305,10 +1652,13 @@ def bucket_values(bucket: Optional[importer.Bucket]) -> list[Any]:
 
 def panel_heights(room: int) -> dict[str, int]:
     """Lines for each quantity; where they are few, only the first has some."""
+    room = max(room, 3)
     heights = dict.fromkeys(NAMES, 0)
     if room > 5:
         for quantity in QUANTITIES:
-            heights[quantity.name] = room * quantity.height // sum(other.height for other in QUANTITIES)
+            heights[quantity.name] = (
+                room * quantity.height // sum(other.height for other in QUANTITIES)
+            )
     heights[NAMES[0]] += room - sum(heights.values())
     return heights
 
@@ -1316,15 +1666,27 @@ def panel_heights(room: int) -> dict[str, int]:
 def strands_of(c: Context, row: SiteRow, axis: Axis, end: int) -> list[Strand]:
     """The units of a row, the first three of them."""
     window = Window(axis.edges[0], end)
-    units: dict[str, list[importer.Deployment]] = {}
+    units: dict[str, list[Deployment]] = {}
     for stay in row.stays:
         units.setdefault(stay.unit_id, []).append(stay)
-    spans = [cut_spans(spans_of(stays), window) for stays in units.values()] if len(units) > 1 else [row.within(window)]
+    spans = (
+        [cut_spans(spans_of(stays), window) for stays in units.values()]
+        if len(units) > 1
+        else [row.within(window)]
+    )
     found = importer.buckets(c.db, NAMES, spans[:3], axis.edges)
     strands = []
     for i, (unit, stays) in enumerate(list(units.items())[:3]):
         buckets = {name: found[name][i] for name in NAMES}
-        strands.append(Strand(unit, stays[0].nickname, stays, buckets, importer.cadence(c.db, unit, end)))
+        strands.append(
+            Strand(
+                unit,
+                stays[0].nickname,
+                stays,
+                buckets,
+                importer.cadence(c.db, unit, end),
+            )
+        )
     return strands
 
 
@@ -1332,7 +1694,11 @@ def ribbon_text(c: Context, strand: Strand, axis: Axis, end: int) -> str:
     """What a unit was doing, where there are readings of it."""
     chars = ""
     for bucket, (begin, until) in zip(strand.buckets["co2"], axis.columns()):
-        here = [stay for stay in strand.stays if stay.since < until and stay.until > begin and stay.site]
+        here = [
+            stay
+            for stay in strand.stays
+            if stay.since < until and stay.until > begin and stay.site
+        ]
         if bucket is None:
             chars += " "
         elif bucket.rows * strand.rhythm < (min(until, end) - begin) / 2:
@@ -1375,16 +1741,23 @@ def detail_title(c: Context, row: SiteRow, window: Window) -> Line:
     counted = [count(here, "reading")]
     if due >= 1:
         share = percent(here, due)
-        counted = ["{:,}/{:,.0f} = {}".format(here, due, share).replace(",", " "), share]
+        counted = [f"{here:,}/{due:,.0f} = {share}".replace(",", " "), share]
     names = [strand.nickname for strand in row.strands if strand.nickname != row.name]
     ids = [strand.unit_id for strand in row.strands]
-    return c.title([
-        (0, [cut(c.name(row.name), c.width // 2)]),
-        (2, [c.name(", ".join(names))]),
-        (4, [c.name(", ".join(ids))]),
-        (0, c.zone.period(Window(row.charts["co2"].axis.edges[0], window.b), c.g.to)),
-        (3, counted),
-    ])
+    return c.title(
+        [
+            (0, cut(c.name(row.name), c.width // 2)),
+            (2, c.name(", ".join(names))),
+            (4, c.name(", ".join(ids))),
+            (
+                0,
+                c.zone.period(
+                    Window(row.charts["co2"].axis.edges[0], window.b), c.g.to
+                ),
+            ),
+            (3, counted),
+        ]
+    )
 
 
 def panel(c: Context, row: SiteRow, chart: Chart, end: int, lines: int) -> list[Line]:
@@ -1396,29 +1769,52 @@ def panel(c: Context, row: SiteRow, chart: Chart, end: int, lines: int) -> list[
     p5, median, p95 = [shown(quantity.form, number) for number in numbers]
     beyond = c.say(off_scale(g, chart))
     aside = width(beyond) < c.width - 5 - chart.axis.cells
-    last = ""
-    tail = ""
-    if chart.last:
-        text = quantity.form_last % chart.last[1]
-        last = "last %s, %s ago" % (text, ago(end - chart.last[0])) if chart.stale else ""
-        tail = "" if chart.stale else " %s %s" % (g.last, text)
-    drawn = [c.title([
-        (0, [quantity.label]),
-        (0, ["" if aside else beyond]),
-        (1, [last]),
-        (2, [median and "median " + median]),
-        (3, [median and "p5 %s  p95 %s" % (p5, p95)]),
-    ], "")]
+    last, tail = newest_value(g, chart, end)
+    drawn = [
+        c.title(
+            [
+                (0, quantity.label),
+                (0, "" if aside else beyond),
+                (1, last),
+                (2, median and "median " + median),
+                (3, median and f"p5 {p5}  p95 {p95}"),
+            ],
+            "",
+        )
+    ]
     if any(chart.marks):
         marks = [(g.of(mark), "bad") for mark in chart.marks]
-        drawn.append([Span("    " + g.side), *styled(marks), Span(" " + beyond if aside else "", "bad")])
+        drawn.append(
+            [
+                Span("    " + g.side),
+                *styled(marks),
+                Span(" " + beyond if aside else "", "bad"),
+            ]
+        )
     scale, labels = make_rows(chart.scale, max(lines - len(drawn), 1))
     at = scale.level(chart.last[1], len(labels)) if chart.last else -1
     rows = []
-    for level, (label, line) in enumerate(zip(labels, plot(g, chart, scale, len(labels)))):
-        side = "%4s%s" % (label, g.label if label else g.side)
-        rows.append([Span(side), *line, Span(tail if level == at else "", quantity.name)])
+    for level, (label, line) in enumerate(
+        zip(labels, plot(g, chart, scale, len(labels)))
+    ):
+        side = f"{label:>4}{g.label if label else g.side}"
+        rows.append(
+            [Span(side), *line, Span(tail if level == at else "", quantity.name)]
+        )
     return drawn + rows[::-1]
+
+
+def newest_value(g: Glyphs, chart: Chart, end: int) -> tuple[str, str]:
+    """What is said of the newest value in the heading, and beside the plot: there only as long as it is new."""
+    if chart.last is None:
+        return "", ""
+    ts, value = chart.last
+    text = chart.quantity.form_last % value
+    return (
+        (f"last {text}, {ago(end - ts)} ago", "")
+        if chart.stale
+        else ("", f" {g.last} {text}")
+    )
 
 
 def off_scale(g: Glyphs, chart: Chart) -> str:
@@ -1426,42 +1822,57 @@ def off_scale(g: Glyphs, chart: Chart) -> str:
     low, high = chart.ends
     said = []
     if chart.above and high is not None:
-        said.append("%s%.0f ×%d" % (g.up, high, chart.above))
+        said.append(f"{g.up}{high:.0f} ×{chart.above}")
     if chart.below and low is not None:
-        said.append("%s%.0f ×%d" % (g.down, low, chart.below))
+        said.append(f"{g.down}{low:.0f} ×{chart.below}")
     return "  ".join(said)
 
 
-DOTS = (0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08)               # braille: dots from below, left, right
+DOTS = (
+    (0x40, 0x04, 0x02, 0x01),
+    (0x80, 0x20, 0x10, 0x08),
+)  # braille: dots from below, left, right
 
 
 class Places(NamedTuple):
     """What a column of a plot takes, counted in places from below."""
-    left: range                         # the line of the means in the left half of the column
+
+    left: range  # the line of the means in the left half of the column
     right: range
-    reach: range                        # from the least to the greatest value
+    reach: range  # from the least to the greatest value
 
 
 def plot(g: Glyphs, chart: Chart, scale: Scale, rows: int) -> list[Line]:
     """The rows of a plot, from below."""
     levels = rows * g.sub
-    means = [None if mean is None else scale.level(mean, levels) for mean in chart.means]
+    means = [
+        None if mean is None else scale.level(mean, levels) for mean in chart.means
+    ]
     columns = []
     for bucket, left, right in zip(chart.buckets, *trace(means, g.sub == 4)):
         reach = range(0)
         if bucket and bucket.low is not None and bucket.high is not None:
-            reach = range(scale.level(bucket.low, levels), scale.level(bucket.high, levels) + 1)
+            reach = range(
+                scale.level(bucket.low, levels), scale.level(bucket.high, levels) + 1
+            )
         columns.append(Places(left, right, reach))
     zero = scale.level(0, rows) if scale.low < 0 < scale.high else -1
     lines = []
     for row in range(rows):
         at = range(row * g.sub, row * g.sub + g.sub)
         blank = g.zero if row == zero else " "
-        lines.append(styled(plot_char(g, column, at, chart.quantity.name, blank) for column in columns))
+        lines.append(
+            styled(
+                plot_char(g, column, at, chart.quantity.name, blank)
+                for column in columns
+            )
+        )
     return lines
 
 
-def trace(means: Sequence[Optional[int]], connect: bool) -> tuple[list[range], list[range]]:
+def trace(
+    means: Sequence[int | None], connect: bool
+) -> tuple[list[range], list[range]]:
     """The places that the line of the means takes in the left and in the right half of each column."""
     left = [range(0) if at is None else range(at, at + 1) for at in means]
     right = list(left)
@@ -1479,7 +1890,9 @@ def trace(means: Sequence[Optional[int]], connect: bool) -> tuple[list[range], l
     return left, right
 
 
-def plot_char(g: Glyphs, column: Places, at: range, style: str, blank: str) -> tuple[str, str]:
+def plot_char(
+    g: Glyphs, column: Places, at: range, style: str, blank: str
+) -> tuple[str, str]:
     """The character of a column in the row of a plot that has these places, and its style."""
     line = [place in column.left or place in column.right for place in at]
     inside = [place in column.reach for place in at]
@@ -1512,13 +1925,16 @@ def braille(column: Places, at: range, inside: Sequence[bool]) -> str:
 
 class PingRow(NamedTuple):
     """A site with its stays, of which no two are at once: where they are, the site has several rows."""
-    stays: list[importer.Deployment]    # in order of time
-    columns: Sequence[Optional[importer.Pings]] = ()
-    late: Optional[int] = None          # s since the last ping, when the unit that is there is late
-    state: Any = None                   # importer.UnitState of the last unit
+
+    stays: list[Deployment]  # in order of time
+    columns: Sequence[Pings | None] = ()
+    late: int | None = (
+        None  # s since the last ping, when the unit that is there is late
+    )
+    state: Any = None  # importer.UnitState of the last unit
 
     @property
-    def stay(self) -> importer.Deployment:
+    def stay(self) -> Deployment:
         """The last of them."""
         return self.stays[-1]
 
@@ -1526,14 +1942,14 @@ class PingRow(NamedTuple):
         """The stays, cut to a range."""
         return cut_spans(spans_of(self.stays), window)
 
-    def sited(self) -> list[importer.Deployment]:
+    def sited(self) -> list[Deployment]:
         """Without those of units that never had a site."""
         return [stay for stay in self.stays if stay.site]
 
 
-def lanes(stays: Iterable[importer.Deployment]) -> list[list[importer.Deployment]]:
+def lanes(stays: Iterable[Deployment]) -> list[list[Deployment]]:
     """The stays of each site, in as many rows as there are units at once."""
-    sites: dict[str, list[list[importer.Deployment]]] = {}
+    sites: dict[str, list[list[Deployment]]] = {}
     for stay in sorted(stays, key=lambda stay: stay.since):
         rows = sites.setdefault(stay.site or stay.unit_id, [])
         for row in rows:
@@ -1553,13 +1969,18 @@ def view_pings(c: Context) -> Page:
     name, unit, hardware = who(c, found, 2)
     name.cells = min(name.cells, max(10, c.width // 8))
     unit.gap = 0
-    t = Table(c, [
-        name,
-        Column("pings", "", 14, lambda row: ping_chart(c, row, axis, window.b), gap=0, steps=FROM_DAYS, margin=1),
-        unit,
-        hardware,
-        Column("late_seconds", "late", 4, late_cell, rank=1, right=True),
-    ], window, len(found[:c.room(3)]))
+    t = Table(
+        c,
+        [
+            name,
+            Column("pings", "", 14, ping_cell, gap=0, steps=FROM_DAYS, margin=1),
+            unit,
+            hardware,
+            Column("late_seconds", "late", 4, late_cell, rank=1, right=True),
+        ],
+        window,
+        len(found[: c.room(3)]),
+    )
     axis = t.axes["pings"]
     window = window._replace(a=axis.edges[0])
     found = [row for row in found if row.within(window)]
@@ -1567,16 +1988,20 @@ def view_pings(c: Context) -> Page:
         return nothing("pings", "No unit was there in this time.")
     units = {unit for row in found for unit, _, _ in row.within(window)}
     title = [
-        (0, ["pings"]),
-        (2, [count(len(units), "unit")]),
+        (0, "pings"),
+        (2, count(len(units), "unit")),
         (0, c.zone.period(window, c.g.to)),
-        (3, ["1 col = " + axis.step]),
-        (4, ["sort: tier, site"]),
+        (3, "1 col = " + axis.step),
+        (4, "sort: tier, site"),
     ]
     levels = PING_LEVELS.get(axis.step, PING_LEVELS[""])
     notes = [("", levels[0]), *zip(c.g.days, levels[1:])]
-    notes += (c.g.silent, "deployed, silent"), (c.g.open, "deployment"), (c.g.close, "its end")
-    rows = [with_pings(c, row, axis, window) for row in found[:c.room(3)]]
+    notes += (
+        (c.g.silent, "deployed, silent"),
+        (c.g.open, "deployment"),
+        (c.g.close, "its end"),
+    )
+    rows = [with_pings(c, row, axis, window) for row in found[: c.room(3)]]
     return t.page(title, rows, len(found), notes)
 
 
@@ -1590,52 +2015,57 @@ PING_LEVELS = {
 
 def with_pings(c: Context, row: PingRow, axis: Axis, window: Window) -> PingRow:
     """The row with its pings by column, and with the silence of the unit that is there."""
-    columns: list[Optional[importer.Pings]] = [None] * axis.cells
+    columns: list[Pings | None] = [None] * axis.cells
     for (_, j), pings in importer.pings(c.db, row.within(window), axis.edges).items():
-        columns[j] = importer.Pings._make(map(sum, zip(pings, columns[j] or (0, 0, 0, 0))))
+        columns[j] = Pings._make(map(sum, zip(pings, columns[j] or (0, 0, 0, 0))))
     late = None
-    state, = importer.fleet_state(c.db, window.b, [row.stay])
+    (state,) = importer.fleet_state(c.db, window.b, [row.stay])
     here = row.stay.since <= window.b < row.stay.until
     if here and state.alarms and state.pings_late > 1 and state.last_ping is not None:
         late = window.b - state.last_ping
     return PingRow(row.stays, columns, late, state)
 
 
-def ping_chart(c: Context, row: PingRow, axis: Axis, end: int) -> Cell:
+def ping_cell(t: Table, row: PingRow) -> Cell:
     """Pings by column, silence while deployed, and in the cells outside the bounds of stays."""
-    line = [(" ", "")]
-    for pings, (begin, until) in zip(row.columns, axis.columns()):
+    g = t.c.g
+    axis = t.axes["pings"]
+    end = t.window.b
+    line = [(" ", "")] * (axis.cells + 2)
+    for j, (begin, until) in enumerate(axis.columns()):
+        pings = row.columns[j]
         column = Window(begin, min(until, end))
-        deployed = days_of(cut_spans(spans_of(filter(is_deployed, row.sited())), column))
         if pings:
-            share = pings.days / max(days_of(row.within(column)), pings.days)
-            line.append((c.g.days[bisect_right((0.3, 0.6, 0.95), share)], ""))
-        elif deployed > min(0.9, (until - begin) / DAY):
-            line.append((c.g.silent, "bad"))
-        else:
-            line.append((" ", ""))
-    line.append((" ", ""))
+            share = pings.days / max(days_of(row.stays, column), pings.days)
+            line[j + 1] = g.days[bisect_right((0.3, 0.6, 0.95), share)], ""
+        elif days_of(filter(is_deployed, row.sited()), column) > min(
+            0.9, (until - begin) / DAY
+        ):
+            line[j + 1] = g.silent, "bad"
     for stay in row.sited():
         if axis.edges[0] <= stay.since < end:
             at = axis.column_of(stay.since)
-            line[at if line[at][0] == " " else at + 1] = (c.g.open, "dim")
+            line[at if line[at][0] == " " else at + 1] = g.open, "dim"
         if axis.edges[0] < stay.until <= end:
             at = axis.column_of(stay.until - 1) + 2
             if line[at][0] == " ":
-                line[at] = (c.g.close, "dim")
+                line[at] = g.close, "dim"
     return Cell([[pings.n if pings else 0 for pings in row.columns]], styled(line))
 
 
-def days_of(spans: Iterable[importer.Span]) -> float:
-    """Days in spans."""
-    return sum(until - since for _, since, until in spans) / DAY
+def days_of(stays: Iterable[Deployment], window: Window) -> float:
+    """Days of stays in a range."""
+    return (
+        sum(until - since for _, since, until in cut_spans(spans_of(stays), window))
+        / DAY
+    )
 
 
-def late_cell(row: PingRow) -> Cell:
+def late_cell(t: Table, row: PingRow) -> Cell:
     """Since when the unit that is there is silent, if it is late."""
     if row.late is None:
         return cell("", None)
-    text = "%dh" % (row.late // 3600) if row.late < 2 * DAY else "%dd" % (row.late // DAY)
+    text = f"{row.late // 3600}h" if row.late < 2 * DAY else f"{row.late // DAY}d"
     return cell(text, row.late, "bad")
 
 
@@ -1644,6 +2074,7 @@ def late_cell(row: PingRow) -> Cell:
 
 class Verdict(NamedTuple):
     """How a verdict of the importer is written."""
+
     short: str
     style: str
     long: str
@@ -1660,14 +2091,14 @@ VERDICTS = {
     "ok": Verdict(" ok", "good", "ok"),
     "off": Verdict(" --", "dim", "not deployed"),
 }
-WRONG = [name for name, verdict in VERDICTS.items() if name not in ("ok", "off")]
-SIGNAL = Scale(-115, -70)               # dBm, of small charts
+SIGNAL = Scale(-115, -70)  # dBm, of small charts
 
 
 class StatusRow(NamedTuple):
     """A unit with the pings of its last days."""
-    stay: importer.UnitState
-    days: list[Optional[importer.Pings]]
+
+    stay: UnitState
+    days: list[Pings | None]
 
 
 def view_status(c: Context) -> Page:
@@ -1675,29 +2106,14 @@ def view_status(c: Context) -> Page:
     states = importer.fleet_state(c.db, c.now, c.stays)
     window = Window(c.now - 13 * DAY, c.now + 1)
     axis = make_axis(c.zone, window, 14, FROM_DAYS)
-    here = states[:c.room(3)]
-    found = importer.pings(c.db, [(state.unit_id, axis.edges[0], window.b) for state in here], axis.edges)
-    rows = [StatusRow(state, [found.get((i, j)) for j in range(axis.cells)]) for i, state in enumerate(here)]
-    t = Table(c, [
-        Column("state", "", 4, state_cell),
-        *who(c, [StatusRow(state, []) for state in states]),
-        Column("ping_age data_age", "last", 8, lambda row: age_cell(c, row.stay), rank=1, right=True),
-        Column("pings", "pings 14 d", 14, lambda row: days_cell(c, row), rank=2),
-        Column("ppm ppm_age", "ppm", 4, lambda row: newest_cell(c, row.stay, CO2), rank=4, right=True),
-        Column("celsius celsius_age", c.g.degree, 5, lambda row: newest_cell(c, row.stay, TEMP), rank=6, right=True),
-        Column("dbm", "dBm", 4, lambda row: number_cell(row.stay.dbm, c.g.none), rank=5, right=True),
-        Column("rssi", "rssi 14d", 8, lambda row: rssi_cell(c, row.days, 2), rank=7),
-    ], Window(axis.edges[0], c.now))
+    here = states[: c.room(3)]
+    found = importer.pings(
+        c.db, [(state.unit_id, axis.edges[0], window.b) for state in here], axis.edges
+    )
+    rows = [StatusRow(state, pings_of(found, i, axis)) for i, state in enumerate(here)]
+    t = Table(c, status_columns(c, states), Window(axis.edges[0], c.now))
     t.axes = {"pings": axis, "rssi": axis}
     counts = Counter(state.verdict for state in states)
-    each = [(counts[name], VERDICTS[name].long) for name in VERDICTS if counts[name]]
-    said = "  ".join("%d %s" % pair for pair in each)
-    wrong = "  ".join("%d %s" % (counts[name], VERDICTS[name].long) for name in WRONG if counts[name])
-    title = [
-        (3, ["fleet"]),
-        (0, [c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name]),
-        (1, ["%s: %s" % (count(len(states), "unit"), said), said, *filter(None, [wrong])]),
-    ]
     notes = [
         ("", "pings:"),
         (c.g.pings[1], "one that day"),
@@ -1705,49 +2121,104 @@ def view_status(c: Context) -> Page:
         (c.g.pings[0], "none"),
         ("", "rssi −115…−70 dBm"),
     ]
-    return t.page(title, rows, len(states), notes, **{name: counts[name] for name in VERDICTS})
+    return t.page(
+        status_title(c, counts),
+        rows,
+        len(states),
+        notes,
+        **{name: counts[name] for name in VERDICTS},
+    )
 
 
-def state_cell(row: StatusRow) -> Cell:
+def status_columns(c: Context, states: Iterable[UnitState]) -> list[Column]:
+    """The columns of the page."""
+    return [
+        Column("state", "", 4, state_cell),
+        *who(c, [StatusRow(state, []) for state in states]),
+        Column("ping_age data_age", "last", 8, age_cell, rank=1, right=True),
+        Column("pings", "pings 14 d", 14, days_cell, rank=2),
+        Column("ppm ppm_age", "ppm", 4, newest_of(CO2), rank=4, right=True),
+        Column(
+            "celsius celsius_age", c.g.degree, 5, newest_of(TEMP), rank=6, right=True
+        ),
+        number_column("dBm", 4, lambda row: row.stay.dbm, 5, c.g.none),
+        Column("rssi", "rssi 14d", 8, lambda t, row: rssi_cell(c, row.days, 2), rank=7),
+    ]
+
+
+def status_title(c: Context, counts: Counter[str]) -> list[Part]:
+    """When, and how many units have which verdict; where there is no room, only what is wrong."""
+    each = [
+        (name, f"{counts[name]} {VERDICTS[name].long}")
+        for name in VERDICTS
+        if counts[name]
+    ]
+    said = "  ".join(text for _, text in each)
+    wrong = "  ".join(text for name, text in each if name not in ("ok", "off"))
+    units = count(sum(counts.values()), "unit")
+    return [
+        (3, "fleet"),
+        (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
+        (1, [f"{units}: {said}", said, *filter(None, [wrong])]),
+    ]
+
+
+def pings_of(
+    found: Mapping[tuple[int, int], Pings], i: int, axis: Axis
+) -> list[Pings | None]:
+    """The pings of one row by column."""
+    return [found.get((i, j)) for j in range(axis.cells)]
+
+
+def state_cell(t: Table, row: StatusRow) -> Cell:
     """The verdict."""
     verdict = VERDICTS[row.stay.verdict]
     return cell(verdict.short, row.stay.verdict, verdict.style)
 
 
-def age_cell(c: Context, state: importer.UnitState) -> Cell:
+def age_cell(t: Table, row: StatusRow) -> Cell:
     """How long ago the last ping and the last reading were; shown is the one that the verdict is about."""
-    ages = [None if ts is None else c.now - ts for ts in (state.last_ping, state.last_data)]
+    state = row.stay
+    ages = [
+        None if ts is None else t.c.now - ts
+        for ts in (state.last_ping, state.last_data)
+    ]
     age = ages[1] if state.verdict == "stuck" or ages[0] is None else ages[0]
     style = VERDICTS[state.verdict].style
-    return Cell(ages, [Span("never" if age is None else ago(age), style if style == "bad" else "")])
+    return Cell(
+        ages,
+        [Span("never" if age is None else ago(age), style if style == "bad" else "")],
+    )
 
 
-def days_cell(c: Context, row: StatusRow) -> Cell:
+def days_cell(t: Table, row: StatusRow) -> Cell:
     """Whether it called on each day."""
     numbers = [pings.n if pings else 0 for pings in row.days]
-    return Cell([numbers], [Span("".join(c.g.pings[min(n, 2)] for n in numbers))])
+    return Cell([numbers], [Span("".join(t.c.g.pings[min(n, 2)] for n in numbers))])
 
 
-def newest_cell(c: Context, state: importer.UnitState, quantity: Quantity) -> Cell:
-    """The newest value of a unit, unless it is old."""
-    last = importer.last_value(c.db, quantity.name, [(state.unit_id, 0, c.now + 1)])
-    stale = last is None or c.now - last[0] > 2 * state.ping_rhythm
-    return last_cell(quantity, last, stale, c.now, c.g.none)
+def newest_of(quantity: Quantity) -> Callable[[Table, StatusRow], Cell]:
+    """A column with the newest value of a unit, unless it is old."""
+
+    def fill(t: Table, row: StatusRow) -> Cell:
+        c = t.c
+        last = importer.last_value(
+            c.db, quantity.name, [(row.stay.unit_id, 0, c.now + 1)]
+        )
+        stale = last is None or c.now - last[0] > 2 * row.stay.ping_rhythm
+        return last_cell(quantity, last, stale, c.now, c.g.none)
+
+    return fill
 
 
-def rssi_cell(c: Context, columns: Sequence[Optional[importer.Pings]], per_bar: int = 1) -> Cell:
+def rssi_cell(c: Context, columns: Sequence[Pings | None], per_bar: int = 1) -> Cell:
     """The mean strength of the signal by column, and drawn of so many columns together."""
     signal = [pings.dbm if pings else None for pings in columns]
     means = []
     for at in range(0, len(signal), per_bar):
-        heard = [dbm for dbm in signal[at:at + per_bar] if dbm is not None]
+        heard = [dbm for dbm in signal[at : at + per_bar] if dbm is not None]
         means.append(sum(heard) / len(heard) if heard else None)
     return Cell([signal], bars(c, means, SIGNAL))
-
-
-def number_cell(value: Optional[int], none: str = "") -> Cell:
-    """A whole number."""
-    return cell(shown("%d", value, none), value)
 
 
 # -- signal -----------------------------------------------------------------------------------------------------------
@@ -1755,82 +2226,109 @@ def number_cell(value: Optional[int], none: str = "") -> Cell:
 
 class SignalRow(NamedTuple):
     """A unit with the strengths of its pings."""
-    stay: importer.Deployment
-    levels: list[tuple[int, int, int]]          # dBm from the weakest, how many, when the last was
-    days: Sequence[Optional[importer.Pings]] = ()
+
+    stay: Deployment
+    levels: list[
+        tuple[int, int, int]
+    ]  # dBm from the weakest, how many, when the last was
+    days: Sequence[Pings | None] = ()
 
     def quarters(self) -> list[int]:
         """Least, quartiles and greatest."""
         values = [dbm for dbm, n, _ in self.levels for _ in range(n)]
-        return [values[min(len(values) * quarter // 4, len(values) - 1)] for quarter in range(5)]
+        return [
+            values[min(len(values) * quarter // 4, len(values) - 1)]
+            for quarter in range(5)
+        ]
 
     def last(self) -> int:
         """The newest."""
         return max(self.levels, key=lambda level: level[2])[0]
 
 
-class Ruler(NamedTuple):
-    """The columns of a chart of dBm."""
-    low: int
-    step: int                           # dB
-    cells: int
-
-
 def view_signal(c: Context) -> Page:
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
     stays = importer.whereabouts(c.stays, c.now)
-    window = c.window([(unit, 0, importer.FOREVER) for unit in stays])
-    found = [SignalRow(stay, importer.signals(c.db, unit, window.a, window.b + 1)) for unit, stay in stays.items()]
-    rows = sorted((row for row in found if row.levels), key=lambda row: row.quarters()[2])
+    window = c.window([(unit, 0, FOREVER) for unit in stays])
+    found = [
+        SignalRow(stay, importer.signals(c.db, unit, window.a, window.b + 1))
+        for unit, stay in stays.items()
+    ]
+    rows = sorted(
+        (row for row in found if row.levels), key=lambda row: row.quarters()[2]
+    )
     if not rows:
         return nothing("signal", "No pings with a signal strength in this time.")
-    shared = len({row.stay.site for row in rows}) < len(rows)       # then the site alone does not tell
-    t = Table(c, [
-        *who(c, rows, 1 if shared else 4),
-        Column("min p25 median p75 max", "", 46 if c.width > 75 else 15, lambda row: box_cell(c, row, ruler)),
-        Column("last", "last", 4, lambda row: number_cell(row.last()), rank=1, right=True),
-        Column("n", "n", 4, lambda row: number_cell(sum(n for _, n, _ in row.levels)), rank=2, right=True),
-        Column("trend", "trend", 10, lambda row: rssi_cell(c, row.days), rank=3),
-    ], window)
-    low = min([-113, *(row.levels[0][0] for row in rows)])
-    high = max([-68, *(row.levels[-1][0] for row in rows)])
-    box = next(column for column in t.columns if "median" in column.fields)
-    step = ceil((high - low + 1) / (box.cells + t.spare()))
-    ruler = Ruler(low, step, (high - low) // step + 1)
-    ticks = [Tick((dbm - low) // step, str(dbm)) for dbm in range(ceil(low / 10) * 10, high, 10)]
-    box.head = c.say(heading(spaced(ticks, ruler.cells), ruler.cells))
-    box.cells = ruler.cells
-    here = rows[:c.room(3)]
-    days = t.axes["trend"] = make_axis(c.zone, window._replace(exact=False), 10, FROM_DAYS)
-    pings = importer.pings(c.db, [(row.stay.unit_id, days.edges[0], window.b + 1) for row in here], days.edges)
-    here = [row._replace(days=[pings.get((i, j)) for j in range(days.cells)]) for i, row in enumerate(here)]
+    t = Table(c, signal_columns(c, rows), window)
+    t.ruler = lay_ruler(t, rows)
+    here = rows[: c.room(3)]
+    days = t.axes["trend"] = make_axis(
+        c.zone, window._replace(exact=False), 10, FROM_DAYS
+    )
+    pings = importer.pings(
+        c.db,
+        [(row.stay.unit_id, days.edges[0], window.b + 1) for row in here],
+        days.edges,
+    )
+    here = [row._replace(days=pings_of(pings, i, days)) for i, row in enumerate(here)]
     title = [
-        (0, ["signal dBm"]),
+        (0, "signal dBm"),
         (0, c.zone.period(window, c.g.to)),
-        (2, [count(len(rows), "unit") + ", weakest first"]),
-        (3, ["1 col = %d dB" % step]),
+        (2, count(len(rows), "unit") + ", weakest first"),
+        (3, f"1 col = {t.ruler.step} dB"),
     ]
     notes = [
         (c.g.whisker, "min–max"),
         (c.g.box, "p25–p75"),
         (c.g.median, "median"),
         (c.g.dot, "last"),
-        (c.g.limit, "limits: <%d unusable, <%d weak" % (importer.UNUSABLE, importer.WEAK)),
+        (c.g.limit, f"limits: <{importer.UNUSABLE} unusable, <{importer.WEAK} weak"),
     ]
     return t.page(title, here, len(rows), notes)
 
 
-def box_cell(c: Context, row: SignalRow, ruler: Ruler) -> Cell:
+def signal_columns(c: Context, rows: Sequence[SignalRow]) -> list[Column]:
+    """The columns of the page; units that share a site are told apart."""
+    shared = len({row.stay.site for row in rows}) < len(rows)
+    return [
+        *who(c, rows, 1 if shared else 4),
+        Column("min p25 median p75 max", "", 46 if c.width > 75 else 15, box_cell),
+        number_column("last", 4, SignalRow.last, 1),
+        number_column("n", 4, lambda row: sum(n for _, n, _ in row.levels), 2),
+        Column("trend", "trend", 10, lambda t, row: rssi_cell(c, row.days), rank=3),
+    ]
+
+
+def lay_ruler(t: Table, rows: Sequence[SignalRow]) -> Ruler:
+    """The ruler that has room for the signals of all rows; its ticks become a heading."""
+    box = t.column("median")
+    low = min([-113, *(row.levels[0][0] for row in rows)])
+    high = max([-68, *(row.levels[-1][0] for row in rows)])
+    step = ceil((high - low + 1) / (box.cells + t.spare()))
+    box.cells = (high - low) // step + 1
+    ticks = [
+        Tick((dbm - low) // step, str(dbm))
+        for dbm in range(ceil(low / 10) * 10, high, 10)
+    ]
+    box.head = t.c.say(heading(spaced(ticks, box.cells), box.cells))
+    return Ruler(low, step, box.cells)
+
+
+def box_cell(t: Table, row: SignalRow) -> Cell:
     """Range, quartiles, median and newest value on the ruler, with the limits behind them."""
-    def place(dbm: int) -> int:
-        return (dbm - ruler.low) // ruler.step
-    line = [" "] * ruler.cells
+    g = t.c.g
+    line = [" "] * t.ruler.cells
     for limit in (importer.WEAK, importer.UNUSABLE):
-        line[place(limit)] = c.g.limit
+        line[t.ruler.place(limit)] = g.limit
     least, lower, median, upper, greatest = points = row.quarters()
-    for char, begin, end in ((c.g.whisker, least, greatest), (c.g.box, lower, upper), (c.g.median, median, median),
-                             (c.g.dot, row.last(), row.last())):
-        for at in range(place(begin), place(end) + 1):
+    last = row.last()
+    for char, begin, end in (
+        (g.whisker, least, greatest),
+        (g.box, lower, upper),
+        (g.median, median, median),
+        (g.dot, last, last),
+    ):
+        for at in range(t.ruler.place(begin), t.ruler.place(end) + 1):
             line[at] = char
     return Cell(points, [Span("".join(line))])
 
@@ -1842,9 +2340,10 @@ KINDS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
 
 class ErrorRow(NamedTuple):
     """A unit with the entries of its error logs."""
-    stay: importer.Deployment
-    columns: list[int]                  # WARN and EXC in each column
-    kinds: Counter[str]                 # all entries by type
+
+    stay: Deployment
+    columns: list[int]  # WARN and EXC in each column
+    kinds: Counter[str]  # all entries by type
 
     def weight(self) -> tuple[int, int]:
         """What rows are sorted by: first those that are not INFO."""
@@ -1854,31 +2353,40 @@ class ErrorRow(NamedTuple):
 def view_errors(c: Context) -> Page:
     """Entries of the units' error logs by type, what is more than INFO by column; below, the newest."""
     stays = importer.whereabouts(c.stays, c.now)
-    window = c.window([(unit, 0, importer.FOREVER) for unit in stays])
-    t = Table(c, [
-        *who(c, [ErrorRow(stay, [], Counter()) for stay in stays.values()], 4),
-        Column("serious", "", 14, lambda row: digits_cell(row.columns), steps=FROM_DAYS),
-        *(kind_column(kind) for kind in KINDS),
-        Column("all", "all", 4, lambda row: number_cell(sum(row.kinds.values())), rank=1, right=True),
-    ], window)
+    window = c.window([(unit, 0, FOREVER) for unit in stays])
+    t = Table(
+        c,
+        [
+            *who(c, [ErrorRow(stay, [], Counter()) for stay in stays.values()], 4),
+            Column("serious", "", 14, digits_cell, steps=FROM_DAYS),
+            *map(kind_column, KINDS),
+            number_column("all", 4, lambda row: sum(row.kinds.values()), 1),
+        ],
+        window,
+    )
     axis = t.axes["serious"]
     window = Window(axis.edges[0], window.b)
     t.window = window
     rows = [error_row(c, stay, axis, window.b) for stay in stays.values()]
-    rows = sorted((row for row in rows if row.kinds), key=lambda row: row.weight(), reverse=True)
+    rows = sorted(
+        (row for row in rows if row.kinds), key=lambda row: row.weight(), reverse=True
+    )
     if not rows:
         return nothing("errors", "No errors in this time.")
     title = [
-        (0, ["errors"]),
+        (0, "errors"),
         (0, c.zone.period(window, c.g.to)),
-        (2, [count(len(rows), "unit")]),
-        (2, ["%d entries" % sum(row.weight()[1] for row in rows)]),
-        (3, ["1 col = " + axis.step]),
+        (2, count(len(rows), "unit")),
+        (2, f"{sum((row.weight()[1] for row in rows))} entries"),
+        (3, "1 col = " + axis.step),
     ]
-    here = rows[:c.rows and max(1, (c.rows - 4) * 3 // 5)]
+    here = rows[: c.rows and max(1, (c.rows - 4) * 3 // 5)]
     room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
     newest = importer.newest_errors(c.db, list(stays), window.a, window.b + 1, room)
-    facts = [dict(zip(("at", "unit", "level", "type", "message"), (c.zone.iso(ts), *entry))) for ts, *entry in newest]
+    facts = [
+        dict(zip(("at", "unit", "level", "type", "message"), (c.zone.iso(ts), *entry)))
+        for ts, *entry in newest
+    ]
     notes = [("", "digits: WARN and EXC"), ("+", "more than 9")]
     page = t.page(title, here, len(rows), notes, newest=facts)
     cells = min(t.columns[0].cells, max(11, c.width // 8))
@@ -1891,10 +2399,12 @@ def view_errors(c: Context) -> Page:
 def kind_column(kind: str) -> Column:
     """How many entries there are of a type."""
     name = kind or "other"
-    return Column(name, name, max(len(name), 5), lambda row: number_cell(row.kinds[kind] or None), rank=2, right=True)
+    return number_column(
+        name, max(len(name), 5), lambda row: row.kinds[kind] or None, 2
+    )
 
 
-def error_row(c: Context, stay: importer.Deployment, axis: Axis, end: int) -> ErrorRow:
+def error_row(c: Context, stay: Deployment, axis: Axis, end: int) -> ErrorRow:
     """The entries of one unit."""
     columns = [0] * axis.cells
     kinds: Counter[str] = Counter()
@@ -1906,18 +2416,19 @@ def error_row(c: Context, stay: importer.Deployment, axis: Axis, end: int) -> Er
     return ErrorRow(stay, columns, kinds)
 
 
-def digits_cell(numbers: Sequence[int]) -> Cell:
+def digits_cell(t: Table, row: ErrorRow) -> Cell:
     """Numbers of one digit; more are a +."""
-    return Cell([numbers], [Span("".join(" " if n == 0 else "%d" % n if n < 10 else "+" for n in numbers))])
+    digits = [str(n) if n < 10 else "+" for n in row.columns]
+    return Cell([row.columns], [Span("".join(digits).replace("0", " "))])
 
 
-def entry_line(c: Context, cells: int, stay: importer.Deployment, entry: Sequence[Any]) -> Line:
+def entry_line(c: Context, cells: int, stay: Deployment, entry: Sequence[Any]) -> Line:
     """An entry of a log: when, where, how bad, what."""
     ts, _, level, kind, message = entry
     site = Span(c.name(stay.site or "[no site]"), "", stay.site or "")
     room = c.width - 19 - cells
     return [
-        Span("%-12s " % c.zone.short(ts, c.now)),
+        Span(f"{c.zone.short(ts, c.now):12} "),
         *pad([site], cells),
         Span(" "),
         *pad([Span(c.name(level), "bad" if level == "EXC" else "")], 5),
@@ -1940,7 +2451,8 @@ GAPS = {
 
 class GapRow(NamedTuple):
     """A gap, and where its unit was."""
-    stay: importer.Deployment
+
+    stay: Deployment
     gap: importer.Gap
 
 
@@ -1955,38 +2467,61 @@ def view_gaps(c: Context) -> Page:
     rows.sort(key=lambda row: (row.gap.end or window.b, -row.gap.start), reverse=True)
     if not rows:
         return nothing("gaps", "No gaps in this time.")
-
-    def to_cell(row: GapRow) -> Cell:
-        end = row.gap.end
-        return cell("now", None) if end is None else cell(c.zone.short(end, window.b), c.zone.iso(end))
-
-    def gap_cell(row: GapRow) -> Cell:
-        return Cell([row.gap.state, row.gap.calls], [Span(*GAPS[row.gap.state])])
-    t = Table(c, [
-        *who(c, rows),
-        Column("from", "from", 12, lambda row: cell(c.zone.short(row.gap.start, window.b), c.zone.iso(row.gap.start))),
-        Column("to", "to", 12, to_cell, rank=1),
-        Column("missing", "missing", 7, lambda row: number_cell(row.gap.missing), rank=2, right=True),
-        Column("state calls", "state", 14, gap_cell),
-    ], window)
+    t = Table(
+        c,
+        [
+            *who(c, rows),
+            Column("from", "from", 12, lambda t, row: time_cell(t, row.gap.start)),
+            Column("to", "to", 12, lambda t, row: time_cell(t, row.gap.end), rank=1),
+            number_column("missing", 7, lambda row: row.gap.missing, 2),
+            Column("state calls", "state", 14, gap_cell),
+        ],
+        window,
+    )
     title = [
-        (0, ["gaps"]),
+        (0, "gaps"),
         (0, c.zone.period(window, c.g.to)),
-        (2, [count(len(rows), "gap")]),
-        (3, ["newest first"]),
+        (2, count(len(rows), "gap")),
+        (3, "newest first"),
     ]
-    notes = [("", "longer than one and a half rhythms of the unit"), ("", "missing: readings")]
-    return t.page(title, rows[:c.room(3)], len(rows), notes)
+    notes = [
+        ("", "longer than one and a half rhythms of the unit"),
+        ("", "missing: readings"),
+    ]
+    return t.page(title, rows[: c.room(3)], len(rows), notes)
+
+
+def time_cell(t: Table, ts: int | None) -> Cell:
+    """A time; none is now."""
+    zone = t.c.zone
+    return (
+        cell("now", None)
+        if ts is None
+        else cell(zone.short(ts, t.window.b), zone.iso(ts))
+    )
+
+
+def gap_cell(t: Table, row: GapRow) -> Cell:
+    """What became of the readings."""
+    return Cell([row.gap.state, row.gap.calls], [Span(*GAPS[row.gap.state])])
 
 
 # what --help says of them is made from this table
 VIEWS = {
-    "co2": View(view_co2, "CO2 and temperature by site; one site in detail", "co2_readings", 14, 365),
+    "co2": View(
+        view_co2,
+        "CO2 and temperature by site; one site in detail",
+        "co2_readings",
+        14,
+        365,
+    ),
     "pings": View(view_pings, "on which days each unit has called", "pings", 364, 364),
     "status": View(view_status, "how each unit does, worst first", "pings", 14, 14),
     "signal": View(view_signal, "strength of the units' signals", "pings", 30, 30),
     "errors": View(view_errors, "the units' error logs", "error_logs", 84, 84),
-    "gaps": View(view_gaps, "readings that are missing, and why", "co2_readings", 30, 30),
+    "gaps": View(
+        view_gaps, "readings that are missing, and why", "co2_readings", 30, 30
+    ),
 }
 
 # -- pictures: times, paths, panels -----------------------------------------------------------------------------------
@@ -1997,19 +2532,20 @@ VIEWS = {
 # pixel high. Other heights are pixels. What things look like is said in STYLE alone.
 
 STRETCHED = 2000
-DESK_CHART = 820                        # px; width of a chart on a page of 1180, and in a file
-PHONE_CHART = 320                       # px; on a page of 400
-LETTER = 6.4                            # px; width of a letter
+DESK_CHART = 820  # px; width of a chart on a page of 1180, and in a file
+PHONE_CHART = 320  # px; on a page of 400
+LETTER = 6.4  # px; width of a letter
 SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
-TICK_STEPS = [n * 10 ** power for power in range(5) for n in (1, 2, 5)]
+TICK_STEPS = [n * 10**power for power in range(5) for n in (1, 2, 5)]
 
 Point = tuple[int, int]
-Times = tuple[float, float]             # from, to; UTC seconds
+Times = tuple[float, float]  # from, to; UTC seconds
 
 
 class Frame(NamedTuple):
     """The time that the charts of a picture show."""
-    edges: list[int]                    # UTC seconds of the columns, one more than these
+
+    edges: list[int]  # UTC seconds of the columns, one more than these
     ticks: list[Tick]
     groups: list[tuple[int, int, str]]  # columns with one hover text: first, end, when
 
@@ -2086,7 +2622,7 @@ def path(points: Sequence[Point], end: str = "") -> str:
     for next_x, next_y in points[1:] or points:
         flat = next_y == y
         if flat and steps and steps[-1][1] == 0:
-            x -= steps.pop()[0]         # two level steps are one
+            x -= steps.pop()[0]  # two level steps are one
         steps.append((next_x - x, next_y - y))
         x = next_x
         y = next_y
@@ -2112,9 +2648,10 @@ def signed(form: str, value: Any) -> str:
 
 class Panel(NamedTuple):
     """One quantity in a strip."""
+
     frame: Frame
     chart: Chart
-    top: int                            # px
+    top: int  # px
     height: int
 
     def y(self, value: Any) -> int:
@@ -2142,7 +2679,11 @@ class Panel(NamedTuple):
     def grid(self) -> str:
         """Lines at the round values; where temperatures change their sign a dotted one."""
         lines = [f"M0 {self.y(value)}l{STRETCHED} 0" for value in self.ticks()]
-        zero = f"M0 {self.y(0)}l{STRETCHED} 0" if self.chart.quantity.name == "temp" else ""
+        zero = (
+            f"M0 {self.y(0)}l{STRETCHED} 0"
+            if self.chart.quantity.name == "temp"
+            else ""
+        )
         return curve("grid", "".join(lines)) + curve("zero", zero)
 
     def curves(self, buckets: Buckets, kind: str) -> str:
@@ -2155,7 +2696,7 @@ class Panel(NamedTuple):
         above = ""
         below = ""
         for start, end in stretches(bucket and bucket.n for bucket in buckets):
-            columns = zip(edges[start:end], edges[start + 1:])
+            columns = zip(edges[start:end], edges[start + 1 :])
             xs = [self.frame.at((begin + until) / 2) for begin, until in columns]
             run: list[Any] = buckets[start:end]
             means = list(zip(xs, [self.y(bucket.total / bucket.n) for bucket in run]))
@@ -2183,7 +2724,9 @@ class Panel(NamedTuple):
             for first, end in stretches(each == mark for each in marks):
                 times = self.frame.edges[first], self.frame.edges[end]
                 x = self.frame.share(sum(times) / 2)
-                drawn += f'<text class="mark" x="{x:.2%}" y="{self.top - 1}">{sign}</text>'
+                drawn += (
+                    f'<text class="mark" x="{x:.2%}" y="{self.top - 1}">{sign}</text>'
+                )
                 if end - first > 3:
                     drawn += self.frame.rect("off", times, self.top, 1.5)
         return drawn
@@ -2191,18 +2734,19 @@ class Panel(NamedTuple):
 
 class Strip(NamedTuple):
     """A row of a picture."""
+
     left: list[Line]
     right: list[Line]
-    height: int                         # px
-    chart: str                          # SVG
-    labels: str = ""                    # SVG: of the scales
+    height: int  # px
+    chart: str  # SVG
+    labels: str = ""  # SVG: of the scales
 
 
 # -- pictures: readings -----------------------------------------------------------------------------------------------
 
-FLAT = {"co2": 48, "temp": 26}          # px; heights of panels in a page of many sites
-HIGH = {"co2": 200, "temp": 130}        # px; in a page of one
-ABOVE = 9                               # px over a panel, for marks
+FLAT = {"co2": 48, "temp": 26}  # px; heights of panels in a page of many sites
+HIGH = {"co2": 200, "temp": 130}  # px; in a page of one
+ABOVE = 9  # px over a panel, for marks
 
 
 def is_second(stay: importer.Deployment, stays: Iterable[importer.Deployment]) -> bool:
@@ -2308,11 +2852,14 @@ def beside(charts: Iterable[Chart], late: bool, end: int) -> list[Line]:
 
 class Missing(NamedTuple):
     """A stretch without readings of the unit that stood for a site."""
+
     times: Times
     why: str
 
 
-def missing(frame: Frame, row: SiteRow, gaps: Iterable[importer.Gap]) -> Iterator[Missing]:
+def missing(
+    frame: Frame, row: SiteRow, gaps: Iterable[importer.Gap]
+) -> Iterator[Missing]:
     """Those that are longer than a column."""
     for unit, since, until in row.spans:
         for gap in gaps:
@@ -2322,7 +2869,9 @@ def missing(frame: Frame, row: SiteRow, gaps: Iterable[importer.Gap]) -> Iterato
                 yield Missing((start, end), GAPS[gap.state][0])
 
 
-def chart_strip(frame: Frame, row: SiteRow, heights: Mapping[str, int], gaps: Iterable[Missing]) -> Strip:
+def chart_strip(
+    frame: Frame, row: SiteRow, heights: Mapping[str, int], gaps: Iterable[Missing]
+) -> Strip:
     """Quantities of a site under each other, a line for each unit."""
     panels: list[Panel] = []
     top = ABOVE
@@ -2363,7 +2912,9 @@ def fleet_strip(frame: Frame, row: SiteRow, gaps: Iterable[Missing], end: int) -
     )
 
 
-def site_strips(frame: Frame, row: SiteRow, gaps: Sequence[Missing], end: int) -> list[Strip]:
+def site_strips(
+    frame: Frame, row: SiteRow, gaps: Sequence[Missing], end: int
+) -> list[Strip]:
     """One site in detail: a strip for each quantity, and one for each unit."""
     strips = []
     for name, chart in row.charts.items():
@@ -2383,7 +2934,7 @@ def site_strips(frame: Frame, row: SiteRow, gaps: Sequence[Missing], end: int) -
 
 # -- pictures: pings --------------------------------------------------------------------------------------------------
 
-SILENT_DAYS = 3                         # shorter silence of a deployed unit is not coloured
+SILENT_DAYS = 3  # shorter silence of a deployed unit is not coloured
 
 
 def lane(frame: Frame, row: PingRow, top: int, height: int) -> str:
@@ -2421,9 +2972,11 @@ def ping_strip(frame: Frame, rows: Sequence[PingRow], end: int) -> Strip:
         drawn += lane(frame, other, height, 5)
         height += 9
     days = [pings.days if pings else 0 for pings in row.columns]
-    drawn += frame.hover(lambda first, end: count(sum(days[first:end]), "day") + " with pings")
+    drawn += frame.hover(
+        lambda first, end: count(sum(days[first:end]), "day") + " with pings"
+    )
     window = Window(frame.edges[0], end)
-    due = ceil(days_of(cut_spans(spans_of(row.sited()), window)))
+    due = ceil(days_of(row.sited(), window))
     share = "not deployed"
     if due:
         share = f"{sum(days)}/{due} = {percent(sum(days), due)}"
@@ -2443,17 +2996,17 @@ def ping_strip(frame: Frame, rows: Sequence[PingRow], end: int) -> Strip:
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
 
-FLEET_COLUMNS = 190                     # 14 days: 2 h each; fewer where there are many sites
-SITE_COLUMNS = 370                      # a year: days
-MOST_COLUMNS = 6000                     # of all sites together
-LABELS = 48                             # columns with labels: at least so many
-GROUPS = 54                             # hover texts: at most so many
+FLEET_COLUMNS = 190  # 14 days: 2 h each; fewer where there are many sites
+SITE_COLUMNS = 370  # a year: days
+MOST_COLUMNS = 6000  # of all sites together
+LABELS = 48  # columns with labels: at least so many
+GROUPS = 54  # hover texts: at most so many
 
 
 def make_frame(zone: Zone, axis: Axis) -> Frame:
     """Labels, the first of them with its month or year, and hover texts for an axis."""
     edges = axis.edges
-    ticks = make_ticks(zone, edges[::max(len(edges) // LABELS, 1)])
+    ticks = make_ticks(zone, edges[:: max(len(edges) // LABELS, 1)])
     if ticks:
         begin = zone.local(ticks[0].ts)
         label = _date(begin)
@@ -2474,10 +3027,11 @@ def make_frame(zone: Zone, axis: Axis) -> Frame:
 
 class Picture(NamedTuple):
     """A view as it is shown in a browser and in a file."""
-    about: str                          # range, scales
+
+    about: str  # range, scales
     frame: Frame
     strips: list[Strip]
-    numbers: list[list[str]]            # the same in words, for a table
+    numbers: list[list[str]]  # the same in words, for a table
     window: Window
 
 
@@ -2486,9 +3040,11 @@ def picture_co2(c: Context) -> Optional[Picture]:
     rows, window, alone = co2_rows(c)
     if not rows:
         return None
-    rows = rows[:1 if alone else c.room(0)]
+    rows = rows[: 1 if alone else c.room(0)]
     cells = min(FLEET_COLUMNS, MOST_COLUMNS // len(rows))
-    axis = make_axis(c.zone, window, SITE_COLUMNS if alone else max(cells, 30), WITHOUT_HALF_DAYS)
+    axis = make_axis(
+        c.zone, window, SITE_COLUMNS if alone else max(cells, 30), WITHOUT_HALF_DAYS
+    )
     rows = with_charts(c, rows, dict.fromkeys(NAMES, axis), window.b)
     frame = make_frame(c.zone, axis)
     stays = [stay for row in rows for stay in row.stays]
@@ -2520,7 +3076,7 @@ def picture_pings(c: Context) -> Optional[Picture]:
     frame = make_frame(c.zone, axis)
     found = [PingRow(stays) for stays in lanes(c.stays)]
     rows = [row for row in found if row.within(window)]
-    rows = [with_pings(c, row, axis, window) for row in rows[:c.room(0)]]
+    rows = [with_pings(c, row, axis, window) for row in rows[: c.room(0)]]
     if not rows:
         return None
     strips = []
@@ -2543,7 +3099,10 @@ def to_text(lines: Iterable[Line], colour: bool = False) -> str:
     """Lines for a terminal, a file or a mail."""
     text = ""
     for line in lines:
-        text += "".join(painted(span) if colour else span.text for span in line).rstrip() + "\n"
+        text += (
+            "".join(painted(span) if colour else span.text for span in line).rstrip()
+            + "\n"
+        )
     return text
 
 
@@ -2551,7 +3110,7 @@ def painted(span: Span) -> str:
     """Its text in the colour of its style."""
     if not span.style or not span.text.strip():
         return span.text
-    return "\x1b[%sm%s\x1b[0m" % (STYLES[span.style], span.text)
+    return f"\x1b[{STYLES[span.style]}m{span.text}\x1b[0m"
 
 
 def rounded(value: Any) -> Any:
@@ -2565,7 +3124,11 @@ def to_tsv(page: Page, ascii: bool = False) -> str:
     """Tab-separated values under a line with their names; a chart has one field a column, name@begin."""
     names = []
     for field in page.fields:
-        names += [field + "@" + begin for begin in page.axes[field]] if field in page.axes else [field]
+        names += (
+            [field + "@" + begin for begin in page.axes[field]]
+            if field in page.axes
+            else [field]
+        )
     lines = [names] if names else []
     for record in page.records:
         values: list[Any] = []
@@ -2585,6 +3148,7 @@ def tsv_text(value: Any, ascii: bool) -> str:
 def to_json(page: Page) -> str:
     """One object: the page's facts, where the columns of its charts begin, and its rows as objects."""
     import json
+
     rows = [dict(zip(page.fields, rounded(record))) for record in page.records]
     said = {"view": page.view, **page.facts, "columns": page.axes, "rows": rows}
     if page.empty:
@@ -2603,19 +3167,23 @@ def to_html(lines: Iterable[Line], link: Callable[[str], str]) -> str:
 def html_span(span: Span, link: Callable[[str], str]) -> str:
     """A span as an element, if it has a style or leads to a site."""
     from html import escape
+
     text = boxed(span.text)
     if span.link:
-        text = '<a href="%s">%s</a>' % (escape(link(span.link)), text)
-    return '<span class="%s">%s</span>' % (span.style, text) if span.style else text
+        text = f'<a href="{escape(link(span.link))}">{text}</a>'
+    return f'<span class="{span.style}">{text}</span>' if span.style else text
 
 
 def boxed(text: str) -> str:
     """Text in HTML. What a browser may take from another font is boxed to the width that it has on a terminal."""
     from html import escape
+
     pieces = ""
     for plain, group in groupby(text, str.isascii):
         piece = "".join(group)
-        box = "%s" if plain else '<b class="g" style="width:%dch">%%s</b>' % width(piece)
+        box = (
+            "%s" if plain else '<b class="g" style="width:%dch">%%s</b>' % width(piece)
+        )
         pieces += box % escape(piece)
     return pieces
 
@@ -2662,7 +3230,7 @@ path { vector-effect: non-scaling-stroke; stroke-linejoin: round }
 .temp-word { fill: var(--temp); font-weight: bold }
 .silence { fill: var(--silence) }
 """
-PALETTE = {                             # light, dark
+PALETTE = {  # light, dark
     "ink": ("#1b1f23", "#d6dbe0"),
     "paper": ("#ffffff", "#14171a"),
     "dim": ("#5c656e", "#8b949e"),
@@ -2725,55 +3293,91 @@ th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-ali
 # what is in a drawing -> how it looks, what it means; a legend has what is in the picture
 LEGEND = {
     'co2 line-deployed': (
-        '<path class="co2-band band-deployed" d="M0 0h24v10h-24z"/><path class="co2" d="M0 5h24"/>', "CO₂"),
-    'class="below': ('<path class="below" d="M0 3h24v5h-24z"/><path class="temp" d="M0 7l8-3 8 2 8-3"/>', "°C, above and below 0"),
+        '<path class="co2-band band-deployed" d="M0 0h24v10h-24z"/><path class="co2" d="M0 5h24"/>',
+        "CO₂",
+    ),
+    'class="below': (
+        '<path class="below" d="M0 3h24v5h-24z"/><path class="temp" d="M0 7l8-3 8 2 8-3"/>',
+        "°C, above and below 0",
+    ),
     'line-en_route': ('<path class="co2 line-en_route" d="M0 5h24"/>', "en route"),
     'line-lab_check': ('<path class="co2 line-lab_check" d="M0 5h24"/>', "lab"),
     'line-second': ('<path class="co2 line-second" d="M0 5h24"/>', "another unit"),
-    'class="mark"': ('<text class="mark" x="12" y="9">▲</text>', "suspect or off the scale"),
+    'class="mark"': (
+        '<text class="mark" x="12" y="9">▲</text>',
+        "suspect or off the scale",
+    ),
     'class="gap"': ('<rect class="gap" width="24" height="10"/>', "no data"),
-    'is-deployed': ('<rect class="is-deployed" y="3" width="24" height="5"/>', "readings of a deployed unit"),
-    'is-None': ('<rect class="is-None" y="3" width="24" height="5"/>', "without a site"),
-    'ping-deployed': ('<rect class="ping-deployed" width="24" height="10"/>', "with pings"),
+    'is-deployed': (
+        '<rect class="is-deployed" y="3" width="24" height="5"/>',
+        "readings of a deployed unit",
+    ),
+    'is-None': (
+        '<rect class="is-None" y="3" width="24" height="5"/>',
+        "without a site",
+    ),
+    'ping-deployed': (
+        '<rect class="ping-deployed" width="24" height="10"/>',
+        "with pings",
+    ),
     'class="end"': (
-        '<rect class="end" width="2" height="10"/><rect class="stay" y="5" width="24" height="1"/>', "begin or end of a stay"),
-    'silence': ('<rect class="silence" width="24" height="10"/>', "deployed, but silent for 3 days or more"),
-    'ping-en_route': ('<rect class="ping-en_route" width="24" height="10"/>', "en route"),
-    'ping-lab_check': ('<rect class="ping-lab_check" width="24" height="10"/>', "in the lab; thin: the next unit"),
+        '<rect class="end" width="2" height="10"/><rect class="stay" y="5" width="24" height="1"/>',
+        "begin or end of a stay",
+    ),
+    'silence': (
+        '<rect class="silence" width="24" height="10"/>',
+        "deployed, but silent for 3 days or more",
+    ),
+    'ping-en_route': (
+        '<rect class="ping-en_route" width="24" height="10"/>',
+        "en route",
+    ),
+    'ping-lab_check': (
+        '<rect class="ping-lab_check" width="24" height="10"/>',
+        "in the lab; thin: the next unit",
+    ),
 }
 
 
 class Section(NamedTuple):
     """A part of a web page."""
+
     heading: str
     view: str
-    changes: dict[str, Any] = {}        # options that are not as asked
+    changes: dict[str, Any] = {}  # options that are not as asked
 
 
 # page -> title, sections
 WEB = {
     "index": ("CO₂ fleet", [Section("How the units do", "status")]),
-    "alive": ("Pings and units", [
-        Section("Pings", "pings"),
-        Section("Units", "status"),
-        Section("Signal", "signal"),
-        Section("Gaps", "gaps"),
-        Section("Errors", "errors"),
-    ]),
-    "co2": ("CO₂", [Section("Recent CO₂", "co2"), Section("All CO₂", "co2", {"recent_days": 0})]),
+    "alive": (
+        "Pings and units",
+        [
+            Section("Pings", "pings"),
+            Section("Units", "status"),
+            Section("Signal", "signal"),
+            Section("Gaps", "gaps"),
+            Section("Errors", "errors"),
+        ],
+    ),
+    "co2": (
+        "CO₂",
+        [Section("Recent CO₂", "co2"), Section("All CO₂", "co2", {"recent_days": 0})],
+    ),
 }
 LIVE = {"index": "/", "alive": "/status/alive/summary", "co2": "/data/co2/summary"}
-PHONE, DESK = 46, 100                   # cells; one is 8 px wide at 13 px
-WEB_ROWS = 200                          # lines of one section, unless ?all=1
+PHONE, DESK = 46, 100  # cells; one is 8 px wide at 13 px
+WEB_ROWS = 200  # lines of one section, unless ?all=1
 
 
 def site_link(name: str) -> str:
     """Where the daemon has a site's page."""
     from urllib.parse import quote
+
     return LIVE["co2"] + "?site=" + quote(name, "", errors="replace")
 
 
-def station_problems(c: Context, problems: Iterable[importer.Problem]) -> list[Line]:
+def station_problems(c: Context, problems: Iterable[Problem]) -> list[Line]:
     """What is wrong with the station: the first lines of every page."""
     lines = []
     for problem in problems:
@@ -2783,8 +3387,15 @@ def station_problems(c: Context, problems: Iterable[importer.Problem]) -> list[L
     return lines
 
 
-def draw(view: str, db: str, o: Options, now: float, rows: Optional[int], *,
-         problems: Sequence[importer.Problem] = ()) -> Page:
+def draw(
+    view: str,
+    db: str,
+    o: Options,
+    now: float,
+    rows: int | None,
+    *,
+    problems: Sequence[Problem] = (),
+) -> Page:
     """One page of so many lines. NoDatabase: there is none; UnknownName: nothing has the name that is asked for."""
     with closing(importer.open_db(db)) as connection:
         c = Context(connection, view, o, now, rows)
@@ -2806,14 +3417,19 @@ def web_section(section: Section, db: str, o: Options, now: float) -> Page:
     try:
         return draw(section.view, db, o, now, None if o.all else WEB_ROWS)
     except importer.NoDatabase as error:
-        return nothing(section.view, clean("No data yet: %s" % error, o.glyphs == "ascii"))
+        return nothing(
+            section.view, clean(f"No data yet: {error}", o.glyphs == "ascii")
+        )
 
 
 class Links(NamedTuple):
     """Where the pages are."""
+
     pages: dict[str, str]
     site: Callable[[str], str]
-    query: Optional[Mapping[str, str]] = None       # of the page that is shown; None: pages are files
+    query: Optional[Mapping[str, str]] = (
+        None  # of the page that is shown; None: pages are files
+    )
 
 
 HERE = Links(LIVE, site_link)
@@ -2821,25 +3437,36 @@ HERE = Links(LIVE, site_link)
 
 def palette(column: int) -> str:
     """The colours as variables of CSS: 0 light, 1 dark."""
-    return "; ".join(f"--{name}: {colours[column]}" for name, colours in PALETTE.items())
+    return "; ".join(
+        f"--{name}: {colours[column]}" for name, colours in PALETTE.items()
+    )
 
 
 def paragraphs(lines: Iterable[Line], links: Links) -> str:
     """Lines as HTML."""
     from html import escape
+
     drawn = ""
     for line in lines:
         drawn += "<p>"
         for span in line:
             text = f'<span class="{span.style}">{escape(span.text)}</span>'
-            drawn += f'<a href="{escape(links.site(span.link))}">{text}</a>' if span.link else text
+            drawn += (
+                f'<a href="{escape(links.site(span.link))}">{text}</a>'
+                if span.link
+                else text
+            )
         drawn += "</p>"
     return drawn
 
 
 def dates(frame: Frame, y: int) -> str:
     """Labels of the time; a phone shows every third, a year among them."""
-    years = [number for number, tick in enumerate(frame.ticks) if re.fullmatch("[0-9]{4}", tick.label)]
+    years = [
+        number
+        for number, tick in enumerate(frame.ticks)
+        if re.fullmatch("[0-9]{4}", tick.label)
+    ]
     drawn = ""
     for number, tick in enumerate(frame.ticks):
         style = "more" if (number - sum(years[:1])) % 3 else "date"
@@ -2856,35 +3483,49 @@ def legend(strips: Iterable[Strip]) -> list[tuple[str, str]]:
 def picture_html(picture: Picture, links: Links) -> str:
     """A picture for a page: what it is about, legend, strips; the same in words."""
     from html import escape
+
     keys = ""
     for swatch, meaning in legend(picture.strips):
         keys += f'<span><svg width="24" height="10">{swatch}</svg> {meaning}</span> '
     drawn = f'<p class="about">{picture.about}</p>\n<p class="about">{keys}</p>\n'
     kind = "strip axis"
-    for strip in (Strip([], [[Span("last")]], 16, dates(picture.frame, 12)), *picture.strips):
-        drawn += (f'<div class="{kind}"><div class="name">{paragraphs(strip.left, links)}</div>'
-                  f'<svg class="scale" width="34" height="{strip.height}">{strip.labels}</svg>'
-                  f'<svg class="chart" width="100%" height="{strip.height}">{strip.chart}</svg>'
-                  f'<div class="numbers">{paragraphs(strip.right, links)}</div></div>\n')
+    for strip in (
+        Strip([], [[Span("last")]], 16, dates(picture.frame, 12)),
+        *picture.strips,
+    ):
+        drawn += (
+            f'<div class="{kind}"><div class="name">{paragraphs(strip.left, links)}</div>'
+            f'<svg class="scale" width="34" height="{strip.height}">{strip.labels}</svg>'
+            f'<svg class="chart" width="100%" height="{strip.height}">{strip.chart}</svg>'
+            f'<div class="numbers">{paragraphs(strip.right, links)}</div></div>\n'
+        )
         kind = "strip"
-    table = "\n".join("<tr><th>" + "<td>".join(map(escape, row)) for row in picture.numbers)
+    table = "\n".join(
+        "<tr><th>" + "<td>".join(map(escape, row)) for row in picture.numbers
+    )
     return f"{drawn}<details><summary>The same in numbers</summary><table>\n{table}</table></details>\n"
 
 
 def absolute(chart: str) -> str:
     """A drawing in pixels, without hover texts: papers and mails have one size."""
     chart = re.sub('<g class="hover">.*?</g>|</?svg[^>]*>', "", chart)
-    chart = re.sub('"([0-9.]+)%"', lambda share: f'"{float(share[1]) * DESK_CHART / 100:g}"', chart)
-    units = cycle((DESK_CHART / STRETCHED, 0.1))        # of x and y, in turn
+    chart = re.sub(
+        '"([0-9.]+)%"', lambda share: f'"{float(share[1]) * DESK_CHART / 100:g}"', chart
+    )
+    units = cycle((DESK_CHART / STRETCHED, 0.1))  # of x and y, in turn
 
     def pixels(d: re.Match[str]) -> str:
-        return re.sub("-?[0-9]+", lambda number: f"{int(number[0]) * next(units):g}", d[0])
+        return re.sub(
+            "-?[0-9]+", lambda number: f"{int(number[0]) * next(units):g}", d[0]
+        )
+
     return re.sub(' d="[^"]*"', pixels, chart)
 
 
 def words(lines: Iterable[Line], x: int, anchor: str) -> str:
     """Lines as SVG, each in the style of its first word."""
     from html import escape
+
     drawn = ""
     for number, line in enumerate(filter(None, lines)):
         text = escape("".join(span.text for span in line).strip())
@@ -2895,7 +3536,7 @@ def words(lines: Iterable[Line], x: int, anchor: str) -> str:
 
 def picture_file(title: str, picture: Picture) -> str:
     """A picture as a file that browsers, Inkscape and LibreOffice open."""
-    chart = 160                         # px left of it, and right of it
+    chart = 160  # px left of it, and right of it
     width = 2 * chart + DESK_CHART
     drawn = ""
     x = 10.0
@@ -2903,28 +3544,39 @@ def picture_file(title: str, picture: Picture) -> str:
         drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
         x += 40 + LETTER * len(meaning)
     y = 8
-    head = Strip([[Span(title, "head")], [Span(picture.about)]], [], 66, dates(picture.frame, 70))
+    head = Strip(
+        [[Span(title, "head")], [Span(picture.about)]], [], 66, dates(picture.frame, 70)
+    )
     for strip in (head, *picture.strips):
-        drawn += (f'<g transform="translate(10 {y})"><path class="grid" d="M0 -3l{width} 0"/>'
-                  f'{words(strip.left, 0, "start")}{words(strip.right, width, "end")}'
-                  f'<g transform="translate({chart - 34} 0)">{strip.labels}</g>'
-                  f'<g transform="translate({chart} 0)">{absolute(strip.chart)}</g></g>\n')
+        drawn += (
+            f'<g transform="translate(10 {y})"><path class="grid" d="M0 -3l{width} 0"/>'
+            f'{words(strip.left, 0, "start")}{words(strip.right, width, "end")}'
+            f'<g transform="translate({chart - 34} 0)">{strip.labels}</g>'
+            f'<g transform="translate({chart} 0)">{absolute(strip.chart)}</g></g>\n'
+        )
         y += max(strip.height, 16 * len(strip.left), 16 * len(strip.right)) + 10
     size = f'width="{width + 20}" height="{y}" viewBox="0 0 {width + 20} {y}"'
-    style = re.sub(r"var\(--(\w+)\)", lambda name: PALETTE[name[1]][0], STYLE).replace("svg text", "text")
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
-            f'<rect width="100%" height="100%" fill="#fff"/>\n{drawn}</svg>\n')
+    style = re.sub(r"var\(--(\w+)\)", lambda name: PALETTE[name[1]][0], STYLE).replace(
+        "svg text", "text"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
+        f'<rect width="100%" height="100%" fill="#fff"/>\n{drawn}</svg>\n'
+    )
 
 
 SPANS = {"14 days": "14", "30 days": "30", "1 year": "365", "all": "0"}
 
 
-def picture_links(c: Context, window: Window, query: Optional[Mapping[str, str]], now: float) -> str:
+def picture_links(
+    c: Context, window: Window, query: Optional[Mapping[str, str]], now: float
+) -> str:
     """Other times of a picture, the sites before and after, its data."""
     if query is None:
         return ""
     from html import escape
     from urllib.parse import urlencode
+
     a, b, _ = window
     iso = c.zone.iso
     found: list[tuple[str, dict[str, str]]] = []
@@ -2933,11 +3585,13 @@ def picture_links(c: Context, window: Window, query: Optional[Mapping[str, str]]
     found.append(("‹ earlier", {"xmin": iso(2 * a - b), "xmax": iso(a)}))
     if b + DAY < now:
         found.append(("later ›", {"xmin": iso(b), "xmax": iso(2 * b - a)}))
-    sites = list(dict.fromkeys(stay.site for stay in importer.deployments(c.db) if stay.site))
+    sites = list(
+        dict.fromkeys(stay.site for stay in importer.deployments(c.db) if stay.site)
+    )
     if c.o.site in sites:
         at = sites.index(c.o.site)
         found += [("‹ " + site, {"site": site}) for site in sites[:at][-1:]]
-        found += [(site + " ›", {"site": site}) for site in sites[at + 1:at + 2]]
+        found += [(site + " ›", {"site": site}) for site in sites[at + 1 : at + 2]]
     found.append(("text", {"text": "1"}))
     links = ""
     for text, changes in found:
@@ -2947,11 +3601,15 @@ def picture_links(c: Context, window: Window, query: Optional[Mapping[str, str]]
     data = {name: value for name, value in query.items() if name in ("site", "unit")}
     data.update(since=iso(a), until=iso(b))
     for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
-        links += f'<a href="/data/co2/{table}.{form}?{escape(urlencode(data))}">{text}</a> '
+        links += (
+            f'<a href="/data/co2/{table}.{form}?{escape(urlencode(data))}">{text}</a> '
+        )
     return f'<p class="links">{links}</p>\n'
 
 
-def picture_of(view: str, db: str, o: Options, now: float, links: Optional[Links]) -> str:
+def picture_of(
+    view: str, db: str, o: Options, now: float, links: Optional[Links]
+) -> str:
     """A view as a picture, in a file where there are no links; nothing where there is nothing to draw."""
     if view not in PICTURES or o.panels:
         return ""
@@ -2962,17 +3620,30 @@ def picture_of(view: str, db: str, o: Options, now: float, links: Optional[Links
             if picture is None:
                 return ""
             if links is None:
-                return picture_file(" · ".join(filter(None, (view, o.site, o.unit))), picture)
-            return picture_links(c, picture.window, links.query, now) + picture_html(picture, links)
+                return picture_file(
+                    " · ".join(filter(None, (view, o.site, o.unit))), picture
+                )
+            return picture_links(c, picture.window, links.query, now) + picture_html(
+                picture, links
+            )
     except importer.NoDatabase:
         return ""
 
 
-def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] = (DESK, PHONE), *, links: Links = HERE,
-             problems: Sequence[importer.Problem] = ()) -> str:
+def document(
+    page: str,
+    db: str,
+    o: Options,
+    now: float,
+    widths: Sequence[int] = (DESK, PHONE),
+    *,
+    links: Links = HERE,
+    problems: Sequence[Problem] = (),
+) -> str:
     """A whole HTML document: pictures, or text drawn wide and narrow for phones, or only text of one width; no script,
     and all style inside."""
     from html import escape
+
     if o.glyphs == "auto":
         o = o.but(glyphs="block")
     heading, sections = WEB[page]
@@ -2983,36 +3654,70 @@ def document(page: str, db: str, o: Options, now: float, widths: Sequence[int] =
         part = ""
         if len(widths) > 1:
             if section.changes and links.query is not None:
-                continue                # links lead to other times
+                continue  # links lead to other times
             part = picture_of(section.view, db, o.but(**section.changes), now, links)
         if not part:
-            for kind, cells in zip(("wide", "narrow") if len(widths) > 1 else ("any",), widths):
+            for kind, cells in zip(
+                ("wide", "narrow") if len(widths) > 1 else ("any",), widths
+            ):
                 drawn = web_section(section, db, o.but(width=cells), now)
-                part += '<pre class="%s">%s</pre>\n' % (kind, to_html(drawn.lines, links.site))
-        if part != above:               # else the same as the section before
-            body += "<h2>%s</h2>\n%s" % (section.heading, part)
+                text = to_html(drawn.lines, links.site)
+                part += f'<pre class="{kind}">{text}</pre>\n'
+        if part != above:  # else the same as the section before
+            body += f"<h2>{section.heading}</h2>\n{part}"
         above = part
-    nav = ['<a href="%s">%s</a>' % (escape(url), WEB[name][0]) for name, url in links.pages.items()]
-    return HTML % {"title": escape(title), "nav": " ".join(nav), "body": body, "light": palette(0), "dark": palette(1),
-                   "style": STYLE}
+    return HTML % {
+        "title": escape(title),
+        "nav": navigation(links),
+        "body": body,
+        "light": palette(0),
+        "dark": palette(1),
+        "style": STYLE,
+    }
 
 
-def problem_list(problems: Iterable[importer.Problem]) -> str:
+def navigation(links: Links) -> str:
+    """Links to all pages."""
+    from html import escape
+
+    pages = links.pages.items()
+    return " ".join(f'<a href="{escape(url)}">{WEB[name][0]}</a>' for name, url in pages)
+
+
+def problem_list(problems: Iterable[Problem]) -> str:
     """What is wrong with the station."""
     from html import escape
+
     texts = [escape(clean(problem.text)) for problem in problems if not problem.unit]
-    return "".join('<p class="bad">%s</p>\n' % text for text in texts)
+    return "".join(f'<p class="bad">{text}</p>\n' for text in texts)
 
 
-def web_page(view: str, db: str, query: Mapping[str, str], html: bool, now: float, *,
-             problems: Sequence[importer.Problem] = ()) -> str:
+def web_page(
+    view: str,
+    db: str,
+    query: Mapping[str, str],
+    html: bool,
+    now: float,
+    *,
+    problems: Sequence[Problem] = (),
+) -> str:
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
     text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
     o = Options.from_query(query)
     if html:
         widths = [o.width] if query.get("width") else (DESK, PHONE)
-        return document(view, db, o, now, widths, links=HERE._replace(query=query), problems=problems)
-    texts: list[str] = [clean(problem.text) + "\n" for problem in problems if not problem.unit]
+        return document(
+            view,
+            db,
+            o,
+            now,
+            widths,
+            links=HERE._replace(query=query),
+            problems=problems,
+        )
+    texts: list[str] = [
+        clean(problem.text) + "\n" for problem in problems if not problem.unit
+    ]
     above = None
     for section in WEB[view][1]:
         page = web_section(section, db, o, now)
@@ -3042,13 +3747,15 @@ def write_file(path: str, text: str) -> None:
 class Command:
     """What the command line asks for, and where."""
 
-    def __init__(self, a: Any, environ: Mapping[str, str], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, a: Any, environ: Mapping[str, str], clock: Callable[[], float]
+    ) -> None:
         self.a = a
         self.environ = environ
         self.clock = clock
         self.settings = importer.load_settings(a.config, {"db": a.db}, environ)
         for warning in self.settings.warnings:
-            print("plot_ascii: %s" % warning, file=sys.stderr)
+            print(f"plot_ascii: {warning}", file=sys.stderr)
         self.terminal = sys.stdout.isatty() and not a.output
 
     def options(self) -> Options:
@@ -3062,7 +3769,7 @@ class Command:
                 given[flag] = text
         return Options.from_query(given)
 
-    def problems(self, now: int, whole: bool) -> Sequence[importer.Problem]:
+    def problems(self, now: int, whole: bool) -> Sequence[Problem]:
         """What the daemon knows to be wrong; where none runs and the whole truth is asked for, what the database shows.
         Of a database that --db names only that."""
         archive = self.settings.archive()
@@ -3075,7 +3782,7 @@ class Command:
         with closing(importer.open_db(self.a.db)) as db:
             return importer.problems(db, archive._replace(data_dirs=()), now)
 
-    def text(self, o: Options, rows: Optional[int]) -> str:
+    def text(self, o: Options, rows: int | None) -> str:
         """The page in the format that is asked for."""
         a = self.a
         now = self.clock()
@@ -3094,7 +3801,7 @@ class Command:
         except importer.NoDatabase as error:
             if a.db:
                 raise
-            page = nothing(a.view, clean("No data yet: %s" % error, o.glyphs == "ascii"))
+            page = nothing(a.view, clean(f"No data yet: {error}", o.glyphs == "ascii"))
         if a.json:
             return to_json(page)
         if a.plain:
@@ -3107,7 +3814,11 @@ class Command:
         """A flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
         if self.a.color != "auto":
             return bool(self.a.color == "always")
-        return self.terminal and not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb"
+        return (
+            self.terminal
+            and not self.environ.get("NO_COLOR")
+            and self.environ.get("TERM") != "dumb"
+        )
 
     def run(self) -> int:
         """The exit status."""
@@ -3134,7 +3845,9 @@ class Command:
 
 def web_name(view: str) -> str:
     """The web page that shows a view."""
-    return next(name for name, (_, sections) in WEB.items() if view in [section.view for section in sections])
+    if view == "co2":
+        return "co2"
+    return "index" if view == "status" else "alive"
 
 
 def check(command: Command, o: Options) -> int:
@@ -3149,29 +3862,47 @@ def check(command: Command, o: Options) -> int:
         with closing(importer.open_db(command.settings.db)) as db:
             c = Context(db, "status", o, now, None)
             units = {stay.unit_id for stay in c.stays}
-            counts.update(state.verdict for state in importer.fleet_state(db, c.now, c.stays))
+            counts.update(
+                state.verdict for state in importer.fleet_state(db, c.now, c.stays)
+            )
         if not units:
-            raise importer.Unusable("no units yet")
-        problems = [problem for problem in command.problems(c.now, True) if not problem.unit or problem.unit in units]
-    except (importer.Unusable, sqlite3.Error) as error:
-        problems = [importer.Problem("database", importer.CRITICAL, "", str(error), now)]
-    worst = max([2 if problem.level == importer.CRITICAL else 1 for problem in problems], default=0)
-    said = [clean(problem.text, o.glyphs == "ascii") for problem in problems] or [count(sum(counts.values()), "unit")]
-    said[0] = "CO2 %s: %s" % (("OK", "WARNING", "CRITICAL")[worst], said[0].replace("|", "/"))
+            raise Unusable("no units yet")
+        problems = [
+            problem
+            for problem in command.problems(c.now, True)
+            if not problem.unit or problem.unit in units
+        ]
+    except (Unusable, sqlite3.Error) as error:
+        problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
+    worst = max(
+        [2 if problem.level == importer.CRITICAL else 1 for problem in problems],
+        default=0,
+    )
+    said = [clean(problem.text, o.glyphs == "ascii") for problem in problems] or [
+        count(sum(counts.values()), "unit")
+    ]
+    said[0] = f"CO2 {('OK', 'WARNING', 'CRITICAL')[worst]}: {said[0].replace('|', '/')}"
     if counts:
-        said[0] += " | " + " ".join("%s=%d" % (verdict, counts[verdict]) for verdict in VERDICTS)
+        said[0] += " | " + " ".join(
+            f"{verdict}={counts[verdict]}" for verdict in VERDICTS
+        )
     if not a.changes or changed(a.changes, problems, now, a.repeat * 3600, said):
         put("\n".join(said) + "\n")
     return worst
 
 
-def changed(path: str, problems: Sequence[importer.Problem], now: int, repeat: float, said: list[str]) -> bool:
+def changed(
+    path: str, problems: Sequence[Problem], now: int, repeat: float, said: list[str]
+) -> bool:
     """Whether the problems are news after those that the file has, which were told last; what is well again is said."""
     wrong = {problem.key: [problem.unit, clean(problem.text)] for problem in problems}
     try:
         with open(path, encoding="utf-8") as file:
             told, *lines = file.read().splitlines()
-        before = {key: said for key, *said in (line.split("\t") for line in lines)}
+        before = {}
+        for line in lines:
+            key, unit, text = line.split("\t")
+            before[key] = [unit, text]
         again = now - float(told) >= repeat
     except (OSError, ValueError):
         before = {}
@@ -3179,11 +3910,23 @@ def changed(path: str, problems: Sequence[importer.Problem], now: int, repeat: f
     if before.keys() == wrong.keys() and not (wrong and again):
         return False
     units = {unit for unit, _ in wrong.values() if unit}
-    said += ["well again: " + text for key, (unit, text) in before.items() if key not in wrong and unit not in units]
-    write_file(path, "\n".join([str(now), *("\t".join([key, *told]) for key, told in wrong.items())]) + "\n")
+    said += [
+        "well again: " + text
+        for key, (unit, text) in before.items()
+        if key not in wrong and unit not in units
+    ]
+    write_file(
+        path,
+        "\n".join([str(now), *("\t".join([key, *told]) for key, told in wrong.items())])
+        + "\n",
+    )
     return True
 
 
+EXAMPLES = """examples:
+  %(prog)s                                    the fleet, the last two weeks
+  %(prog)s co2 --site vj_re_sn_3 --tz Europe/Oslo
+  %(prog)s status --check --changes told.txt  for cron, which mails what is printed"""
 SWITCHES = {
     "--plain": "tab-separated values",
     "--json": "JSON",
@@ -3191,51 +3934,74 @@ SWITCHES = {
     "--no-pager": "never page",
     "--check": "status: one line first; exit 0 well, 1 warning, 2 critical",
 }
-EXAMPLES = """examples:
-  %(prog)s                                    the fleet, the last two weeks
-  %(prog)s co2 --site vj_re_sn_3 --tz Europe/Oslo
-  %(prog)s status --check --changes told.txt  for cron, which mails what is printed"""
+FILES = {
+    "--config": "where co2d.conf is",
+    "--db": "the database (where co2d.conf says, or var/db.sqlite3)",
+    "--changes": "--check: print only what has changed since the last run; FILE keeps what that was",
+}
 
 
-def arguments(argv: Optional[Sequence[str]]) -> Any:
+def arguments(argv: Sequence[str] | None) -> Any:
     """The command line; a wrong one ends the program with status 2."""
     import argparse
-    cells = screen(os.environ)[0]       # else argparse asks for it, which takes as long as all the rest of it
+
+    cells = screen(os.environ)[
+        0
+    ]  # else argparse asks for it, which takes as long as all the rest of it
     parser = argparse.ArgumentParser(
         description="Pages of a fleet of CO2 units, for a terminal.",
         epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=cells - 2),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, width=cells - 2
+        ),
     )
-    views = "; ".join("%s: %s" % (name, view.about) for name, view in VIEWS.items())
-    parser.add_argument("view", nargs="?", default="co2", choices=list(VIEWS), help=views)
-    parser.add_argument("--version", action="version", version="%(prog)s " + importer.__version__)
-    parser.add_argument("--config", metavar="FILE", help="where co2d.conf is")
-    parser.add_argument("--db", metavar="FILE", help="the database (where co2d.conf says, or var/db.sqlite3)")
+    add = parser.add_argument
+    views = "; ".join(f"{name}: {view.about}" for name, view in VIEWS.items())
+    add("view", nargs="?", default="co2", choices=list(VIEWS), help=views)
+    add("--version", action="version", version="%(prog)s " + importer.__version__)
     for flag, option in zip(FLAGS, OPTIONS.values()):
-        how: Any = {"action": "store_const", "const": "yes"} if option.parse is bool else {"metavar": option.metavar}
         text = option.help + (usual_days() if flag == "recent-days" else "")
-        parser.add_argument("--" + flag, help=text, **how)
+        if option.parse is bool:
+            add("--" + flag, action="store_const", const="yes", help=text)
+        else:
+            add("--" + flag, metavar=option.metavar, help=text)
     for flag, text in SWITCHES.items():
-        parser.add_argument(flag, action="store_true", help=text)
-    parser.add_argument("--color", "--colour", choices=("auto", "always", "never"), default="auto")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write here; with --html a directory takes all pages")
-    parser.add_argument("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
-    parser.add_argument("--changes", metavar="FILE", help="--check: print only what has changed since the last run; "
-                        "FILE keeps what that was")
-    parser.add_argument("--repeat", type=number(0, 1e5), metavar="HOURS", default=24.0,
-                        help="--changes: print it again after so long (24)")
-    a = parser.parse_args(argv)
+        add(flag, action="store_true", help=text)
+    for flag, text in FILES.items():
+        add(flag, metavar="FILE", help=text)
+    add(
+        "--repeat",
+        type=number(0, 1e5),
+        metavar="HOURS",
+        default=24.0,
+        help="--changes: all of it again after so long",
+    )
+    add("--color", "--colour", choices=("auto", "always", "never"), default="auto")
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write here; with --html a directory takes all pages",
+    )
+    add("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
+    return checked(parser, parser.parse_args(argv))
+
+
+def checked(parser: Any, a: Any) -> Any:
+    """The command line, if its options go together."""
     if a.changes and not a.check:
         parser.error("--changes goes with status --check")
     if a.watch and (a.output or a.check):
-        parser.error("--watch draws on this terminal: leave out --check and -o, and have cron repeat those")
+        parser.error(
+            "--watch draws on this terminal: leave out --check and -o, and have cron repeat those"
+        )
     return a
 
 
 def usual_days() -> str:
     """How long each page is without --recent-days."""
-    days = ["%s %d" % (name, view.days) for name, view in VIEWS.items() if name != "status"]
-    return " (%s; one site %d)" % (", ".join(days), VIEWS["co2"].days_alone)
+    days = [f"{name} {view.days}" for name, view in VIEWS.items() if name != "status"]
+    return f" ({', '.join(days)}; one site {VIEWS['co2'].days_alone})"
 
 
 def screen(environ: Mapping[str, str]) -> list[int]:
@@ -3244,9 +4010,14 @@ def screen(environ: Mapping[str, str]) -> list[int]:
     if sys.stdout.isatty():
         size = os.get_terminal_size(sys.stdout.fileno())
     found = []
-    for name, least, known in (("COLUMNS", 20, size[0] or 80), ("LINES", 5, size[1] or 24)):
+    for name, least, known in (
+        ("COLUMNS", 20, size[0] or 80),
+        ("LINES", 5, size[1] or 24),
+    ):
         text = environ.get(name, "")
-        found.append(max(least, min(int(text), 1000) if text.isdigit() and int(text) else known))
+        found.append(
+            max(least, min(int(text), 1000) if text.isdigit() and int(text) else known)
+        )
     return found
 
 
@@ -3266,10 +4037,14 @@ def speaks_unicode(environ: Mapping[str, str]) -> bool:
 
 def write_site(directory: str, db: str, o: Options, now: float) -> None:
     """All pages as files for another web server, with links between them."""
-    links = Links({"index": "index.html", "alive": "status.html", "co2": "co2.html"}, file_link)
+    links = Links(
+        {"index": "index.html", "alive": "status.html", "co2": "co2.html"}, file_link
+    )
     os.makedirs(directory, exist_ok=True)
     for page, file in links.pages.items():
-        write_file(os.path.join(directory, file), document(page, db, o, now, links=links))
+        write_file(
+            os.path.join(directory, file), document(page, db, o, now, links=links)
+        )
     with closing(importer.open_db(db)) as connection:
         sites = {stay.site for stay in importer.deployments(connection) if stay.site}
     for name in sorted(sites):
@@ -3280,21 +4055,29 @@ def write_site(directory: str, db: str, o: Options, now: float) -> None:
 def file_link(name: str) -> str:
     """The file of a site's page; names that would be the same as a file have a checksum."""
     from zlib import crc32
+
     safe = re.sub("[^A-Za-z0-9._-]", "_", name)
-    return "site-%s.html" % (safe if safe == name else "%s-%08x" % (safe, crc32(name.encode("utf-8", "replace"))))
+    return "site-%s.html" % (
+        safe
+        if safe == name
+        else "%s-%08x" % (safe, crc32(name.encode("utf-8", "replace")))
+    )
 
 
 def page_through(text: str, environ: Mapping[str, str]) -> None:
     """Show text in the user's pager; without one that starts, print it."""
     import signal
     import subprocess
+
     pager = environ.get("PAGER") or "less -FIRX"
     less = {"LESS": "FIRX", "LESSCHARSET": "utf-8"}
     try:
-        process = subprocess.Popen(pager, shell=True, stdin=subprocess.PIPE, env={**less, **environ})
+        process = subprocess.Popen(
+            pager, shell=True, stdin=subprocess.PIPE, env={**less, **environ}
+        )
     except OSError:
         return put(text)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is meant for the pager
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the pager
     process.communicate(text.encode())
     if process.returncode == 127:
         put(text)
@@ -3310,14 +4093,15 @@ def watch(command: Command) -> None:
 
     def resized(*_: Any) -> None:
         raise Resized
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))             # by way of finally
-    put("\x1b[?1049h\x1b[?25l")         # the other screen, no cursor
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of finally
+    put("\x1b[?1049h\x1b[?25l")  # the other screen, no cursor
     try:
         while True:
             o = command.options()
             try:
                 text = command.text(o, o.height - 1)
-            except (sqlite3.Error, importer.Unusable) as error:
+            except (sqlite3.Error, Unusable) as error:
                 text = clean(error, True) + "\n"
             put("\x1b[H" + text.replace("\n", "\x1b[K\n") + "\x1b[J")
             try:
@@ -3331,27 +4115,31 @@ def watch(command: Command) -> None:
         put("\x1b[?25h\x1b[?1049l")
 
 
-def main(argv: Optional[Sequence[str]] = None, now: Optional[float] = None) -> int:
+def main(argv: Sequence[str] | None = None, now: float | None = None) -> int:
     """The command line; the exit status."""
-    gc.set_threshold(1000000)           # a page is many small tuples and no cycles
-    if sys.stdout is None:              # closed by whoever started this
+    gc.set_threshold(1000000)  # a page is many small tuples and no cycles
+    if sys.stdout is None:  # closed by whoever started this
         sys.stdout = open(os.devnull, "w")
     try:
-        return Command(arguments(argv), dict(os.environ), lambda: time.time() if now is None else now).run()
+        return Command(
+            arguments(argv),
+            dict(os.environ),
+            lambda: time.time() if now is None else now,
+        ).run()
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
         return fail(error, 2)
-    except (sqlite3.Error, importer.Unusable) as error:
+    except (sqlite3.Error, Unusable) as error:
         return fail(error, 1)
-    except OSError as error:            # what is still in the buffer of stdout goes nowhere
+    except OSError as error:  # what is still in the buffer of stdout goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if isinstance(error, BrokenPipeError) else fail(error, 1)
 
 
 def fail(error: Exception, status: int) -> int:
     """Say why in one line."""
-    print("plot_ascii: %s" % clean(error, True), file=sys.stderr)
+    print(f"plot_ascii: {clean(error, True)}", file=sys.stderr)
     return status
 
 
