@@ -453,6 +453,11 @@ class Course:
         elif not self.complete_at:
             self.taken.add(what)
 
+    @property
+    def had_at(self) -> str:
+        """UTC time at which the unit had all, "" when it does not have it."""
+        return self.complete_at if self.is_over else ""
+
     def nights_in_vain(self, now: float) -> int:
         """Days on which the unit began, and could not finish; today does not count: it may still."""
         begun = self.days[:-1] if self.is_over else self.days
@@ -1657,12 +1662,13 @@ def read_update(directory: str) -> dict[str, bytes]:
 # -- publishing: what units have taken --------------------------------------------------------------------------------
 
 
-class Call(NamedTuple):
-    """A ping: UTC time, nickname, and the name of the server that it reached, "" for this one."""
+class Run(NamedTuple):
+    """Pings in a row of one unit, with one nickname, that reached one server ("" for this one)."""
 
-    when: str
     nickname: str
     server: str
+    first: str                          # UTC time
+    last: str
 
 
 def _logs(settings: Settings, folder: str) -> Iterator[tuple[str, str]]:
@@ -1678,23 +1684,25 @@ def known_courses(settings: Settings) -> Courses:
     return read_courses(*(directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)))
 
 
-def read_calls(settings: Settings) -> dict[str, list[Call]]:
-    """Pings by unit, in order of time."""
-    calls: dict[str, list[Call]] = {}
+def read_runs(settings: Settings) -> dict[str, list[Run]]:
+    """All pings that are known here, by unit; of each server in order of time."""
+    runs: dict[str, list[Run]] = {}
     for server, directory in _logs(settings, seqfile.PINGS_FOLDER):
         for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5):
-            calls.setdefault(unit, []).append(Call(when, nickname, server))
-    for of_unit in calls.values():
-        of_unit.sort()
-    return calls
+            of_unit = runs.setdefault(unit, [])
+            if of_unit and (nickname, server) == of_unit[-1][:2]:
+                of_unit[-1] = Run(nickname, server, of_unit[-1].first, when)
+            else:
+                of_unit.append(Run(nickname, server, when, when))
+    return runs
 
 
 def _progress(course: Course, files: Sequence[str], now: float) -> str:
     """How far a unit is with an update of these files."""
     if not course.days and not course.taken:
         return "not fetched"
-    if course.is_over and course.complete_at:
-        state = "complete " + course.complete_at[:19]
+    if course.had_at:
+        state = "complete " + course.had_at[:19]
     else:
         held = len(files) if course.complete_at else len(course.taken)
         state = "%d of %d files in %d nights" % (held, len(files), len(course.days))
@@ -1703,39 +1711,31 @@ def _progress(course: Course, files: Sequence[str], now: float) -> str:
     return state
 
 
-def _effect(patch: dict[str, Any], calls: Sequence[Call]) -> str:
-    """What is seen of an update, from the configuration that it sets and the unit's calls since it had all of it.
+def _effect(patch: dict[str, Any], runs: Sequence[Run]) -> str:
+    """What is seen of an update, from the configuration that it sets and the pings since the unit had all of it.
 
-    Calls alone prove little: a unit that is switched on calls twice.
+    Pings alone prove little: a unit that is switched on sends two.
     """
+    latest = max(runs, key=lambda run: run.last, default=None)
     seen = []
-    if "site_code" in patch and calls:
-        seen.append(_effect_of_name(patch["site_code"], calls))
+    if "site_code" in patch and latest:
+        is_called_so = latest.nickname == patch["site_code"]
+        seen.append("calls itself %s since %s" % (latest.nickname, latest.first[:19]) if is_called_so
+                    else "still calls itself " + latest.nickname)
     if "sync_dest" in patch:
-        seen.append(_effect_of_move(patch["sync_dest"], calls))
+        seen.append(_effect_of_move(patch["sync_dest"], runs))
     if not seen:
-        seen.append("called again " + calls[0].when[:19] if calls else "has not called since")
+        seen.append("called again, last " + latest.last[:19] if latest else "has not called since")
     return ", ".join(seen)
 
 
-def _effect_of_name(nickname: str, calls: Sequence[Call]) -> str:
-    if calls[-1].nickname != nickname:
-        return "still calls itself " + calls[-1].nickname
-    since = calls[-1].when
-    for call in reversed(calls):
-        if call.nickname != nickname:
-            break
-        since = call.when
-    return "calls itself %s since %s" % (nickname, since[:19])
-
-
-def _effect_of_move(urls: Any, calls: Sequence[Call]) -> str:
+def _effect_of_move(urls: Any, runs: Sequence[Run]) -> str:
     """Silence here is what is expected of a unit that went to another server."""
-    here = [call for call in calls if not call.server]
-    if here:
-        return "calls here again since " + here[0].when[:19]
-    if calls:
-        return "calls at %s since %s" % (calls[0].server, calls[0].when[:19])
+    for run in runs:
+        if not run.server:
+            return "calls here, last " + run.last[:19]
+    for run in runs:
+        return "calls at %s since %s" % (run.server, run.first[:19])
     return "went to " + " or ".join(as_list(urls))
 
 
@@ -1750,24 +1750,36 @@ def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict
     return patch
 
 
-def update_report(settings: Settings, units: Sequence[str], now: float) -> Iterator[str]:
-    """Per unit and update: when it was published, how much of it was fetched, and what is seen of it since."""
-    courses = known_courses(settings)
-    calls = read_calls(settings)
-    for unit in units:
-        for name in visible_updates(settings.data_dir, unit):
+class Report:
+    """What `co2d publish --list` says."""
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self.data_dir = settings.data_dir
+        self.now = now
+        self.courses = known_courses(settings)
+        self.runs = read_runs(settings)
+
+    def lines(self, unit: str) -> list[str]:
+        """A line for each update: when it was published, how much was fetched, and what is seen of it since."""
+        lines = []
+        until = "9"                                             # when the unit had the next one, which may undo this one
+        for name in reversed(visible_updates(self.data_dir, unit)):
+            course = self.courses.get((unit, name), Course())
             try:
-                files = files_of_update(settings.data_dir, unit, name)
-                patch = _patch_of(settings.data_dir, unit, name, files)
+                lines.append(self._line(unit, name, course, until))
             except (NotServable, OSError) as why:
-                yield "%s\t%s\tnot listed for the unit: %s" % (unit, name, why)
-                continue
-            published = os.stat(os.path.join(settings.data_dir, unit, seqfile.UPDATES_FOLDER, name)).st_mtime
-            course = courses.get((unit, name), Course())
-            line = [unit, name, "published " + seqfile.utc(published), _progress(course, files, now)]
-            if course.is_over and course.complete_at:
-                line.append(_effect(patch, [call for call in calls.get(unit, []) if call.when > course.complete_at]))
-            yield "\t".join(line)
+                lines.append("%s\t%s\tnot listed for the unit: %s" % (unit, name, why))
+            until = course.had_at or until
+        return lines[::-1]
+
+    def _line(self, unit: str, name: str, course: Course, until: str) -> str:
+        files = files_of_update(self.data_dir, unit, name)
+        published = os.stat(os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER, name)).st_mtime
+        columns = [unit, name, "published " + seqfile.utc(published), _progress(course, files, self.now)]
+        if course.had_at:
+            seen = [run for run in self.runs.get(unit, []) if course.had_at < run.last and run.first < until]
+            columns.append(_effect(_patch_of(self.data_dir, unit, name, files), seen))
+        return "\t".join(columns)
 
 
 # -- publishing: names and units --------------------------------------------------------------------------------------
@@ -1817,8 +1829,8 @@ def known_units(settings: Settings) -> dict[str, set[str]]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 units[entry.name] = set()
-    for unit, calls in read_calls(settings).items():
-        units.setdefault(unit, set()).add(calls[-1].nickname)
+    for unit, runs in read_runs(settings).items():
+        units.setdefault(unit, set()).add(runs[-1].nickname)
     return {unit: names for unit, names in sorted(units.items())
             if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit)}
 
@@ -1944,8 +1956,10 @@ def publish(settings: Settings, arguments: argparse.Namespace) -> int:
         raise Failed("there is no data directory %s" % settings.data_dir)
     if arguments.list:
         arguments.all |= not (arguments.names or arguments.site)
-        for line in update_report(settings, units_meant(settings, arguments, now), now):
-            print(line)
+        report = Report(settings, now)
+        for unit in units_meant(settings, arguments, now):
+            for line in report.lines(unit):
+                print(line)
     elif arguments.withdraw:
         become_daemon_user(settings)
         _withdraw(settings, units_meant(settings, arguments, now), arguments, now)

@@ -60,7 +60,7 @@ def unit_of(place, **options):
 
 
 def report(place, now=0.0):
-    return list(co2d.update_report(place.station.settings, [UNIT], now))
+    return co2d.Report(place.station.settings, now).lines(UNIT)
 
 
 def say(place, path, method="GET", now=0.0):
@@ -93,7 +93,7 @@ def test_a_published_update_is_taken_once_and_the_report_says_so(place, capsys):
     assert unit.flash == {"main.py": b"print()\n", "lib/x.py": b"x = 1\n"}
     assert [request for request in unit.sync().requests if "update-2026" in request.target] == []
     server.stop()                                               # what was handed over is noted after the connection's end
-    assert "\tcomplete " in report(place)[0] and "\tcalled again " in report(place)[0]
+    assert "\tcomplete " in report(place)[0] and "\tcalled again, last " in report(place)[0]
     rows = [row[2:] for row in importer.read_rows(station.var("fetches"), seqfile.FETCHES, 4)]
     assert rows[0] == ["update-2026-11-22a", "(started)"]
     assert sorted(row[1] for row in rows[1:]) == ["(complete)", "flash/lib/x.py", "flash/main.py"]
@@ -187,9 +187,21 @@ def test_a_nickname_has_taken_effect_when_the_unit_calls_itself_by_it(place, cal
     assert report(place)[0].split("\t")[3:] == ["complete 2026-11-22T03:15:00", seen]
 
 
+def test_what_a_later_update_has_undone_is_not_held_against_an_earlier_one(place):
+    for number, nickname in enumerate(("one", "two")):
+        name, now = "update-%d" % number, number * 86400
+        assert publish(place, UNIT, "--nickname", nickname, "--name", name) == 0
+        for path in ("?recursive=True", "/conf-patch/ou-id.json"):
+            say(place, "updates/%s%s" % (name, path), now=now)
+        for when in ("T00:01:00", "T00:02:00"):
+            ping(place, co2d.seqfile.utc(now, "%Y-%m-%d") + when, nickname)
+    assert [line.split("\t")[4] for line in report(place)] == [
+        "calls itself one since 1970-01-01T00:01:00", "calls itself two since 1970-01-02T00:01:00"]
+
+
 @pytest.mark.parametrize("calls, seen", [
     ([], "went to http://127.0.0.1:9"),
-    ([("2026-11-22T03:20:00.000000", "n")], "calls here again since 2026-11-22T03:20:00"),
+    ([("2026-11-22T03:20:00.000000", "n")], "calls here, last 2026-11-22T03:20:00"),
     ([("2026-11-22T03:20:00.000000", "n", "server-b")], "calls at server-b since 2026-11-22T03:20:00"),
 ])
 def test_silence_here_is_what_is_expected_of_a_unit_that_was_sent_elsewhere(place, calls, seen):
