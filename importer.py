@@ -1605,9 +1605,9 @@ class Reader:
         self.account.rejected += 1
         self.account.rejected_bytes += len(piece.raw)
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
-        text = piece.raw[:1000].decode("latin-1").encode("unicode_escape").decode("ascii")
-        self.rejects.append([self.source.id, line.number, line.offset + piece.begin, len(piece.raw), reason,
-                             self.format.clean(text), self.account.last_ts, None])
+        text = self.format.clean(piece.raw[:1000].decode("latin-1")).encode("unicode_escape").decode("ascii")
+        self.rejects.append([self.source.id, line.number, line.offset + piece.begin, len(piece.raw), reason, text,
+                             self.account.last_ts, None])
         if len(self.rejects) >= MOST_WAITING:
             self.flush()
 
@@ -1931,26 +1931,19 @@ def stands_out(before: Value, value: Value, after: Value, limits: Limits) -> boo
     return rise * fall > 0 and min(abs(rise), abs(fall)) > limits.spike
 
 
-def goes_on(value: Value, following: Value, limits: Limits) -> bool:
-    """Whether a flat stretch goes on: the same mean, and no gap between."""
-    return value.co2 == following.co2 and abs(following.ts - value.ts) <= limits.spike_gap
-
-
-def is_flat(first: int, last: int, limits: Limits) -> bool:
-    """Whether a stretch of equal means between two times is long enough; readings may be some seconds early or late."""
-    return last - first >= limits.flat_time - JITTER
+def is_flat(time: int, limits: Limits) -> bool:
+    """Whether so many seconds of the same mean are too many; readings may be a little early or late."""
+    return time >= limits.flat_time - JITTER
 
 
 def flat_rows(values: Sequence[Value], limits: Limits) -> Set[int]:
-    """The rowids of all flat stretches, as a whole."""
+    """The rowids of all flat stretches, each as a whole. Of a gap inside a stretch, `spike_gap` counts at most."""
     flat: Set[int] = set()
-    begin = 0
-    for end in range(1, len(values) + 1):
-        if end < len(values) and goes_on(values[end - 1], values[end], limits):
-            continue
-        if is_flat(values[begin].ts, values[end - 1].ts, limits):
-            flat.update(value.rowid for value in values[begin:end])
-        begin = end
+    for _, stretch in groupby(values, operator.attrgetter("co2")):
+        same = list(stretch)
+        steps = [after.ts - before.ts for before, after in zip(same, same[1:])]
+        if is_flat(sum(min(step, limits.spike_gap) for step in steps), limits):
+            flat.update(value.rowid for value in same)
     return flat
 
 
@@ -1966,7 +1959,7 @@ def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[in
     found = []
     same = bytes(map(operator.eq, co2[1:], co2))                # 1: as the value before
     for run in _SAME_AS_BEFORE.finditer(same):
-        if is_flat(times[run.start()], times[run.end()], limits):
+        if is_flat(times[run.end()] - times[run.start()], limits):
             found.append(times[run.start()])
     if co2 and max(co2) - min(co2) > limits.spike:
         steps = map(abs, map(operator.sub, co2[1:], co2))
@@ -1977,8 +1970,8 @@ def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[in
 def judge_between(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Set[int]:
     """Judge a unit's readings between two times, where rows came or went, and those whose stretch of equal means
     reaches up to them. The days in which something changed."""
-    first = _end_of_stretch(db, (unit, first), "ts < ? " + _BACKWARD, limits)
-    last = _end_of_stretch(db, (unit, last), "ts > ? " + _FORWARD, limits)
+    first = _end_of_stretch(db, (unit, first), "ts < ? " + _BACKWARD)
+    last = _end_of_stretch(db, (unit, last), "ts > ? " + _FORWARD)
     rows = db.execute(_MEANS % ("ts BETWEEN ? AND ? " + _FORWARD),
                       (unit, first - limits.spike_gap, last + limits.spike_gap)).fetchall()
     if not rows:
@@ -1992,12 +1985,12 @@ def judge_between(db: sqlite3.Connection, unit: str, first: int, last: int, limi
     return {value.ts // DAY for value in values if value.rowid in changed}
 
 
-def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str, limits: Limits) -> int:
+def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str) -> int:
     """Time of the last reading beyond an edge (unit, time) that belongs to the first stretch of equal means there."""
     before: Optional[Value] = None
     for row in db.execute(_MEANS % beyond, edge):
         value = Value._make(row)
-        if before and not goes_on(before, value, limits):
+        if before and before.co2 != value.co2:
             break
         before = value
     return before.ts if before else edge[1]

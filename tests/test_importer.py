@@ -17,15 +17,18 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from datetime import datetime
 
 import pytest
 
 import fleet
 import importer
+import sensors
 
 HERE = os.path.dirname(os.path.abspath(importer.__file__))
 NOW = 1_572_566_400                                             # 2019-11-01T00:00:00Z
 CASES_NOW = 1_800_000_000                                       # 2027-01-15T08:00:00Z
+START = datetime(2019, 9, 1, 0, 0, 7)
 UNIT = "co2unit-30aea42a50bc"
 VALUES = "\t".join("%d" % n for n in range(401, 411))
 LINE = UNIT + "\tvaranger-03\t2019-09-12\t08:30:00\t4.5\t2\t" + VALUES + "\n"
@@ -335,21 +338,40 @@ def test_lone_spikes_and_flat_stretches_are_flagged_and_stay_out_of_the_rollup(p
 
 
 def test_a_mean_that_stays_the_same_for_six_hours_is_flat_wherever_midnight_falls_all_of_it(place):
-    for file, expected in (("stuck-noon-to-noon.tsv", 47), ("jitter-gaps.tsv", 0)):
-        with open(os.path.join(HERE, "tests", "cases", file), "rb") as case:
-            place.readings(case.read())
+    for name, expected in (("stuck-noon-to-noon.tsv", 47), ("jitter-gaps.tsv", 0)):
+        place.readings(content_of(name))
         place.run(now=CASES_NOW)
         assert place.ask("SELECT count(*), min(co2), max(co2) FROM co2_readings WHERE co2_flag = 3") == [
             (expected, *([430.0, 430.0] if expected else [None, None]))]
 
 
 @pytest.mark.parametrize("minutes, flat", [
-    ([30 * n for n in range(12)], 0), ([30 * n for n in range(13)], 13), ([0, 120, 240, 360], 4), ([0, 120, 361], 0),
-    ([0, 240, 480], 3), ([0, 241, 480], 0), ([1380 + 30 * n for n in range(13)], 13)])
-def test_flat_is_six_hours_of_one_mean_without_a_gap_of_more_than_four(place, minutes, flat):
+    ([30 * n for n in range(12)], 0), ([30 * n for n in range(13)], 13), ([0, 120, 240, 360], 4), ([0, 120, 359], 3),
+    ([0, 120, 358], 0), ([0, 600], 0), ([0, 600, 630], 0), ([0, 240, 480], 3), ([0, 600, 720], 3), ([1380 + 30 * n for n in range(13)], 13)])
+def test_flat_is_six_hours_of_one_mean_of_which_a_gap_gives_at_most_four(place, minutes, flat):
     place.readings("".join(reading(minute, 500) for minute in minutes))
     place.run()
     assert place.ask("SELECT count(*) FROM co2_readings WHERE co2_flag = 3") == [(flat,)]
+
+
+def flags_of(values, minutes=30):
+    """The bits of the rules on neighbours for values of readings every so often."""
+    means = [importer.Value(n, 60 * minutes * n, value, 0) for n, value in enumerate(values)]
+    found = importer.judge(means, 0, 10**9, importer.LIMITS)
+    return [found.get(n, 0) for n in range(len(values))]
+
+
+def test_spikes_are_those_of_ioos_qc_and_flat_lines_and_ranges_hold_its_ones():
+    """What ioos_qc 3.0.0 flags: spike_test(suspect_threshold=300, method="differential"); flat_line_test(suspect_threshold=21600,
+    tolerance=1e-9), which flags the end of a stretch only; gross_range_test of temperature and of single values."""
+    values = [400, 700, 400, 701, 400, 99, 400, 420, 1000, 1000, 400, 801, 1102, 700, 401, 400.5]
+    assert [n for n, qc in enumerate(flags_of(values)) if qc & importer.QC_SPIKE] == [3, 5, 10, 12]
+    held = [400] * 12 + [410] * 13 + [420] + [430] * 20 + [440] * 11
+    assert [n for n, qc in enumerate(flags_of(held)) if qc & importer.QC_FLAT] == [*range(12, 25), *range(26, 46)]
+    assert {24, *range(38, 46)} <= {n for n, qc in enumerate(flags_of(held)) if qc & importer.QC_FLAT}
+    temps = [-55.1, -55.0, 0.0, 84.9, 84.95, 85.0, 90.0]
+    assert [importer.temp_flag(importer.temp_bits(temp, importer.LIMITS)) for temp in temps] == [4, 1, 1, 1, 4, 4, 4]
+    assert [importer.is_usable(ppm, importer.LIMITS) for ppm in (0, 199, 200, 39999, 40000, 200010)] == [False, False, True, True, False, False]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -393,6 +415,38 @@ def test_lines_read_by_column_and_line_by_line_give_the_same_rows(dirty, monkeyp
     monkeypatch.setattr(importer, "FEW", 10**9)
     assert place.rebuilt() == expected
     monkeypatch.setattr(importer, "FEW", 1)
+    assert place.rebuilt() == expected
+
+
+def damaged(line, chance):
+    """A line of readings, as no one would think of it."""
+    fields = line[:-1].split("\t")
+    for _ in range(chance.choice([0, 0, 1, 1, 1, 2, 3])):
+        at = chance.randrange(len(fields))
+        fields[at] = chance.choice(["", "None", "0", "12345", "1000000", "99999999", "-1", "007", "1e5", "nan", "+4", " 4", "4_0", "\u0664",
+                                    "85.0", "-0.0", "4.", "2019-02-30", "2036-02-07", "24:00:00", "1970-01-01", "9999-12-31", "co2unit-x",
+                                    "co2unit-", "n\xf8", "\x00", "x\r", "x\x85y", '"', "x" * 70000 if chance.random() < 0.02 else "x"])
+    text = "\t".join(fields + ["7"] * chance.choice([0, 0, 0, 1, 5, 8]))
+    cut = chance.choice([0, 0, 0, 0, chance.randrange(len(text))])
+    return chance.choice(["", "", "", "", "\0" * 9, line[:40]]) + text[cut:] + chance.choice(["\n", "\n", "\n", "\r\n", "", "\n\n"])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_lines_come_none_stops_the_import_the_account_adds_up_and_blocks_are_read_as_single_lines(place, monkeypatch, seed):
+    chance = random.Random(seed)
+    lines = sensors.reading_lines(UNIT, "n", START, 400, raw=seed % 2 == 1)
+    data = "".join(damaged(line, chance) if chance.random() < (seed + 1) / 15 else line for line in lines)
+    data = data.encode("utf-8", "surrogateescape") if seed % 3 else data.encode("latin-1", "replace")
+    place.readings(data)
+    assert place.run().unreadable == []
+    size, done, imported, rejected, pieces = place.ask(
+        "SELECT size, done, imported_bytes, rejected_bytes, (SELECT total(bytes) FROM rejects) FROM sources")[0]
+    assert (size, imported + rejected) == (len(data), done) and pieces == rejected and b"\n" not in data[done:]
+    expected = place.dump()
+    monkeypatch.setattr(importer, "FEW", 10**9)
+    assert place.rebuilt() == expected
+    monkeypatch.setattr(importer, "FEW", 0)
+    monkeypatch.setattr(importer, "BLOCK", chance.choice([500, 5000, 50000]))
     assert place.rebuilt() == expected
 
 
@@ -576,6 +630,156 @@ def test_the_simple_table_is_read_only_while_there_is_no_tiered_one(place):
     place.deployments(TABLE)
     place.run()
     assert place.ask("SELECT site FROM deploy_durations_tiered") == [("site_1",), ("site_2",)]
+
+
+# -- cases from the field ---------------------------------------------------------------------------------------------
+
+
+def content_of(name):
+    with open(os.path.join(HERE, "tests", "cases", *name.split("/")), "rb") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("name, readings, repeated, rejected", [
+    ("field-too-long.tsv", 2, 0, [(2, "field 5 is not a number"), (3, "field 6 is not a number")]),
+    ("behind-the-16.tsv", 6, 0, []), ("nul-then-good.tsv", 3, 0, [(2, "NULs")]),
+    ("clock-1980.tsv", 2, 0, [(2, "clock not set")]), ("readings-real.tsv", 3, 2, [(6, "clock not set")])])
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_readings_of_the_field_come_through(place, monkeypatch, name, readings, repeated, rejected, few):
+    monkeypatch.setattr(importer, "FEW", few)
+    place.readings(content_of(name))
+    place.run(now=CASES_NOW)
+    assert place.ask("SELECT imported, repeated, rejected, done - size FROM sources") == [(readings, repeated, len(rejected), 0)]
+    assert place.ask("SELECT count(*) FROM co2_readings") == [(readings,)]
+    assert [(line, reason) for line, _, reason in place.rejects()] == rejected
+
+
+def test_values_behind_the_16_fields_of_the_field_are_kept_where_they_are_numbers(place):
+    place.readings(content_of("behind-the-16.tsv"))
+    place.run(now=CASES_NOW)
+    assert place.ask("SELECT co2_filtered, led_normalised, sensor_temp FROM co2_readings ORDER BY ts") == [
+        (229, 32274, 18373), (None, 1e-05, 18373), (229, 32274, None), (229, 32274, 18373), (229, 32274, None), (229, 32274, 18373)]
+    assert place.ask("SELECT extra_fields FROM sources") == [(4,)]
+
+
+def test_the_300_nuls_of_a_power_cut_are_rejected_and_not_a_byte_more(place):
+    place.readings(content_of("nul-then-good.tsv"))
+    place.run(now=CASES_NOW)
+    assert place.ask("SELECT line, bytes, before_ts, after_ts FROM rejects") == [(2, 300, 1583020800, 1583022600)]
+    assert place.ask("SELECT rejected_bytes FROM sources") == [(300,)]
+
+
+def test_missing_sensors_are_flagged_as_missing_each_for_itself(place):
+    place.readings(content_of("readings-real.tsv"))
+    place.run(now=CASES_NOW)
+    assert place.ask("SELECT temp, temp_flag, round(co2, 3), co2_flag, co2_filtered FROM co2_readings ORDER BY ts, co2 DESC") == [
+        (-3.0625, 1, 697.143, 1, 229), (-3.0625, 1, None, 9, None), (None, 9, 697.143, 1, 229)]
+
+
+def test_a_sensor_that_has_died_fails_and_stays_out_of_the_rollup(place):
+    place.readings(content_of("dead-sensor.tsv"))
+    place.run(now=1583539200)
+    assert place.ask("SELECT co2_flag, count(co2), count(*) FROM co2_readings GROUP BY 1") == [(1, 144, 144), (4, 0, 144)]
+    assert place.ask("SELECT n, co2_n, co2_off FROM daily") == [(48, 48, 0)] * 3 + [(48, 0, 0)] * 3
+
+
+def test_the_error_log_of_a_real_unit_is_read_entry_by_entry(place):
+    place.errors(content_of("errors-real.txt"))
+    place.run(now=CASES_NOW)
+    assert place.rejects() == []
+    assert place.ask("SELECT etype, count(*) FROM error_logs GROUP BY 1 ORDER BY 1") == [
+        (None, 3), ("signal", 12), ("transmit", 5), ("watchdog", 3)]
+    assert place.ask("SELECT DISTINCT etype FROM error_logs WHERE message LIKE 'Run log%'") == [(None,)]
+    assert place.ask("SELECT DISTINCT level FROM error_logs WHERE message LIKE 'Error transmitting%'") == [("EXC",)]
+
+
+def test_the_error_log_of_old_firmware_is_read_entry_by_entry(place):
+    place.errors(content_of("errors-old-firmware.txt"))
+    place.run(now=CASES_NOW)
+    assert place.ask("SELECT message, etype, idate, itime FROM error_logs ORDER BY offset") == [
+        (message, etype, "2019-10-25", "03:11:24") for message, etype in (
+            ("Skipping comm due to backoff: 4/5", "backoff"), ("Had to run recovery procedure. Watchdog reset?", "watchdog"),
+            ("Uncaught exception at top level", "uncaught"), ("Error transmitting to http://x:8080", "transmit"),
+            ("Error transmitting to http://x:8080", "transmit"))]
+
+
+@pytest.mark.parametrize("said, kept", [
+    ("Error transmitting to http://host:8080/SECRET", "Error transmitting to http://host:8080/***"),
+    ("POST https://host/SECRET/ou/co2unit-1/alive?site_code=n 404 b'x'", "POST https://host/***/ou/co2unit-1/alive?site_code=n 404 b'x'"),
+    ("PUT http://x/a/OLD/ou/co2unit-1/push (4096 bytes)", "PUT http://x/***/ou/co2unit-1/push (4096 bytes)"),
+    ("('http://host/S1', 'http://host/S2')", "('http://host/***', 'http://host/***')"),
+    ("to HTTP://host/S?x=1", "to HTTP://host/***"), ("to http://host:8080", "to http://host:8080"),
+    ("GET http://host/ou/co2unit-1/updates", "GET http://host/ou/co2unit-1/updates"), ("to http://host:8080/", "to http://host:8080/")])
+def test_secrets_in_error_logs_do_not_reach_the_database(place, said, kept):
+    place.errors(said + "\n----- 2019-09-16 10:55:57 EXC " + said + "\nTrace " + said + "\n")
+    place.run()
+    assert place.ask("SELECT message, text FROM error_logs") == [(kept, "Trace " + kept)]
+    assert [text for text, in place.ask("SELECT text FROM rejects")] == [kept + "\\n"]
+
+
+PLAIN_TABLE = [("co2unit-30aea42a000%d" % n, "test-0%d" % n, "vj_re_sn_%d" % n, 30, "deployed", "2020-03-01", None, None, 1583020800, None)
+               for n in (1, 2)]
+ROWS_OF_TABLE = "SELECT %s, since, until FROM deploy_durations_tiered ORDER BY unit_id" % ", ".join(importer.DEPLOYMENT_COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["plain", "byte-order-mark", "capital-status", "crlf", "no-final-newline", "padded-cells", "padded-row",
+                                  "quoted", "short-time"])
+def test_the_same_table_however_people_saved_it(place, name):
+    data = content_of("tables/%s.tsv" % name)
+    place.deployments(data)
+    place.run()
+    assert place.ask(ROWS_OF_TABLE) == PLAIN_TABLE
+    assert place.ask("SELECT size, done, imported_bytes, rejected, trouble FROM sources") == [(len(data), len(data), len(data), 0, None)]
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace("\n", "\r"), lambda text: text.replace("\n", "\r\n"), lambda text: text.rstrip("\n"),
+    lambda text: "\ufeff# saved today\n\n" + text, lambda text: text.replace("note\n", "note\n\t\t\t\t\t\t\t\n"),
+    lambda text: text.replace("unit_id", "Unit_ID"), lambda text: text.replace("2020-03-01", "2020-03-01T00:00:00Z")])
+def test_ends_of_lines_blanks_and_comments_make_no_difference(place, change):
+    place.deployments(change(content_of("tables/plain.tsv").decode()))
+    place.run()
+    assert place.ask(ROWS_OF_TABLE) == PLAIN_TABLE and place.rejects() == []
+
+
+def test_a_row_that_is_refused_is_kept_with_its_line_and_reason(place):
+    place.deployments(content_of("tables/refused-row.tsv"))
+    place.run()
+    assert place.ask(ROWS_OF_TABLE) == PLAIN_TABLE[:1]
+    assert [(line, reason) for line, _, reason in place.rejects()] == [(3, "start_ts is no ISO date: the first of March")]
+
+
+@pytest.mark.parametrize("change, reason", [
+    (lambda text: text.encode("utf-16"), "UTF-16 text: save the table as UTF-8"),
+    (lambda text: text.replace("\t", "    ").encode(), "no tabs in the header line"),
+    (lambda text: text.replace("\t", ";").encode(), "no tabs in the header line"),
+    (lambda text: text.replace("unit_id", "unit").encode(), "no column unit_id in the header line")])
+def test_a_table_that_cannot_be_read_says_in_each_line_what_a_person_needs_to_know(place, change, reason):
+    data = change(content_of("tables/plain.tsv").decode())
+    place.deployments(data)
+    place.run()
+    assert place.ask(ROWS_OF_TABLE) == []
+    assert {found for _, _, found in place.rejects()} == {reason} and len(place.rejects()) >= 3
+    assert place.ask("SELECT rejected_bytes, done FROM sources") == [(len(data), len(data))]
+
+
+def test_a_quote_that_is_not_closed_spoils_its_own_row_only_and_names_of_an_older_windows_are_read(place):
+    rows = content_of("tables/plain.tsv").decode().replace("vj_re_sn_1", "Vadsø_roof").splitlines(True)
+    place.deployments("".join([rows[0], rows[1], 'co2unit-x\t"open\tsite\n', rows[2]]).encode("cp1252"))
+    place.run()
+    assert place.ask("SELECT site FROM deploy_durations_tiered ORDER BY unit_id") == [("Vadsø_roof",), ("vj_re_sn_2",)]
+    assert [(line, reason) for line, _, reason in place.rejects()] == [(3, "a quote that is not closed, or not doubled")]
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("readings-0000_old.tsv", "readings"), ("readings-0000%20-%20Copy.tsv", "readings"), ("readings-0000%20(1).tsv", "readings"),
+    ("readings-0001.tsv", "readings"), ("readings-0001.tsv@0@20200301T000000.000000Z", "readings"), ("%2E_readings-0000.tsv", None),
+    ("readings-0000.tsv~", None), ("vads%C3%B8.tsv", None), ("readings-0001.tsv.bak", None), (".~lock.readings-0000.tsv#", None)])
+def test_all_files_that_hold_readings_by_the_layout_are_imported_under_whatever_name(place, name, kind):
+    place.put("remote_data/%s/data/readings/%s" % (UNIT, name), LINE)
+    place.put("remote_data/%s/strange/data/readings/%s" % (UNIT, name), LINE.replace("08:30", "08:31"))
+    place.run()
+    assert place.ask("SELECT kind, imported FROM sources") == ([(kind, 1)] if kind else [])
 
 
 # -- any pieces, any order, any crash ---------------------------------------------------------------------------------
