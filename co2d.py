@@ -1750,55 +1750,9 @@ def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict
     return patch
 
 
-class Report:
-    """What `co2d publish --list` says."""
-
-    def __init__(self, settings: Settings, now: float) -> None:
-        self.data_dir = settings.data_dir
-        self.now = now
-        self.courses = known_courses(settings)
-        self.runs = read_runs(settings)
-
-    def lines(self, unit: str) -> list[str]:
-        """A line for each update: when it was published, how much was fetched, and what is seen of it since."""
-        lines = []
-        until = "9"                                             # when the unit had the next one, which may undo this one
-        for name in reversed(visible_updates(self.data_dir, unit)):
-            course = self.courses.get((unit, name), Course())
-            try:
-                lines.append(self._line(unit, name, course, until))
-            except (NotServable, OSError) as why:
-                lines.append("%s\t%s\tnot listed for the unit: %s" % (unit, name, why))
-            until = course.had_at or until
-        return lines[::-1]
-
-    def _line(self, unit: str, name: str, course: Course, until: str) -> str:
-        files = files_of_update(self.data_dir, unit, name)
-        published = os.stat(os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER, name)).st_mtime
-        columns = [unit, name, "published " + seqfile.utc(published), _progress(course, files, self.now)]
-        if course.had_at:
-            seen = [run for run in self.runs.get(unit, []) if course.had_at < run.last and run.first < until]
-            columns.append(_effect(_patch_of(self.data_dir, unit, name, files), seen))
-        return "\t".join(columns)
-
-
-# -- publishing: names and units --------------------------------------------------------------------------------------
+# -- publishing: the command ------------------------------------------------------------------------------------------
 
 WITHDRAWN = re.compile(r"\.withdrawn-(.+)-[0-9]+\Z")
-
-
-def used_names(settings: Settings, courses: Courses, unit: str) -> set[str]:
-    """Names of updates that the unit has been offered, here or at a server that is known here.
-
-    What it has on its card under one of them, it will never fetch again.
-    """
-    names = {name for taker, name in courses if taker == unit}
-    with contextlib.suppress(FileNotFoundError):
-        with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER]) as directory:
-            for name in os.listdir(directory):
-                withdrawn = WITHDRAWN.match(name)
-                names.add(withdrawn[1] if withdrawn else name)
-    return {name for name in names if not name.startswith(".")}
 
 
 def default_name(used: set[str], now: float) -> str:
@@ -1816,50 +1770,11 @@ def default_name(used: set[str], now: float) -> str:
 
 def check_name(name: str, unit: str, used: set[str]) -> None:
     """Failed unless a unit would take an update of this name after those that it has been offered."""
-    latest = max(used, default="")
-    if not SEGMENT.match(name) or not name.startswith(seqfile.UPDATE_PREFIX) or name <= latest:
+    latest = max(used, default=seqfile.UPDATE_PREFIX)
+    is_well = SEGMENT.match(name) and name.startswith(seqfile.UPDATE_PREFIX)
+    if not is_well or name <= latest:
         raise Failed("%s: the name %s must start with %s and sort after %s"
-                            % (unit, name, seqfile.UPDATE_PREFIX, latest or seqfile.UPDATE_PREFIX))
-
-
-def known_units(settings: Settings) -> dict[str, set[str]]:
-    """Hardware id -> nicknames, of all units that have sent anything; a ping is enough."""
-    units: dict[str, set[str]] = {}
-    with os.scandir(settings.data_dir) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                units[entry.name] = set()
-    for unit, runs in read_runs(settings).items():
-        units.setdefault(unit, set()).add(runs[-1].nickname)
-    return {unit: names for unit, names in sorted(units.items())
-            if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit)}
-
-
-def units_meant(settings: Settings, arguments: argparse.Namespace, now: float) -> list[str]:
-    """The units that the command line names: by id, the end of an id, nickname, site, or all."""
-    known = known_units(settings)
-    units = list(known) if arguments.all else []
-    if arguments.site:
-        units += _units_at(settings, arguments.site, now)
-    for name in arguments.names:
-        units += importer.find_names("unit", known, name)
-    if not units:
-        raise Failed("for which units? Name them, or --all, or --site SITE")
-    return list(dict.fromkeys(units))
-
-
-def _units_at(settings: Settings, site: str, now: float) -> list[str]:
-    with contextlib.closing(importer.open_db(settings.db)) as db:
-        stays = importer.deployments(db)
-    if site not in {stay.site for stay in stays}:
-        raise importer.unknown("site", site, {stay.site for stay in stays if stay.site})
-    units = [stay.unit_id for stay in stays if stay.site == site and stay.since <= now < stay.until]
-    if not units:
-        raise Failed("no unit stands at %s today" % site)
-    return units
-
-
-# -- publishing: the command ------------------------------------------------------------------------------------------
+                     % (unit, name, seqfile.UPDATE_PREFIX, latest))
 
 
 def files_to_publish(arguments: argparse.Namespace, settings: Settings) -> dict[str, bytes]:
@@ -1911,13 +1826,146 @@ def _warn_of_silence(files: dict[str, bytes]) -> None:
                 warn("nobody answers at %s: %s" % (url, error))
 
 
-def install_update(settings: Settings, unit: str, name: str, files: dict[str, bytes]) -> None:
-    """Stage under a hidden name, sync, publish with one rename; no update stays behind when that fails."""
-    try:
-        with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER], True, settle=True) as updates:
-            seqfile.publish_tree(updates, name, files)
-    except OSError as error:
-        raise Failed("%s: %s" % (unit, error))
+class Publishing:
+    """One call of `co2d publish`."""
+
+    def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
+        self.settings = settings
+        self.data_dir = settings.data_dir
+        self.arguments = arguments
+        self.now = time.time()
+        self.courses = known_courses(settings)
+        self.runs = read_runs(settings)
+
+    def units(self) -> list[str]:
+        """The units that the command line names: by id, the end of an id, nickname, site, or all."""
+        known = self._known_units()
+        units = list(known) if self.arguments.all else []
+        if self.arguments.site:
+            units += self._units_at(self.arguments.site)
+        for name in self.arguments.names:
+            units += importer.find_names("unit", known, name)
+        if not units:
+            raise Failed("for which units? Name them, or --all, or --site SITE")
+        return list(dict.fromkeys(units))
+
+    def _known_units(self) -> dict[str, set[str]]:
+        """Hardware id -> nicknames, of all units that have sent anything; a ping is enough."""
+        units: dict[str, set[str]] = {}
+        with os.scandir(self.data_dir) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    units[entry.name] = set()
+        for unit, runs in self.runs.items():
+            units.setdefault(unit, set()).add(runs[-1].nickname)
+        for unit in list(units):
+            if not (unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit)):
+                del units[unit]
+        return dict(sorted(units.items()))
+
+    def _units_at(self, site: str) -> list[str]:
+        with contextlib.closing(importer.open_db(self.settings.db)) as db:
+            stays = importer.deployments(db)
+        there = [stay for stay in stays if stay.site == site]
+        if not there:
+            raise importer.unknown("site", site, [stay.site for stay in stays if stay.site])
+        units = [stay.unit_id for stay in there if stay.since <= self.now < stay.until]
+        if not units:
+            raise Failed("no unit stands at %s today" % site)
+        return units
+
+    def _used_names(self, unit: str) -> set[str]:
+        """Names of updates that the unit has been offered, here or at a server that is known here.
+
+        What it has on its card under one of them, it will never fetch again.
+        """
+        names = {name for taker, name in self.courses if taker == unit}
+        names.update(visible_updates(self.data_dir, unit))
+        folder = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER)
+        if os.path.isdir(folder):
+            names.update(found[1] for found in map(WITHDRAWN.match, os.listdir(folder)) if found)
+        return names
+
+    def publish(self) -> None:
+        """Check everything, then offer the update to one unit after the other."""
+        files = files_to_publish(self.arguments, self.settings)     # as who calls: DIR may be closed to others
+        units = self.units()
+        patch = parse_json(files.get(PATCHES + ID_FILE, b"{}").decode())
+        if "site_code" in patch and len(units) > 1:
+            raise Failed("a nickname is for one unit, not for %d" % len(units))
+        _warn_of_silence(files)
+        used = {unit: self._used_names(unit) for unit in units}
+        name = self.arguments.name or default_name(set().union(*used.values()), self.now)
+        for unit in units:
+            check_name(name, unit, used[unit])
+        become_daemon_user(self.settings)
+        for unit in units:
+            before = visible_updates(self.data_dir, unit)
+            if not self.arguments.dry_run:
+                self._install(unit, name, files)
+            done = "would be published" if self.arguments.dry_run else "published"
+            print("%s: %s %s, %d files" % (unit, name, done, len(files)))
+            if before and (unit, before[-1]) not in self.courses:
+                warn("%s has not fetched %s yet, and now will not: a unit takes the last update only"
+                     % (unit, before[-1]))
+
+    def _install(self, unit: str, name: str, files: dict[str, bytes]) -> None:
+        """Stage under a hidden name, sync, publish with one rename; no update stays behind when that fails."""
+        place = [unit, seqfile.UPDATES_FOLDER]
+        try:
+            with seqfile.open_directory(self.data_dir, place, create=True, settle=True) as updates:
+                seqfile.publish_tree(updates, name, files)
+        except OSError as error:
+            raise Failed("%s: %s" % (unit, error))
+
+    def withdraw(self, name: str) -> None:
+        """Hide an update from the units that it is offered to."""
+        units = self.units()
+        having = [unit for unit in units if name in visible_updates(self.data_dir, unit)]
+        if not having:
+            raise Failed("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
+        become_daemon_user(self.settings)
+        for unit in having:
+            if not self.arguments.dry_run:
+                self._hide(unit, name)
+            print("%s: %s %s" % (unit, name, "would be withdrawn" if self.arguments.dry_run else "withdrawn"))
+            if (unit, name) in self.courses:
+                warn("%s has fetched %s before" % (unit, name))
+            others = [other for other in visible_updates(self.data_dir, unit) if other != name]
+            if others and (unit, others[-1]) not in self.courses:
+                warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted"
+                     % (unit, others[-1]))
+
+    def _hide(self, unit: str, name: str) -> None:
+        hidden = ".withdrawn-%s-%d" % (name, self.now)
+        with seqfile.open_directory(self.data_dir, [unit, seqfile.UPDATES_FOLDER]) as updates:
+            os.rename(name, hidden, src_dir_fd=updates, dst_dir_fd=updates)
+            os.fsync(updates)
+
+    def report(self, unit: str) -> list[str]:
+        """A line for each update: when it was published, how much was fetched, and what is seen of it since."""
+        lines = []
+        until = "9"                                             # when the unit had the next one, which may undo this one
+        for name in reversed(visible_updates(self.data_dir, unit)):
+            course = self.courses.get((unit, name), Course())
+            try:
+                columns = self._columns(unit, name, course, until)
+            except (NotServable, OSError) as why:
+                columns = ["not listed for the unit: %s" % why]
+            lines.append("\t".join([unit, name, *columns]))
+            until = course.had_at or until
+        return lines[::-1]
+
+    def _columns(self, unit: str, name: str, course: Course, until: str) -> list[str]:
+        files = files_of_update(self.data_dir, unit, name)
+        place = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER, name)
+        published = seqfile.utc(os.stat(place).st_mtime)
+        columns = ["published " + published, _progress(course, files, self.now)]
+        if course.had_at:
+            runs = self.runs.get(unit, [])
+            since = [run for run in runs if course.had_at < run.last and run.first < until]
+            columns.append(_effect(_patch_of(self.data_dir, unit, name, files), since))
+        return columns
 
 
 def publish_parser() -> argparse.ArgumentParser:
@@ -1951,64 +1999,19 @@ what the firmware reads (--set):
 
 def publish(settings: Settings, arguments: argparse.Namespace) -> int:
     """`co2d publish`; the exit status."""
-    now = time.time()
     if not os.path.isdir(settings.data_dir):
         raise Failed("there is no data directory %s" % settings.data_dir)
+    publishing = Publishing(settings, arguments)
     if arguments.list:
         arguments.all |= not (arguments.names or arguments.site)
-        report = Report(settings, now)
-        for unit in units_meant(settings, arguments, now):
-            for line in report.lines(unit):
+        for unit in publishing.units():
+            for line in publishing.report(unit):
                 print(line)
     elif arguments.withdraw:
-        become_daemon_user(settings)
-        _withdraw(settings, units_meant(settings, arguments, now), arguments, now)
+        publishing.withdraw(arguments.withdraw)
     else:
-        _publish(settings, arguments, now)
+        publishing.publish()
     return 0
-
-
-def _publish(settings: Settings, arguments: argparse.Namespace, now: float) -> None:
-    files = files_to_publish(arguments, settings)               # as who calls: DIR may be closed to others
-    units = units_meant(settings, arguments, now)
-    patch = parse_json(files.get(PATCHES + ID_FILE, b"{}").decode())
-    if "site_code" in patch and len(units) > 1:
-        raise Failed("a nickname is for one unit, not for %d" % len(units))
-    _warn_of_silence(files)
-    courses = known_courses(settings)
-    used = {unit: used_names(settings, courses, unit) for unit in units}
-    name = arguments.name or default_name(set().union(*used.values()), now)
-    for unit in units:                                          # all or nothing, as far as that can be known
-        check_name(name, unit, used[unit])
-    become_daemon_user(settings)
-    for unit in units:
-        waiting = max(visible_updates(settings.data_dir, unit), default="")
-        if not arguments.dry_run:
-            install_update(settings, unit, name, files)
-        done = "would be published" if arguments.dry_run else "published"
-        print("%s: %s %s, %d files" % (unit, name, done, len(files)))
-        if waiting and (unit, waiting) not in courses:
-            warn("%s has not fetched %s yet, and now will not: a unit takes the last update only" % (unit, waiting))
-
-
-def _withdraw(settings: Settings, units: Sequence[str], arguments: argparse.Namespace, now: float) -> None:
-    name = arguments.withdraw
-    having = [unit for unit in units if name in visible_updates(settings.data_dir, unit)]
-    if not having:
-        raise Failed("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
-    courses = known_courses(settings)
-    for unit in having:
-        if not arguments.dry_run:
-            with seqfile.open_directory(settings.data_dir, [unit, seqfile.UPDATES_FOLDER]) as updates:
-                os.rename(name, ".withdrawn-%s-%d" % (name, now), src_dir_fd=updates, dst_dir_fd=updates)
-                os.fsync(updates)
-        print("%s: %s %s" % (unit, name, "would be withdrawn" if arguments.dry_run else "withdrawn"))
-        if (unit, name) in courses:
-            warn("%s has fetched %s before" % (unit, name))
-        others = [other for other in visible_updates(settings.data_dir, unit) if other != name]
-        if others and (unit, others[-1]) not in courses:
-            warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted"
-                  % (unit, others[-1]))
 
 
 # -- backup -----------------------------------------------------------------------------------------------------------

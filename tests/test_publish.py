@@ -60,7 +60,9 @@ def unit_of(place, **options):
 
 
 def report(place, now=0.0):
-    return co2d.Report(place.station.settings, now).lines(UNIT)
+    publishing = co2d.Publishing(place.station.settings, None)
+    publishing.now = now
+    return publishing.report(UNIT)
 
 
 def say(place, path, method="GET", now=0.0):
