@@ -26,6 +26,7 @@ Where they meet:
     Server._ready, Server._lanes            queues of connections that go on
     Station._lock   guards counters, `changed`, the known units and their usage
     Health._lock    guards the list of problems
+    Fetches._lock   guards what is known of the updates that units take
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
@@ -2987,7 +2988,7 @@ def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -
         "directories": " ".join(map(_word, directories)),
         "written": " ".join(_word("-" + path) for path in directories),
         "listen": _host_port(settings.listen, settings.port),
-        "tasks": settings.threads + OTHER_TASKS,
+        "tasks": WORKERS + OTHER_TASKS,
         "capability": "CAP_NET_BIND_SERVICE" if has_low_port else "",
         "private_users": "no" if has_low_port else "true",
         "home": "read-only" if is_in_home else "true",

@@ -524,8 +524,6 @@ class Settings(NamedTuple):
     head_seconds: Annotated[float, Setting(
         parse_seconds, "seconds from accept to the end of the request's head")] = 30.0
     request_seconds: Annotated[float, Setting(parse_seconds, "seconds from accept to the end of the reply")] = 110.0
-    threads: Annotated[int, Setting(
-        whole(2, 100000), "requests served at the same time, at most", restart=True)] = 512
     import_delay: Annotated[float, Setting(parse_seconds, "seconds from an upload to its import")] = 1.0
     import_scan: Annotated[float, Setting(
         parse_seconds, "seconds between looks for files that came in by other ways")] = 300.0
@@ -542,7 +540,10 @@ SETTINGS: Dict[str, Setting] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
     if hasattr(hint, "__metadata__")}
 # Settings and limits that there were once: name -> what to know. They are accepted, so an upgrade stops no station.
-GONE: Dict[str, str] = {"flat_count": "a flat line is told by its duration, flat_time"}
+GONE: Dict[str, str] = {
+    "flat_count": "a flat line is told by its duration, flat_time",
+    "threads": "a client that has to be waited for holds no thread",
+}
 
 
 class Said(NamedTuple):

@@ -617,9 +617,9 @@ def test_a_setting_that_has_gone_is_accepted_with_a_warning(tmp_path, monkeypatc
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     file = tmp_path / "co2d.conf"
-    file.write_text("\ufeff[co2d]\nport = 81\nthreads = 5\ndata_dir = there\n", encoding="utf-8")     # as a Windows editor would
+    file.write_text("\ufeff[co2d]\nport = 81\nmax_units = 5\ndata_dir = there\n", encoding="utf-8")     # as a Windows editor would
     settings = co2d.settings_of(co2d.make_parser().parse_args(["--config", str(file), "--port", "82"]))
-    assert (settings.port, settings.threads, settings.max_body, settings.data_dir) == (82, 5, 65536, str(tmp_path / "there"))
+    assert (settings.port, settings.max_units, settings.max_body, settings.data_dir) == (82, 5, 65536, str(tmp_path / "there"))
 
 
 def test_the_printed_configuration_reads_back_as_itself(tmp_path):
