@@ -3464,7 +3464,8 @@ def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) 
             calls = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
                                (unit, start + step, until)).fetchone()[0]
             missing = round((until - start) / step) - 1 if end else (until - start) // step
-            if own and not any(_is_deployed(stay, start + step, until) for stay in own):
+            since = now if end is None else start + step        # an open gap: of a unit that is deployed now
+            if own and not any(_is_deployed(stay, since, until) for stay in own):
                 state = "off"
             elif end is None:
                 state = "silent" if calls else "waiting"

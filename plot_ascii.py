@@ -828,7 +828,7 @@ class Context:
                 )
         while True:
             text = self.say(" · ").join(forms[0] for _, forms in left)
-            worst = max(range(len(left)), key=lambda i: left[i][0])
+            worst = max(range(len(left)), key=lambda i: (left[i][0], i))
             forms = left[worst][1]
             if width(text) <= self.width or len(left) == 1 and len(forms) == 1:
                 return [Span(cut(text, self.width), style)]
@@ -856,10 +856,9 @@ class Context:
         """What those characters mean that are here."""
         said = list(before)
         for chars, meaning in notes:
-            if not chars:
-                said.append(meaning)
-            elif any(char in here for char in chars):
-                said.append(f"{chars} {meaning}")
+            shown_here = "".join(char for char in chars if char in here)
+            if shown_here or not chars:
+                said.append(f"{shown_here} {meaning}".strip())
         return self.wrapped(map(self.say, said))
 
     @cached_property
@@ -2485,7 +2484,7 @@ def view_gaps(c: Context) -> Page:
         (3, "newest first"),
     ]
     notes = [
-        ("", "longer than one and a half rhythms of the unit"),
+        ("", "longer than 1.5 of the unit's rhythms"),
         ("", "missing: readings"),
     ]
     return t.page(title, rows[: c.room(3)], len(rows), notes)

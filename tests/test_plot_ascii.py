@@ -138,7 +138,7 @@ def test_fleet(four: str) -> None:
     Vadsø      ▄▄▃▂▂▃▄▄▃▂▂▃▄▅  460  420–10k  ▆▆▆▆▆▆▆▆▆▆▆▆▆▆   5.0 ▲
     pa_07
     東京_ref   ▂▂▂▂▂▂▂▂▂▂           420–421  ▆▆▆▆▆▆▆▆▆▆           L
-    col = 1 d (CO₂)  1 d (T)  blank = no data  L late  ▲▼ off scale
+    col = 1 d (CO₂)  1 d (T)  blank = no data  L late  ▲ off scale
     """)
 
 
@@ -151,7 +151,7 @@ def test_fleet_in_ascii(four: str) -> None:
     Vadso      ==-::-==-::-=+  460  420-10k  **************   5.0 ^
     pa_07
     ??_ref     ::::::::::           420-421  **********           L
-    col = 1 d (CO2)  1 d (T)  blank = no data  L late  ^v off scale
+    col = 1 d (CO2)  1 d (T)  blank = no data  L late  ^ off scale
     """)
 
 
@@ -191,7 +191,7 @@ def test_site_in_blocks(four: str) -> None:
      4.5┤
     stat│███████████████
           ╵13╵16╵19╵22
-    col = 1 d  ▀ mean  ░ min–max  █ deployed  ▲▼ off scale
+    col = 1 d  ▀ mean  ░ min–max  █ deployed  ▲ off scale
     """)
 
 
@@ -211,7 +211,7 @@ def test_site_in_ascii(four: str) -> None:
      4.5+
     stat|===============
           |13|16|19|22
-    col = 1 d  * mean  : min-max  = deployed  ^v off scale
+    col = 1 d  * mean  : min-max  = deployed  ^ off scale
     """)
 
 
@@ -313,7 +313,7 @@ def test_gaps(four: str) -> None:
     site       unit    from         to           missing state
     東京_ref   unit-04 22 Sep 11:30 now              193 not uploaded
     vj_re_sn_2 unit-02 15 Sep 23:30 19 Sep 00:00     144 lost
-    longer than one and a half rhythms of the unit  missing: readings
+    longer than 1.5 of the unit's rhythms  missing: readings
     """)
 
 

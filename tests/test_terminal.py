@@ -118,7 +118,7 @@ def test_a_long_page_goes_through_the_pager_and_a_short_one_does_not(many: str, 
     screen.run("co2 --db %s %s" % (many, AT))
     screen.until(lambda text: "site_15" in text and not ended(text))
     screen.send("G")
-    screen.until(lambda text: "off scale" in text and not ended(text))
+    screen.until(lambda text: "blank = no data" in text and not ended(text))
     screen.send("C-c")
     time.sleep(0.5)
     assert not ended(screen.screen()), "Ctrl-C is meant for the pager"
@@ -139,7 +139,7 @@ def test_watch_follows_window_and_data_and_leaves_a_sane_terminal(many: str, ter
     screen.tmux("resize-window", "-x", "100", "-y", "40")
     screen.until(lambda text: "more" not in text and "site_27" in text)
     screen.tmux("resize-window", "-x", "50", "-y", "12")
-    screen.until(lambda text: "+22 more" in text)
+    screen.until(lambda text: "+23 more" in text)
     other = archive(str(tmp_path) + "/other", [Unit(1, steady(), daily())], "1 elsewhere 10 deployed 2019-09-01")
     os.replace(other, db)
     screen.until(lambda text: text.startswith("1 site") and "elsewhere" in text)
