@@ -89,7 +89,7 @@ RECOUNT = 60                            # seconds; before that, what a unit take
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 LOOK = 60.0                             # seconds between two looks for problems
 DATABASE_PATIENCE = 60                  # seconds between imports, at most, when one fails or takes long
-REST = 4                                # times as long as an import took, nothing is imported: units come first
+REST = 4                                # see Importing.run
 
 log = logging.getLogger("co2d")
 
@@ -221,7 +221,7 @@ _NOT_REPEATED = ("host", "content-length", "transfer-encoding")
 class RequestReader:
     """Makes a request out of the bytes of a connection, which come in pieces of any size. It knows no sockets.
 
-    `request` is there as soon as its head is complete; `is_complete` says that it has its body, too.
+    `request` is there, without its body, as soon as the head is complete; `is_complete` says that all has come.
     """
 
     def __init__(self, max_body: int) -> None:
@@ -238,9 +238,12 @@ class RequestReader:
         self._buffer += data
         if self.request is None:
             self._take_head()
-        if self.request is not None and len(self._buffer) >= self._body_length:
-            self.request = self.request._replace(body=self._buffer[:self._body_length])
-            self.is_complete = True
+        self.is_complete = self.request is not None and len(self._buffer) >= self._body_length
+
+    def complete_request(self, peer: str, now: float) -> Request:
+        """The request with its body, from the address `peer`, at UTC seconds `now`; not before `is_complete`."""
+        assert self.request is not None
+        return self.request._replace(body=self._buffer[:self._body_length], peer=peer, now=now)
 
     @property
     def has_begun(self) -> bool:
@@ -367,6 +370,118 @@ def _parse_query(query: bytes) -> List[Tuple[str, str]]:
         if part:
             pairs.append((_decode(name), _decode(value)))
     return pairs
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+# What clients send stands in the log, and people and programs read it line by line. So nothing that is sent can end a
+# line, end a quoted field, or turn the direction of the text; and neither the secret nor half of it is written.
+
+MOST_LINES = 10000                      # lines that wait to be written; a line has some 100 bytes
+_WORD = re.compile(r"""([^\s/?&="'\\]+)""")
+
+
+def escape_unprintable(text: str) -> str:
+    """Control characters, line separators, marks of direction and the like as \\x1b or \\u202e."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def mask_secret(secret: str, text: str) -> str:
+    """Each word that holds the secret, or half of it (somebody has mistyped it), becomes `*`."""
+    if not secret:
+        return text
+    half = min(len(secret), max(3, len(secret) // 2))
+    pieces = [secret[at:at + half].lower() for at in range(len(secret) - half + 1)]
+    words = _WORD.split(text)
+    for number, word in enumerate(words):
+        folded = word.lower()
+        if len(word) >= half and any(piece in folded for piece in pieces):
+            words[number] = "*"
+    return "".join(words)
+
+
+def request_for_log(secret: str, request: Request) -> str:
+    """Method and target, to stand between quotes. Where a secret is expected, what stands in its place is not shown."""
+    target = request.target
+    if secret:
+        first, *rest = request.path
+        shown = first if first in ("", "ou", "status", "data", "var", "healthz", "readyz", "metrics") else "*"
+        arguments = ["=".join(filter(None, pair)) for pair in request.query]
+        target = "/" + "/".join([shown, *rest]) + "?" * bool(arguments) + "&".join(arguments)
+        target = mask_secret(secret, target)
+    return request.method + " " + target.replace("\\", r"\x5c").replace('"', r"\x22")
+
+
+class LogFormatter(logging.Formatter):
+    """One line: a priority for journald when it reads the log, else a UTC time. `secret` is masked wherever it stands."""
+
+    def __init__(self, is_journald: bool, secret: str) -> None:
+        form = "%(message)s" if is_journald else "%(asctime)sZ %(levelname)s %(message)s"
+        super().__init__(form, "%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
+        self.is_journald = is_journald
+        self.secret = secret
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = escape_unprintable(super().format(record).rstrip())
+        line = mask_secret(self.secret, line)
+        if not self.is_journald:
+            return line
+        priority = {"ERROR": 3, "WARNING": 4}.get(record.levelname, 6)          # sd-daemon(3)
+        return "<%d>%s" % (priority, line)
+
+
+def hide_secret(secret: str) -> None:
+    """From here on it is another secret that does not stand in the log."""
+    for handler in log.handlers:
+        if isinstance(handler.formatter, LogFormatter):
+            handler.formatter.secret = secret
+
+
+class LogWriter(logging.Handler):
+    """Hands lines to a thread that writes them to file descriptor `fd`, so that nobody else ever waits for a reader.
+
+    When MOST_LINES wait, because nobody reads, further lines are dropped and counted.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.dropped = 0                                        # the handler's own lock guards this and the next
+        self._told = 0                                          # of the dropped lines, those that the log speaks of
+        self._fd = fd
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock held."""
+        if self._lines.qsize() < MOST_LINES:
+            self._speak_of_dropped()
+            self._lines.put(self.format(record))
+        else:
+            self.dropped += 1
+
+    def _speak_of_dropped(self) -> None:
+        if self._told < self.dropped:
+            self._lines.put("%d lines are missing here: nobody read the log" % (self.dropped - self._told))
+            self._told = self.dropped
+
+    def _write_all(self) -> None:
+        for line in iter(self._lines.get, ""):
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        with contextlib.suppress(OSError):                      # whoever reads the log has gone
+            while data:
+                data = data[os.write(self._fd, data):]
+
+    def finish(self, seconds: float) -> None:
+        """Wait until all is written, but not for longer than that."""
+        self._speak_of_dropped()
+        self._lines.put("")
+        self._thread.join(seconds)
 
 
 # -- health -----------------------------------------------------------------------------------------------------------
@@ -627,6 +742,7 @@ class Station:
         self.changed: Set[str] = set()
         self._changed_since = self.started
         self.connections: Callable[[], int] = lambda: 0         # the server's, once there is one
+        self.lines_dropped: Callable[[], int] = lambda: 0       # the log's
         self.something_changed = threading.Event()
         self.quota = Quota(settings.data_dir)
         self.room_for_data = Room(settings.data_dir)
@@ -667,6 +783,7 @@ class Station:
         with self._lock:
             samples = dict(self.counters)
             samples["co2d_open_connections", ()] = self.connections()
+            samples["co2d_log_lines_dropped_total", ()] = self.lines_dropped()
             samples["co2d_import_lag_seconds", ()] = self.clock() - self._changed_since if self.changed else 0
         return samples
 
@@ -952,7 +1069,8 @@ def _lines_of(file: str) -> List[str]:
 def _short_ping(line: str) -> str:
     when, _, rest = line.partition("\t")
     rest = rest[len(seqfile.UNIT_PREFIX):] if rest.startswith(seqfile.UNIT_PREFIX) else rest
-    return "\t".join(_UNPRINTABLE.sub("?", field) for field in (when.split(".")[0], *rest.split("\t")))
+    fields = [when.split(".")[0], *rest.split("\t")]
+    return "\t".join(map(escape_unprintable, fields))
 
 
 _CSP = ("Content-Security-Policy",
@@ -1111,6 +1229,14 @@ def check_disk(station: Station) -> bool:
     return _report_or_clear(station, "disk", text)
 
 
+def check_log(station: Station, before: int) -> int:
+    """Report that lines of the log are lost, if there are more than `before`; their number."""
+    dropped = station.lines_dropped()
+    text = "%d lines of the log are lost: nobody reads it (a full pipe, a stopped journald)" % dropped
+    _report_or_clear(station, "log", text if dropped > before else "", importer.WARNING)
+    return dropped
+
+
 def check_database(station: Station) -> bool:
     """Report what is wrong with the database; none yet is well. Whether it can be read."""
     path = station.settings.db
@@ -1128,9 +1254,9 @@ def _trouble(path: str, attempt: Callable[[], None]) -> str:
     return ""
 
 
-def _report_or_clear(station: Station, key: str, text: str) -> bool:
+def _report_or_clear(station: Station, key: str, text: str, level: str = importer.CRITICAL) -> bool:
     if text:
-        station.health.report(key, importer.CRITICAL, text)
+        station.health.report(key, level, text)
     else:
         station.health.clear(key)
     return not text
@@ -1162,6 +1288,7 @@ class Watching(threading.Thread):
         self._told: Dict[str, importer.Problem] = {}
         self._hour = 0                                          # in which what is critical was told last
         station.health.remember(importer.read_health(station.settings.var_dir, int(station.clock())) or [])
+        self._lines_dropped = 0
 
     def run(self) -> None:
         """Until `stop`."""
@@ -1173,6 +1300,7 @@ class Watching(threading.Thread):
     def look(self) -> None:
         """Look once."""
         station, health = self.station, self.station.health
+        self._lines_dropped = check_log(station, self._lines_dropped)
         check_disk(station)
         found = list(barred_units(station.settings.data_dir))
         if check_database(station) and os.path.exists(station.settings.db):
@@ -1231,6 +1359,7 @@ METRICS = {                             # family: type and help
     "co2d_storage_errors_total": ("counter", "Uploads that the disk refused."),
     "co2d_import_errors_total": ("counter", "Imports that failed."),
     "co2d_dropped_connections_total": ("counter", "Slow clients dropped to serve others, by phase."),
+    "co2d_log_lines_dropped_total": ("counter", "Lines of the log that nobody read in time."),
     "co2d_syncs_total": ("counter", "Syncs of data to disk."),
     "co2d_sync_seconds_total": ("counter", "Seconds spent in them."),
     "co2d_uptime_seconds": ("gauge", "Seconds since the start."),
@@ -1385,21 +1514,11 @@ def respond(station: Station, request: Request, lane: Optional[str] = None) -> U
     except Refused as refused:
         response = refused.response()
     except Exception as error:                                  # one line, not a traceback: the log is read by grep
-        log.error("%s %s failed: %r at %s", request.method, masked_target(station.settings.secret, request), error,
-                  importer.place_of(error))
+        line = request_for_log(station.settings.secret, request)
+        log.error('"%s" failed: %r at %s', line, error, importer.place_of(error))
         response = json_response({"error": "internal error"}, 500, repr(error))
     station.count("co2d_requests_total", route=name, status=response.status)
     return response
-
-
-def masked_target(secret: str, request: Request) -> str:
-    """The target for the log; where a secret is expected, what stands in its place is not shown."""
-    if not secret:
-        return request.target
-    first, rest = request.path[0], request.path[1:]
-    known = {parts[0] for _, parts in _SPLIT_ROUTES}
-    query = request.target.partition("?")[1:]
-    return "".join(["/", "/".join([first if first in known else "*", *rest]), *query]).replace(secret, "*")
 
 
 # -- the command line: what all commands share ------------------------------------------------------------------------
@@ -2150,6 +2269,7 @@ TICK = 0.5                              # seconds after which a thread that wait
 CLIENT_FAULTS = (501, 505)              # what a client asked for, not what went wrong here
 LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
 CROWDED_TICK = 0.02                     # the same while descriptors are lacking
+DISK_PATIENCE = 10.0                    # seconds that the answer to a unit can take before it is a problem
 STOP_PATIENCE = 5.0                     # seconds that a stop leaves to clients that are to do something
 LANES = ("people", "exports")           # each has a thread that answers what can take long
 MOST_WAITING = 16                       # requests in a lane
@@ -2272,6 +2392,7 @@ class Connection:
         self.reader = RequestReader(station.settings.max_body)
         self.request: Optional[Request] = None
         self.response: Optional[Response] = None
+        self.is_slow = False            # the answer takes long, and not for the disk
         self.is_complete = False        # the kernel has taken the whole reply
         self._unsent = memoryview(b"")
         self._file_position = 0
@@ -2282,8 +2403,14 @@ class Connection:
         """From here on the time counts for another state."""
         self.state = state
         self.since = time.monotonic()
-        if state != CLOSED:
-            self.deadline = STATES[state].deadline(self)
+        self._deadline = 0.0
+
+    @property
+    def deadline(self) -> float:
+        """When the state is to be over, as time.monotonic()."""
+        if not self._deadline:                                  # most are never asked for
+            self._deadline = STATES[self.state].deadline(self)
+        return self._deadline
 
     def advance(self) -> bool:
         """Go on until the client has to do something; True when the answer is to be found before."""
@@ -2319,12 +2446,6 @@ class Connection:
         size = os.fstat(response.file.fileno()).st_size
         self._file_size = 0 if self.is_head else size
         return encode_head(response, size, now)
-
-    def complete_request(self, now: float) -> Request:
-        """The request that is to be answered, at UTC seconds `now`."""
-        assert self.reader.request is not None
-        self.request = self.reader.request._replace(peer=self.peer, now=now)
-        return self.request
 
     @property
     def is_head(self) -> bool:
@@ -2459,10 +2580,11 @@ def log_request(connection: Connection, response: Response) -> None:
     request = connection.request
     received = len(request.body) if request else 0
     connection.station.count("co2d_received_bytes_total", received)
-    level = logging.INFO if response.status < 500 or response.status in CLIENT_FAULTS else logging.ERROR
+    is_fault_of_ours = response.status >= 500 and response.status not in CLIENT_FAULTS
+    level = logging.ERROR if is_fault_of_ours else logging.INFO
     if settings.quiet and level == logging.INFO:
         return
-    line = "%s %s" % (request.method, masked_target(settings.secret, request)) if request else "-"
+    line = request_for_log(settings.secret, request) if request else "-"
     milliseconds = (connection.since - connection.accepted) * 1000
     log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status, received, milliseconds,
             response.note)
@@ -2517,6 +2639,7 @@ class Server(socketserver.TCPServer):
         self._acceptors: List[threading.Thread] = []
         self._most = _most_connections()
         self._lacks_descriptors = False
+        self._is_hanging = False
         station.connections = self._open.__len__
 
     def _bind(self, settings: Settings) -> None:
@@ -2606,8 +2729,8 @@ class Server(socketserver.TCPServer):
     def _answer(self, connection: Connection, lane: str = "") -> bool:
         """Find the answer; False when another thread goes on with the connection."""
         try:
-            request = connection.complete_request(self.station.now())
-            response = respond(self.station, request, lane)
+            connection.request = connection.reader.complete_request(connection.peer, self.station.now())
+            response = respond(self.station, connection.request, lane)
             if isinstance(response, str):
                 return self._leave_to(response, connection)
             if response.after:
@@ -2625,6 +2748,7 @@ class Server(socketserver.TCPServer):
 
     def _leave_to(self, lane: str, connection: Connection) -> bool:
         if self._lanes[lane].qsize() < MOST_WAITING:
+            connection.is_slow = True
             self._lanes[lane].put(connection)
             return False
         connection.reply(Refused(503, "too many requests of this kind at once", (("Retry-After", "60"),)).response())
@@ -2691,6 +2815,20 @@ class Server(socketserver.TCPServer):
                 self._drop(connection, "the daemon stops")
         if self._is_full() and self._is_waited_for():
             self._make_room(now)
+        self._tell_of_hanging(now)
+
+    def _tell_of_hanging(self, now: float) -> None:
+        """Workers that wait for the disk can serve nobody else. All that looks at the disk may hang, so log it here."""
+        hanging = [c for c in list(self._open) if c.state == ANSWER and now - c.since > DISK_PATIENCE and not c.is_slow]
+        if hanging:
+            text = ("%d requests have waited for the disk for more than %d s, and others wait for them: see with dmesg "
+                    "whether the disk of %s fails" % (len(hanging), DISK_PATIENCE, self.station.settings.data_dir))
+            self.station.health.report("hanging", importer.CRITICAL, text)
+            if not self._is_hanging:
+                log.error("%s", text)
+        else:
+            self.station.health.clear("hanging")
+        self._is_hanging = bool(hanging)
 
     def _come_too_late(self, connection: Connection) -> None:
         try:
@@ -2789,6 +2927,7 @@ def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
         return None
     import ssl                                                  # brings 4 MB of OpenSSL
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2            # whatever the system allows
     try:
         for file in filter(None, (settings.tls_cert, settings.tls_key)):
             open(file, "rb").close()                            # ssl would not say which of them it cannot read
@@ -2807,34 +2946,50 @@ class Importing(threading.Thread):
 
     def __init__(self, station: Station) -> None:
         super().__init__(name="import", daemon=True)
-        self.station, self.stopping = station, threading.Event()
+        self.station = station
+        self.stopping = threading.Event()
+        self._paths: Optional[set[str]] = None                  # that the last import failed to take
+        self._kept = importer.KeptOpen(station.settings.db)
+        self._scanned = float("-inf")                           # when all files were last looked at, as time.monotonic()
 
     def run(self) -> None:
-        patience, scanned, paths = 1.0, float("-inf"), None
-        kept = importer.KeptOpen(self.station.settings.db)
+        """Import until `stop`. After an import of t seconds, pause 4 t: uploads have priority."""
+        patience = 1.0
         while not self.stopping.is_set():
-            paths, began = paths or self.station.take_changed(), time.monotonic()
-            full = began - scanned > self.station.settings.import_scan or self.station.health.has("database")
-            if (full or paths) and not self._import(None if full else paths, kept):
+            began = time.monotonic()
+            if not self._import_what_is_due(began):
                 self.stopping.wait(patience)
                 patience = min(2 * patience, DATABASE_PATIENCE)
                 continue
-            ended = time.monotonic()
-            scanned, patience, paths = ended if full else scanned, 1.0, None
-            if self.stopping.wait(min(REST * (ended - began), DATABASE_PATIENCE)):
+            patience = 1.0
+            pause = REST * (time.monotonic() - began)
+            if self.stopping.wait(min(pause, DATABASE_PATIENCE)):
                 break
             self.station.something_changed.wait(self.station.settings.import_scan)
             self.stopping.wait(self.station.settings.import_delay)
-        kept.close()
+        self._kept.close()
 
-    def _import(self, paths: Optional[Set[str]], kept: importer.KeptOpen) -> bool:
+    def _import_what_is_due(self, now: float) -> bool:
+        """Import what has changed, now and then all; False when that failed, and is to be tried again."""
+        self._paths = self._paths or self.station.take_changed()
+        has_expired = now - self._scanned > self.station.settings.import_scan
+        is_scan = has_expired or self.station.health.has("database")
+        if is_scan or self._paths:
+            if not self._import(None if is_scan else self._paths):
+                return False
+            if is_scan:
+                self._scanned = time.monotonic()
+        self._paths = None
+        return True
+
+    def _import(self, paths: Optional[set[str]]) -> bool:
         station = self.station
         try:
             if station.health.has("database") and os.path.exists(station.settings.db):
                 importer.rebuild(station.archive)               # it is damaged, or cannot be read
             else:
                 importer.import_new(station.archive, paths)
-            kept.renew()
+            self._kept.renew()
             station.health.clear("import")
             return check_database(station)
         except Exception as error:                              # locked, broken, gone: uploads go on, we try again
@@ -2852,18 +3007,6 @@ class Importing(threading.Thread):
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
-
-
-class LogFormatter(logging.Formatter):
-    """One line: a priority for journald when it reads us, else a UTC time; control characters escaped."""
-
-    def __init__(self, journald: bool) -> None:
-        super().__init__("%(message)s" if journald else "%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-        self.converter, self.journald = time.gmtime, journald
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = _UNPRINTABLE.sub(lambda found: "\\x%02x" % ord(found[0]), super().format(record)).rstrip()
-        return "<%d>%s" % ({"ERROR": 3, "WARNING": 4}.get(record.levelname, 6), line) if self.journald else line
 
 
 def under_journald() -> bool:
@@ -3098,6 +3241,7 @@ class Daemon:
             later = [name for name in fixed if getattr(new, name) != fixed[name]]
             self.station.settings = new._replace(**fixed)
             self.station.archive = self.station.settings.archive()
+            hide_secret(new.secret)
             self.server.tls = tls                               # the same files, perhaps with a renewed certificate
             log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
         notify("READY=1")
@@ -3154,9 +3298,10 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def serve_until_stopped(settings: Settings, arguments: argparse.Namespace) -> int:
     """Set up logging, then be the daemon."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter(under_journald()))
-    log.addHandler(handler)
+    writer = LogWriter(sys.stderr.fileno())
+    writer.setFormatter(LogFormatter(under_journald(), settings.secret))
+    log.addHandler(writer)
+    logging.raiseExceptions = False                             # logging would write to stderr, and wait for a reader
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = min(most, 65536) if most > 0 else 65536             # a few per connection
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
@@ -3169,7 +3314,10 @@ def serve_until_stopped(settings: Settings, arguments: argparse.Namespace) -> in
             user = user_name(os.geteuid())
             remedy = "; make the directories of the configuration, give them to %s, and restart" % user
         raise Failed("cannot start: %s%s" % (error, remedy))
-    return daemon.run()
+    daemon.station.lines_dropped = lambda: writer.dropped
+    status = daemon.run()
+    writer.finish(LAST_WORDS)
+    return status
 
 
 class Command(NamedTuple):

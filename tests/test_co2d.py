@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import select
 import shutil
@@ -441,18 +442,71 @@ def test_a_secret_is_needed_for_units_and_never_logged(tmp_path):
     ("http://host/opensesame/ou/co2unit-1/alive", "/*/ou/co2unit-1/alive"),
     ("/ou/co2unit-1/opensesame/alive?opensesame", "/ou/co2unit-1/*/alive?*"),
     ("/opensesame", "/*"),
+    ("/opensesane/x", "/*/x"),
+    ("/lab/opensesame/ou/co2unit-1/alive", "/*/*/ou/co2unit-1/alive"),
+    ("/ou/co2unit-1/OpenSeame/alive?site_code=opeNsesam%65", "/ou/co2unit-1/*/alive?site_code=*"),
+    ("/ou/opensesamco2unit-1/alive", "/ou/*/alive"),
     ("/status/alive/recent?asc=1", "/status/alive/recent?asc=1"),
 ])
 def test_a_secret_is_not_in_the_log_wherever_it_stands(tmp_path, caplog, target, logged):
     request = co2d.parse_head(b"POST %s HTTP/1.0\r\n\r\n" % target.encode())
-    assert co2d.masked_target("opensesame", request) == logged
+    assert co2d.request_for_log("opensesame", request) == "POST " + logged
 
 
 def test_a_secret_is_not_in_the_line_of_an_endpoint_that_breaks(tmp_path, caplog):
     station = co2d.Station(make_settings(tmp_path, secret="opensesame"))
     station.admit = None
     assert ask(station, "POST", "/opensesame/ou/co2unit-1/alive?site_code=x").status == 500
-    assert caplog.records[0].getMessage().startswith("POST /*/ou/co2unit-1/alive?site_code=x failed: ")
+    assert caplog.records[0].getMessage().startswith('"POST /*/ou/co2unit-1/alive?site_code=x" failed: ')
+
+
+def log_line(text, secret="", is_journald=True):
+    return co2d.LogFormatter(is_journald, secret).format(logging.LogRecord("co2d", logging.INFO, "", 0, text, (), None))
+
+
+@pytest.mark.parametrize("text, line", [
+    ("a\nb\r\x1b[2J", "<6>a\\nb\\r\\x1b[2J"),
+    ("abc\u202edef\u2028\u200b", "<6>abc\\u202edef\\u2028\\u200b"),
+    ("vadsø \udcff", "<6>vadsø \\udcff"),
+    ("upload not stored: opensesam and 'xopensesamey'", "<6>upload not stored: * and '*'"),
+])
+def test_a_line_of_the_log_stays_one_line_and_tells_no_secret(text, line):
+    assert log_line(text, "opensesame") == line
+
+
+def test_a_quote_in_a_target_ends_no_field_of_the_log():
+    request = co2d.parse_head(b'POST /ou/u/alive?site_code=a" 200 0 1.0ms \\x HTTP/1.0\r\n\r\n')
+    assert co2d.request_for_log("", request) == r"POST /ou/u/alive?site_code=a\x22 200 0 1.0ms \x5cx"
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody_and_says_later_what_is_missing(monkeypatch):
+    monkeypatch.setattr(co2d, "MOST_LINES", 100)
+    reader, writer = os.pipe()
+    log = co2d.LogWriter(writer)
+    log.setFormatter(logging.Formatter("%(message)s" + "." * 2000))
+    for number in range(1000):
+        log.handle(logging.LogRecord("co2d", logging.INFO, "", 0, "%d ", (number,), None))
+    assert log.dropped >= 800
+    thread = threading.Thread(target=log.finish, args=(20,))
+    thread.start()
+    text = b""
+    while b"missing" not in text:
+        text += os.read(reader, 65536)
+    thread.join()
+    lines = text.decode().splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == [str(number) for number in range(1000 - log.dropped)]
+    assert lines[-1] == "%d lines are missing here: nobody read the log" % log.dropped
+    os.close(reader)
+    os.close(writer)
+
+
+def test_lines_that_are_lost_are_a_problem_until_no_more_are(station):
+    watching = co2d.Watching(station)
+    station.lines_dropped = lambda: 7
+    for expected in (["7 lines of the log are lost: nobody reads it (a full pipe, a stopped journald)"], []):
+        watching.look()
+        assert [problem.text for problem in station.health.problems()] == expected
+    assert station.samples()["co2d_log_lines_dropped_total", ()] == 7
 
 
 def test_pages_and_metrics_are_for_their_networks(tmp_path):
@@ -705,6 +759,15 @@ def test_a_request_that_is_cut_short_is_one_line_in_the_log(server, caplog, sent
     assert read_all(sock) == b""
     sock.close()
     assert [record.getMessage() for record in caplog.records] == ["127.0.0.1 went away in its %s: closed by the client" % phase]
+
+
+@pytest.mark.parametrize("request_line", [b"BREW / HTTP/1.0", b"GET / HTTP/2.0"])
+def test_what_a_client_cannot_have_is_no_error_of_ours(server, caplog, request_line):
+    caplog.set_level("INFO")
+    assert talk(server(), request_line + b"\r\n\r\n").startswith(b"HTTP/1.1 50")
+    while not caplog.records:
+        time.sleep(0.01)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server):

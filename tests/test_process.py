@@ -416,6 +416,14 @@ def test_a_client_that_pauses_is_waited_for_on_the_tls_port_too(start, certifica
         link.close()
 
 
+def test_versions_of_tls_before_1_2_are_refused(start, certificate):
+    context = ssl._create_unverified_context()
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(("127.0.0.1", start(*certificate).port), timeout=20) as sock, pytest.raises(ssl.SSLError):
+        context.wrap_socket(sock)
+
+
 def test_plain_http_on_the_tls_port_can_be_allowed(start, certificate):
     assert ask(start(*certificate, "--tls-only", "no").port, PING).startswith(b"HTTP/1.1 200 ")
 
@@ -431,6 +439,23 @@ def test_a_request_is_one_line_and_a_secret_is_in_none(start):
     one.waits_for('"POST /.*404')
     assert "opensesam" not in one.log and "opensesan" not in one.log and "Traceback" not in one.log
     assert "site_code=a\\x85b" in one.log
+
+
+def test_a_full_pipe_in_place_of_a_log_stops_neither_pings_nor_a_stop(tmp_path):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    process = subprocess.Popen([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(port), "--data-dir", str(tmp_path / "data"),
+                                "--var-dir", str(tmp_path / "var")], stderr=subprocess.PIPE, env={**os.environ, "CO2D_CONF": os.devnull})
+    try:
+        process.stderr.readline()
+        long_ping = PING.replace(b"=x", b"=" + b"x" * 5000)
+        assert all(ask(port, long_ping).startswith(b"HTTP/1.1 200 ") for _ in range(50))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # -- installation, backup ---------------------------------------------------------------------------------------------
