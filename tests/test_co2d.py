@@ -503,7 +503,8 @@ def test_a_log_that_nobody_reads_holds_up_nobody_and_says_later_what_is_missing(
 def test_lines_that_are_lost_are_a_problem_until_no_more_are(station):
     watching = co2d.Watching(station)
     station.lines_dropped = lambda: 7
-    for expected in (["7 lines of the log are lost: nobody reads it (a full pipe, a stopped journald)"], []):
+    for expected in (["7 lines of the log are lost: nobody reads it (a full pipe, a stopped journald) "
+                      "(since 2019-10-07 03:23 UTC)"], []):
         watching.look()
         assert [problem.text for problem in station.health.problems()] == expected
     assert station.samples()["co2d_log_lines_dropped_total", ()] == 7
