@@ -918,17 +918,16 @@ def _acknowledge(receipt: seqfile.Receipt) -> Response:
 
 def _storage_refusal(station: Station, unit: str, error: Exception) -> Refused:
     """How an upload ends that a quota or the disk refused: the unit comes back next day."""
-    if isinstance(error, Refused):
-        refused = error
-    elif isinstance(error, IsADirectoryError) or getattr(error, "errno", 0) == errno.ELOOP:
-        refused = Refused(400, "not a regular file")
-    else:
-        full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        refused = Refused(507 if full else 503, "cannot store: %s" % (getattr(error, "strerror", "") or error))
+    refused = error if isinstance(error, Refused) else Refused(503, "cannot store: %s" % error)
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            refused.status = 507
+        elif isinstance(error, IsADirectoryError) or error.errno == errno.ELOOP:
+            refused.status = 400
     station.count("co2d_storage_errors_total")
-    if os.path.isdir(station.data(unit)):                       # invented ids are not remembered
-        station.health.report("storage:" + unit, importer.WARNING, "uploads of %s are refused: %s" % (
-            unit, refused.reason), unit)
+    if os.path.lexists(station.data(unit)):                     # invented ids are not remembered
+        text = "uploads of %s are refused: %s" % (unit, refused.reason)
+        station.health.report("storage:" + unit, importer.WARNING, text, unit)
     return refused
 
 

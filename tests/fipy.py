@@ -227,6 +227,7 @@ class Link:
 
     def __init__(self, url: str, session: Session, unit: Unit) -> None:
         self.url, self._session, self._unit = url, session, unit
+        self.base = "/ou/" + unit.conf(ID).get("hw_id", unit.unit_id)
 
     def request(self, method: str, path: str, body: bytes = b"") -> Tuple[int, bytes]:
         """(status, body) of the reply, recorded in the session. `path` is appended to the server's address as it is."""
@@ -624,15 +625,12 @@ class Unit:
         return {"rssi_raw": raw, "rssi_dbm": self.rssi, "ber_raw": 99}
 
     def _ping(self, link: Link, state: Dict[str, Any]) -> None:
-        path = "/ou/%s/alive?site_code=%s" % (self._id(), self.nickname)
+        path = "%s/alive?site_code=%s" % (link.base, self.nickname)
         if state["signal_quality"]:
             path += "&rssi_raw={rssi_raw}&rssi_dbm={rssi_dbm}&ber_raw={ber_raw}".format(**state["signal_quality"])
         status, _ = link.request("POST", path)
         if status != 200:
             raise Failed("alive: %d" % status)
-
-    def _id(self) -> str:
-        return self.conf(ID).get("hw_id", self.unit_id)
 
     # -- updates
 
@@ -649,7 +647,7 @@ class Unit:
             target = self._inside("tmp", place, path)
             if os.path.isfile(target):                  # from an earlier try, of whatever length
                 continue
-            status, content = link.request("GET", "/ou/%s/%s/%s" % (self._id(), place, path))
+            status, content = link.request("GET", "%s/%s/%s" % (link.base, place, path))
             if status != 200:
                 raise Failed("update file: %d" % status)
             write_file(target, content)
@@ -658,7 +656,7 @@ class Unit:
         return True
 
     def _list(self, link: Link, place: str, recursive: bool) -> Any:
-        status, body = link.request("GET", "/ou/%s/%s?recursive=%s" % (self._id(), place, recursive))
+        status, body = link.request("GET", "%s/%s?recursive=%s" % (link.base, place, recursive))
         if status not in (200, 404):
             raise Failed("updates: %d" % status)
         return load_json(body) if status == 200 else None
@@ -715,7 +713,7 @@ class Unit:
                         self.session.over_time = True
                         return
                     chunk = push.read(settings["send_chunk_size"])
-                    path = "/ou/%s/push-sequential/%s/%s?offset=%s" % (self._id(), directory, push.name, push.offset)
+                    path = "%s/push-sequential/%s/%s?offset=%s" % (link.base, directory, push.name, push.offset)
                     status, body = link.request("PUT", path, chunk)
                     if status not in (200, 416):
                         raise Failed("push: %d" % status)

@@ -17,6 +17,11 @@ import pytest
 import seqfile
 
 NOW = 1600000000.0
+def seeds(number, at_once):
+    """So many, of which the first are run always."""
+    return [*range(at_once), *[pytest.param(seed, marks=pytest.mark.long) for seed in range(at_once, number)]]
+
+
 FAULTS = [0, 0, 0.02, 0.2]              # how often a call fails, a while each
 
 
@@ -179,7 +184,7 @@ class Unit:
         return {name: held[name] for name, end in self.acked.items() if held[name][:end] != self.files[name][:end]}
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(60, 12))
 def test_no_acknowledged_byte_is_lost_whatever_fails_and_whenever_the_power_goes(tmp_path, monkeypatch, seed):
     rng = random.Random(seed)
     disk, unit = Disk(tmp_path, rng), Unit(rng, tmp_path)
@@ -208,7 +213,7 @@ def test_no_acknowledged_byte_is_lost_whatever_fails_and_whenever_the_power_goes
     assert unit.lost() == {}
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30, 6))
 def test_no_row_is_lost_that_was_said_to_be_stored(tmp_path, monkeypatch, seed):
     rng = random.Random(seed)
     disk, stored = Disk(tmp_path, rng), []

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import threading
-import time
 from unittest import mock
 
 import pytest
@@ -363,6 +362,15 @@ def test_directories_used_long_ago_are_forgotten_and_go_on_as_before(tmp_path, m
     assert {content(tmp_path, "readings-0000.tsv", "u%d" % number) for number in range(10)} == {b"two\ntwo\n"}
 
 
+def until(condition):
+    """Wait for what another thread does."""
+    for _ in range(20000):
+        if condition():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("it did not happen")
+
+
 def test_a_directory_in_use_is_not_forgotten(tmp_path, monkeypatch):
     """Else two chunks for it would not know of each other."""
     monkeypatch.setattr(seqfile, "MOST_SEQUENCES", 1)
@@ -380,10 +388,9 @@ def test_a_directory_in_use_is_not_forgotten(tmp_path, monkeypatch):
     others = [threading.Thread(target=lambda n=n: receive(inbox, "x-%d.tsv" % n, 0, b"x", unit="u%d" % n)) for n in range(3)]
     again = threading.Thread(target=lambda: receipts.append(receive(inbox, "readings-0000.tsv", 0, b"one\n")))
     [thread.start() for thread in others]
-    while len(syncing) < 4:
-        time.sleep(0.01)
+    until(lambda: len(syncing) == 4)
     again.start()
-    time.sleep(0.2)
+    until(lambda: inbox._sequences["u", "data", "readings"].users == 2)
     assert len(set(syncing)) == len(syncing) == 4               # the second chunk for the first file waits its turn
     go_on.set()
     [thread.join() for thread in [first, again, *others]]
@@ -860,7 +867,7 @@ def test_rows_of_many_threads_are_all_stored_and_told_once(tmp_path):
         for n in range(200):
             rows.append(b"%d-%d\n" % (number, n), lambda path, problem: outcomes.append((path, problem)))
 
-    rows, outcomes = seqfile.RowLog(str(tmp_path), MATCH, sync=lambda fd: time.sleep(0.0001)), []
+    rows, outcomes = seqfile.RowLog(str(tmp_path), MATCH, sync=lambda fd: os.sched_yield()), []
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
