@@ -1239,17 +1239,19 @@ def check_log(station: Station, before: int) -> int:
 def check_database(station: Station) -> bool:
     """Report what is wrong with the database; none yet is well. Whether it can be read."""
     path = station.settings.db
-    text = _trouble(path, lambda: importer.open_db(path).close()) if os.path.exists(path) else ""
-    _report_or_clear(station, "writing", _trouble(path, lambda: importer.try_to_write(path)))
-    return _report_or_clear(station, "database", text)
+    read = _trouble(path, "read", lambda: importer.open_db(path).close()) if os.path.exists(path) else ""
+    _report_or_clear(station, "writing", _trouble(path, "written", lambda: importer.try_to_write(path)))
+    if read:
+        station.something_changed.set()                         # the import thread makes it anew if it is damaged
+    return _report_or_clear(station, "database", read)
 
 
-def _trouble(path: str, attempt: Callable[[], None]) -> str:
+def _trouble(path: str, done: str, attempt: Callable[[], None]) -> str:
     """What an attempt with the database raises, and what to do about it; "" when it raises nothing."""
     try:
         attempt()
     except Exception as error:                                  # whatever it is, it is not ready
-        return "%s; %s" % (error, importer.remedy(error, path))
+        return "the database cannot be %s: %s%s" % (done, error, importer.remedy(error, path))
     return ""
 
 
@@ -1303,7 +1305,7 @@ class Watching(threading.Thread):
         check_disk(station)
         found = list(barred_units(station.settings.data_dir))
         if check_database(station) and os.path.exists(station.settings.db):
-            text = _trouble(station.settings.db, lambda: found.extend(self._ask_database()))
+            text = _trouble(station.settings.db, "read", lambda: found.extend(self._ask_database()))
             if not _report_or_clear(station, "database", text):
                 station.something_changed.set()                 # damaged, perhaps: the import thread makes it anew
         health.find(found)
@@ -2993,7 +2995,7 @@ class Importing(threading.Thread):
             return check_database(station)
         except Exception as error:                              # locked, broken, gone: uploads go on, we try again
             station.count("co2d_import_errors_total")
-            text = "imports fail, pages and alarms are old: %s; %s" % (
+            text = "imports fail, pages and alarms are old: %s%s" % (
                 error, importer.remedy(error, station.settings.db))
             station.health.report("import", importer.CRITICAL, text)
             return False

@@ -2359,7 +2359,7 @@ def open_db(path: str) -> sqlite3.Connection:
             reason = ": it was left open; start co2d, or let its owner run ./importer.py"
         raise NoDatabase("%s cannot be read (%s)%s" % (path, error, reason))
     except sqlite3.DatabaseError as error:
-        raise NoDatabase("%s: %s (./importer.py rebuild makes it anew)" % (path, error))
+        raise NoDatabase("%s: %s (./importer.py makes it anew)" % (path, error))
     if version != SCHEMA_VERSION:
         db.close()
         raise NoDatabase("%s was made by another version (./importer.py makes it anew)" % path)
@@ -2434,17 +2434,17 @@ def ownership(path: str) -> str:
 
 
 def remedy(error: Exception, path: str) -> str:
-    """What to do about an error that came while the database at `path` was written or read."""
+    """What to do about an error that came while the database at `path` was written or read: to be put behind it."""
     for place in (os.path.dirname(os.path.abspath(path)), path, path + ".lock", path + "-wal", path + "-shm"):
         if os.path.exists(place) and not os.access(place, os.W_OK):
-            return ownership(place)
+            return "; " + ownership(place)
     if "full" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC:
-        return "make room on the disk of %s" % path
-    if type(error) is sqlite3.DatabaseError or "made by another version" in str(error):
-        return "it is made anew from the text"
+        return "; make room on the disk of %s" % path
+    if type(error) is sqlite3.DatabaseError:
+        return "; it is made anew from the text"
     if isinstance(error, (OSError, sqlite3.Error, Unusable)):
-        return "it is tried again"
-    return "this is an error of the program, at " + place_of(error)
+        return "; it is tried again"
+    return "; this is an error of the program, at " + place_of(error)
 
 
 def try_to_write(path: str) -> None:
