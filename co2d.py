@@ -1318,9 +1318,13 @@ class Watching(threading.Thread):
             health.report("health", importer.CRITICAL, "%s cannot be written: %s" % (importer.HEALTH_FILE, error))
 
     def _ask_database(self) -> List[importer.Problem]:
-        station = self.station
+        """What the database shows. While imports fail, units are judged as of their last success."""
+        station, health = self.station, self.station.health
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            return importer.problems(db, station.archive, int(station.clock()))
+            _report_or_clear(station, "data_dir", importer.missing_data(db, station.archive))
+            begun = [problem.since for problem in health.problems() if problem.key in ("import", "writing", "data_dir")]
+            found = importer.problems(db, station.archive, min([int(station.clock()), *begun]))
+        return [problem for problem in found if not health.has(problem.key)]
 
     def _tell(self, problems: Sequence[importer.Problem]) -> None:
         """Tell the log what is new and what is over, and once an hour what is critical."""

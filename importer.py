@@ -3526,8 +3526,10 @@ def _number_of(path: Optional[str]) -> Optional[int]:
 
 def problems(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem]:
     """What the database and the directories of the archive show."""
-    found = _missing_directories(db, archive, now)
-    found += _troubled_sources(db, now)
+    found = _troubled_sources(db, now)
+    missing = missing_data(db, archive)
+    if missing:
+        found.append(Problem("data_dir", CRITICAL, "", missing, now))
     for path in set_aside_databases(archive.db):
         level = NOTE if _is_earlier_version(path) else WARNING
         text = "%s was set aside: remove it when it is of no use any more" % path
@@ -3541,9 +3543,9 @@ def problems(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem
     return worst_first(found)
 
 
-def _missing_directories(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem]:
-    return [Problem("data_dir:" + where, CRITICAL, "", "data directory %s is %s" % (where, why), now)
-            for where, why in _not_mounted(db, archive)]
+def missing_data(db: sqlite3.Connection, archive: Archive) -> str:
+    """What is wrong with the data directories; "" when they are those from which files were imported."""
+    return "; ".join("data directory %s is %s" % trouble for trouble in _not_mounted(db, archive))
 
 
 def _troubled_sources(db: sqlite3.Connection, now: int) -> List[Problem]:
