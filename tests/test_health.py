@@ -49,7 +49,7 @@ class Place:
         self.server.start()
         self.unit.urls = ["http://127.0.0.1:%d" % self.server.port]
         self.importing, self.watching = co2d.Importing(self.station), co2d.Watching(self.station)
-        self.kept = importer.KeptOpen(self.settings.db)
+        self.kept = self.importing._kept
 
     def clock(self):
         return self.unit.now.replace(tzinfo=timezone.utc).timestamp()
@@ -63,7 +63,7 @@ class Place:
 
     def look(self):
         """-> what is wrong, as (level, text)."""
-        self.importing._import(None, self.kept)
+        self.importing._import(None)
         self.watching.look()
         told = importer.read_health(self.settings.var_dir, int(self.clock()))
         assert told == self.station.health.problems()
@@ -147,7 +147,8 @@ def test_of_the_databases_of_earlier_versions_the_newest_is_kept_and_others_are_
         os.unlink(place.settings.db)
         with contextlib.closing(sqlite3.connect(place.settings.db)) as db:
             db.executescript("CREATE TABLE %s(x); CREATE TABLE sources(x); CREATE TABLE t(x); PRAGMA user_version = %d" % (table, version))
-        place.importing._import(None, importer.KeptOpen(""))
+        place.importing._import(None)
+        place.kept.close()
     kept = importer.set_aside_databases(place.settings.db)
     assert len(kept) == 2 and [level for level, _ in place.look()] == ["warning", "note"]
     with contextlib.closing(sqlite3.connect(kept[0])) as db:
