@@ -791,6 +791,7 @@ class Context:
     ) -> None:
         self.db = db
         self.view = view  # one of VIEWS
+        self.problems: Sequence[Problem] = ()
         self.o = o
         self.rows = rows  # lines of the page; None: any number
         self.zone = Zone(o.tz)
@@ -2100,11 +2101,30 @@ class StatusRow(NamedTuple):
     days: list[Pings | None]
 
 
+def problem_lines(c: Context, problem: Problem) -> list[Line]:
+    """What is wrong, in as many lines as it takes."""
+    style = "bad" if problem.level == importer.CRITICAL else "warn"
+    return c.wrapped(c.name(problem.text).split(), " ", style)
+
+
+def unit_problems(c: Context, states: Iterable[UnitState]) -> list[Line]:
+    """What is wrong with units beside what the table says; of three where lines are few."""
+    units = {state.unit_id for state in states}
+    told = ("late:", "never:", "weak:")
+    lines: list[Line] = []
+    for problem in c.problems:
+        if problem.unit in units and not problem.key.startswith(told):
+            lines += problem_lines(c, problem)
+    return lines[: None if c.rows is None else 3]
+
+
 def view_status(c: Context) -> Page:
     """How each unit does, worst first; pings and data are judged apart."""
     states = importer.fleet_state(c.db, c.now, c.stays)
     window = Window(c.now - 13 * DAY, c.now + 1)
     axis = make_axis(c.zone, window, 14, FROM_DAYS)
+    below = unit_problems(c, states)
+    c.rows = c.room(len(below))
     here = states[: c.room(3)]
     found = importer.pings(
         c.db, [(state.unit_id, axis.edges[0], window.b) for state in here], axis.edges
@@ -2120,13 +2140,9 @@ def view_status(c: Context) -> Page:
         (c.g.pings[0], "none"),
         ("", "rssi −115…−70 dBm"),
     ]
-    return t.page(
-        status_title(c, counts),
-        rows,
-        len(states),
-        notes,
-        **{name: counts[name] for name in VERDICTS},
-    )
+    facts = {name: counts[name] for name in VERDICTS}
+    page = t.page(status_title(c, counts), rows, len(states), notes, **facts)
+    return page._replace(lines=page.lines + below)
 
 
 def status_columns(c: Context, states: Iterable[UnitState]) -> list[Column]:
@@ -3376,13 +3392,12 @@ def site_link(name: str) -> str:
     return LIVE["co2"] + "?site=" + quote(name, "", errors="replace")
 
 
-def station_problems(c: Context, problems: Iterable[Problem]) -> list[Line]:
+def station_problems(c: Context) -> list[Line]:
     """What is wrong with the station: the first lines of every page."""
     lines = []
-    for problem in problems:
+    for problem in c.problems:
         if not problem.unit:
-            style = "bad" if problem.level == importer.CRITICAL else "warn"
-            lines += c.wrapped(c.name(problem.text).split(), " ", style)
+            lines += problem_lines(c, problem)
     return lines
 
 
@@ -3398,7 +3413,8 @@ def draw(
     """One page of so many lines. NoDatabase: there is none; UnknownName: nothing has the name that is asked for."""
     with closing(importer.open_db(db)) as connection:
         c = Context(connection, view, o, now, rows)
-        above = station_problems(c, problems)
+        c.problems = problems
+        above = station_problems(c)
         if c.rows is not None:
             c.rows = max(c.rows - len(above), 1)
         if c.stays:
@@ -3410,11 +3426,15 @@ def draw(
     return page._replace(lines=above + page.lines)
 
 
-def web_section(section: Section, db: str, o: Options, now: float) -> Page:
-    """A page as a part of a web page. Without a database it says so."""
+def web_section(
+    section: Section, db: str, o: Options, now: float, problems: Sequence[Problem]
+) -> Page:
+    """A page as a part of a web page, which says itself what is wrong with the station. Without a database it says so."""
     o = o.but(**section.changes)
+    of_units = [problem for problem in problems if problem.unit]
+    rows = None if o.all else WEB_ROWS
     try:
-        return draw(section.view, db, o, now, None if o.all else WEB_ROWS)
+        return draw(section.view, db, o, now, rows, problems=of_units)
     except importer.NoDatabase as error:
         return nothing(
             section.view, clean(f"No data yet: {error}", o.glyphs == "ascii")
@@ -3659,7 +3679,7 @@ def document(
             for kind, cells in zip(
                 ("wide", "narrow") if len(widths) > 1 else ("any",), widths
             ):
-                drawn = web_section(section, db, o.but(width=cells), now)
+                drawn = web_section(section, db, o.but(width=cells), now, problems)
                 text = to_html(drawn.lines, links.site)
                 part += f'<pre class="{kind}">{text}</pre>\n'
         if part != above:  # else the same as the section before
@@ -3719,7 +3739,7 @@ def web_page(
     ]
     above = None
     for section in WEB[view][1]:
-        page = web_section(section, db, o, now)
+        page = web_section(section, db, o, now, problems)
         if not page.records or page.records != above:
             texts.append(to_text(page.lines))
         above = page.records
@@ -4118,7 +4138,7 @@ def main(argv: Sequence[str] | None = None, now: float | None = None) -> int:
     """The command line; the exit status."""
     gc.set_threshold(1000000)  # a page is many small tuples and no cycles
     if sys.stdout is None:  # closed by whoever started this
-        sys.stdout = open(os.devnull, "w")
+        return fail(OSError(0, "stdout is closed"), 1)
     try:
         return Command(
             arguments(argv),
@@ -4138,7 +4158,10 @@ def main(argv: Sequence[str] | None = None, now: float | None = None) -> int:
 
 def fail(error: Exception, status: int) -> int:
     """Say why in one line."""
-    print(f"plot_ascii: {clean(error, True)}", file=sys.stderr)
+    why = str(error)
+    if isinstance(error, OSError):
+        why = ": ".join(filter(None, [error.filename, error.strerror]))
+    print(f"plot_ascii: {clean(why, True)}", file=sys.stderr)
     return status
 
 
