@@ -2547,14 +2547,12 @@ VIEWS = {
 # pixel high. Other heights are pixels. What things look like is said in STYLE alone.
 
 STRETCHED = 2000
-DESK_CHART = 820  # px; width of a chart on a page of 1180, and in a file
-PHONE_CHART = 320  # px; on a page of 400
-LETTER = 6.4  # px; width of a letter
-SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
 TICK_STEPS = [n * 10**power for power in range(5) for n in (1, 2, 5)]
+SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
 
 Point = tuple[int, int]
 Times = tuple[float, float]  # from, to; UTC seconds
+Text = tuple[str, str]  # style, words
 
 
 class Frame(NamedTuple):
@@ -2567,8 +2565,7 @@ class Frame(NamedTuple):
     def share(self, ts: float) -> float:
         """Where a time lies: 0 at the left edge, 1 at the right one."""
         start = self.edges[0]
-        end = self.edges[-1]
-        share = (ts - start) / (end - start)
+        share = (ts - start) / (self.edges[-1] - start)
         return min(max(share, 0), 1)
 
     def at(self, ts: float) -> int:
@@ -2577,43 +2574,41 @@ class Frame(NamedTuple):
 
     def columns(self, stay: importer.Deployment) -> tuple[int, int]:
         """The first column that a stay is in, and the one behind its last."""
-        first = bisect_right(self.edges, stay.since) - 1
-        end = bisect_left(self.edges, stay.until)
-        return max(first, 0), min(end, len(self.edges) - 1)
+        return max(bisect_right(self.edges, stay.since) - 1, 0), bisect_left(
+            self.edges, stay.until
+        )
 
-    def within(self, first: int, end: int, stay: importer.Deployment) -> Times:
-        """The part of some columns that belongs to a stay."""
-        start = max(self.edges[first], stay.since)
-        until = min(self.edges[end], stay.until)
-        return start, until
+    def runs(
+        self, stay: importer.Deployment, values: Sequence[object]
+    ) -> Iterator[Times]:
+        """When values of columns are true while a stay lasts."""
+        for first, end in stretches(values):
+            start = max(self.edges[first], stay.since)
+            until = min(self.edges[end], stay.until)
+            if start < until:
+                yield start, until
 
     def rect(self, style: str, times: Times, top: float, height: float) -> str:
-        """A rectangle; nothing where no time is."""
+        """A rectangle."""
         left, right = map(self.share, times)
-        if left >= right:
-            return ""
         x = f'x="{left:.2%}" width="{right - left:.2%}"'
-        y = f'y="{top:g}" height="{height:g}"'
-        return f'<rect class="{style}" {x} {y}/>'
+        return f'<rect class="{style}" {x} y="{top:g}" height="{height:g}"/>'
 
     def word(self, style: str, times: Times, y: float, text: str) -> str:
-        """A word in the middle of a time, if it has room there; a phone may have none."""
+        """A word in the middle of a time, if it has room there: on a phone three times as much."""
         left, right = map(self.share, times)
-        room = (right - left) / (len(text) * LETTER)
-        if room * DESK_CHART < 1:
+        if right - left < 0.06:
             return ""
-        if room * PHONE_CHART < 1:
+        if right - left < 0.2:
             style += " more"
-        middle = (left + right) / 2
-        return f'<text class="{style}" x="{middle:.2%}" y="{y:g}">{text}</text>'
+        return f'<text class="{style}" x="{(left + right) / 2:.2%}" y="{y:g}">{text}</text>'
 
     def hover(self, tell: Callable[[int, int], str]) -> str:
         """What each day, or longer, says under the mouse."""
         drawn = ""
         for first, end, when in self.groups:
             left = self.share(self.edges[first])
-            right = self.share(self.edges[end])
-            x = f'x="{left:.1%}" width="{right - left:.1%}"'
+            x = f'x="{left:.1%}" width="{self.share(self.edges[end]) - left:.1%}"'
             drawn += f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
         return f'<g class="hover">{drawn}</g>'
 
@@ -2633,15 +2628,14 @@ def path(points: Sequence[Point], end: str = "") -> str:
     """The shortest text of a line through points; a single point becomes a dot."""
     x, y = points[0]
     text = f"M{x} {y}l"
-    steps: list[tuple[int, int]] = []
+    steps: list[Point] = []
     for next_x, next_y in points[1:] or points:
-        flat = next_y == y
-        if flat and steps and steps[-1][1] == 0:
+        if next_y == y and steps and steps[-1][1] == 0:
             x -= steps.pop()[0]  # two level steps are one
         steps.append((next_x - x, next_y - y))
         x = next_x
         y = next_y
-    return text + " ".join(f"{dx} {dy}" for dx, dy in steps).replace(" -", "-") + end
+    return text + " ".join("%d %d" % step for step in steps).replace(" -", "-") + end
 
 
 def stretches(values: Iterable[object]) -> list[tuple[int, int]]:
@@ -2679,44 +2673,34 @@ class Panel(NamedTuple):
         low, high = self.chart.scale
         least = (high - low) * max(10.5 / self.height, 0.14)
         step = next((step for step in TICK_STEPS if step >= least), TICK_STEPS[-1])
-        return list(range(ceil(low / step) * step, ceil(high), step))
+        return list(range(ceil(low / step) * step, floor(high) + 1, step))
 
     def labels(self) -> str:
         """The round values."""
-        name = self.chart.quantity.name
-        unit = "°" if name == "temp" else ""
         drawn = ""
         for value in self.ticks():
             y = self.y(value) / 10 + 4
-            drawn += f'<text class="{name}-label" x="30" y="{y:g}">{signed("%d", value)}{unit}</text>'
+            drawn += f'<text class="{self.chart.quantity.name}-label" x="30" y="{y:g}">{signed("%d", value)}</text>'
         return drawn
 
-    def grid(self) -> str:
-        """Lines at the round values; where temperatures change their sign a dotted one."""
-        lines = [f"M0 {self.y(value)}l{STRETCHED} 0" for value in self.ticks()]
-        zero = (
-            f"M0 {self.y(0)}l{STRETCHED} 0"
-            if self.chart.quantity.name == "temp"
-            else ""
-        )
-        return curve("grid", "".join(lines)) + curve("zero", zero)
+    def level(self, style: str, value: float) -> str:
+        """A line at a value."""
+        return curve(style, f"M0 {self.y(value)}l{STRETCHED} 0")
 
     def curves(self, buckets: Buckets, kind: str) -> str:
         """One unit's range and mean, and what lies between the mean and 0; broken where no value is usable."""
         name = self.chart.quantity.name
         edges = self.frame.edges
         zero = self.y(0)
-        line = ""
-        band = ""
-        above = ""
-        below = ""
+        line = band = above = below = ""
         for start, end in stretches(bucket and bucket.n for bucket in buckets):
-            columns = zip(edges[start:end], edges[start + 1 :])
-            xs = [self.frame.at((begin + until) / 2) for begin, until in columns]
             run: list[Any] = buckets[start:end]
-            means = list(zip(xs, [self.y(bucket.total / bucket.n) for bucket in run]))
-            highs = list(zip(xs, [self.y(bucket.high) for bucket in run]))
-            lows = list(zip(xs, [self.y(bucket.low) for bucket in run]))
+            xs = [
+                self.frame.at((edges[j] + edges[j + 1]) / 2) for j in range(start, end)
+            ]
+            means = [(x, self.y(bucket.total / bucket.n)) for x, bucket in zip(xs, run)]
+            highs = [(x, self.y(bucket.high)) for x, bucket in zip(xs, run)]
+            lows = [(x, self.y(bucket.low)) for x, bucket in zip(xs, run)]
             foot = [(xs[-1], zero), (xs[0], zero)]
             line += path(means)
             band += path(highs + lows[::-1], "z")
@@ -2732,29 +2716,29 @@ class Panel(NamedTuple):
         return drawn
 
     def marks(self) -> str:
-        """Signs above where values are suspect or off the scale, with a line where column after column has some."""
+        """Signs above where values are suspect or off the scale: one for columns side by side."""
         drawn = ""
-        marks = self.chart.marks
-        for mark, sign in SIGNS.items():
-            for first, end in stretches(each == mark for each in marks):
-                times = self.frame.edges[first], self.frame.edges[end]
-                x = self.frame.share(sum(times) / 2)
+        for mark, group in groupby(enumerate(self.chart.marks), lambda each: each[1]):
+            columns = [column for column, _ in group]
+            if mark:
+                start = self.frame.edges[columns[0]]
+                end = self.frame.edges[columns[-1] + 1]
+                x = f'x="{self.frame.share((start + end) / 2):.2%}"'
                 drawn += (
-                    f'<text class="mark" x="{x:.2%}" y="{self.top - 1}">{sign}</text>'
+                    f'<text class="mark" {x} y="{self.top - 1}">{SIGNS[mark]}</text>'
                 )
-                if end - first > 3:
-                    drawn += self.frame.rect("off", times, self.top, 1.5)
         return drawn
 
 
 class Strip(NamedTuple):
     """A row of a picture."""
 
-    left: list[Line]
-    right: list[Line]
+    left: list[Text]
+    right: list[Text]
     height: int  # px
     chart: str  # SVG
     labels: str = ""  # SVG: of the scales
+    link: str = ""  # to the page of this site
 
 
 # -- pictures: readings -----------------------------------------------------------------------------------------------
@@ -2764,33 +2748,12 @@ HIGH = {"co2": 200, "temp": 130}  # px; in a page of one
 ABOVE = 9  # px over a panel, for marks
 
 
-def is_second(stay: importer.Deployment, stays: Iterable[importer.Deployment]) -> bool:
-    """Whether another unit is deployed there at that time."""
-    if is_deployed(stay):
-        return False
-    for other in filter(is_deployed, stays):
-        together = other.since < stay.until and other.until > stay.since
-        if together and other.unit_id != stay.unit_id:
+def stands(row: SiteRow, stay: Deployment) -> bool:
+    """Whether it is the unit of this stay that stands for the site, all the time."""
+    for unit, since, until in row.spans:
+        if unit == stay.unit_id and since <= stay.since and stay.until <= until:
             return True
     return False
-
-
-def unit_curves(panels: Sequence[Panel], row: SiteRow) -> str:
-    """All quantities of a site, a line for each unit, as its stay is; of a unit alone all it has measured."""
-    drawn = ""
-    alone = len(row.strands) == 1 and row.spans[0][1:] == (0, importer.FOREVER)
-    for strand in row.strands:
-        always = importer.Deployment(strand.unit_id, strand.nickname)
-        for stay in [always] if alone else strand.stays:
-            first, end = panels[0].frame.columns(stay)
-            kind = stay.status or "deployed"
-            if is_second(stay, row.stays):
-                kind = "second"
-            for panel in panels:
-                own = strand.buckets[panel.chart.quantity.name]
-                before: Buckets = [None] * first
-                drawn += panel.curves(before + own[first:end], kind)
-    return drawn
 
 
 def stay_bars(frame: Frame, strand: Strand, top: int) -> str:
@@ -2798,152 +2761,145 @@ def stay_bars(frame: Frame, strand: Strand, top: int) -> str:
     drawn = ""
     for stay in strand.stays:
         drawn += frame.rect("stay", (stay.since, stay.until), top + 2, 1)
-        for first, end in stretches(strand.buckets["co2"]):
-            times = frame.within(first, end, stay)
+        for times in frame.runs(stay, strand.buckets["co2"]):
             drawn += frame.rect(f"is-{stay.status}", times, top, 5)
     return drawn
 
 
-def spread(chart: Chart, start: int, end: int) -> tuple[float, ...]:
-    """Least, greatest and mean usable value of some columns; nothing without any."""
-    low: list[Any] = []
-    high: list[Any] = []
-    total = 0.0
-    n = 0
-    for bucket in chart.buckets[start:end]:
-        if bucket and bucket.n:
-            low.append(bucket.low)
-            high.append(bucket.high)
-            total += bucket.total
-            n += bucket.n
-    return (min(low), max(high), total / n) if n else ()
+def spread(chart: Chart, first: int, end: int) -> str:
+    """Least, greatest and mean usable value of some columns."""
+    there: list[Any] = [
+        bucket for bucket in chart.buckets[first:end] if bucket and bucket.n
+    ]
+    if not there:
+        return "no " + chart.quantity.label
+    low = min(bucket.low for bucket in there)
+    high = max(bucket.high for bucket in there)
+    mean = sum(bucket.total for bucket in there) / sum(bucket.n for bucket in there)
+    form = "{0.label} {0.form}…{0.form}, mean {0.form}".format(chart.quantity)
+    return signed(form, (low, high, mean))
 
 
-def told(charts: Iterable[Chart], first: int, end: int) -> str:
-    """The same in words, for each quantity."""
-    words = []
-    for chart in charts:
-        found = spread(chart, first, end)
-        if found:
-            form = "{0.label} {0.form}…{0.form}, mean {0.form}"
-            words.append(signed(form.format(chart.quantity), found))
-    return "; ".join(words) or "no data"
+def told(row: SiteRow, first: int, end: int) -> str:
+    """The same of all quantities."""
+    return "; ".join(spread(chart, first, end) for chart in row.charts.values())
 
 
-def remarks(chart: Chart) -> list[Line]:
-    """Least and greatest value; how many are off the scale."""
-    unit = chart.quantity.label.split()[-1]
+def beside(row: SiteRow, end: int) -> list[Text]:
+    """Last values, range, how many are off the scale, lateness."""
     lines = []
-    found = spread(chart, 0, len(chart.buckets))
-    if found:
-        text = signed(f"%.0f…%.0f {unit}", found[:2])
-        lines.append([Span(text, "more")])
-    low, high = chart.ends
-    for sign, n, furthest in (("▲", chart.above, high), ("▼", chart.below, low)):
-        if n:
-            text = signed(f" to %.0f {unit}", furthest)
-            lines.append([Span(f"{sign} {n}", "bad"), Span(text, "bad more")])
-    return lines
-
-
-def beside(charts: Iterable[Chart], late: bool, end: int) -> list[Line]:
-    """Last values, ranges, lateness."""
-    values: Line = []
-    lines = [values]
-    old = "late" if late else ""
-    for chart in charts:
+    old = ""
+    for chart in row.charts.values():
+        name = chart.quantity.name
         label, unit = chart.quantity.label.split()
-        lines += remarks(chart)
         if chart.last and chart.stale:
-            old = f"no {label} for {ago(end - chart.last[0])}"
+            old = old or f"no {label} for {ago(end - chart.last[0])}"
         elif chart.last:
-            text = signed(chart.quantity.form, chart.last[1])
-            values.append(Span(text, chart.quantity.name))
-            values.append(Span(f" {unit} "))
-    if old:
-        lines.append([Span(old, "bad")])
+            value = signed(chart.quantity.form, chart.last[1])
+            lines.append((name, f"{value} {unit}"))
+        if name == "co2" or len(row.charts) == 1:
+            text = spread(chart, 0, len(chart.buckets))
+            lines.append(("more", text.partition(",")[0]))
+        least, greatest = chart.ends
+        for sign, n, furthest in (
+            ("▲", chart.above, greatest),
+            ("▼", chart.below, least),
+        ):
+            if n:
+                text = signed(f"{sign} {n} to %.0f {unit}", furthest)
+                lines.append(("bad", text))
+    if old or row.late:
+        lines.append(("bad", old or "late"))
     return lines
-
-
-class Missing(NamedTuple):
-    """A stretch without readings of the unit that stood for a site."""
-
-    times: Times
-    why: str
-
-
-def missing(
-    frame: Frame, row: SiteRow, gaps: Iterable[importer.Gap]
-) -> Iterator[Missing]:
-    """Those that are longer than a column."""
-    for unit, since, until in row.spans:
-        for gap in gaps:
-            start = max(gap.start, since)
-            end = min(gap.end or frame.edges[-1], until)
-            if gap.unit_id == unit and end - start > frame.edges[1] - frame.edges[0]:
-                yield Missing((start, end), GAPS[gap.state][0])
 
 
 def chart_strip(
-    frame: Frame, row: SiteRow, heights: Mapping[str, int], gaps: Iterable[Missing]
+    frame: Frame,
+    row: SiteRow,
+    heights: Mapping[str, int],
+    gaps: Iterable[importer.Gap],
+    end: int,
 ) -> Strip:
-    """Quantities of a site under each other, a line for each unit."""
-    panels: list[Panel] = []
+    """Quantities of a site under each other, a line for each unit; where readings are missing, and why."""
     top = ABOVE
+    back = curves = front = labels = ""
     for name, chart in row.charts.items():
-        panels.append(Panel(frame, chart, top, heights[name]))
+        panel = Panel(frame, chart, top, heights[name])
         top += heights[name] + ABOVE
-    height = top - ABOVE + 3
-    back = ""
-    curves = ""
-    front = ""
-    labels = ""
-    for gap in gaps:
-        back += frame.rect("gap", gap.times, 0, height)
-        front += frame.word("word", gap.times, ABOVE + panels[0].height // 2, gap.why)
-    for panel in panels:
-        curves += panel.grid()
-        front += panel.marks()
         labels += panel.labels()
-    curves += unit_curves(panels, row)
-    front += frame.hover(lambda first, end: told(row.charts.values(), first, end))
-    return Strip([], [], height, back + frame.fitted(height, curves) + front, labels)
+        front += panel.marks()
+        curves += "".join(panel.level("grid", value) for value in panel.ticks())
+        if name == "temp":
+            curves += panel.level("zero", 0)
+        for strand in row.strands:
+            stays = strand.stays
+            if len(row.strands) == 1 and row.spans[0][1:] == (0, FOREVER):
+                stays = [
+                    Deployment(row.spans[0][0], strand.nickname)
+                ]  # all it measured
+            for stay in stays:
+                first, last = frame.columns(stay)
+                before: Buckets = [None] * first
+                own = before + strand.buckets[name][first : last + 1]
+                kind = stay.status or "deployed"
+                if first < last:
+                    kind = kind if stands(row, stay) else "second"
+                    curves += panel.curves(own, kind)
+    height = top - ABOVE + 3
+    column = frame.edges[1] - frame.edges[0]
+    for unit, since, until in row.spans:
+        for gap in gaps:
+            times = max(gap.start, since), min(gap.end or end, until)
+            if gap.unit_id == unit and times[1] - times[0] > column:
+                back += frame.rect("gap", times, 0, height)
+                front += frame.word(
+                    "word", times, ABOVE + panel.height / 2, GAPS[gap.state][0]
+                )
+    drawn = (
+        back
+        + frame.fitted(height, curves)
+        + front
+        + frame.hover(lambda first, end: told(row, first, end))
+    )
+    return Strip([], beside(row, end), height, drawn, labels)
 
 
-def fleet_strip(frame: Frame, row: SiteRow, gaps: Iterable[Missing], end: int) -> Strip:
+def fleet_strip(
+    frame: Frame, row: SiteRow, gaps: Iterable[importer.Gap], end: int
+) -> Strip:
     """All quantities of a site in little room."""
     buckets = {name: chart.buckets for name, chart in row.charts.items()}
-    stays = [stay for stay in row.stays if not is_second(stay, row.stays)]
+    stays = [stay for stay in row.stays if stands(row, stay)]
     strand = Strand("", "", stays, buckets, 0)
-    strip = chart_strip(frame, row._replace(strands=[strand]), FLAT, gaps)
+    strip = chart_strip(frame, row._replace(strands=[strand]), FLAT, gaps, end)
+    bars = stay_bars(frame, strand, strip.height + 1)
     here = row.stays[-1]
-    unit = here.nickname if here.site else "never deployed"
-    return Strip(
-        [[Span(row.name, "head", row.name)], [Span(unit)]],
-        beside(row.charts.values(), row.late, end),
-        strip.height + 7,
-        strip.chart + stay_bars(frame, strand, strip.height + 1),
-        strip.labels,
+    left = [("head", row.name), ("", here.nickname if here.site else "never deployed")]
+    return strip._replace(
+        left=left, height=strip.height + 7, chart=strip.chart + bars, link=row.name
     )
 
 
 def site_strips(
-    frame: Frame, row: SiteRow, gaps: Sequence[Missing], end: int
+    frame: Frame, row: SiteRow, gaps: Sequence[importer.Gap], end: int
 ) -> list[Strip]:
     """One site in detail: a strip for each quantity, and one for each unit."""
     strips = []
     for name, chart in row.charts.items():
-        label, unit = chart.quantity.label.split()
-        strip = chart_strip(frame, row._replace(charts={name: chart}), HIGH, gaps)
-        left = [[Span(label, "head")], [Span(unit)]]
-        strips.append(strip._replace(left=left, right=beside([chart], row.late, end)))
+        strip = chart_strip(frame, row._replace(charts={name: chart}), HIGH, gaps, end)
+        strips.append(strip._replace(left=[("head", chart.quantity.label)]))
     for strand in row.strands:
         drawn = stay_bars(frame, strand, 5)
         for stay in strand.stays:
-            text = (stay.status or "no site").replace("_", " ")
-            drawn += frame.word("status", (stay.since, stay.until), 21, text)
-        left = [[Span(strand.nickname, "head")], [Span(strand.unit_id)]]
-        strips.append(Strip(left, [], 24, drawn))
+            drawn += frame.word(
+                "status",
+                (stay.since, stay.until),
+                21,
+                (stay.status or "no site").replace("_", " "),
+            )
+        strips.append(
+            Strip([("head", strand.nickname), ("", strand.unit_id)], [], 24, drawn)
+        )
     return strips
 
 
@@ -2954,18 +2910,13 @@ SILENT_DAYS = 3  # shorter silence of a deployed unit is not coloured
 
 def lane(frame: Frame, row: PingRow, top: int, height: int) -> str:
     """Days with pings as bars, stays as lines with ends, silence where a unit is deployed."""
-    back = ""
-    front = ""
+    back = front = ""
     for stay in row.stays:
-        first, end = frame.columns(stay)
-        called = row.columns[first:end]
-        for start, stop in stretches(called):
-            times = frame.within(first + start, first + stop, stay)
+        for times in frame.runs(stay, row.columns):
             front += frame.rect(f"ping-{stay.status}", times, top, height)
         if not stay.site:
             continue
-        for start, stop in stretches(not pings for pings in called):
-            times = frame.within(first + start, first + stop, stay)
+        for times in frame.runs(stay, [not pings for pings in row.columns]):
             days = int(times[1] - times[0]) // DAY
             if days >= SILENT_DAYS and is_deployed(stay):
                 back += frame.rect("silence", times, top, height)
@@ -2990,23 +2941,19 @@ def ping_strip(frame: Frame, rows: Sequence[PingRow], end: int) -> Strip:
     drawn += frame.hover(
         lambda first, end: count(sum(days[first:end]), "day") + " with pings"
     )
-    window = Window(frame.edges[0], end)
-    due = ceil(days_of(row.sited(), window))
-    share = "not deployed"
-    if due:
-        share = f"{sum(days)}/{due} = {percent(sum(days), due)}"
+    due = ceil(days_of(row.sited(), Window(frame.edges[0], end)))
+    called = sum(days)
     state = row.state
-    age = "never"
-    if state.last_ping is not None:
-        age = f"{ago(end - state.last_ping)} ago"
-    dbm = signed(" %d dBm", state.dbm) if state.dbm else ""
+    age = "never" if state.last_ping is None else f"{ago(end - state.last_ping)} ago"
+    right = [
+        ("bad" if row.late else "head", age),
+        ("more", f"{called}/{due} = {percent(called, due)}" if due else "not deployed"),
+    ]
+    if state.dbm:
+        right.append(("more", signed("%d dBm", state.dbm)))
     name = row.stay.site or row.stay.nickname
-    return Strip(
-        [[Span(name, "head", name)], [Span(row.stay.nickname)]],
-        [[Span(age, "bad" if row.late else "head"), Span(dbm)], [Span(share, "more")]],
-        height,
-        frame.fitted(height, "") + drawn,
-    )
+    left = [("head", name), ("", row.stay.nickname)]
+    return Strip(left, right, height, frame.fitted(height, "") + drawn, "", name)
 
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
@@ -3014,30 +2961,6 @@ def ping_strip(frame: Frame, rows: Sequence[PingRow], end: int) -> Strip:
 FLEET_COLUMNS = 190  # 14 days: 2 h each; fewer where there are many sites
 SITE_COLUMNS = 370  # a year: days
 MOST_COLUMNS = 6000  # of all sites together
-LABELS = 48  # columns with labels: at least so many
-GROUPS = 54  # hover texts: at most so many
-
-
-def make_frame(zone: Zone, axis: Axis) -> Frame:
-    """Labels, the first of them with its month or year, and hover texts for an axis."""
-    edges = axis.edges
-    ticks = make_ticks(zone, edges[:: max(len(edges) // LABELS, 1)])
-    if ticks:
-        begin = zone.local(ticks[0].ts)
-        label = _date(begin)
-        if begin.day == 1:
-            label = MONTHS[begin.month - 1] + _year(begin)
-        ticks[0] = ticks[0]._replace(label=label)
-    groups = []
-    whole = Window(edges[0], edges[-1])
-    for start, end in make_axis(zone, whole, GROUPS, FROM_DAYS).columns():
-        first = bisect_left(edges, start)
-        last = bisect_left(edges, end)
-        if first < last < len(edges):
-            begin = zone.local(start)
-            years = edges[-1] - edges[0] > 366 * DAY
-            groups.append((first, last, _date(begin) + _year(begin) * years))
-    return Frame(edges, ticks, groups)
 
 
 class Picture(NamedTuple):
@@ -3046,8 +2969,33 @@ class Picture(NamedTuple):
     about: str  # range, scales
     frame: Frame
     strips: list[Strip]
-    numbers: list[list[str]]  # the same in words, for a table
+    numbers: list[Text]  # the same in words: of a time or a site
     window: Window
+
+
+def make_frame(c: Context, axis: Axis) -> Frame:
+    """An axis with some 12 labels, and with a hover text for each day, or each 52nd part."""
+    edges = axis.edges
+    ticks = make_ticks(c.zone, edges[:: max(axis.cells // 48, 1)])
+    times = [c.zone.local(edge) for edge in edges]
+    if ticks:  # the first label has its month or year
+        first = ticks[0]
+        begin = c.zone.local(first.ts)
+        label = _date(begin) if begin.day > 1 else first.label + _year(begin)
+        ticks[0] = first._replace(label=label)
+
+    def part(column: int) -> int:
+        if axis.cells > 52 and edges[-1] - edges[0] > 52 * DAY:
+            return column // ceil(axis.cells / 52)
+        return times[column].toordinal()
+
+    groups = []
+    for _, group in groupby(range(axis.cells), part):
+        columns = list(group)
+        begin = times[columns[0]]
+        when = _date(begin) + _year(begin)
+        groups.append((columns[0], columns[-1] + 1, when))
+    return Frame(edges, ticks, groups)
 
 
 def picture_co2(c: Context) -> Optional[Picture]:
@@ -3056,52 +3004,52 @@ def picture_co2(c: Context) -> Optional[Picture]:
     if not rows:
         return None
     rows = rows[: 1 if alone else c.room(0)]
-    cells = min(FLEET_COLUMNS, MOST_COLUMNS // len(rows))
-    axis = make_axis(
-        c.zone, window, SITE_COLUMNS if alone else max(cells, 30), WITHOUT_HALF_DAYS
+    cells = (
+        SITE_COLUMNS
+        if alone
+        else max(min(FLEET_COLUMNS, MOST_COLUMNS // len(rows)), 30)
     )
+    axis = make_axis(c.zone, window, cells, WITHOUT_HALF_DAYS)
     rows = with_charts(c, rows, dict.fromkeys(NAMES, axis), window.b)
-    frame = make_frame(c.zone, axis)
-    stays = [stay for row in rows for stay in row.stays]
-    gaps = importer.gaps(c.db, stays, axis.edges[0], window.b)
-    strips = []
-    numbers = []
-    for row in rows:
-        charts = row.charts.values()
-        holes = list(missing(frame, row, gaps))
-        if alone:
-            row = row._replace(strands=strands_of(c, row, axis, window.b))
-            strips += site_strips(frame, row, holes, window.b)
-            for first, end, when in frame.groups:
-                numbers.append([when, told(charts, first, end)])
-        else:
-            strips.append(fleet_strip(frame, row, holes, window.b))
-            numbers.append([row.name, told(charts, 0, axis.cells)])
-    about = c.zone.period(window._replace(a=axis.edges[0]), "–")[0]
-    about += f" · mean and range of {axis.step}"
-    for chart in charts:
-        about += signed(f" · {chart.quantity.label} %.0f…%.0f", chart.scale)
-    return Picture(about, frame, strips, numbers, window)
+    frame = make_frame(c, axis)
+    gaps = importer.gaps(
+        c.db, [stay for row in rows for stay in row.stays], axis.edges[0], window.b
+    )
+    if alone:
+        row = rows[0]._replace(strands=strands_of(c, rows[0], axis, window.b))
+        strips = site_strips(frame, row, gaps, window.b)
+        numbers = [(when, told(row, first, end)) for first, end, when in frame.groups]
+    else:
+        strips = [fleet_strip(frame, row, gaps, window.b) for row in rows]
+        numbers = [(row.name, told(row, 0, axis.cells)) for row in rows]
+    about = [
+        c.zone.period(Window(axis.edges[0], window.b), "–")[0],
+        f"mean and range of {axis.step}",
+    ]
+    about += [
+        signed(f"{chart.quantity.label} %.0f…%.0f", chart.scale)
+        for chart in rows[0].charts.values()
+    ]
+    return Picture(" · ".join(about), frame, strips, numbers, window)
 
 
 def picture_pings(c: Context) -> Optional[Picture]:
     """A strip for each site."""
     window = c.window(spans_of(c.stays))
     axis = make_axis(c.zone, window, SITE_COLUMNS, FROM_DAYS)
-    frame = make_frame(c.zone, axis)
+    frame = make_frame(c, axis)
     found = [PingRow(stays) for stays in lanes(c.stays)]
-    rows = [row for row in found if row.within(window)]
-    rows = [with_pings(c, row, axis, window) for row in rows[: c.room(0)]]
-    if not rows:
-        return None
+    rows = [with_pings(c, row, axis, window) for row in found if row.within(window)][
+        : c.room(0)
+    ]
     strips = []
-    numbers = []
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
-        strip = ping_strip(frame, list(group), window.b)
-        strips.append(strip)
-        numbers.append([to_text([line]) for line in strip.left + strip.right])
-    about = c.zone.period(window._replace(a=axis.edges[0]), "–")[0]
-    return Picture(f"{about} · 1 cell = {axis.step}", frame, strips, numbers, window)
+        strips.append(ping_strip(frame, list(group), window.b))
+    about = f"{c.zone.period(Window(axis.edges[0], window.b), '–')[0]} · 1 cell = {axis.step}"
+    numbers = [
+        (strip.link, ", ".join(text for _, text in strip.right)) for strip in strips
+    ]
+    return Picture(about, frame, strips, numbers, window) if strips else None
 
 
 PICTURES = {"co2": picture_co2, "pings": picture_pings}
@@ -3245,23 +3193,16 @@ path { vector-effect: non-scaling-stroke; stroke-linejoin: round }
 .temp-word { fill: var(--temp); font-weight: bold }
 .silence { fill: var(--silence) }
 """
-PALETTE = {  # light, dark
-    "ink": ("#1b1f23", "#d6dbe0"),
-    "paper": ("#ffffff", "#14171a"),
-    "dim": ("#5c656e", "#8b949e"),
-    "grid": ("#e6e9ec", "#262c32"),
-    "gap": ("#f2f3f5", "#1d2227"),
-    "co2": ("#005b9a", "#6cb6ff"),
-    "route": ("#6699c2", "#44719e"),
-    "lab": ("#a9c7de", "#2b4763"),
-    "temp": ("#7a3e9d", "#d2a8ff"),
-    "below": ("#2a9db0", "#4cc3d6"),
-    "above": ("#d9622b", "#ff9a5c"),
-    "bad": ("#b31d28", "#ff7b72"),
-    "silence": ("#f7dfe1", "#43242a"),
-    "warn": ("#8a5a00", "#e3b341"),
-    "good": ("#176f2c", "#56d364"),
-}
+LIGHT = """--ink: #1b1f23; --paper: #ffffff; --dim: #5c656e; --grid: #e6e9ec; --gap: #f2f3f5; --co2: #005b9a;
+  --route: #6699c2;
+  --lab: #a9c7de; --temp: #7a3e9d; --below: #2a9db0; --above: #d9622b; --bad: #b31d28; --silence: #f7dfe1;
+  --warn: #8a5a00;
+  --good: #176f2c"""
+DARK = """--ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --grid: #262c32; --gap: #1d2227; --co2: #6cb6ff;
+  --route: #44719e;
+  --lab: #2b4763; --temp: #d2a8ff; --below: #4cc3d6; --above: #ff9a5c; --bad: #ff7b72; --silence: #43242a;
+  --warn: #e3b341;
+  --good: #56d364"""
 HTML = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -3272,7 +3213,8 @@ HTML = """<!DOCTYPE html>
 <style>
 :root { %(light)s }
 @media (prefers-color-scheme: dark) { :root { %(dark)s } }
-body { color: var(--ink); background: var(--paper); font: 15px/1.4 system-ui, "DejaVu Sans", sans-serif; max-width: 1180px;
+body { color: var(--ink); background: var(--paper); font: 15px/1.4 system-ui, "DejaVu Sans", sans-serif;
+  max-width: 1180px;
   margin: 1rem auto; padding: 0 10px }
 h1 { font-size: 20px; margin: .5rem 0 } h2 { font-size: 16px; margin: 1.2rem 0 .3rem } a { color: inherit }
 nav a, .links > * { margin-right: 1em; white-space: nowrap } .links, .about { margin: .3rem 0 }
@@ -3280,14 +3222,17 @@ pre { font: 13px/1.25 "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", mo
 .g { display: inline-block; font-weight: inherit; overflow: hidden; vertical-align: bottom; height: 1.25em }
 .head { font-weight: bold } .dim, .about, details { color: var(--dim); font-size: 13px }
 .bad { color: var(--bad); font-weight: bold } .warn { color: var(--warn) } .good { color: var(--good) }
-pre .co2 { color: var(--co2) } pre .temp { color: var(--temp) } a .g { text-decoration: underline } .narrow { display: none }
-.strip { display: grid; grid-template: "n y c v" / 118px 34px 1fr 156px; border-top: 1px solid var(--grid); padding: 3px 0;
+pre .co2 { color: var(--co2) } pre .temp { color: var(--temp) } a .g { text-decoration: underline }
+.narrow { display: none }
+.strip { display: grid; grid-template: "n y c v" / 118px 34px 1fr 140px; border-top: 1px solid var(--grid);
+  padding: 3px 0;
   font-size: 12px; line-height: 1.3; color: var(--dim) }
-.strip p { margin: 0 0 2px } .strip .bad { font-weight: normal } .strip a { text-decoration: none } .strip .head { color: var(--ink); font-size: 14px }
+.strip p { margin: 0 0 2px } .strip .bad { font-weight: normal } .strip a { text-decoration: none }
+.strip .head { color: var(--ink); font-size: 14px }
 .name { grid-area: n; overflow-wrap: anywhere } .scale { grid-area: y } .chart { grid-area: c }
-.numbers { grid-area: v; text-align: right; padding-left: 6px } .numbers p { white-space: nowrap } .numbers .head { font-size: 13px }
-.numbers .co2 { color: var(--co2); font: bold 15px system-ui, "DejaVu Sans", sans-serif }
-.numbers .temp { color: var(--temp); font: bold 15px system-ui, "DejaVu Sans", sans-serif }
+.numbers { grid-area: v; text-align: right; padding-left: 6px } .numbers p { white-space: nowrap }
+.numbers .head { font-size: 13px }
+.numbers .co2 { color: var(--co2); font-weight: bold } .numbers .temp { color: var(--temp); font-weight: bold }
 .axis { position: sticky; top: 0; background: var(--paper); z-index: 1; border: 0 }
 svg { overflow: visible; vertical-align: top } .chart svg { overflow: hidden }
 .word, .silent { paint-order: stroke; stroke: var(--gap); stroke-width: 4px } .silent { stroke: var(--silence) }
@@ -3295,7 +3240,7 @@ svg { overflow: visible; vertical-align: top } .chart svg { overflow: hidden }
 .about span { display: inline-block; margin-right: 1em } .about svg { vertical-align: middle }
 th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-align: top }
 @media (max-width: 52rem) { .wide { display: none } .narrow { display: block } }
-@media (max-width: 640px) { .more { display: none } .strip p { display: inline; margin-right: 4px }
+@media (max-width: 640px) { .more, .strip .more { display: none } .strip p { display: inline; margin-right: 4px }
   .strip { grid-template: "n n v" "y c c" / 34px 1fr auto } }
 %(style)s</style>
 </head>
@@ -3305,52 +3250,23 @@ th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-ali
 %(body)s</body>
 </html>
 """
-# what is in a drawing -> how it looks, what it means; a legend has what is in the picture
+# a style -> what it means; a legend has what is drawn
 LEGEND = {
-    'co2 line-deployed': (
-        '<path class="co2-band band-deployed" d="M0 0h24v10h-24z"/><path class="co2" d="M0 5h24"/>',
-        "CO₂",
-    ),
-    'class="below': (
-        '<path class="below" d="M0 3h24v5h-24z"/><path class="temp" d="M0 7l8-3 8 2 8-3"/>',
-        "°C, above and below 0",
-    ),
-    'line-en_route': ('<path class="co2 line-en_route" d="M0 5h24"/>', "en route"),
-    'line-lab_check': ('<path class="co2 line-lab_check" d="M0 5h24"/>', "lab"),
-    'line-second': ('<path class="co2 line-second" d="M0 5h24"/>', "another unit"),
-    'class="mark"': (
-        '<text class="mark" x="12" y="9">▲</text>',
-        "suspect or off the scale",
-    ),
-    'class="gap"': ('<rect class="gap" width="24" height="10"/>', "no data"),
-    'is-deployed': (
-        '<rect class="is-deployed" y="3" width="24" height="5"/>',
-        "readings of a deployed unit",
-    ),
-    'is-None': (
-        '<rect class="is-None" y="3" width="24" height="5"/>',
-        "without a site",
-    ),
-    'ping-deployed': (
-        '<rect class="ping-deployed" width="24" height="10"/>',
-        "with pings",
-    ),
-    'class="end"': (
-        '<rect class="end" width="2" height="10"/><rect class="stay" y="5" width="24" height="1"/>',
-        "begin or end of a stay",
-    ),
-    'silence': (
-        '<rect class="silence" width="24" height="10"/>',
-        "deployed, but silent for 3 days or more",
-    ),
-    'ping-en_route': (
-        '<rect class="ping-en_route" width="24" height="10"/>',
-        "en route",
-    ),
-    'ping-lab_check': (
-        '<rect class="ping-lab_check" width="24" height="10"/>',
-        "in the lab; thin: the next unit",
-    ),
+    "co2 line-deployed": "CO₂ mean and range",
+    "co2 line-en_route": "en route",
+    "co2 line-lab_check": "in the lab",
+    "co2 line-second": "another unit",
+    "above": "above 0 °C",
+    "below": "below 0 °C",
+    "mark": "suspect or off the scale",
+    "gap": "no data",
+    "is-deployed": "readings of a deployed unit",
+    "is-None": "without a site",
+    "ping-deployed": "with pings",
+    "ping-en_route": "en route",
+    "ping-lab_check": "in the lab; thin: the next unit",
+    "end": "begin or end of a stay",
+    "silence": "deployed, but silent for 3 days or more",
 }
 
 
@@ -3454,84 +3370,71 @@ class Links(NamedTuple):
 HERE = Links(LIVE, site_link)
 
 
-def palette(column: int) -> str:
-    """The colours as variables of CSS: 0 light, 1 dark."""
-    return "; ".join(
-        f"--{name}: {colours[column]}" for name, colours in PALETTE.items()
-    )
-
-
-def paragraphs(lines: Iterable[Line], links: Links) -> str:
-    """Lines as HTML."""
-    from html import escape
-
-    drawn = ""
-    for line in lines:
-        drawn += "<p>"
-        for span in line:
-            text = f'<span class="{span.style}">{escape(span.text)}</span>'
-            drawn += (
-                f'<a href="{escape(links.site(span.link))}">{text}</a>'
-                if span.link
-                else text
-            )
-        drawn += "</p>"
-    return drawn
+def legend(strips: Iterable[Strip]) -> Iterator[tuple[str, str]]:
+    """What is drawn in the strips: how it looks, what it means."""
+    drawn = "".join(strip.chart for strip in strips)
+    for style, meaning in LEGEND.items():
+        if f'class="{style}"' in drawn:
+            swatch = f'<rect class="{style}" width="24" height="10"/>'
+            if "line" in style:
+                swatch = f'<path class="{style}" d="M0 5h24"/>'
+            if style == "mark":
+                swatch = '<text class="mark" x="12" y="9">▲</text>'
+            yield swatch, meaning
 
 
 def dates(frame: Frame, y: int) -> str:
-    """Labels of the time; a phone shows every third, a year among them."""
-    years = [
-        number
-        for number, tick in enumerate(frame.ticks)
-        if re.fullmatch("[0-9]{4}", tick.label)
-    ]
+    """Labels of the time; a phone shows every third."""
     drawn = ""
     for number, tick in enumerate(frame.ticks):
-        style = "more" if (number - sum(years[:1])) % 3 else "date"
+        style = "more" if number % 3 else "date"
         drawn += f'<text class="{style}" x="{frame.share(tick.ts):.2%}" y="{y}">{tick.label}</text>'
     return drawn
-
-
-def legend(strips: Iterable[Strip]) -> list[tuple[str, str]]:
-    """What is drawn in the strips: how it looks, what it means."""
-    drawn = "".join(strip.chart for strip in strips)
-    return [meaning for mark, meaning in LEGEND.items() if mark in drawn]
 
 
 def picture_html(picture: Picture, links: Links) -> str:
     """A picture for a page: what it is about, legend, strips; the same in words."""
     from html import escape
 
+    def paragraphs(lines: Iterable[Text]) -> str:
+        return "".join(
+            f'<p class="{style}">{escape(text)}</p>' for style, text in lines
+        )
+
     keys = ""
     for swatch, meaning in legend(picture.strips):
         keys += f'<span><svg width="24" height="10">{swatch}</svg> {meaning}</span> '
     drawn = f'<p class="about">{picture.about}</p>\n<p class="about">{keys}</p>\n'
-    kind = "strip axis"
-    for strip in (
-        Strip([], [[Span("last")]], 16, dates(picture.frame, 12)),
-        *picture.strips,
-    ):
+    axis = (
+        f'<svg class="chart" width="100%" height="16">{dates(picture.frame, 12)}</svg>'
+    )
+    drawn += f'<div class="strip axis">{axis}</div>\n'
+    for strip in picture.strips:
+        name = paragraphs(strip.left)
+        if strip.link:
+            name = f'<a href="{escape(links.site(strip.link))}">{name}</a>'
         drawn += (
-            f'<div class="{kind}"><div class="name">{paragraphs(strip.left, links)}</div>'
+            f'<div class="strip"><div class="name">{name}</div>'
             f'<svg class="scale" width="34" height="{strip.height}">{strip.labels}</svg>'
             f'<svg class="chart" width="100%" height="{strip.height}">{strip.chart}</svg>'
-            f'<div class="numbers">{paragraphs(strip.right, links)}</div></div>\n'
+            f'<div class="numbers">{paragraphs(strip.right)}</div></div>\n'
         )
-        kind = "strip"
-    table = "\n".join(
-        "<tr><th>" + "<td>".join(map(escape, row)) for row in picture.numbers
+    table = "".join(
+        f"<tr><th>{escape(name)}<td>{escape(text)}\n" for name, text in picture.numbers
     )
     return f"{drawn}<details><summary>The same in numbers</summary><table>\n{table}</table></details>\n"
+
+
+CHART = 820  # px; width of a chart in a file
 
 
 def absolute(chart: str) -> str:
     """A drawing in pixels, without hover texts: papers and mails have one size."""
     chart = re.sub('<g class="hover">.*?</g>|</?svg[^>]*>', "", chart)
     chart = re.sub(
-        '"([0-9.]+)%"', lambda share: f'"{float(share[1]) * DESK_CHART / 100:g}"', chart
+        '"([0-9.]+)%"', lambda share: f'"{float(share[1]) * CHART / 100:g}"', chart
     )
-    units = cycle((DESK_CHART / STRETCHED, 0.1))  # of x and y, in turn
+    units = cycle((CHART / STRETCHED, 0.1))  # of x and y, in turn
 
     def pixels(d: re.Match[str]) -> str:
         return re.sub(
@@ -3541,43 +3444,42 @@ def absolute(chart: str) -> str:
     return re.sub(' d="[^"]*"', pixels, chart)
 
 
-def words(lines: Iterable[Line], x: int, anchor: str) -> str:
-    """Lines as SVG, each in the style of its first word."""
+def words(lines: Iterable[Text], x: int, anchor: str) -> str:
+    """Lines as SVG."""
     from html import escape
 
     drawn = ""
-    for number, line in enumerate(filter(None, lines)):
-        text = escape("".join(span.text for span in line).strip())
-        style = line[0].style.split(" ")[0] + "-word"
-        drawn += f'<text class="{style}" x="{x}" y="{13 + 16 * number}" text-anchor="{anchor}">{text}</text>'
+    for number, (style, text) in enumerate(lines):
+        y = 13 + 16 * number
+        drawn += f'<text class="{style}-word" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
     return drawn
 
 
 def picture_file(title: str, picture: Picture) -> str:
     """A picture as a file that browsers, Inkscape and LibreOffice open."""
-    chart = 160  # px left of it, and right of it
-    width = 2 * chart + DESK_CHART
+    width = CHART + 320
     drawn = ""
     x = 10.0
     for swatch, meaning in legend(picture.strips):
         drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
-        x += 40 + LETTER * len(meaning)
+        x += 40 + 6.4 * len(meaning)  # a letter is at most so wide
     y = 8
     head = Strip(
-        [[Span(title, "head")], [Span(picture.about)]], [], 66, dates(picture.frame, 70)
+        [("head", title), ("", picture.about)], [], 66, dates(picture.frame, 70)
     )
     for strip in (head, *picture.strips):
         drawn += (
             f'<g transform="translate(10 {y})"><path class="grid" d="M0 -3l{width} 0"/>'
             f'{words(strip.left, 0, "start")}{words(strip.right, width, "end")}'
-            f'<g transform="translate({chart - 34} 0)">{strip.labels}</g>'
-            f'<g transform="translate({chart} 0)">{absolute(strip.chart)}</g></g>\n'
+            f'<g transform="translate(126 0)">{strip.labels}</g>'
+            f'<g transform="translate(160 0)">{absolute(strip.chart)}</g></g>\n'
         )
         y += max(strip.height, 16 * len(strip.left), 16 * len(strip.right)) + 10
-    size = f'width="{width + 20}" height="{y}" viewBox="0 0 {width + 20} {y}"'
-    style = re.sub(r"var\(--(\w+)\)", lambda name: PALETTE[name[1]][0], STYLE).replace(
+    colours = dict(re.findall(r"--(\w+): (#\w+)", LIGHT))
+    style = re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], STYLE).replace(
         "svg text", "text"
     )
+    size = f'width="{width + 20}" height="{y}" viewBox="0 0 {width + 20} {y}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
         f'<rect width="100%" height="100%" fill="#fff"/>\n{drawn}</svg>\n'
@@ -3588,41 +3490,44 @@ SPANS = {"14 days": "14", "30 days": "30", "1 year": "365", "all": "0"}
 
 
 def picture_links(
-    c: Context, window: Window, query: Optional[Mapping[str, str]], now: float
+    c: Context, window: Window, query: Mapping[str, str], now: float
 ) -> str:
     """Other times of a picture, the sites before and after, its data."""
-    if query is None:
-        return ""
     from html import escape
     from urllib.parse import urlencode
 
     a, b, _ = window
     iso = c.zone.iso
-    found: list[tuple[str, dict[str, str]]] = []
+
+    def link(
+        text: str,
+        changes: Mapping[str, Any],
+        page: str = "",
+        old: Mapping[str, str] = query,
+    ) -> str:
+        wanted = {name: value for name, value in {**old, **changes}.items() if value}
+        return f'<a href="{page}?{escape(urlencode(wanted))}">{escape(text)}</a> '
+
+    links = ""
     for text, days in SPANS.items():
-        found.append((text, {"recent-days": days, "xmin": "", "xmax": ""}))
-    found.append(("‹ earlier", {"xmin": iso(2 * a - b), "xmax": iso(a)}))
+        links += link(text, {"recent-days": days, "xmin": "", "xmax": ""})
+    links += link("‹ earlier", {"xmin": iso(2 * a - b), "xmax": iso(a)})
     if b + DAY < now:
-        found.append(("later ›", {"xmin": iso(b), "xmax": iso(2 * b - a)}))
+        links += link("later ›", {"xmin": iso(b), "xmax": iso(2 * b - a)})
     sites = list(
         dict.fromkeys(stay.site for stay in importer.deployments(c.db) if stay.site)
     )
     if c.o.site in sites:
         at = sites.index(c.o.site)
-        found += [("‹ " + site, {"site": site}) for site in sites[:at][-1:]]
-        found += [(site + " ›", {"site": site}) for site in sites[at + 1 : at + 2]]
-    found.append(("text", {"text": "1"}))
-    links = ""
-    for text, changes in found:
-        wanted = {name: value for name, value in {**query, **changes}.items() if value}
-        links += f'<a href="{escape("?" + urlencode(wanted))}">{escape(text)}</a> '
+        for site in sites[:at][-1:]:
+            links += link("‹ " + site, {"site": site})
+        for site in sites[at + 1 : at + 2]:
+            links += link(site + " ›", {"site": site})
+    links += link("text", {"text": "1"})
+    data = {"site": c.o.site, "unit": c.o.unit, "since": iso(a), "until": iso(b)}
     table = VIEWS[c.view].table.replace("co2_", "")
-    data = {name: value for name, value in query.items() if name in ("site", "unit")}
-    data.update(since=iso(a), until=iso(b))
     for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
-        links += (
-            f'<a href="/data/co2/{table}.{form}?{escape(urlencode(data))}">{text}</a> '
-        )
+        links += link(text, data, f"/data/co2/{table}.{form}", {})
     return f'<p class="links">{links}</p>\n'
 
 
@@ -3642,9 +3547,10 @@ def picture_of(
                 return picture_file(
                     " · ".join(filter(None, (view, o.site, o.unit))), picture
                 )
-            return picture_links(c, picture.window, links.query, now) + picture_html(
-                picture, links
-            )
+            page = picture_html(picture, links)
+            if links.query is None:
+                return page
+            return picture_links(c, picture.window, links.query, now) + page
     except importer.NoDatabase:
         return ""
 
@@ -3689,8 +3595,8 @@ def document(
         "title": escape(title),
         "nav": navigation(links),
         "body": body,
-        "light": palette(0),
-        "dark": palette(1),
+        "light": LIGHT,
+        "dark": DARK,
         "style": STYLE,
     }
 
@@ -3700,7 +3606,9 @@ def navigation(links: Links) -> str:
     from html import escape
 
     pages = links.pages.items()
-    return " ".join(f'<a href="{escape(url)}">{WEB[name][0]}</a>' for name, url in pages)
+    return " ".join(
+        f'<a href="{escape(url)}">{WEB[name][0]}</a>' for name, url in pages
+    )
 
 
 def problem_list(problems: Iterable[Problem]) -> str:
