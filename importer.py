@@ -3286,6 +3286,7 @@ class _Judge:
         self.has_table = bool(db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone())
         self.refused_rows = {unit for row in _refused_rows(db) for unit in row.units}
         self.nights = _nights_of_updates(archive, now) if archive else {}
+        self.moves = _moves(archive) if archive else {}
         servers = db.execute("SELECT id FROM sources WHERE kind = 'pings' AND path LIKE 'data/%'")
         self.other_servers = [source for source, in servers]
 
@@ -3353,6 +3354,9 @@ class _Judge:
             return "off", "", 0
         if not last_ping and not last_data:
             return "never", "never heard of: is it switched on, and does its sync_dest name this server?", 0
+        moved_at, url = self.moves.get(state.unit_id, (0, ""))
+        if state.pings_late > 1 and last_ping <= moved_at + HOUR:
+            return "off", "went to %s" % url, last_ping
         if state.pings_late > 1:
             return "late", "no ping since %s" % when(last_ping), last_ping
         refused = self._refused(state)
@@ -3415,19 +3419,44 @@ def _nights_of_updates(archive: Archive, now: int) -> Dict[str, Set[int]]:
     return nights
 
 
+COMM_PATCH = "conf-patch/ou-comm-config.json"                   # in an update: what of it says where to report
+
+
 def _servers_of(archive: Archive, unit: str) -> int:
     """How many servers the newest configuration names that was published for a unit here; 0 for none."""
     for data_dir in archive.data_dirs:
-        updates = os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER)
         with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(updates), reverse=True):
-                with contextlib.suppress(OSError, ValueError, AttributeError):
-                    path = os.path.join(updates, name, "conf-patch", "ou-comm-config.json")
-                    with open(path, encoding="utf-8") as file:
-                        servers = json.load(file).get("sync_dest")
-                    if servers:
-                        return len(servers) if isinstance(servers, list) else 1
+            for name in sorted(os.listdir(os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER)), reverse=True):
+                servers = _servers_in(data_dir, unit, name)
+                if servers:
+                    return len(servers)
     return 0
+
+
+def _servers_in(data_dir: str, unit: str, update: str) -> List[str]:
+    """The servers that an update sends a unit to; none where it sets no such key."""
+    try:
+        with open(os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH), encoding="utf-8") as file:
+            servers = json.load(file).get("sync_dest") or []
+    except (OSError, ValueError, AttributeError):
+        return []
+    return servers if isinstance(servers, list) else [servers]
+
+
+def _moves(archive: Archive) -> Dict[str, Tuple[int, str]]:
+    """Unit -> when it took a configuration that names one server alone, and that server: it may not call here again."""
+    taken: Dict[str, Tuple[str, str]] = {}
+    for when, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
+        if path == COMM_PATCH:
+            taken[unit] = when, update
+    moves: Dict[str, Tuple[int, str]] = {}
+    for unit, (when, update) in taken.items():
+        for data_dir in archive.data_dirs:
+            servers = _servers_in(data_dir, unit, update)
+            if len(servers) == 1:
+                with contextlib.suppress(Rejected):
+                    moves[unit] = parse_day(when[:10]) + parse_clock(when[11:19]), servers[0]
+    return moves
 
 
 # -- gaps --------------------------------------------------------------------------------------------------------------

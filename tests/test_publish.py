@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -571,3 +572,24 @@ def test_of_what_cannot_be_published_no_file_stays_behind(place, monkeypatch):
     monkeypatch.setattr(seqfile, "fdatasync", fail)
     assert publish(place, UNIT, place.directory / "new") == 1
     assert [path for path, _, _ in tree(place)] == [UNIT, UNIT + "/updates"]
+
+
+# -- the verdict ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("urls, verdict", [
+    (["http://127.0.0.1:9"], ("off", "went to http://127.0.0.1:9")),
+    (["http://127.0.0.1:9", "http://127.0.0.1:10"], ("late", "no ping since 2026-11-22 03:15 UTC")),     # this may be one of them
+])
+def test_a_unit_that_was_sent_to_another_server_alone_is_not_late_here(place, urls, verdict):
+    moves = [word for url in urls for word in ("--sync-dest", url)]
+    assert publish(place, UNIT, *moves, "--name", "update-1") == 0
+    for day in range(15, 23):
+        ping(place, "2026-11-%dT03:15:00.000000" % day, "n")
+    now = 1_795_317_300                                         # 2026-11-22T03:15:00
+    for path in ("updates/update-1?recursive=True", "updates/update-1/conf-patch/ou-comm-config.json"):
+        say(place, path, now=now)
+    importer.import_new(place.station.archive)
+    with contextlib.closing(importer.open_db(place.station.settings.db)) as db:
+        state, = importer.fleet_state(db, now + 20 * 86400, archive=place.station.archive)
+    assert (state.verdict, state.why) == verdict
