@@ -2813,6 +2813,25 @@ def beside(row: SiteRow, end: int) -> list[Text]:
     return lines
 
 
+def unit_curves(panel: Panel, row: SiteRow) -> str:
+    """A line for each unit, as its stay is; of a unit by itself all that it has measured."""
+    drawn = ""
+    for strand in row.strands:
+        own = strand.buckets[panel.chart.quantity.name]
+        stays = strand.stays
+        if len(row.strands) == 1 and row.spans[0][1:] == (0, FOREVER):
+            stays = [Deployment(row.spans[0][0], strand.nickname)]
+        for stay in stays:
+            first, end = panel.frame.columns(stay)
+            if first < end:
+                before: Buckets = [None] * first
+                kind = stay.status or "deployed"
+                if not stands(row, stay):
+                    kind = "second"
+                drawn += panel.curves(before + own[first : end + 1], kind)
+    return drawn
+
+
 def chart_strip(
     frame: Frame,
     row: SiteRow,
@@ -2820,7 +2839,7 @@ def chart_strip(
     gaps: Iterable[importer.Gap],
     end: int,
 ) -> Strip:
-    """Quantities of a site under each other, a line for each unit; where readings are missing, and why."""
+    """Quantities of a site under each other; where readings are missing, and why."""
     top = ABOVE
     back = curves = front = labels = ""
     for name, chart in row.charts.items():
@@ -2831,20 +2850,7 @@ def chart_strip(
         curves += "".join(panel.level("grid", value) for value in panel.ticks())
         if name == "temp":
             curves += panel.level("zero", 0)
-        for strand in row.strands:
-            stays = strand.stays
-            if len(row.strands) == 1 and row.spans[0][1:] == (0, FOREVER):
-                stays = [
-                    Deployment(row.spans[0][0], strand.nickname)
-                ]  # all it measured
-            for stay in stays:
-                first, last = frame.columns(stay)
-                before: Buckets = [None] * first
-                own = before + strand.buckets[name][first : last + 1]
-                kind = stay.status or "deployed"
-                if first < last:
-                    kind = kind if stands(row, stay) else "second"
-                    curves += panel.curves(own, kind)
+        curves += unit_curves(panel, row)
     height = top - ABOVE + 3
     column = frame.edges[1] - frame.edges[0]
     for unit, since, until in row.spans:
@@ -2852,15 +2858,10 @@ def chart_strip(
             times = max(gap.start, since), min(gap.end or end, until)
             if gap.unit_id == unit and times[1] - times[0] > column:
                 back += frame.rect("gap", times, 0, height)
-                front += frame.word(
-                    "word", times, ABOVE + panel.height / 2, GAPS[gap.state][0]
-                )
-    drawn = (
-        back
-        + frame.fitted(height, curves)
-        + front
-        + frame.hover(lambda first, end: told(row, first, end))
-    )
+                y = ABOVE + panel.height / 2
+                front += frame.word("word", times, y, GAPS[gap.state][0])
+    front += frame.hover(lambda first, last: told(row, first, last))
+    drawn = back + frame.fitted(height, curves) + front
     return Strip([], beside(row, end), height, drawn, labels)
 
 
@@ -2974,27 +2975,23 @@ class Picture(NamedTuple):
 
 
 def make_frame(c: Context, axis: Axis) -> Frame:
-    """An axis with some 12 labels, and with a hover text for each day, or each 52nd part."""
+    """An axis with some 12 labels, and with a hover text for each day, or a longer time."""
     edges = axis.edges
     ticks = make_ticks(c.zone, edges[:: max(axis.cells // 48, 1)])
-    times = [c.zone.local(edge) for edge in edges]
     if ticks:  # the first label has its month or year
         first = ticks[0]
         begin = c.zone.local(first.ts)
         label = _date(begin) if begin.day > 1 else first.label + _year(begin)
         ticks[0] = first._replace(label=label)
 
-    def part(column: int) -> int:
-        if axis.cells > 52 and edges[-1] - edges[0] > 52 * DAY:
-            return column // ceil(axis.cells / 52)
-        return times[column].toordinal()
-
     groups = []
-    for _, group in groupby(range(axis.cells), part):
-        columns = list(group)
-        begin = times[columns[0]]
-        when = _date(begin) + _year(begin)
-        groups.append((columns[0], columns[-1] + 1, when))
+    whole = Window(edges[0], edges[-1])
+    for start, end in make_axis(c.zone, whole, 54, FROM_DAYS).columns():
+        column = bisect_left(edges, start)
+        last = min(bisect_left(edges, end), axis.cells)
+        begin = c.zone.local(max(start, edges[0]))
+        year = _year(begin) if whole.b - whole.a > 366 * DAY else ""
+        groups.append((column, last, _date(begin) + year))
     return Frame(edges, ticks, groups)
 
 
@@ -3494,41 +3491,34 @@ def picture_links(
 ) -> str:
     """Other times of a picture, the sites before and after, its data."""
     from html import escape
-    from urllib.parse import urlencode
+    from urllib.parse import quote, urlencode
 
-    a, b, _ = window
-    iso = c.zone.iso
-
-    def link(
-        text: str,
-        changes: Mapping[str, Any],
-        page: str = "",
-        old: Mapping[str, str] = query,
-    ) -> str:
-        wanted = {name: value for name, value in {**old, **changes}.items() if value}
-        return f'<a href="{page}?{escape(urlencode(wanted))}">{escape(text)}</a> '
-
-    links = ""
-    for text, days in SPANS.items():
-        links += link(text, {"recent-days": days, "xmin": "", "xmax": ""})
-    links += link("‹ earlier", {"xmin": iso(2 * a - b), "xmax": iso(a)})
-    if b + DAY < now:
-        links += link("later ›", {"xmin": iso(b), "xmax": iso(2 * b - a)})
-    sites = list(
-        dict.fromkeys(stay.site for stay in importer.deployments(c.db) if stay.site)
-    )
+    begin, end = (quote(c.zone.iso(ts)) for ts in window[:2])
+    length = window.b - window.a
+    times = ("recent-days", "xmin", "xmax")
+    here = "?" + urlencode({name: query[name] for name in query if name not in times})
+    found = [(text, f"{here}&recent-days={days}") for text, days in SPANS.items()]
+    before = quote(c.zone.iso(window.a - length))
+    found.append(("‹ earlier", f"{here}&xmin={before}&xmax={begin}"))
+    if window.b + DAY < now:
+        after = quote(c.zone.iso(window.b + length))
+        found.append(("later ›", f"{here}&xmin={end}&xmax={after}"))
+    stays = importer.deployments(c.db)
+    sites = list(dict.fromkeys(stay.site for stay in stays if stay.site))
     if c.o.site in sites:
         at = sites.index(c.o.site)
-        for site in sites[:at][-1:]:
-            links += link("‹ " + site, {"site": site})
-        for site in sites[at + 1 : at + 2]:
-            links += link(site + " ›", {"site": site})
-    links += link("text", {"text": "1"})
-    data = {"site": c.o.site, "unit": c.o.unit, "since": iso(a), "until": iso(b)}
+        found += [(f"‹ {site}", f"?site={quote(site)}") for site in sites[:at][-1:]]
+        found += [
+            (f"{site} ›", f"?site={quote(site)}") for site in sites[at + 1 : at + 2]
+        ]
+    found.append(("text", f"?{urlencode(query)}&text=1"))
+    who = {name: query[name] for name in ("site", "unit") if name in query}
+    data = f"{urlencode(who)}&since={begin}&until={end}"
     table = VIEWS[c.view].table.replace("co2_", "")
-    for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
-        links += link(text, data, f"/data/co2/{table}.{form}", {})
-    return f'<p class="links">{links}</p>\n'
+    found.append(("CSV", f"/data/co2/{table}.csv?{data}"))
+    found.append(("JSON", f"/data/co2/{table}.jsonl?{data}"))
+    links = [f'<a href="{escape(url)}">{escape(text)}</a>' for text, url in found]
+    return f'<p class="links">{" ".join(links)}</p>\n'
 
 
 def picture_of(
