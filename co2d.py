@@ -588,7 +588,8 @@ def read_courses(*directories: str) -> Courses:
     courses: Courses = {}
     for directory in directories:
         for when, unit, name, what in importer.read_rows(directory, seqfile.FETCHES, 4):
-            courses.setdefault((unit, name), Course()).learn(when, what)
+            course = courses.setdefault((unit, name), Course())
+            course.learn(when, what)
     return courses
 
 
@@ -598,24 +599,29 @@ class Fetches:
     def __init__(self, directory: str, sync: seqfile.Sync) -> None:
         self.log = seqfile.RowLog(directory, seqfile.FETCHES, sync=sync)
         self._lock = threading.Lock()                           # guards _courses and what is in it
-        self._courses = read_courses(directory)        # by unit and update
+        self._courses = read_courses(directory)
 
     def _course_locked(self, unit: str, name: str) -> Course:
         return self._courses.setdefault((unit, name), Course())
 
-    def started(self, unit: str, name: str, now: float) -> None:
-        """The unit asks for the list of the files of update `name`. To be called before the reply: rows keep order."""
-        self._note(unit, name, STARTED, now)
+    def note(self, unit: str, name: str, what: str, now: float) -> None:
+        """Add a row. What the unit asks for is noted before the reply, so that rows keep its order."""
+        when = seqfile.utc(now, fraction=True)
+        with self._lock:
+            self._course_locked(unit, name).learn(when, what)
+        row = "\t".join([when, unit, name, what]) + "\n"
+        self.log.append(row.encode(), _told_of_fetch)
 
     def handed_over(self, unit: str, name: str, path: str, files: Sequence[str], now: float) -> None:
         """The last byte of a file was handed over; `files` are all files of the update."""
-        self._note(unit, name, path, now)
+        self.note(unit, name, path, now)
         with self._lock:
             course = self._course_locked(unit, name)
-            is_news = not course.is_over and (course.complete_at != "" or course.taken.issuperset(files))
+            has_all = course.complete_at != "" or course.taken.issuperset(files)
+            is_news = has_all and not course.is_over
             course.is_over |= is_news
         if is_news:
-            self._note(unit, name, COMPLETE, now)
+            self.note(unit, name, COMPLETE, now)
 
     def is_given_up(self, unit: str, name: str, now: float) -> bool:
         """Whether the unit has spent so many nights on an update that it is to send its data first."""
@@ -624,13 +630,6 @@ class Fetches:
         if nights >= MOST_NIGHTS:
             log.warning("updates/%s of %s is not listed any more: it took %d nights in vain", name, unit, nights)
         return nights >= MOST_NIGHTS
-
-    def _note(self, unit: str, name: str, what: str, now: float) -> None:
-        when = seqfile.utc(now, fraction=True)
-        with self._lock:
-            self._course_locked(unit, name).learn(when, what)
-        row = "\t".join([when, unit, name, what]) + "\n"
-        self.log.append(row.encode(), _told_of_fetch)
 
 
 def _told_of_fetch(file: str, problem: Optional[Exception]) -> None:
@@ -945,15 +944,16 @@ def update_files(directory: int, prefix: str = "") -> Iterator[str]:
         raise NotServable("%s is empty" % (prefix or "it"))
     for name in names:
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-        if not SEGMENT.match(name) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise NotServable("units cannot ask for %r" % (prefix + name))
-        if stat.S_ISDIR(mode):
+        path = prefix + name
+        if stat.S_ISDIR(mode) and SEGMENT.match(name):
             with seqfile.open_beneath(directory, name) as below:
-                yield from update_files(below, prefix + name + "/")
-        elif os.access(name, os.R_OK, dir_fd=directory, effective_ids=True):
-            yield prefix + name
+                yield from update_files(below, path + "/")
+        elif not stat.S_ISREG(mode) or not SEGMENT.match(name):
+            raise NotServable("units cannot ask for %r" % path)
+        elif not os.access(name, os.R_OK, dir_fd=directory, effective_ids=True):
+            raise NotServable("this process may not read %r" % path)
         else:
-            raise NotServable("this process may not read %r" % (prefix + name))
+            yield path
 
 
 def files_of_update(data_dir: str, unit: str, name: str) -> list[str]:
@@ -1016,7 +1016,8 @@ def update(station: Station, request: Request, unit: str, path: tuple[str, ...])
         raise Refused(404, "no such update, or no such file in it")
     if request.method == "HEAD":
         return file_response(file)
-    taken = functools.partial(station.fetches.handed_over, unit, name, "/".join(path[1:]), files, request.now)
+    relative = "/".join(path[1:])
+    taken = functools.partial(station.fetches.handed_over, unit, name, relative, files, request.now)
     return file_response(file)._replace(sent=taken)
 
 
@@ -1028,7 +1029,7 @@ def _list_files(station: Station, request: Request, parts: list[str]) -> Respons
             return json_response(sorted(os.listdir(directory)))
         reply = json_response(list(update_files(directory)))
     if not below and request.method != "HEAD":
-        station.fetches.started(unit, name, request.now)
+        station.fetches.note(unit, name, STARTED, request.now)
     return reply
 
 
@@ -1540,9 +1541,13 @@ def program() -> str:
 
 def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
     """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help."""
-    epilog = "examples:\n" + examples.replace("%", "%%").replace("co2d ", program() + " ")
-    parser = argparse.ArgumentParser(prog=(program() + " " + command).strip(), description=description, epilog=epilog,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    examples = examples.replace("co2d ", program() + " ")
+    parser = argparse.ArgumentParser(
+        prog=(program() + " " + command).strip(),
+        description=description,
+        epilog="examples:\n" + examples.replace("%", "%%"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False)
     add = parser.add_argument
     add("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
     add("--version", action="version", version="co2d " + importer.__version__)
@@ -1586,7 +1591,8 @@ def become_daemon_user(settings: Settings) -> None:
     Root can; PermissionError for others.
     """
     user = daemon_user(settings)
-    os.umask(0o777 & ~(os.stat(settings.data_dir).st_mode | 0o700))
+    mode = os.stat(settings.data_dir).st_mode | 0o700
+    os.umask(0o777 & ~mode)
     if os.geteuid() == user.st_uid:
         return
     if os.geteuid() != 0:
@@ -1625,10 +1631,16 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def is_url(text: str) -> bool:
+    """Whether a unit can append /ou/... to it, and parse it."""
+    found = _URL.match(text)
+    return found is not None and 0 < int(found[3] or 80) < 65536
+
+
 def are_urls(value: Any, settings: Settings) -> bool:
     """Whether it is a URL, or a list of URLs, to which a unit can append /ou/..."""
-    found = [_URL.match(str(url)) for url in as_list(value)]
-    return bool(found) and all(url is not None and 0 < int(url[3] or 80) < 65536 for url in found)
+    urls = as_list(value)
+    return bool(urls) and all(is_url(str(url)) for url in urls)
 
 
 def are_directories(value: Any, settings: Settings) -> bool:
@@ -1646,8 +1658,9 @@ def are_tasks(value: Any, settings: Settings) -> bool:
     pattern = "|".join(TASKS)
     if not all(re.fullmatch(pattern, _to_json(entry)) for entry in as_list(value)):
         return False
+    numbers = {entry[0] for entry in value}
     spans = [entry[-2:] for entry in value if entry[1].endswith("_random")]
-    return {entry[0] for entry in value} == {6, 7} and all(start < end for start, end in spans)
+    return numbers == {6, 7} and all(start < end for start, end in spans)
 
 
 class Key(NamedTuple):
@@ -1733,8 +1746,9 @@ def check_patch(name: str, content: bytes, settings: Settings) -> list[str]:
     if not keys:
         return ["%s: no firmware reads this file" % name]
     for word in patch.keys() & keys.keys():
-        if not keys[word].fits(patch[word], settings):
-            raise Failed("%s: %s: %s %s" % (name, word, _to_json(patch[word]), keys[word].reason))
+        value = patch[word]
+        if not keys[word].fits(value, settings):
+            raise Failed("%s: %s: %s %s" % (name, word, _to_json(value), keys[word].reason))
     return ["%s: no firmware uses the key %s, only %s" % (name, word, ", ".join(keys))
             for word in sorted(patch.keys() - keys.keys())]
 
@@ -1748,7 +1762,7 @@ def check_update(files: dict[str, bytes], settings: Settings, force: bool = Fals
             raise Failed("%s: only flash/ and conf-patch/ go to units" % name)
         if name.startswith(PATCHES):
             unread += check_patch(name, content, settings)
-        elif name.endswith(".mpy") and name[:-len("mpy")] + "py" in files:
+        elif name.endswith(".mpy") and name.replace(".mpy", ".py") in files:
             warn("%s: a unit would go on using the .py beside it" % name)
     for what in unread:
         if not force:
@@ -1767,7 +1781,8 @@ def _check_sizes(sizes: dict[str, int]) -> None:
         if length > MAX_UPDATE_FILE:
             raise Failed("%s has %d bytes: a file of more than %d is not through before the unit's watchdog "
                                 "resets it, every night, before any data" % (name, length, MAX_UPDATE_FILE))
-        on_card = "/".join(part.rstrip(".") for part in name.lower().split("/"))
+        parts = name.lower().split("/")
+        on_card = "/".join(part.rstrip(".") for part in parts)
         if on_card in seen:
             raise Failed("%s and %s are the same file on a card (FAT)" % (seen[on_card], name))
         seen[on_card] = name
@@ -1778,7 +1793,8 @@ def read_update(directory: str) -> dict[str, bytes]:
     try:
         with seqfile.open_directory(directory, []) as opened:
             names = list(update_files(opened))
-        _check_sizes({name: os.path.getsize(os.path.join(directory, name)) for name in names})
+        paths = {name: os.path.join(directory, name) for name in names}
+        _check_sizes({name: os.path.getsize(path) for name, path in paths.items()})
         return {name: read_regular(directory, name.split("/")) for name in names}
     except (NotServable, OSError) as error:
         raise Failed("%s: %s" % (directory, error))
@@ -1806,7 +1822,8 @@ def _logs(settings: Settings, folder: str) -> Iterator[tuple[str, str]]:
 
 def known_courses(settings: Settings) -> Courses:
     """How far units are with their updates, as far as it is known here."""
-    return read_courses(*(directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)))
+    directories = [directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)]
+    return read_courses(*directories)
 
 
 def read_runs(settings: Settings) -> dict[str, list[Run]]:
@@ -1815,10 +1832,10 @@ def read_runs(settings: Settings) -> dict[str, list[Run]]:
     for server, directory in _logs(settings, seqfile.PINGS_FOLDER):
         for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5):
             of_unit = runs.setdefault(unit, [])
-            if of_unit and (nickname, server) == of_unit[-1][:2]:
-                of_unit[-1] = Run(nickname, server, of_unit[-1].first, when)
-            else:
-                of_unit.append(Run(nickname, server, when, when))
+            first = when
+            if of_unit and (nickname, server) == (of_unit[-1].nickname, of_unit[-1].server):
+                first = of_unit.pop().first
+            of_unit.append(Run(nickname, server, first, when))
     return runs
 
 
@@ -1844,9 +1861,10 @@ def _effect(patch: dict[str, Any], runs: Sequence[Run]) -> str:
     latest = max(runs, key=lambda run: run.last, default=None)
     seen = []
     if "site_code" in patch and latest:
-        is_called_so = latest.nickname == patch["site_code"]
-        seen.append("calls itself %s since %s" % (latest.nickname, latest.first[:19]) if is_called_so
-                    else "still calls itself " + latest.nickname)
+        if latest.nickname == patch["site_code"]:
+            seen.append("calls itself %s since %s" % (latest.nickname, latest.first[:19]))
+        else:
+            seen.append("still calls itself " + latest.nickname)
     if "sync_dest" in patch:
         seen.append(_effect_of_move(patch["sync_dest"], runs))
     if not seen:
@@ -2162,12 +2180,13 @@ def _copy_changed(file: str, copy: str) -> None:
     """Copy a file as a whole, if size or time differ, with the time that it had before: it may grow at any moment."""
     with contextlib.suppress(FileNotFoundError):                # it was there for a moment only
         status = os.stat(file)
-        if not os.path.exists(copy) or _size_and_time(os.stat(copy)) != _size_and_time(status):
-            part = copy + ".part"
-            shutil.copyfile(file, part)
-            shutil.copymode(file, part)
-            os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.replace(part, copy)
+        if os.path.exists(copy) and _size_and_time(os.stat(copy)) == _size_and_time(status):
+            return
+        part = copy + ".part"
+        shutil.copyfile(file, part)
+        shutil.copymode(file, part)
+        os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.replace(part, copy)
 
 
 def _size_and_time(status: os.stat_result) -> tuple[int, int]:
@@ -2176,8 +2195,9 @@ def _size_and_time(status: os.stat_result) -> tuple[int, int]:
 
 def _passed_over(folder: str, names: list[str]) -> list[str]:
     """Links, which nothing of ours follows, and updates that are being published."""
-    staged = "." + seqfile.UPDATE_PREFIX
-    return [name for name in names if name.startswith(staged) or os.path.islink(os.path.join(folder, name))]
+    staged = [name for name in names if name.startswith("." + seqfile.UPDATE_PREFIX)]
+    links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+    return staged + links
 
 
 def _files_below(*directories: str) -> Iterator[str]:
@@ -2219,10 +2239,9 @@ def backup(settings: Settings, arguments: argparse.Namespace) -> int:
             raise Failed("there is no directory %s: is this the configuration of the station?" % needed)
         if (target + "/").startswith(os.path.realpath(needed) + "/"):
             raise Failed("%s lies within %s" % (target, needed))
-    for _ in range(2):
-        for source, copy in _places(settings, target):
-            if os.path.isdir(source):
-                copy_tree(source, copy)
+    for source, copy in [*_places(settings, target)] * 2:
+        if os.path.isdir(source):
+            copy_tree(source, copy)
     config = importer.config_file(arguments.config)
     if config:
         shutil.copy2(config, os.path.join(target, "co2d.conf"))
@@ -3031,9 +3050,9 @@ def notify(state: str) -> None:
 
 def inherited_listener() -> Optional[socket.socket]:
     """The listening socket that systemd hands over, if any (sd_listen_fds(3))."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
-        return None
-    return socket.socket(fileno=3)
+    is_for_us = os.environ.get("LISTEN_PID") == str(os.getpid())
+    number = os.environ.get("LISTEN_FDS", "0")
+    return socket.socket(fileno=3) if is_for_us and number != "0" else None
 
 
 SYSTEMD = {
@@ -3124,12 +3143,15 @@ def _host_port(address: str, port: int) -> str:
 
 def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -> str:
     """A complete systemd unit for this installation."""
-    directories = list(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)]))
+    directories = [settings.data_dir, settings.var_dir]
+    if os.path.dirname(settings.db) != settings.var_dir:
+        directories.append(os.path.dirname(settings.db))
     command = [sys.executable, os.path.join(HERE, "co2d.py")]
     if arguments.config:
         command += ["--config", os.path.abspath(arguments.config)]
     has_low_port = 0 < settings.port < 1024
-    is_in_home = any(path.startswith(("/home/", "/root/")) for path in [HERE, sys.executable, *directories])
+    needed = [HERE, sys.executable, *directories]
+    is_in_home = any(path.startswith(("/home/", "/root/")) for path in needed)
     return SYSTEMD[kind] % {
         "command": " ".join(map(_word, command)).replace("$", "$$"),
         "python": _word(sys.executable),
@@ -3279,9 +3301,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
         help="print a systemd unit for this installation and exit (default: service)")
     for name, setting in SETTINGS.items():
-        default = importer.format_value(getattr(Settings(), name), example=True).replace("%", "%%")
-        add("--" + name.replace("_", "-"), metavar=setting.parse.__name__[len("parse_"):].upper(),
-            help="%s (default: %s)" % (setting.help.replace("%", "%%"), default or "none"))
+        default = importer.format_value(getattr(Settings(), name), example=True)
+        text = "%s (default: %s)" % (setting.help, default or "none")
+        kind = setting.parse.__name__[len("parse_"):].upper()
+        add("--" + name.replace("_", "-"), metavar=kind, help=text.replace("%", "%%"))
     for name in importer.GONE:
         add("--" + name.replace("_", "-"), help=argparse.SUPPRESS)
     return parser
