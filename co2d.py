@@ -2267,7 +2267,8 @@ def restore(settings: Settings, arguments: argparse.Namespace) -> int:
         raise Failed("%s is no backup: there is no remote_data in it" % arguments.directory)
     places = [place for place, _ in _places(settings, "")]
     for file in _files_below(*places):
-        raise Failed("there are data already, as %s: a backup is only brought back into an empty station" % file)
+        if not os.path.basename(file).startswith("."):          # a mark that the daemon has left
+            raise Failed("there are data already, as %s: a backup is only brought back into an empty station" % file)
     seqfile.make_directory(settings.data_dir)
     held = claim(settings.data_dir)
     owner = os.stat(settings.data_dir)
