@@ -488,7 +488,7 @@ class LogWriter(logging.Handler):
 
 
 class Health:
-    """What is wrong, told by whoever notices it, and found in the database. Words for people: see importer.Problem.
+    """What is wrong, told by whoever notices it, and found in database and directories. See importer.Problem.
 
     `_lock` guards `_reported` and `_found`.
     """
@@ -499,28 +499,22 @@ class Health:
         self._lock = threading.Lock()
         self._reported: Dict[str, importer.Problem] = {}
         self._found: List[importer.Problem] = []
-        self._began: Dict[str, int] = {}                        # key -> since when, of before a restart
-
-    def remember(self, problems: Sequence[importer.Problem]) -> None:
-        """What was wrong before a restart, and may still be."""
-        self._began = {problem.key: problem.since for problem in problems}
 
     def report(self, key: str, level: str, text: str, unit: str = "") -> None:
-        """Something is wrong, or still is: `key` is the same for as long as it lasts, the text may change."""
+        """Something is wrong, or still is: `key` is the same for as long as it lasts. With no text, it is over."""
         with self._lock:
-            before = self._reported.get(key)
-            since = before.since if before else self._began.get(key, int(self.clock()))
-            text = "%s (since %s)" % (text, importer.when(since))
-            self._reported[key] = importer.Problem(key, level, unit, text, since)
-        if not before:
+            before = self._reported.pop(key, None)
+            if text:
+                since = before.since if before else int(self.clock())
+                text = "%s (since %s)" % (text, importer.when(since))
+                self._reported[key] = importer.Problem(key, level, unit, text, since)
+        if bool(before) != bool(text):
             self.changed.set()
 
     def clear(self, key: str) -> None:
         """It is over, if it was there at all."""
-        if key in self._reported:
-            with self._lock:
-                self._reported.pop(key, None)
-            self.changed.set()
+        if self.has(key):
+            self.report(key, "", "")
 
     def has(self, key: str) -> bool:
         """Whether it was reported, and is not over."""
@@ -1210,8 +1204,8 @@ def readyz(station: Station, request: Request) -> Response:
     return text_response("".join(lines) or "ok\n")._replace(status=200 if is_ready else 503)
 
 
-def check_disk(station: Station) -> bool:
-    """Write, sync and remove a file where uploads go, and report what is wrong; whether all is well."""
+def check_disk(station: Station) -> None:
+    """Write, sync and remove a file where uploads go, and report what is wrong."""
     station.inbox.close_files()
     probe = os.path.join(station.settings.data_dir, ".probe-%d" % threading.get_ident())
     text = ""
@@ -1226,59 +1220,56 @@ def check_disk(station: Station) -> bool:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(probe)
-    return _report_or_clear(station, "disk", text)
+    station.health.report("disk", importer.CRITICAL, text)
 
 
 def check_log(station: Station, before: int) -> int:
     """Report that lines of the log are lost, if there are more than `before`; their number."""
     dropped = station.lines_dropped()
     text = "%d lines of the log are lost: nobody reads it (a full pipe, a stopped journald)" % dropped
-    _report_or_clear(station, "log", text if dropped > before else "", importer.WARNING)
+    station.health.report("log", importer.WARNING, text if dropped > before else "")
     return dropped
 
 
 def check_database(station: Station) -> bool:
-    """Report what is wrong with the database; none yet is well. Whether it can be read."""
+    """Report what is wrong with the database; whether it can be read. None yet is well."""
     path = station.settings.db
-    read = _trouble(path, "read", lambda: importer.open_db(path).close()) if os.path.exists(path) else ""
-    _report_or_clear(station, "writing", _trouble(path, "written", lambda: importer.try_to_write(path)))
-    if read:
-        station.something_changed.set()                         # the import thread makes it anew if it is damaged
-    return _report_or_clear(station, "database", read)
+    _attempt(station, "writing", lambda: importer.try_to_write(path))
+    return not os.path.exists(path) or _attempt(station, "database", lambda: importer.open_db(path).close())
 
 
-def _trouble(path: str, done: str, attempt: Callable[[], None]) -> str:
-    """What an attempt with the database raises, and what to do about it; "" when it raises nothing."""
+def _attempt(station: Station, key: str, attempt: Callable[[], None]) -> bool:
+    """Try something with the database, and report what it raises; whether it worked."""
+    text = ""
     try:
         attempt()
     except Exception as error:                                  # whatever it is, it is not ready
-        return "the database cannot be %s: %s%s" % (done, error, importer.remedy(error, path))
-    return ""
-
-
-def _report_or_clear(station: Station, key: str, text: str, level: str = importer.CRITICAL) -> bool:
-    if text:
-        station.health.report(key, level, text)
-    else:
-        station.health.clear(key)
+        done = "written" if key == "writing" else "read"
+        text = "the database cannot be %s: %s%s" % (done, error, importer.remedy(error, station.settings.db))
+        station.something_changed.set()                         # the import thread makes it anew if it is damaged
+    station.health.report(key, importer.CRITICAL, text)
     return not text
 
 
-def barred_units(data_dir: str) -> Iterator[importer.Problem]:
-    """Units whose directory takes no uploads: it is a link, or not ours to write."""
+def unit_directories(data_dir: str) -> Iterator[importer.Problem]:
+    """Units whose directory is a link, or not ours to write, so that it takes no uploads; and those with strange files."""
     with contextlib.suppress(OSError), os.scandir(data_dir) as entries:
         for entry in entries:
-            for folder in ("", *seqfile.SEQUENCES) if entry.name.startswith(seqfile.UNIT_PREFIX) else ():
-                place = os.path.join(entry.path, folder).rstrip("/")
-                text = ""
-                if os.path.islink(place):
-                    text = "%s is a link, and links are not followed: put the directory itself there" % place
-                elif os.path.exists(place) and not os.access(place, os.W_OK | os.X_OK):
-                    text = importer.ownership(place)
-                if text:
-                    text = "uploads of %s are refused: %s" % (entry.name, text)
-                    since = int(os.lstat(place).st_ctime)
-                    yield importer.Problem("directory:" + place, importer.CRITICAL, entry.name, text, since)
+            if not entry.name.startswith(seqfile.UNIT_PREFIX):
+                continue
+            text = ""
+            if entry.is_symlink():
+                text = "it is a link, and links are not followed: put the directory itself there"
+            elif not os.access(entry.path, os.W_OK | os.X_OK):
+                text = importer.ownership(entry.path)
+            since = int(entry.stat(follow_symlinks=False).st_ctime)
+            if text:
+                text = "uploads to %s are refused: %s" % (entry.path, text)
+                yield importer.Problem("directory:" + entry.name, importer.CRITICAL, entry.name, text, since)
+            strange = os.path.join(entry.path, seqfile.STRANGE)
+            if os.path.isdir(strange):
+                text = "%s sends files with names that are not its own; they are kept in %s" % (entry.name, strange)
+                yield importer.Problem("strange:" + entry.name, importer.NOTE, entry.name, text, since)
 
 
 class Watching(threading.Thread):
@@ -1288,8 +1279,6 @@ class Watching(threading.Thread):
         super().__init__(name="health", daemon=True)
         self.station, self.stopping = station, False
         self._told: Dict[str, importer.Problem] = {}
-        self._hour = 0                                          # in which what is critical was told last
-        station.health.remember(importer.read_health(station.settings.var_dir, int(station.clock())) or [])
         self._lines_dropped = 0
 
     def run(self) -> None:
@@ -1304,43 +1293,36 @@ class Watching(threading.Thread):
         station, health = self.station, self.station.health
         self._lines_dropped = check_log(station, self._lines_dropped)
         check_disk(station)
-        found = list(barred_units(station.settings.data_dir))
+        found = list(unit_directories(station.settings.data_dir))
         if check_database(station) and os.path.exists(station.settings.db):
-            text = _trouble(station.settings.db, "read", lambda: found.extend(self._ask_database()))
-            if not _report_or_clear(station, "database", text):
-                station.something_changed.set()                 # damaged, perhaps: the import thread makes it anew
+            _attempt(station, "database", lambda: found.extend(self._ask_database()))
         health.find(found)
         problems = health.problems()
         self._tell(problems)
+        text = ""
         try:
             importer.write_health(station.settings.var_dir, problems, int(station.clock()))
-            health.clear("health")
         except OSError as error:
-            health.report("health", importer.CRITICAL, "%s cannot be written: %s" % (importer.HEALTH_FILE, error))
+            text = "%s cannot be written: %s" % (importer.HEALTH_FILE, error)
+        health.report("health", importer.CRITICAL, text)
 
     def _ask_database(self) -> List[importer.Problem]:
         """What the database shows. While imports fail, units are judged as of their last success."""
         station, health = self.station, self.station.health
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            _report_or_clear(station, "data_dir", importer.missing_data(db, station.archive))
+            health.report("data_dir", importer.CRITICAL, importer.missing_data(db, station.archive))
             begun = [problem.since for problem in health.problems() if problem.key in ("import", "writing", "data_dir")]
             found = importer.problems(db, station.archive, min([int(station.clock()), *begun]))
         return [problem for problem in found if not health.has(problem.key)]
 
     def _tell(self, problems: Sequence[importer.Problem]) -> None:
-        """Tell the log what is new and what is over, and once an hour what is critical."""
-        levels = {importer.CRITICAL: logging.ERROR, importer.WARNING: logging.WARNING}
-        hour = int(self.station.clock()) // 3600
-        told, self._told = self._told, {}
-        for problem in problems:
-            self._told[problem.key] = problem
-            is_new = problem.key not in told
-            if is_new or problem.level == importer.CRITICAL and hour != self._hour:
-                log.log(levels.get(problem.level, logging.INFO), "%s", problem.text)
-        self._hour = hour
-        for key, problem in told.items():
-            if key not in self._told:
-                log.info("over: %s", problem.text)
+        """Tell the log what is new and what is over."""
+        levels = {importer.CRITICAL: logging.ERROR, importer.WARNING: logging.WARNING, importer.NOTE: logging.INFO}
+        told, self._told = self._told, {problem.key: problem for problem in problems}
+        for key in self._told.keys() - told.keys():
+            log.log(levels[self._told[key].level], "%s", self._told[key].text)
+        for key in told.keys() - self._told.keys():
+            log.info("over: %s", told[key].text)
 
     def stop(self) -> None:
         """Look no more."""

@@ -639,10 +639,7 @@ def _known(said: Mapping[str, Said], names: Iterable[str], warnings: List[str]) 
         elif name in names:
             yield name, what
         else:
-            import difflib
-            near = difflib.get_close_matches(name, names, 1)
-            hint = "; is %s meant?" % near[0] if near else ""
-            raise BadConfig("%s: unknown setting %r%s" % (what.where, name, hint))
+            raise BadConfig("%s: unknown setting %r" % (what.where, name))
 
 
 def _parse_setting(name: str, said: Said, base: str) -> Any:
@@ -2933,17 +2930,13 @@ def _joined(bucket: Optional[Bucket], other: Bucket) -> Bucket:
         return other
     return Bucket(bucket.rows + other.rows, min(bucket.first, other.first), max(bucket.last, other.last),
                   bucket.n + other.n, bucket.total + other.total,
-                  _least(bucket.low, other.low), _greatest(bucket.high, other.high),
-                  bucket.suspects + other.suspects, _least(bucket.suspect_low, other.suspect_low),
-                  _greatest(bucket.suspect_high, other.suspect_high))
+                  _end(min, bucket.low, other.low), _end(max, bucket.high, other.high),
+                  bucket.suspects + other.suspects, _end(min, bucket.suspect_low, other.suspect_low),
+                  _end(max, bucket.suspect_high, other.suspect_high))
 
 
-def _least(value: Optional[float], other: Optional[float]) -> Optional[float]:
-    return other if value is None else value if other is None else min(value, other)
-
-
-def _greatest(value: Optional[float], other: Optional[float]) -> Optional[float]:
-    return other if value is None else value if other is None else max(value, other)
+def _end(choose: Callable[..., Optional[float]], *values: Optional[float]) -> Optional[float]:
+    return choose((value for value in values if value is not None), default=None)
 
 
 def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[Span], edges: Sequence[int]) -> None:
@@ -3038,16 +3031,15 @@ def _nickname(db: sqlite3.Connection, unit: str) -> str:
 
 def deployments(db: sqlite3.Connection) -> List[Deployment]:
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
-    rows = [Deployment(*row) for row in db.execute("""
-        SELECT unit_id, nickname, site, tier, status, coalesce(since, 0), coalesce(until, ?)
-        FROM deploy_durations_tiered ORDER BY tier IS NULL, tier DESC, site, since, unit_id""", (FOREVER,))]
-    names = {stay.unit_id: stay.nickname for stay in rows if stay.nickname}
-    placed = {stay.unit_id for stay in rows}
+    stays = [Deployment(*row) for row in db.execute("""
+        SELECT d.unit_id, coalesce(d.nickname, (SELECT nickname FROM deploy_durations_tiered o
+                                                WHERE o.unit_id = d.unit_id AND nickname IS NOT NULL), ''),
+               site, tier, status, coalesce(since, 0), coalesce(until, ?)
+        FROM deploy_durations_tiered d ORDER BY tier IS NULL, tier DESC, site, since, unit_id""", (FOREVER,))]
+    stays = [stay if stay.nickname else stay._replace(nickname=_nickname(db, stay.unit_id)) for stay in stays]
+    placed = {stay.unit_id for stay in stays}
     others = [Deployment(unit, _nickname(db, unit)) for unit in _units(db) if unit not in placed]
-    for n, stay in enumerate(rows):
-        if not stay.nickname:
-            rows[n] = stay._replace(nickname=names.get(stay.unit_id) or _nickname(db, stay.unit_id))
-    return rows + sorted(others, key=lambda stay: stay.nickname)
+    return stays + sorted(others, key=lambda stay: stay.nickname)
 
 
 def whereabouts(stays: Iterable[Deployment], at: int) -> Dict[str, Deployment]:
@@ -3214,23 +3206,16 @@ def when(ts: int) -> str:
 # where no deployments are known at all, every unit counts as deployed.
 
 
-class Verdict(NamedTuple):
-    """What can be said of a unit."""
-
-    level: str                          # of the problem; "" for none
-    about: str                          # what it means
-
-
-VERDICTS = {                            # worst first
-    "late": Verdict(WARNING, "no ping, or no data, though they are due"),
-    "stuck": Verdict(CRITICAL, "calls, but its data do not come"),
-    "update": Verdict(WARNING, "spends its nights on an update that it cannot finish"),
-    "refused": Verdict(CRITICAL, "its newest lines cannot be read"),
-    "sensor": Verdict(WARNING, "readings come, but without usable CO2"),
-    "weak": Verdict("", "days without a ping, and a weak signal"),
-    "never": Verdict(WARNING, "deployed, but never heard of"),
-    "ok": Verdict("", "as it should be"),
-    "off": Verdict("", "not deployed"),
+VERDICTS = {                            # worst first, with the level of the problem
+    "late": WARNING,                    # no ping, or no data, though they are due
+    "stuck": CRITICAL,                  # it calls, but its data do not come
+    "update": WARNING,                  # it spends its nights on an update that it cannot finish
+    "refused": CRITICAL,                # its newest lines cannot be read
+    "sensor": WARNING,                  # readings come, but without usable CO2
+    "weak": "",                         # days without a ping, and a weak signal
+    "never": WARNING,                   # deployed, but never heard of
+    "ok": "",
+    "off": "",                          # not deployed
 }
 MUCH_TOO_LATE = 3                       # times the limit; then late data are critical
 SENSOR_ROWS = 6                         # readings in the last day; fewer say nothing about the sensor
@@ -3260,7 +3245,6 @@ class UnitState(NamedTuple):
     verdict: str = ""                   # of VERDICTS
     level: str = ""                     # of its problem
     why: str = ""                       # in words: what is wrong, since when, what to do
-    since: int = 0
 
 
 def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deployment]] = None,
@@ -3304,14 +3288,22 @@ class _Judge:
         ping_limit = 1.25 * ping_rhythm + HOUR
         data_limit = 1.25 * ping_rhythm + 2 * data_rhythm + HOUR + (ping_rhythm if len(nights) == 1 else 0)
         signal = self._signal(unit)
-        in_table = not self.has_table or stay.status is not None
         state = UnitState(
-            unit, stay.nickname, stay.site, stay.tier, stay.status, self._is_judged(stay), in_table,
-            _own_name(self.db, unit), last_ping, last_data, ping_rhythm, data_rhythm, signal[0] if signal else None,
+            unit, stay.nickname, stay.site, stay.tier, stay.status, self._is_judged(stay),
+            not self.has_table or stay.status is not None, _own_name(self.db, unit),
+            last_ping, last_data, ping_rhythm, data_rhythm, signal[0] if signal else None,
             calls=sum(1 for ts in called if ts > due and ts // DAY not in nights),
             pings_late=(self.now - last_ping) / ping_limit if last_ping else 0.0,
             data_late=(self.now - last_data) / data_limit if last_data else 0.0)
-        return self._judged(state, called, signal, len(nights))
+        verdict, why = self._verdict(state, len(nights))
+        if verdict == "ok" and self._misses_days(called) and signal and sorted(signal)[len(signal) // 2] < WEAK:
+            verdict = "weak"
+        level = VERDICTS[verdict]
+        if verdict == "late" and state.data_late > MUCH_TOO_LATE:
+            level = CRITICAL
+        if level and not state.in_table:
+            level = WARNING
+        return state._replace(verdict=verdict, level=level, why=why)
 
     def _signal(self, unit: str) -> List[int]:
         """dBm of the last two weeks of pings, newest first."""
@@ -3330,75 +3322,57 @@ class _Judge:
                                bound).fetchone()[0]
         return bool(reads) or days >= 3
 
-    def _judged(self, state: UnitState, called: Sequence[int], signal: Sequence[int], nights: int) -> UnitState:
-        """The state with its verdict."""
-        verdict, why, since = self._verdict(state, nights)
-        if verdict == "ok" and self._misses_days(called) and signal and sorted(signal)[len(signal) // 2] < WEAK:
-            verdict = "weak"
-        level = VERDICTS[verdict].level
-        if verdict == "late" and state.data_late > MUCH_TOO_LATE:
-            level = CRITICAL
-        if level and not state.in_table:
-            level = WARNING
-        return state._replace(verdict=verdict, level=level, why=why, since=since)
-
     def _misses_days(self, called: Sequence[int]) -> bool:
         """Whether more than one of the last 14 days went by without a ping."""
         days = {ts // DAY for ts in called if ts > self.now - 14 * DAY}
         return len(days) < min(13, (self.now - called[-1]) // DAY if called else 0)
 
-    def _verdict(self, state: UnitState, nights: int) -> Tuple[str, str, int]:
-        """Verdict, why, since when."""
-        last_ping, last_data = state.last_ping or 0, state.last_data or 0
+    def _verdict(self, state: UnitState, nights: int) -> Tuple[str, str]:
+        """Verdict, and why. `nights`: that went into updates since the last data."""
         if not state.alarms:
-            return "off", "", 0
-        if not last_ping and not last_data:
-            return "never", "never heard of: is it switched on, and does its sync_dest name this server?", 0
-        moved_at, url = self.moves.get(state.unit_id, (0, ""))
-        if state.pings_late > 1 and last_ping <= moved_at + HOUR:
-            return "off", "went to %s" % url, last_ping
-        if state.pings_late > 1:
-            return "late", "no ping since %s" % when(last_ping), last_ping
-        refused = self._refused(state)
-        no_data = "no data since %s" % when(last_data) if last_data else "no data yet"
-        if state.data_late > 1 or not last_data:
-            if nights > 1:
-                return "update", "%s: %d nights went into an update that is not complete" % (no_data, nights), last_data
-            if refused:
-                return refused
-            if self._has_other_server(state):
-                return "ok", "", 0
+            return "off", ""
+        if not state.last_ping and not state.last_data:
+            return "never", "never heard of: is it switched on, and does its sync_dest name this server?"
+        if state.last_ping and state.pings_late > 1:
+            return "late", "no ping since %s" % when(state.last_ping)
+        why = self._refused(state)
+        if why:
+            return "refused", why
+        no_data = "no data since %s" % when(state.last_data) if state.last_data else "no data yet"
+        is_late = state.data_late > 1
+        if is_late and nights > 1:
+            return "update", "%s: %d nights went into an update that is not complete" % (no_data, nights)
+        if (is_late or not state.last_data) and not self._has_other_server(state):
             if state.calls > 1:
-                return "stuck", "%s, but %d pings: its data do not come" % (no_data, state.calls), last_data
-            if state.data_late > 1:
-                return "late", no_data, last_data
-        return refused or self._sensor(state) or ("ok", "", 0)
+                return "stuck", "%s, but %d pings: its data do not come" % (no_data, state.calls)
+            if is_late:
+                return "late", no_data
+        why = self._sensor(state)
+        return "sensor" if why else "ok", why
 
-    def _refused(self, state: UnitState) -> Optional[Tuple[str, str, int]]:
-        """When the newest lines of a unit are rejected."""
+    def _refused(self, state: UnitState) -> str:
+        """Why the newest lines of a unit are rejected; "" when they are not."""
         last = state.last_data or 0
-        count, reason, path = self.db.execute("""
-            SELECT count(*), max(r.reason), max(s.path) FROM sources s CROSS JOIN rejects r
+        count, reason = self.db.execute("""
+            SELECT count(*), max(r.reason) FROM sources s CROSS JOIN rejects r
             WHERE s.unit_id = ? AND s.kind = 'readings' AND s.rejected > 0 AND r.source = s.id
               AND r.after_ts IS NULL AND coalesce(r.before_ts, ?) >= ?""",
             (state.unit_id, last if state.data_late > 1 or not last else -1, last)).fetchone()
         if count < REFUSED_LINES:
-            return None
-        text = "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, _printable(reason))
-        return "refused", text, last
+            return ""
+        return "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, _printable(reason))
 
-    def _sensor(self, state: UnitState) -> Optional[Tuple[str, str, int]]:
-        """When no reading of the last day has usable CO2."""
-        unit, last = state.unit_id, state.last_data or 0
+    def _sensor(self, state: UnitState) -> str:
+        """Since when no reading has usable CO2; "" when one of the last day has."""
         rows, usable = self.db.execute(
-            "SELECT count(*), total(co2_flag = 1) FROM co2_readings WHERE unit_id = ? AND ts > ? AND ts <= ?",
-            (unit, last - DAY, last)).fetchone()
+            "SELECT count(*), total(co2_flag = 1) FROM co2_readings WHERE unit_id = :unit AND ts > :last - 86400 "
+            "AND ts <= :last", {"unit": state.unit_id, "last": state.last_data}).fetchone()
         if rows < SENSOR_ROWS or usable:
-            return None
-        good = last_value(self.db, "co2", [(unit, 0, last + 1)])
-        since = self.db.execute("SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > ?",
-                                (unit, good[0] if good else 0)).fetchone()[0]
-        return "sensor", "readings come, but no usable CO2 since %s" % when(since), since
+            return ""
+        good = last_value(self.db, "co2", [(state.unit_id, 0, self.now)]) or (0, 0)
+        query = "SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > ?"
+        since = self.db.execute(query, (state.unit_id, good[0])).fetchone()[0]
+        return "readings come, but no usable CO2 since %s" % when(since)
 
     def _has_other_server(self, state: UnitState) -> bool:
         """Whether another server takes the unit's data, as far as is known here."""
@@ -3461,14 +3435,10 @@ def _moves(archive: Archive) -> Dict[str, Tuple[int, str]]:
 
 # -- gaps --------------------------------------------------------------------------------------------------------------
 
-GAP_STATES = {
-    "waiting": "the unit has not called since",
-    "silent": "it calls, but sends no readings",
-    "resend": "a file of the sequence is missing or short here, and asked for",
-    "rejected": "lines came, but could not be read",
-    "lost": "later readings are here",
-    "off": "the unit was not deployed",
-}
+# waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is
+# missing or short here, and asked for; rejected: lines came, but could not be read; lost: later readings are here; off:
+# the unit was not deployed
+GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
 
 
 class Gap(NamedTuple):
@@ -3587,7 +3557,8 @@ def _unit_problems(state: UnitState) -> Iterator[Problem]:
     unit = state.unit_id
     name = _printable("%s (%s)" % (state.site or "no site", state.nickname))
     if state.level:
-        yield Problem("%s:%s" % (state.verdict, unit), state.level, unit, "%s: %s" % (name, state.why), state.since)
+        since = state.last_data or state.last_ping or 0
+        yield Problem("%s:%s" % (state.verdict, unit), state.level, unit, "%s: %s" % (name, state.why), since)
     if state.alarms and not state.in_table:
         text = "%s, %s, reports, but is in no row of the deployment table" % (name, unit)
         yield Problem("no-row:" + unit, WARNING, unit, text, 0)

@@ -3779,6 +3779,7 @@ def check(command: Command, o: Options) -> int:
         with closing(importer.open_db(command.settings.db)) as db:
             c = Context(db, "status", o, now, None)
             units = {stay.unit_id for stay in c.stays}
+            others = {stay.unit_id for stay in importer.deployments(db)} - units
             counts.update(
                 state.verdict for state in importer.fleet_state(db, c.now, c.stays)
             )
@@ -3787,17 +3788,15 @@ def check(command: Command, o: Options) -> int:
         problems = [
             problem
             for problem in command.problems(c.now, True)
-            if not problem.unit or problem.unit in units
+            if problem.unit not in others
         ]
     except (Unusable, sqlite3.Error) as error:
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
-    worst = max(
-        [2 if problem.level == importer.CRITICAL else 1 for problem in problems],
-        default=0,
-    )
-    said = [clean(problem.text, o.glyphs == "ascii") for problem in problems] or [
-        count(sum(counts.values()), "unit")
-    ]
+    weights = {importer.CRITICAL: 2, importer.WARNING: 1, importer.NOTE: 0}
+    worst = max([weights[problem.level] for problem in problems], default=0)
+    said = [clean(problem.text, o.glyphs == "ascii") for problem in problems]
+    if not worst:
+        said.insert(0, count(sum(counts.values()), "unit"))
     said[0] = f"CO2 {('OK', 'WARNING', 'CRITICAL')[worst]}: {said[0].replace('|', '/')}"
     if counts:
         said[0] += " | " + " ".join(

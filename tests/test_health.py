@@ -157,8 +157,8 @@ def test_of_the_databases_of_earlier_versions_the_newest_is_kept_and_others_are_
 
 def test_a_unit_whose_directory_is_a_link_is_named_at_once(place, tmp_path):
     os.symlink(str(tmp_path), place.data("co2unit-00000000000b"))
-    assert place.look() == [("critical", "uploads of co2unit-00000000000b are refused: %s is a link, and links are not followed: put the "
-                                         "directory itself there" % place.data("co2unit-00000000000b"))]
+    assert place.look() == [("critical", "uploads to %s are refused: it is a link, and links are not followed: put the directory itself there"
+                             % place.data("co2unit-00000000000b"))]
     assert place.readyz()[0] == 200                     # the station is
     os.unlink(place.data("co2unit-00000000000b"))
     assert place.look() == []
@@ -250,14 +250,12 @@ def test_one_night_for_an_update_is_no_alarm_and_two_in_vain_are(place):
     assert [told for told in night_of_an_update() if "update" in told[1]] != []
 
 
-def test_what_a_station_told_before_a_restart_keeps_its_begin(place):
-    place.station.health.report("import", "critical", "imports fail")
-    place.watching.look()
-    since = place.station.health.problems()[0].since
-    place.unit.measure(2)
-    place.start()
-    place.station.health.report("import", "critical", "imports fail")
-    assert place.station.health.problems()[0].since == since
+def test_strange_names_are_a_note_and_no_alarm(place):
+    place.unit.write("readings-0000.tsv.bak", b"old\n")
+    place.night()
+    assert place.look() == [("note", "%s sends files with names that are not its own; they are kept in %s" % (
+        UNIT, place.data(UNIT, "strange")))]
+    assert place.readyz()[0] == 200
 
 
 # -- other users ------------------------------------------------------------------------------------------------------

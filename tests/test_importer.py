@@ -1483,7 +1483,7 @@ def test_limits_of_the_quality_rules_come_from_the_configuration(place, tmp_path
     place.readings(LINE)
     importer.import_new(archive, now=NOW)
     assert place.ask("SELECT co2, qc FROM co2_readings") == [(407.5, importer.QC_SOME_CO2 | importer.QC_TEMP_RANGE)]
-    for text, complaint in (("spikes = 3", "unknown setting 'spikes'; is spike meant.$"), ("spike = much", ":2: spike: .much. is not a number")):
+    for text, complaint in (("spikes = 3", "unknown setting 'spikes'$"), ("spike = much", ":2: spike: .much. is not a number")):
         config.write_text("[quality]\n%s\n" % text)
         with pytest.raises(importer.Unusable, match=complaint):
             importer.load_settings(str(config), {})
