@@ -3363,8 +3363,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         status, problem = EX_CONFIG, str(error)
     except PermissionError as error:
         problem = str(error)
-        remedy = "; call it as the user of the daemon: sudo -u %s %s" % (
-            user_name(daemon_user(settings).st_uid), " ".join(sys.argv))
+        remedy = "; only root and %s can: sudo %s" % (user_name(daemon_user(settings).st_uid), " ".join(sys.argv))
     except (Failed, importer.Unusable, OSError) as error:
         problem = str(error)
     print("co2d: %s%s" % (problem, remedy), file=sys.stderr)
