@@ -563,6 +563,8 @@ def read_ini(file: str) -> Dict[str, Dict[str, Said]]:
         parser.read_string(text, file)
     except FileNotFoundError:
         raise BadConfig("%s: no such file" % file)
+    except PermissionError:
+        raise BadConfig("%s: only root and its group may read it, as it can hold a secret: call this with sudo" % file)
     except OSError as error:
         raise BadConfig("%s: %s" % (file, error.strerror))
     except UnicodeDecodeError as error:
@@ -604,7 +606,7 @@ def _find_line(text: str, start: str) -> int:
 
 def config_file(config: Optional[str], environ: Mapping[str, str] = os.environ) -> str:
     """The configuration file in force, "" for none: as named, else by CO2D_CONF, else beside this script."""
-    beside = os.path.join(HERE, "co2d.conf")
+    beside = os.path.realpath(os.path.join(HERE, "co2d.conf"))      # installed, it is a link to the one in /etc
     return config or environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
 
 

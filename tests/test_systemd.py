@@ -107,6 +107,24 @@ def test_an_installation_makes_user_directories_and_a_service_that_answers(machi
     assert machine.says("systemctl show -p TasksMax -p MemoryMax co2d") != ""
 
 
+def test_root_publishes_from_its_own_directory_what_the_daemon_offers_and_strangers_are_told_who_can(machine):
+    script = """
+    curl -s -o /dev/null -X POST 'localhost:8080/ou/co2unit-30aea42a50bc/alive?site_code=n'
+    umask 077; mkdir -p /root/new/flash; echo new > /root/new/flash/main.py
+    co2d publish n /root/new --name update-1
+    curl -s localhost:8080/ou/co2unit-30aea42a50bc/updates/update-1/flash/main.py
+    stat -c '%A %U' /var/lib/co2d/remote_data/co2unit-30aea42a50bc/updates/update-1/flash/main.py
+    runuser -u nobody -- co2d publish --list; echo $?
+    """
+    assert machine.says(script) == """\
+co2unit-30aea42a50bc: update-1 published, 1 files
+new
+-rw-r----- co2d
+co2d: /etc/co2d.conf: only root and its group may read it, as it can hold a secret: call this with sudo
+78
+"""
+
+
 def test_installing_again_is_the_upgrade_and_a_restart_refuses_nobody(machine):
     script = """
     (while [ ! -e /tmp/enough ]; do curl -s -o /dev/null -w '%{http_code}\\n' -X POST localhost:8080/ou/co2unit-1/alive; done) > /tmp/codes &
