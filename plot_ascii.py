@@ -58,6 +58,9 @@ from typing import (
     Sequence,
 )
 
+if __name__ == "__main__":
+    gc.disable()  # loading makes many objects and no garbage
+
 import importer
 from importer import Bucket, Deployment, FOREVER, Pings, Problem, UnitState, Unusable
 
@@ -4034,6 +4037,7 @@ def watch(command: Command) -> None:
 def main(argv: Sequence[str] | None = None, now: float | None = None) -> int:
     """The command line; the exit status."""
     gc.set_threshold(1000000)  # a page is many small tuples and no cycles
+    gc.enable()
     if sys.stdout is None:  # closed by whoever started this
         return fail(OSError(0, "stdout is closed"), 1)
     try:
