@@ -2694,29 +2694,27 @@ class Panel(NamedTuple):
         """One unit's range and mean, and what lies between the mean and 0; broken where no value is usable."""
         name = self.chart.quantity.name
         edges = self.frame.edges
+        filled = name == "temp" and kind != "second"
+        ranged = kind != "second" and (name == "co2" or edges[1] - edges[0] >= DAY)
         zero = self.y(0)
-        line = band = above = below = ""
+        band = above = below = line = ""
         for start, end in stretches(bucket and bucket.n for bucket in buckets):
             run: list[Any] = buckets[start:end]
-            xs = [
-                self.frame.at((edges[j] + edges[j + 1]) / 2) for j in range(start, end)
-            ]
-            means = [(x, self.y(bucket.total / bucket.n)) for x, bucket in zip(xs, run)]
-            highs = [(x, self.y(bucket.high)) for x, bucket in zip(xs, run)]
-            lows = [(x, self.y(bucket.low)) for x, bucket in zip(xs, run)]
-            foot = [(xs[-1], zero), (xs[0], zero)]
+            columns = zip(edges[start:end], edges[start + 1 :])
+            xs = [self.frame.at((begin + until) / 2) for begin, until in columns]
+            means = [(x, self.y(mean(bucket))) for x, bucket in zip(xs, run)]
             line += path(means)
-            band += path(highs + lows[::-1], "z")
-            above += path([(x, min(y, zero)) for x, y in means] + foot, "z")
-            below += path([(x, max(y, zero)) for x, y in means] + foot, "z")
-        drawn = curve(f"{name} line-{kind}", line)
-        if kind == "second":
-            return drawn
-        if name == "co2" or edges[1] - edges[0] >= DAY:
-            drawn = curve(f"{name}-band band-{kind}", band) + drawn
-        if name == "temp":
-            drawn = curve("above", above) + curve("below", below) + drawn
-        return drawn
+            if ranged:
+                highs = [(x, self.y(bucket.high)) for x, bucket in zip(xs, run)]
+                lows = [(x, self.y(bucket.low)) for x, bucket in zip(xs, run)]
+                band += path(highs + lows[::-1], "z")
+            if filled:
+                foot = [(xs[-1], zero), (xs[0], zero)]
+                above += path([(x, min(y, zero)) for x, y in means] + foot, "z")
+                below += path([(x, max(y, zero)) for x, y in means] + foot, "z")
+        back = curve("above", above) + curve("below", below)
+        back += curve(f"{name}-band band-{kind}", band)
+        return back + curve(f"{name} line-{kind}", line)
 
     def marks(self) -> str:
         """Signs above where values are suspect or off the scale: one for columns side by side."""
@@ -3043,13 +3041,16 @@ def picture_pings(c: Context) -> Optional[Picture]:
         : c.room(0)
     ]
     strips = []
+    numbers = []
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
-        strips.append(ping_strip(frame, list(group), window.b))
-    about = f"{c.zone.period(Window(axis.edges[0], window.b), '–')[0]} · 1 cell = {axis.step}"
-    numbers = [
-        (strip.link, ", ".join(text for _, text in strip.right)) for strip in strips
-    ]
-    return Picture(about, frame, strips, numbers, window) if strips else None
+        strip = ping_strip(frame, list(group), window.b)
+        strips.append(strip)
+        numbers.append((strip.link, ", ".join(text for _, text in strip.right)))
+    if not strips:
+        return None
+    shown = Window(axis.edges[0], window.b)
+    about = f"{c.zone.period(shown, '–')[0]} · 1 cell = {axis.step}"
+    return Picture(about, frame, strips, numbers, window)
 
 
 PICTURES = {"co2": picture_co2, "pings": picture_pings}
@@ -3900,7 +3901,7 @@ def arguments(argv: Sequence[str] | None) -> Any:
         "-o",
         "--output",
         metavar="FILE",
-        help="write here; with --html a directory takes all pages",
+        help="write here: FILE.svg is a picture; with --html a directory takes all pages",
     )
     add("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
     return checked(parser, parser.parse_args(argv))
