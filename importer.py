@@ -54,8 +54,8 @@ import zlib
 from bisect import bisect_right
 from datetime import date
 from itertools import accumulate, chain, compress, count, groupby, repeat, zip_longest
-from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
-                    Sequence, Set, Tuple, get_type_hints)
+from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn,
+                    Optional, Sequence, Set, Tuple, get_type_hints)
 
 import seqfile
 
@@ -227,38 +227,35 @@ class Column(NamedTuple):
 
     name: str
     kind: str                           # time, text, integer or number
-    unit: str                           # of a quantity, else ""
+    unit: str                           # of a quantity, else -
+    value: str                          # SQL; of a time, UTC seconds
     about: str
+
+
+_ISO = "strftime('%%Y-%%m-%%dT%%H:%%M:%%SZ', %s, 'unixepoch')"
 
 
 class Export(NamedTuple):
-    """A table as people take it. In its SQL `r` is the table, `d` the stay of the unit at the time of a row."""
+    """A table as people take it. In its SQL `r` is a row, `d` the stay of the row's unit at that time."""
 
     about: str
     columns: list[Column]
-    rows: str                           # what stands behind FROM
-    order: str
-    values: dict[str, str]              # of columns that are not those of `r`
-    tests: dict[str, str]               # option -> condition
+    rows: str                           # SQL: what stands behind FROM
+    options: str                        # those of OPTIONS that choose from it
+    begin: str = "NULL"                 # SQL: the UTC seconds that a row is about, from ...
+    end: str = "NULL"                   # ... to
+
+    def select(self, more: str = "") -> str:
+        """The query for its columns, and for `more`."""
+        values = ["%s AS %s" % (_ISO % column.value if column.kind == "time" else column.value, column.name) for column in self.columns]
+        return "SELECT %s FROM %s" % (", ".join(values) + more, self.rows)
 
 
 def _columns(text: str) -> list[Column]:
-    """Columns from lines of name, kind, unit (or -) and what it is."""
-    columns = []
-    for line in filter(None, text.splitlines()):
-        name, kind, unit, about = line.split(None, 3)
-        columns.append(Column(name, kind, unit.replace("-", ""), about))
-    return columns
+    """Columns from lines; two blanks or more stand between name, kind, unit, value and what it is."""
+    return [Column(*re.split("  +", line, 4)) for line in text.strip().splitlines()]
 
 
-_PLACED = """
-time            time    -       UTC; seconds
-unit_id         text    -       hardware id of the unit
-nickname        text    -       what the unit called itself then, else its name in the table of deployments
-site            text    -       where the unit was deployed at that time; empty: nowhere
-tier            integer -       importance of that site: 0 lab desk, 8 backyard, 10 and up real deployments
-status          text    -       deployed, en_route or lab_check
-"""
 QC_RULES = {
     QC_SOME_CO2: "some of the ten are not usable", QC_NO_CO2: "none of the ten is usable", QC_SPIKE: "spike of CO2",
     QC_FLAT: "flat line of CO2", QC_POWER_ON: "power-on value of the temperature sensor",
@@ -266,110 +263,105 @@ QC_RULES = {
     QC_FEW_CO2: "less than five of the ten are usable", QC_CO2_MISSING: "all ten are missing",
     QC_TEMP_MISSING: "temperature is missing"}
 _FLAGS = "QARTOD: 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing"
-_READINGS = _PLACED + """
-temp            number  degC    temperature of the air
-co2             number  ppm     mean of those of the ten that are usable
-co2_flag        integer -       what co2 is worth, by {flags}
-temp_flag       integer -       what temp is worth, by {flags}
+_PLACED = """
+time  time  -  r.ts  UTC; seconds
+unit_id  text  -  r.unit_id  hardware id of the unit
+nickname  text  -  coalesce(r.nickname, d.nickname)  what the unit called itself then, else its name in the table of deployments
+site  text  -  d.site  where the unit was deployed at that time; empty: nowhere
+tier  integer  -  d.tier  importance of that site: 0 lab desk, 8 backyard, 10 and up real deployments
+status  text  -  d.status  deployed, en_route or lab_check
+"""
+_READINGS = _PLACED + """\
+temp  number  degC  r.temp  temperature of the air
+co2  number  ppm  r.co2  mean of those of the ten that are usable
+co2_flag  integer  -  r.co2_flag  what co2 is worth, by {flags}
+temp_flag  integer  -  r.temp_flag  what temp is worth, by {flags}
 {ten}
-flash_count     integer -       camera flashes since the reading before
-qc              integer -       bits of the quality rules that the row breaks: {bits}
-co2_filtered    number  -       raw value of the sensor: filtered CO2 output
-led_normalised  number  -       raw value of the sensor: normalised LED
-led_signal      number  -       raw value of the sensor: LED signal
-zero_point      number  -       raw value of the sensor: zero point
-sensor_temp     number  -       raw value of the sensor: its temperature
+flash_count  integer  -  r.flash_count  camera flashes since the reading before
+qc  integer  -  r.qc  bits of the quality rules that the row breaks: {bits}
+co2_filtered  number  -  r.co2_filtered  raw value of the sensor: filtered CO2 output
+led_normalised  number  -  r.led_normalised  raw value of the sensor: normalised LED
+led_signal  number  -  r.led_signal  raw value of the sensor: LED signal
+zero_point  number  -  r.zero_point  raw value of the sensor: zero point
+sensor_temp  number  -  r.sensor_temp  raw value of the sensor: its temperature
 """.format(
     flags=_FLAGS,
-    ten="\n".join("%s integer ppm one of ten readings, taken within 5 s" % name for name in CO2),
+    ten="\n".join("%s  integer  ppm  r.%s  one of ten readings, taken within 5 s" % (name, name) for name in CO2),
     bits=", ".join("%d %s" % rule for rule in QC_RULES.items()))
-_PINGS = _PLACED + """
-rssi_raw        integer -       strength of the signal, as the modem says it
-rssi_dbm        integer dBm     strength of the signal
+_PINGS = _PLACED + """\
+rssi_raw  integer  -  r.rssi_raw  strength of the signal, as the modem says it
+rssi_dbm  integer  dBm  r.rssi_dbm  strength of the signal
 """
-_ERRORS = _PLACED + """
-level           text    -       INFO, WARN or EXC
-etype           text    -       uncaught, watchdog, signal, backoff or transmit, where it is one of these
-message         text    -       first line of the entry
-text            text    -       its further lines
-written         text    -       date and time as they stand in the log
+_ERRORS = _PLACED.replace("coalesce(r.nickname, d.nickname)", "d.nickname") + """\
+level  text  -  r.level  INFO, WARN or EXC
+etype  text  -  r.etype  uncaught, watchdog, signal, backoff or transmit, where it is one of these
+message  text  -  r.message  first line of the entry
+text  text  -  r.text  its further lines
+written  text  -  r.odate || 'T' || r.otime  date and time as they stand in the log
 """
 _DEPLOYMENTS = """
-unit_id         text    -       hardware id of the unit
-nickname        text    -       its name in the table of deployments
-site            text    -       where it was
-tier            integer -       importance of that site: 0 lab desk, 8 backyard, 10 and up real deployments
-status          text    -       deployed, en_route or lab_check
-start_ts        time    -       UTC; from then on; empty: since ever
-end_ts          time    -       UTC; until before then; empty: until now
-note            text    -       what people wrote
+unit_id  text  -  r.unit_id  hardware id of the unit
+nickname  text  -  r.nickname  its name in the table of deployments
+site  text  -  r.site  where it was
+tier  integer  -  r.tier  importance of that site: 0 lab desk, 8 backyard, 10 and up real deployments
+status  text  -  r.status  deployed, en_route or lab_check
+start_ts  time  -  r.since  UTC; from then on; empty: since ever
+end_ts  time  -  r.until  UTC; until before then; empty: until now
+note  text  -  r.note  what people wrote
 """
 _GAPS = """
-unit_id         text    -       hardware id of the unit
-nickname        text    -       its name
-site            text    -       where it was deployed
-last_before     time    -       UTC; last reading before the gap
-first_after     time    -       UTC; first reading after it; empty: there is none yet
-missing         integer -       readings, by the unit's rhythm
-state           text    -       what became of them
-pings           integer -       calls in the meantime
+unit_id  text  -  r.unit_id  hardware id of the unit
+nickname  text  -  r.nickname  its name
+site  text  -  r.site  where it was deployed
+last_before  time  -  r.start  UTC; last reading before the gap
+first_after  time  -  r."end"  UTC; first reading after it; empty: none yet
+missing  integer  -  r.missing  readings, by the unit's rhythm
+state  text  -  r.state  what became of them
+pings  integer  -  r.calls  in the meantime
 """
 _UNITS = """
-unit_id         text    -       hardware id of the unit
-nickname        text    -       its name
-site            text    -       where it is deployed now
-tier            integer -       importance of that site
-status          text    -       deployed, en_route or lab_check
-first_ping      time    -       UTC
-last_ping       time    -       UTC
-ping_days       integer -       days with a ping
-pings           integer -       in all
-first_reading   time    -       UTC
-last_reading    time    -       UTC
-reading_days    integer -       days with a reading
-readings        integer -       in all
+unit_id  text  -  r.unit_id  hardware id of the unit
+nickname  text  -  coalesce(r.called, r.named, d.nickname)  its name
+site  text  -  d.site  where it is deployed now
+tier  integer  -  d.tier  importance of that site
+status  text  -  d.status  deployed, en_route or lab_check
+first_ping  time  -  p.first_ts  UTC
+last_ping  time  -  p.last_ts  UTC
+ping_days  integer  -  coalesce(p.days, 0)  days with a ping
+pings  integer  -  coalesce(p.n, 0)  in all
+first_reading  time  -  (SELECT min(ts) FROM co2_readings c WHERE c.unit_id = r.unit_id)  UTC
+last_reading  time  -  (SELECT max(ts) FROM co2_readings c WHERE c.unit_id = r.unit_id AND ts <= r.ts)  UTC
+reading_days  integer  -  coalesce(c.days, 0)  days with a reading
+readings  integer  -  coalesce(c.n, 0)  in all
 """
-_ISO = "strftime('%Y-%m-%dT%H:%M:%SZ', {0}, 'unixepoch')"
 _STAY = """
     LEFT JOIN deploy_durations_tiered d ON d.rowid = (
         SELECT s.rowid FROM deploy_durations_tiered s
         WHERE s.unit_id = r.unit_id AND (s.since IS NULL OR s.since <= r.ts) AND (s.until IS NULL OR r.ts < s.until)
         ORDER BY s.tier DESC, s.since DESC, s.site LIMIT 1)"""
-_PLACE = {"time": _ISO.format("r.ts"), "nickname": "coalesce(r.nickname, d.nickname)", "site": "d.site",
-          "tier": "d.tier", "status": "d.status"}
-_OF_UNIT = {"unit": "r.unit_id IN (SELECT name FROM temp.wanted_unit)",
-            "site": "r.site IN (SELECT name FROM temp.wanted_site)"}
-_OF_ROW = {**_OF_UNIT, "site": "d.site IN (SELECT name FROM temp.wanted_site)",
-           "since": "r.ts >= :since", "until": "r.ts < :until"}
+_SIGNS = """
+    (SELECT unit_id, :now AS ts,
+        (SELECT nickname FROM pings n WHERE n.unit_id = u.unit_id AND nickname <> '' ORDER BY ts DESC LIMIT 1) AS called,
+        (SELECT nickname FROM co2_readings n WHERE n.unit_id = u.unit_id AND nickname <> '' ORDER BY ts DESC LIMIT 1)
+            AS named
+     FROM (SELECT unit_id FROM daily UNION SELECT unit_id FROM pings UNION SELECT unit_id FROM error_logs
+           UNION SELECT unit_id FROM deploy_durations_tiered) u) r""" + _STAY + """
+    LEFT JOIN (SELECT unit_id, min(ts) AS first_ts, max(ts) AS last_ts, count(DISTINCT ts / 86400) AS days, count(*) AS n
+               FROM pings GROUP BY unit_id) p ON p.unit_id = r.unit_id
+    LEFT JOIN (SELECT unit_id, count(*) AS days, sum(n) AS n FROM daily GROUP BY unit_id) c ON c.unit_id = r.unit_id"""
+_OF_ROWS = ("unit site since until", "r.ts", "r.ts")
 EXPORTS = {
-    "readings": Export("CO2 and temperature", _columns(_READINGS), "co2_readings r" + _STAY, "r.unit_id, r.ts",
-                       {**_PLACE, "time": "r.date || 'T' || r.time || 'Z'"}, {**_OF_ROW, "flag": "r.co2_flag = :flag"}),
-    "pings": Export("calls of the units", _columns(_PINGS), "pings r" + _STAY, "r.unit_id, r.ts", _PLACE, _OF_ROW),
-    "errors": Export("error logs of the units", _columns(_ERRORS), "error_logs r" + _STAY, "r.unit_id, r.ts",
-                     {**_PLACE, "nickname": "d.nickname", "written": "r.odate || 'T' || r.otime"}, _OF_ROW),
+    "readings": Export("CO2 and temperature", _columns(_READINGS), "co2_readings r" + _STAY,
+                       "unit site since until flag", "r.ts", "r.ts"),
+    "pings": Export("calls of the units", _columns(_PINGS), "pings r" + _STAY, *_OF_ROWS),
+    "errors": Export("error logs of the units", _columns(_ERRORS), "error_logs r" + _STAY, *_OF_ROWS),
     "deployments": Export("which unit was where, and when", _columns(_DEPLOYMENTS), "deploy_durations_tiered r",
-                          "r.tier DESC, r.site, r.since, r.unit_id",
-                          {"start_ts": _ISO.format("r.since"), "end_ts": _ISO.format("r.until")},
-                          {**_OF_UNIT, "since": "coalesce(r.until > :since, 1)",
-                           "until": "coalesce(r.since < :until, 1)"}),
-    "gaps": Export("missing readings", _columns(_GAPS), "temp.made r", "r.rowid", {},
-                   {**_OF_UNIT, "since": ":since", "until": ":until"}),     # the rows are made for these times
-    "units": Export("first and last sign of each unit", _columns(_UNITS), "temp.made r", "r.rowid", {}, _OF_UNIT),
+                          "unit site since until", "coalesce(r.since, 0)", "coalesce(r.until - 1, 1 << 40)"),
+    "gaps": Export("missing readings", _columns(_GAPS), "temp.gaps r", "unit site since until", "r.start",
+                   "coalesce(r.\"end\", 1 << 40)"),
+    "units": Export("first and last sign of each unit", _columns(_UNITS), _SIGNS, "unit site"),
 }
-
-
-def value_of(export: Export, column: Column) -> str:
-    """SQL of a column of an export."""
-    return export.values.get(column.name, "r." + column.name)
-
-
-def _view(name: str) -> str:
-    export = EXPORTS[name]
-    values = ["%s AS %s" % (value_of(export, column), column.name) for column in export.columns]
-    return "CREATE VIEW %s AS SELECT %s FROM %s;" % (name, ", ".join(values), export.rows)
-
-
-SCHEMA += _view("readings")
+SCHEMA += "CREATE VIEW readings AS %s;" % EXPORTS["readings"].select()
 
 # -- configuration ----------------------------------------------------------------------------------------------------
 # Each setting is declared once, in `Settings`: its default, how its text is read, what it means. The options of
@@ -3630,50 +3622,43 @@ def find_units(db: sqlite3.Connection, text: str) -> list[str]:
     A name is a hardware id, the end of one (four letters or more), or a nickname: what a unit calls itself, or what the
     table of deployments calls it. UnknownName when nothing has that name, or when several units have it.
     """
-    return find_names("unit", unit_names(db), text)
+    called: dict[str, set[str]] = {}
+    for unit in _units(db):
+        for name in (unit, unit.removeprefix(seqfile.UNIT_PREFIX), _nickname(db, unit)):
+            called.setdefault(name, set()).add(unit)
+    for unit, name in db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''"):
+        called.setdefault(name, set()).add(unit)
+    return find_names("unit", called, text)
 
 
 def find_sites(db: sqlite3.Connection, text: str) -> list[str]:
     """The sites that `text` names, as in `find_units`."""
-    sites = db.execute("SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> '' ORDER BY site")
-    return find_names("site", {site: set() for site, in sites}, text)
+    sites = db.execute("SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> ''")
+    return find_names("site", {site: {site} for site, in sites}, text)
 
 
-def unit_names(db: sqlite3.Connection) -> dict[str, set[str]]:
-    """Hardware id -> other names, of all units of which anything is known."""
-    names = {unit: {unit.removeprefix(seqfile.UNIT_PREFIX), _nickname(db, unit)} for unit in _units(db)}
-    for unit, nickname in db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''"):
-        names[unit].add(nickname)
-    return names
-
-
-def find_names(what: str, names: Mapping[str, set[str]], text: str) -> list[str]:
-    """The keys of `names` that are called so, or whose other names are."""
+def find_names(what: str, called: Mapping[str, set[str]], text: str) -> list[str]:
+    """What is called so, by `called`: name -> all that have it. `what` they are is for the exception."""
+    from fnmatch import filter as matching
     found: list[str] = []
     for name in map(str.strip, text.split(",")):
-        if name in names:
-            found.append(name)
-            continue
-        keys = [key for key, others in names.items() if _is_called(name, key, others)]
-        if not keys:
-            raise unknown(what, name, [*names, *set().union(*names.values())])
-        if len(keys) > 1 and "*" not in name:
-            raise UnknownName("%r can be %s: say which by its hardware id" % (name, " or ".join(keys)))
-        found += keys
+        names = matching(called, name) if "*" in name else [name]
+        owners = set().union(*(called.get(one, ()) for one in names))
+        if not owners and len(name) >= LEAST_END:
+            everything = set().union(*called.values())
+            owners = {one for one in everything if one.endswith(name.lower())}
+        if not owners:
+            raise unknown(what, name, called)
+        if len(owners) > 1 and "*" not in name:
+            raise UnknownName("%r can be %s: say which" % (name, " or ".join(sorted(owners))))
+        found += sorted(owners)
     return list(dict.fromkeys(found))
-
-
-def _is_called(name: str, key: str, others: set[str]) -> bool:
-    if "*" in name:
-        from fnmatch import fnmatchcase
-        return any(fnmatchcase(known, name) for known in (key, *others))
-    return name in others or bool(others) and len(name) >= LEAST_END and key.endswith(name.lower())
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
     """The exception that says that no `what` (unit, site, ...) has this name, and which names are nearest."""
-    import difflib
-    nearest = difflib.get_close_matches(name, sorted(known), NEAREST, 0.3)
+    from difflib import get_close_matches
+    nearest = get_close_matches(name, sorted(known), NEAREST, 0.3)
     there_are = "; the nearest names are " + ", ".join(nearest) if nearest else ""
     return UnknownName("no %s is called %r%s" % (what, name, there_are))
 
@@ -3686,59 +3671,51 @@ def verify(archive: Archive, processes: int = 1) -> list[str]:
 
     Whoever may read the archive may call this, also while imports go on: what they add meanwhile is left out.
     """
-    import tempfile                                             # no page needs it
+    from tempfile import TemporaryDirectory                     # no page needs it
     home = os.path.dirname(os.path.abspath(archive.db))
     beside = home if os.access(home, os.W_OK) else None         # there is room for a second database; in /tmp, perhaps
-    with contextlib.ExitStack() as stack:
-        db = stack.enter_context(contextlib.closing(open_db(archive.db)))
+    with contextlib.closing(open_db(archive.db)) as db, TemporaryDirectory("", "verify-", beside) as directory:
         db.execute("BEGIN")                                     # one state, from the first query to the last
         ledger = db.execute("SELECT path, done FROM sources").fetchall()
-        listing = stack.enter_context(Listing(archive))
-        problems = ["%s: the ledger knows it, but the file is gone" % path for path in listing.limit(ledger)]
-        for account in db.execute(_UNBALANCED):
-            problems.append("%s: %d bytes of lines, but %d imported and %d rejected" % account)
-        new = os.path.join(stack.enter_context(tempfile.TemporaryDirectory("", "verify-", beside)), "db.sqlite3")
         now = db.execute("SELECT coalesce(at, 0) FROM last_import").fetchone()[0]
-        summary = _build(new, listing, Rules(archive.limits, now), None, processes)
-        for path, why in [*listing.unreadable, *summary.unreadable]:
-            problems.append("%s: could not be read: %s" % (path, why))
+        problems = ["%s: %d bytes of lines, but %d imported and %d rejected" % row for row in db.execute(_UNBALANCED)]
+        new = os.path.join(directory, "db.sqlite3")
+        with Listing(archive) as listing:
+            problems += ["%s: the ledger knows it, but the file is gone" % path for path in listing.limit(ledger)]
+            summary = _build(new, listing, Rules(archive.limits, now), None, processes)
+            problems += ["%s: could not be read: %s" % row for row in (*listing.unreadable, *summary.unreadable)]
         problems += _differences(db, new)
     return sorted(problems)
 
 
 _UNBALANCED = """
     SELECT path, done, imported_bytes, rejected_bytes FROM sources WHERE done <> imported_bytes + rejected_bytes"""
-_SUMS = [                               # table, what it is, key, columns that must agree
-    ("daily", "rollup", "unit_id, day", "*"),
-    ("sources", "account", "path, id",
-     "id, path, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts, extra_fields")]
-_DIFFERENT = """
-    SELECT DISTINCT {1} FROM (
-        SELECT * FROM (SELECT {2} FROM main.{0} EXCEPT SELECT {2} FROM fresh.{0})
-        UNION ALL SELECT * FROM (SELECT {2} FROM fresh.{0} EXCEPT SELECT {2} FROM main.{0}))"""
+_COUNTS = """
+    SELECT '{0}: ' || ours || ' rows, but ' || theirs || ' in the text'
+    FROM (SELECT (SELECT count(*) FROM main.{0}) AS ours, (SELECT count(*) FROM fresh.{0}) AS theirs) WHERE ours <> theirs"""
+_OTHER_ROWS = """
+    SELECT coalesce(s.path, '?') || ': byte ' || r.offset || ': row of {0} is not in the {3}'
+    FROM (SELECT * FROM {1}.{0} EXCEPT SELECT * FROM {2}.{0}) r LEFT JOIN main.sources s ON s.id = r.source"""
+_ROLLUP = """
+    SELECT DISTINCT 'daily: ' || unit_id || ', ' || day || ': the rollup is not that of the text' FROM (
+        SELECT * FROM (SELECT * FROM main.daily EXCEPT SELECT * FROM fresh.daily)
+        UNION ALL SELECT * FROM (SELECT * FROM fresh.daily EXCEPT SELECT * FROM main.daily))"""
+_ACCOUNT = "path, id, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts, extra_fields"
+_ACCOUNTS = """
+    SELECT 'sources: ' || path || ': the account is not that of the text'
+    FROM (SELECT {0} FROM main.sources EXCEPT SELECT {0} FROM fresh.sources)""".format(_ACCOUNT)
 
 
 def _differences(db: sqlite3.Connection, other: str) -> Iterator[str]:
+    """What of the database is not in `other`, or the other way round."""
     db.execute("ATTACH ? AS fresh", (other,))
-    paths = dict(db.execute("SELECT id, path FROM sources"))
+    queries = [_ROLLUP, _ACCOUNTS]
     for table in (*TABLES.values(), "rejects"):
-        yield from _different_rows(db, table, paths)
-    for table, what, key, columns in _SUMS:
-        for row in db.execute(_DIFFERENT.format(table, key, columns)):
-            yield "%s: %s, %s: the %s is not that of the text" % (table, *row, what)
-
-
-def _different_rows(db: sqlite3.Connection, table: str, paths: Mapping[int, str]) -> Iterator[str]:
-    for first, second, what in (("main", "fresh", "not in the text"), ("fresh", "main", "not in the database")):
-        rows = db.execute("SELECT * FROM {0}.{2} EXCEPT SELECT * FROM {1}.{2}".format(first, second, table))
-        columns = [column[0] for column in rows.description]
-        for row in rows:
-            values = dict(zip(columns, row))
-            yield "%s: byte %s: row of %s is %s" % (paths.get(values["source"], "?"), values["offset"], table, what)
-    counts = "SELECT (SELECT count(*) FROM main.{0}), (SELECT count(*) FROM fresh.{0})".format(table)
-    ours, theirs = db.execute(counts).fetchone()
-    if ours != theirs:
-        yield "%s: %d rows, but %d in the text" % (table, ours, theirs)
+        queries += [_COUNTS.format(table), _OTHER_ROWS.format(table, "main", "fresh", "text"),
+                    _OTHER_ROWS.format(table, "fresh", "main", "database")]
+    for query in queries:
+        for line, in db.execute(query):
+            yield line
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
@@ -3752,7 +3729,8 @@ class Form(NamedTuple):
     null: str
     text: str
     time: str = "{0}"
-    named: bool = False                 # each value behind its name, and no header
+    place: str = "%s"                   # of a value, behind its name; with a name there is no header
+    line: str = "%s\n"
 
 
 _IF_ANY = "CASE WHEN {0} GLOB '*[' || char(%s) || ']*' THEN %s ELSE {0} END"
@@ -3761,16 +3739,20 @@ _ESCAPED = "replace(replace(replace(replace({0}, '\\', '\\\\'), char(9), '\\t'),
 FORMS = {
     "csv": Form(",", "", _IF_ANY % ("34, 44, 10, 13", _QUOTED)),
     "tsv": Form("\t", "\\N", _IF_ANY % ("92, 9, 10, 13", _ESCAPED)),      # the text format of PostgreSQL
-    "jsonl": Form(", ", "null", "as_json({0})", "'\"' || {0} || '\"'", named=True),
+    "jsonl": Form(", ", "null", "as_json({0})", "'\"' || {0} || '\"'", '"{0}": %s', "{{%s}}\n"),
 }
-FLAGS = ("1", "2", "3", "4", "9")
-OPTIONS = {                             # of an export, on the command line and in URLs: metavar, what it is
+
+
+FLAGS = "1, 2, 3, 4, 9"
+OPTIONS = {                             # choose from an export, on the command line and in URLs: metavar, what it is
     "since": ("UTC", "from this ISO date or time on"),
     "until": ("UTC", "before this ISO date or time"),
     "unit": ("NAME", "units by hardware id, the end of it, or nickname; several with commas, patterns with *"),
     "site": ("NAME", "sites of deployments; several with commas, patterns with *"),
-    "flag": ("N", "readings with this co2_flag: " + ", ".join(FLAGS)),
+    "flag": ("N", "readings with this co2_flag: " + FLAGS),
 }
+_CONDITIONS = {"since": "last >= %s", "until": "first < %s", "unit": "unit_id IN (%s)", "site": "site IN (%s)",
+               "flag": "co2_flag = %s"}
 
 
 def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, Optional[str]],
@@ -3779,80 +3761,62 @@ def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, Opt
 
     `given` holds texts of `OPTIONS`, or None. Usage when they make no sense, UnknownName for names that nothing has.
     """
-    table = EXPORTS[what]
-    conditions, bound = _conditions(db, what, given)
-    names = [column.name for column in table.columns]
+    conditions = read_options(db, what, given)
     if what == "gaps":
-        _make_table(db, "made", names, _gap_rows(db, bound, int(now)))
-    if what == "units":
-        _make_table(db, "made", names, _unit_rows(db, int(now)))
-    db.create_function("as_json", 1, functools.lru_cache(200)(json.JSONEncoder(ensure_ascii=False).encode))
-    lines = db.execute(lines_query(what, form, conditions), bound)
-    header = FORMS[form].between.join(names) + "\n"
-    return chain([] if FORMS[form].named else [header], map(operator.itemgetter(0), lines))
+        _list_gaps(db, int(now))
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    db.create_function("as_json", 1, functools.lru_cache(200)(encode))
+    lines = map(operator.itemgetter(0), db.execute(lines_query(what, form, conditions), {"now": int(now)}))
+    header = FORMS[form].between.join(column.name for column in EXPORTS[what].columns) + "\n"
+    return lines if form == "jsonl" else chain([header], lines)
 
 
-def _conditions(db: sqlite3.Connection, what: str,
-                given: Mapping[str, Optional[str]]) -> tuple[list[str], dict[str, Any]]:
-    """Conditions in SQL for the options that are given, and what is bound in them; names are in temporary tables."""
-    wanted = read_options(db, what, given)
-    for name in ("unit", "site"):
-        if name in wanted:
-            _make_table(db, "wanted_" + name, ["name"], ((value,) for value in wanted[name]))
-    return [EXPORTS[what].tests[name] for name in wanted], wanted
-
-
-def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, Optional[str]]) -> dict[str, Any]:
-    """The options that are given: times as UTC seconds, units and sites as lists of those that are named."""
-    wanted: dict[str, Any] = {}
+def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, Optional[str]]) -> list[str]:
+    """The options that are given, as conditions in SQL."""
+    conditions = []
+    options = EXPORTS[what].options.split()
     for name, text in given.items():
         if text is None:
             continue
-        if name not in EXPORTS[what].tests:
-            raise Usage("%s: no option %r; there are %s" % (what, name, ", ".join(EXPORTS[what].tests)))
-        if name == "unit":
-            wanted[name] = find_units(db, text)
-        elif name == "site":
-            wanted[name] = find_sites(db, text)
-        elif name == "flag":
-            if text not in FLAGS:
-                raise Usage("flag: %r is none of %s" % (text, ", ".join(FLAGS)))
-            wanted[name] = int(text)
-        else:
-            wanted[name] = _parse_time(name, text)
-    return wanted
+        if name not in options:
+            raise Usage("%s: no option %r; there are %s" % (what, name, ", ".join(options)))
+        try:
+            conditions.append(_CONDITIONS[name] % _option_in_sql(db, name, text))
+        except Rejected as rejected:
+            raise Usage(str(rejected))
+    return conditions
 
 
-def _parse_time(name: str, text: str) -> int:
-    try:
-        ts = parse_instant(text, name)
-    except Rejected as rejected:
-        raise Usage(str(rejected))
-    if ts is None:
-        raise Usage("%s: no date is given" % name)
-    return ts
+def _option_in_sql(db: sqlite3.Connection, name: str, text: str) -> Any:
+    if name == "unit":
+        return _quoted(find_units(db, text))
+    if name == "site":
+        return _quoted(find_sites(db, text))
+    if name == "flag":
+        if text not in FLAGS.split(", "):
+            raise Rejected("flag: %r is none of %s" % (text, FLAGS))
+        return text
+    return parse_instant(text or "''", name)
 
 
-def _make_table(db: sqlite3.Connection, name: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    db.execute("DROP TABLE IF EXISTS temp." + name)
-    db.execute("CREATE TEMP TABLE %s(%s)" % (name, ", ".join(columns)))
-    db.executemany("INSERT INTO temp.%s VALUES (%s)" % (name, ", ".join("?" * len(columns))), rows)
+def _quoted(names: Iterable[str]) -> str:
+    """Names as a list in SQL."""
+    return ", ".join("'%s'" % name.replace("'", "''") for name in names)
 
 
-def lines_query(what: str, form: str, conditions: Sequence[str], days: str = "") -> str:
-    """The query for lines of text. `days`: a table to start from."""
+def lines_query(what: str, form: str, conditions: Sequence[str] = ()) -> str:
+    """The query for lines of text. The conditions are on columns of the export, and on its times `first` and `last`."""
     table, how = EXPORTS[what], FORMS[form]
-    places = ['"%s": %%s' % column.name if how.named else "%s" for column in table.columns]
-    line = how.between.join(places)
-    if how.named:
-        line = "{%s}" % line
-    values = [_as_text(column, value_of(table, column), how) for column in table.columns]
+    places = [how.place.format(column.name) for column in table.columns]
+    line = how.line.format() % how.between.join(places)
+    values = [_as_text(column, how) for column in table.columns]
+    rows = table.select(", %s AS first, %s AS last" % (table.begin, table.end))
     where = " AND ".join(conditions) or "1"
-    return "SELECT printf('%s\n', %s) FROM %s WHERE %s ORDER BY %s" % (
-        line, ", ".join(values), days + table.rows, where, table.order)
+    return "SELECT printf('%s', %s) FROM (%s) WHERE %s ORDER BY unit_id, first" % (line, ", ".join(values), rows, where)
 
 
-def _as_text(column: Column, value: str, form: Form) -> str:
+def _as_text(column: Column, form: Form) -> str:
+    value = column.name
     if column.kind == "text":
         value = form.text.format(value)
     elif column.kind == "time":
@@ -3860,37 +3824,42 @@ def _as_text(column: Column, value: str, form: Form) -> str:
     return "ifnull(%s, '%s')" % (value, form.null)
 
 
-def _gap_rows(db: sqlite3.Connection, wanted: Mapping[str, Any], now: int) -> Iterator[Row]:
+def _list_gaps(db: sqlite3.Connection, now: int) -> None:
+    """All gaps, as rows for the export."""
     stays = deployments(db)
-    names: dict[str, Deployment] = {}
-    for stay in stays:
-        if stay.unit_id in wanted.get("unit", [stay.unit_id]) and stay.site in wanted.get("site", [stay.site]):
-            names[stay.unit_id] = stay
-    until = wanted.get("until", now)
-    for gap in gaps(db, [stay for stay in stays if stay.unit_id in names], wanted.get("since", 0), until):
-        stay = names[gap.unit_id]
-        yield gap.unit_id, stay.nickname, stay.site, _iso(gap.start), _iso(gap.end), gap.missing, gap.state, gap.calls
+    here = whereabouts(stays, now)
+    db.execute("DROP TABLE IF EXISTS temp.gaps")
+    db.execute('CREATE TEMP TABLE gaps(unit_id, start, "end", missing, state, calls, nickname, site)')
+    for gap in gaps(db, stays, 0, now):
+        place = here[gap.unit_id]
+        db.execute("INSERT INTO temp.gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*gap, place.nickname, place.site))
 
 
-def _unit_rows(db: sqlite3.Connection, now: int) -> Iterator[Row]:
-    """First and last ping, first and last reading of each unit, and on how many days there were some."""
-    for unit, stay in sorted(whereabouts(deployments(db), now).items()):
-        place: Row = (None, None, None)
-        if stay.since <= now < stay.until:
-            place = (stay.site, stay.tier, stay.status)
-        signs: list[Any] = []
-        for query in _SIGNS:
-            first, last, days, n = db.execute(query, (unit, now)).fetchone()
-            signs += [_iso(first), _iso(last), days, n]
-        yield (unit, stay.nickname, *place, *signs)
-
-
-_SIGNS = ["SELECT min(ts), max(ts), count(DISTINCT ts / 86400), count(*) FROM %s WHERE unit_id = ? AND ts <= ?" % table
-          for table in ("pings", "co2_readings")]
-
-
-def _iso(ts: Optional[int]) -> Optional[str]:
+def _iso(ts: Optional[float]) -> Optional[str]:
     return None if ts is None else seqfile.utc(ts) + "Z"
+
+
+class ProgressBar:
+    """A line on stderr, where that is a terminal, for what takes longer than a moment. Counts what is done."""
+
+    def __init__(self, unit: str, total: int = 0) -> None:
+        self.unit = unit
+        self.of = " of %s" % format(total, ",") if total else ""
+        self.done = 0
+        self.next = time.monotonic() + 0.5 if sys.stderr.isatty() else float("inf")
+
+    def __call__(self, number: int) -> None:
+        self.done += number
+        if time.monotonic() > self.next:
+            self.next = time.monotonic() + 0.1
+            sys.stderr.write("\r%s%s %s " % (format(self.done, ","), self.of, self.unit))
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.next < float("inf"):
+            sys.stderr.write("\r\033[K")                        # leave the line clean
 
 
 # -- PostgreSQL -------------------------------------------------------------------------------------------------------
@@ -3902,28 +3871,21 @@ def _iso(ts: Optional[int]) -> Optional[str]:
 _POSTGRES_TYPES = {"text": "text", "time": "timestamptz", "integer": "integer", "number": "double precision"}
 _BY_DAY = ("readings", "pings")
 RECEIVED = (*_BY_DAY, "errors", "deployments")
-_NOTES = """
+_BEGIN = """
+    SET client_min_messages = warning;
+    BEGIN;
     CREATE TABLE IF NOT EXISTS co2_exports(
         name text PRIMARY KEY, identity text, mark bigint, stays bigint, at timestamptz);
     LOCK TABLE co2_exports IN EXCLUSIVE MODE;
     """
-_NOTE = """
-    INSERT INTO co2_exports VALUES ('%s', '%s', %d, %d, now())
-    ON CONFLICT (name) DO UPDATE SET identity = excluded.identity, mark = excluded.mark, stays = excluded.stays,
-        at = excluded.at;
+_COMMIT = """
+    DELETE FROM co2_exports WHERE name = '{0}';
+    INSERT INTO co2_exports VALUES ('{0}', '{1}', {2}, {3}, now());
     COMMIT;
     """
-_DELETE_DAYS = """
-    DELETE FROM %s r USING co2_days d WHERE r.unit_id = d.unit_id AND r.time >= d.since AND r.time < d.until;
-    """
-
-
-class Held(NamedTuple):
-    """What a receiver holds of a table."""
-
-    identity: str                       # of the database it came from
-    mark: int                           # of the last import it has seen
-    stays: int                          # checksum of the deployments at that time
+_STAYS = """
+    SELECT unit_id, nickname, site, tier, status, since, until FROM deploy_durations_tiered
+    ORDER BY unit_id, since, until, site, tier"""
 
 
 class Receiver:
@@ -3931,147 +3893,122 @@ class Receiver:
     Unusable when psql fails: it says why on stderr."""
 
     def __init__(self, conninfo: str) -> None:
-        import subprocess                                       # no page needs it
+        from subprocess import PIPE, Popen                      # no page needs it
         options = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
+        environ = {**os.environ, "PGCLIENTENCODING": "UTF8"}
         try:
-            self.psql = subprocess.Popen(
-                ["psql", *options, "--dbname=" + conninfo], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                encoding="utf-8", env={**os.environ, "PGCLIENTENCODING": "UTF8"})
+            self.psql = Popen(["psql", *options, "--dbname=" + conninfo], stdin=PIPE, stdout=PIPE, encoding="utf-8",
+                              env=environ)
         except FileNotFoundError:
             raise Unusable("psql is not installed; it is in the package postgresql-client")
-        self.send(["SET client_min_messages = warning;\n", "BEGIN;\n", _NOTES])
+        assert self.psql.stdin and self.psql.stdout
+        self.stdin, self.stdout = self.psql.stdin, self.psql.stdout
 
     def send(self, lines: Iterable[str]) -> None:
         """Let psql read these lines."""
-        assert self.psql.stdin
         try:
-            self.psql.stdin.writelines(lines)
-            self.psql.stdin.flush()
+            self.stdin.writelines(lines)
+            self.stdin.flush()
         except BrokenPipeError:
-            raise self._failure()
+            self.fail()
 
     def ask(self, query: str) -> list[str]:
         """The first row of what a query gives; empty without one."""
-        assert self.psql.stdout
         self.send([query + ";\n", "SELECT '';\n"])
-        rows: list[str] = []
-        for line in self.psql.stdout:
-            if line == "\n":
-                return rows[0].split("|") if rows else []
-            rows.append(line.rstrip("\n"))
-        raise self._failure()
-
-    def copy(self, table: str, lines: Iterable[str]) -> None:
-        """Add rows in the text format."""
-        self.send(chain(["COPY %s FROM stdin;\n" % table], lines, ["\\.\n"]))
+        rows = [self.stdout.readline()]
+        while rows[-1] != "\n":
+            if not rows[-1]:
+                self.fail()
+            rows.append(self.stdout.readline())
+        return rows[0].rstrip("\n").split("|") if len(rows) > 1 else []
 
     def commit(self, last: str) -> None:
         """Run the last commands."""
-        assert self.psql.stdin
         self.send([last])
-        self.psql.stdin.close()
+        self.stdin.close()
         if self.psql.wait():
-            raise self._failure()
+            self.fail()
 
-    def _failure(self) -> Unusable:
-        self.psql.wait()
-        return Unusable("psql failed (exit status %d): nothing has changed there" % self.psql.returncode)
+    def fail(self) -> NoReturn:
+        """Say that psql did."""
+        raise Unusable("psql failed (exit status %d): nothing has changed there" % self.psql.wait())
 
     def __enter__(self) -> Receiver:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.psql.kill()
-        with self.psql:                                         # closes the pipes and waits
+        with contextlib.suppress(BrokenPipeError), self.psql:   # closes the pipes and waits
             pass
 
 
-def feed(db: sqlite3.Connection, what: str, conninfo: str, progress: Progress = None) -> str:
+def feed(db: sqlite3.Connection, what: str, conninfo: str) -> str:
     """Bring a table of a PostgreSQL database up to date; says what was done. The caller has begun a transaction.
 
     `conninfo` is what psql takes for --dbname. Passwords are read from ~/.pgpass, by psql.
     """
-    held = _holding(db)
-    with Receiver(conninfo) as receiver:
-        before = _take_over(receiver, what)
-        if before == held:
-            return "%s: nothing has changed since the last time" % what
-        days = ""
-        conditions: list[str] = []
-        same = before and (before.identity, before.stays) == (held.identity, held.stays)
-        if before and same and before.mark <= held.mark and what in _BY_DAY:
-            days = "temp.days c CROSS JOIN "
-            conditions = ["r.unit_id = c.unit_id", "r.ts >= c.since", "r.ts < c.until"]
-            done = "%d days of units replaced" % _send_days(db, receiver, before.mark)
-            receiver.send([_DELETE_DAYS % what])
-        else:
-            done = "all replaced" if before else "all sent"
-            receiver.send(["DELETE FROM %s;\n" % what])
-        rows = Counted(db.execute(lines_query(what, "tsv", conditions, days)), progress)
-        receiver.copy("%s(%s)" % (what, ", ".join(column.name for column in EXPORTS[what].columns)), rows)
-        receiver.commit(_NOTE % (what, *held))
-    return "%s: %s, %d rows" % (what, done, rows.n)
-
-
-class Counted:
-    """The only values of rows, counted as they go."""
-
-    def __init__(self, rows: Iterable[Row], progress: Progress) -> None:
-        self.rows, self.progress, self.n = rows, progress, 0
-
-    def __iter__(self) -> Iterator[str]:
-        for line, in self.rows:
-            self.n += 1
-            if self.progress:
-                self.progress(1)
-            yield line
-
-
-def _holding(db: sqlite3.Connection) -> Held:
-    """What a receiver will hold."""
     identity, mark = db.execute("SELECT identity, mark FROM last_import").fetchone()
-    stays = db.execute("SELECT unit_id, nickname, site, tier, status, since, until FROM deploy_durations_tiered "
-                       "ORDER BY unit_id, since, until, site, tier").fetchall()
-    return Held(identity, mark, zlib.crc32(repr(stays).encode()))
+    stays = zlib.crc32(repr(db.execute(_STAYS).fetchall()).encode())
+    with Receiver(conninfo) as receiver, ProgressBar("rows") as bar:
+        held = _take_over(receiver, what)
+        if held == [identity, str(mark), str(stays)]:
+            return "%s: nothing has changed since the last time" % what
+        days: list[Row] = []
+        is_same = held[::2] == [identity, str(stays)] and int(held[1]) <= mark
+        if is_same and what in _BY_DAY:
+            changed = "SELECT unit_id, day * 86400, (day + 1) * 86400 FROM changes WHERE mark > %s ORDER BY 1, 2"
+            days = db.execute(changed % held[1]).fetchall()
+            query = lines_query(what, "tsv", ["unit_id = ?", "first >= ?", "first < ?"])
+            deletions = [_delete_day(what, *day) for day in days]
+            done = "%d days of units replaced" % len(days)
+        else:
+            days = [()]                                         # one, of all rows
+            query = lines_query(what, "tsv")
+            deletions = ["DELETE FROM %s;\n" % what]
+            done = "all replaced" if held else "all sent"
+        receiver.send(deletions)
+        receiver.send(["COPY %s FROM stdin;\n" % what])
+        for day in days:
+            receiver.send(_counted(db.execute(query, day), bar))
+        receiver.send(["\\.\n"])
+        receiver.commit(_COMMIT.format(what, identity, mark, stays))
+    return "%s: %s, %d rows" % (what, done, bar.done)
 
 
-def _take_over(receiver: Receiver, what: str) -> Optional[Held]:
-    """What the receiver holds; without its table that is made."""
-    noted = receiver.ask("SELECT identity, mark, stays FROM co2_exports WHERE name = '%s'" % what)
-    there = receiver.ask("SELECT to_regclass('%s') IS NOT NULL" % what) == ["t"]
-    if there and not noted:
+def _counted(rows: Iterable[Row], bar: ProgressBar) -> Iterator[str]:
+    for line, in rows:
+        bar(1)
+        yield line
+
+
+def _delete_day(what: str, unit: str, since: int, until: int) -> str:
+    return "DELETE FROM %s WHERE unit_id = %s AND time >= '%s' AND time < '%s';\n" % (
+        what, _quoted([unit]), _iso(since), _iso(until))
+
+
+def _take_over(receiver: Receiver, what: str) -> list[str]:
+    """What the receiver holds: identity, mark and checksum; nothing when its table had to be made."""
+    receiver.send([_BEGIN])
+    held = receiver.ask("SELECT identity, mark, stays FROM co2_exports WHERE name = '%s'" % what)
+    is_there = receiver.ask("SELECT to_regclass('%s') IS NOT NULL" % what) == ["t"]
+    if is_there and not held:
         raise Unusable("a table %s is there that we have not made: rename it, or drop it" % what)
-    if not there:
-        receiver.send(_new_table(what))
-        return None
-    identity, mark, stays = noted
-    return Held(identity, int(mark), int(stays))
+    if is_there:
+        return held
+    receiver.send(_new_table(what))
+    return []
 
 
 def _new_table(what: str) -> Iterator[str]:
     table = EXPORTS[what]
     columns = ["%s %s" % (column.name, _POSTGRES_TYPES[column.kind]) for column in table.columns]
     yield "CREATE TABLE %s(%s);\n" % (what, ", ".join(columns))
-    yield "COMMENT ON TABLE %s IS '%s';\n" % (what, table.about)
+    yield "COMMENT ON TABLE %s IS %s;\n" % (what, _quoted([table.about]))
     for column in table.columns:
-        about = "; ".join(filter(None, [column.about, column.unit])).replace("'", "''")
-        yield "COMMENT ON COLUMN %s.%s IS '%s';\n" % (what, column.name, about)
+        about = column.about if column.unit == "-" else "%s; %s" % (column.about, column.unit)
+        yield "COMMENT ON COLUMN %s.%s IS %s;\n" % (what, column.name, _quoted([about]))
     if what in _BY_DAY:
         yield "CREATE INDEX ON %s(unit_id, time);\n" % what
-
-
-def _send_days(db: sqlite3.Connection, receiver: Receiver, mark: int) -> int:
-    """Days of units that were changed by imports behind `mark`, into tables here and there; how many."""
-    db.execute("CREATE TEMP TABLE days AS SELECT unit_id, day * 86400 AS since, (day + 1) * 86400 AS until "
-               "FROM changes WHERE mark > %d" % mark)
-    unit = FORMS["tsv"].text.format("unit_id")
-    query = "SELECT printf('%%s\t%%s\t%%s\n', %s, %s, %s) FROM temp.days" % (
-        unit, _ISO.format("since"), _ISO.format("until"))
-    days = Counted(db.execute(query), None)
-    receiver.send(["CREATE TEMP TABLE co2_days(unit_id text, since timestamptz, until timestamptz) ON COMMIT DROP;\n"])
-    receiver.copy("co2_days", days)
-    receiver.send(["ANALYZE co2_days;\n"])
-    return days.n
 
 
 # -- a data package ---------------------------------------------------------------------------------------------------
@@ -4082,80 +4019,51 @@ PACKAGED = ("readings", "pings", "deployments")
 DESCRIPTOR = "datapackage.json"
 
 
-def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, Optional[str]], now: float) -> list[str]:
-    """Write the package into a directory; says what is in it. The caller has begun a transaction.
+def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, Optional[str]], now: float) -> None:
+    """Write the package into a directory. The caller has begun a transaction; `given` as in `export`.
 
-    `given` as in `export`. Usage for a directory that holds something else.
+    Usage for a directory that holds something else.
     """
     os.makedirs(directory, exist_ok=True)
-    if os.listdir(directory) and not os.path.exists(os.path.join(directory, DESCRIPTOR)):
+    file = os.path.join(directory, DESCRIPTOR)
+    if os.listdir(directory) and not os.path.exists(file):
         raise Usage("%s holds something else than a data package: name an empty directory" % directory)
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
+    covered = "SELECT min(first), max(last) FROM (%s) WHERE %s" % (
+        EXPORTS["readings"].select(", r.ts AS first, r.ts AS last"),
+        " AND ".join(["first <= %d" % now, *read_options(db, "readings", given)]))
+    start, end = map(_iso, db.execute(covered).fetchone())
     package = {
         "profile": "tabular-data-package",
         "name": "co2-readings",
         "title": "CO2 and temperature measured by units in the field",
         "description": "Times are UTC, by the units' clocks. A deployment lasts from start_ts until before end_ts. "
-                       "Flags are those of " + _FLAGS + ".",
+                       "Flags are those of %s. Written by co2d %s." % (_FLAGS, __version__),
         "version": seqfile.utc(now, "%Y.%m.%d"),
-        "created": _iso(int(now)),
-        "generator": "co2d " + __version__,
-        "temporal": _time_covered(db, given, now),
+        "temporal": {"start": start, "end": end},
         "resources": resources,
     }
-    with open(os.path.join(directory, DESCRIPTOR), "w", encoding="utf-8") as file:
-        json.dump(package, file, ensure_ascii=False, indent=2)
-    return ["%s: %d bytes" % (resource["path"], resource["bytes"]) for resource in resources] + [DESCRIPTOR]
+    with open(file, "w", encoding="utf-8") as out:
+        json.dump(package, out, ensure_ascii=False, indent=2)
 
 
 def _write_resource(db: sqlite3.Connection, directory: str, what: str, given: Mapping[str, Optional[str]],
                     now: float) -> dict[str, Any]:
-    import hashlib                                              # brings 4 MB of OpenSSL
-    path, digest = what + ".csv", hashlib.sha256()
-    with open(os.path.join(directory, path), "wb") as file:
-        for line in export(db, what, "csv", given, now):
-            raw = line.encode()
-            file.write(raw)
-            digest.update(raw)
-        size = file.tell()
+    """Write a table as CSV; the description of it."""
+    path = what + ".csv"
+    with open(os.path.join(directory, path), "w", encoding="utf-8", newline="") as file:
+        file.writelines(export(db, what, "csv", given, now))
     fields = []
     for column in EXPORTS[what].columns:
         field = {"name": column.name, "type": _FIELD_TYPES[column.kind], "description": column.about}
-        fields.append({**field, "unit": column.unit} if column.unit else field)
+        if column.unit != "-":
+            field["unit"] = column.unit
+        fields.append(field)
     return {"name": what, "path": path, "profile": "tabular-data-resource", "title": EXPORTS[what].about,
-            "format": "csv", "mediatype": "text/csv", "encoding": "utf-8", "bytes": size,
-            "hash": "sha256:" + digest.hexdigest(), "schema": {"fields": fields, "missingValues": [""]}}
-
-
-def _time_covered(db: sqlite3.Connection, given: Mapping[str, Optional[str]], now: float) -> dict[str, Optional[str]]:
-    """Times of the first and the last reading in the package; the temporary tables of the export are there still."""
-    conditions, bound = _conditions(db, "readings", given)
-    query = "SELECT min(r.ts), max(r.ts) FROM %s WHERE %s" % (
-        EXPORTS["readings"].rows, " AND ".join(["r.ts <= :now", *conditions]))
-    first, last = db.execute(query, {**bound, "now": now}).fetchone()
-    return {"start": _iso(first), "end": _iso(last)}
+            "encoding": "utf-8", "schema": {"fields": fields}}
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
-
-
-class ProgressBar:
-    """On a terminal on stderr, for what takes longer than a moment."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit, self.done, self.shown = total, unit, 0, time.monotonic() + 0.5
-
-    def __call__(self, size: int) -> None:
-        self.done += size
-        if time.monotonic() > self.shown:
-            self.shown = time.monotonic() + 0.1
-            share = min(1.0, self.done / max(1, self.total))
-            bar = "#" * int(40 * share)
-            sys.stderr.write("\r[%-40s] %3d %% of %s %s " % (bar, 100 * share, format(self.total, ","), self.unit))
-
-    def clear(self) -> None:
-        """Leave the line clean."""
-        sys.stderr.write("\r\033[K")
 
 
 def _cores() -> int:
@@ -4163,60 +4071,53 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextlib.contextmanager
-def progress_bar(count: Callable[[], int], unit: str) -> Iterator[Progress]:
-    """A bar where a person looks, else None; `count` gives what is to be done."""
-    bar = ProgressBar(count(), unit) if sys.stderr.isatty() else None
-    try:
-        yield bar
-    finally:
-        if bar:
-            bar.clear()
-
-
 def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     """Import what is new, or everything anew, and print a summary."""
     run = rebuild if arguments.command == "rebuild" else import_new
     act_as_owner(archive.db)
-    with progress_bar(lambda: sum(source.size for source in find_sources(archive, [])), "bytes") as bar:
+    with ProgressBar("bytes", sum(source.size for source in find_sources(archive, []))) as bar:
         summary = run(archive, progress=bar, processes=_cores())
     print(summary)
     return 1 if summary.unreadable else 0
 
 
 _LEDGER = """
-    SELECT size, imported_bytes, rejected_bytes, size - done, imported, repeated, rejected, coalesce(extra_fields, 0), path
-    FROM sources ORDER BY path"""
+    SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes, size - done, imported,
+        repeated, rejected, extra_fields, path)
+    FROM (SELECT * FROM sources ORDER BY path)
+    UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  total', sum(size), sum(imported_bytes), sum(rejected_bytes),
+        sum(size - done), sum(imported), sum(repeated), sum(rejected), sum(extra_fields))
+    FROM sources
+    UNION ALL SELECT 'last import: ' || coalesce(datetime(at, 'unixepoch') || ' UTC', 'never') FROM last_import"""
+_TROUBLED = "SELECT 'not imported: ' || path || ': ' || trouble FROM sources WHERE trouble IS NOT NULL ORDER BY path"
+_REJECTS = """
+    SELECT printf('%s:%d: byte %d: %s%s: %s', s.path, r.line, r.offset, r.reason,
+        ' (between ' || nullif(ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.before_ts, 'unixepoch'), '?') || ' and ' ||
+            ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.after_ts, 'unixepoch'), '?'), '? and ?') || ')', substr(r.text, 1, 160))
+    FROM rejects r JOIN sources s ON s.id = r.source ORDER BY s.path, r.line"""
 
 
 def command_status(archive: Archive, arguments: argparse.Namespace) -> int:
     """What became of each file: bytes, rows, repeats, refused lines, unknown further fields; what could not be read."""
-    form = "%10s %10s %9s %9s %8s %8s %8s %8s  %s"
-    with contextlib.closing(open_db(archive.db)) as db:
-        print(form % ("bytes", "imported", "rejected", "not yet", "rows", "repeats", "rejects", "extra", "file"))
-        totals = [0] * 8
-        for *numbers, path in db.execute(_LEDGER):
-            print(form % (*numbers, _printable(path)))
-            totals = list(map(operator.add, totals, numbers))
-        print(form % (*totals, "total"))
-        at = db.execute("SELECT at FROM last_import").fetchone()[0]
-        print("last import: %s" % (seqfile.utc(at) + " UTC" if at else "never"))
-        troubled = db.execute("SELECT path, trouble FROM sources WHERE trouble IS NOT NULL ORDER BY path").fetchall()
-        for path, trouble in troubled:
-            print("not imported: %s: %s" % (_printable(path), _printable(trouble)))
-    return 1 if troubled else 0
+    print("     bytes   imported  rejected   not yet     rows  repeats  rejects    extra  file")
+    print_lines(archive, _LEDGER)
+    return 1 if print_lines(archive, _TROUBLED) else 0
 
 
 def command_rejects(archive: Archive, arguments: argparse.Namespace) -> int:
     """Lines that were refused: file, line, offset, reason, times of the neighbours, text."""
-    with contextlib.closing(open_db(archive.db)) as db:
-        for path, line, offset, reason, *times, text in db.execute("""
-                SELECT s.path, r.line, r.offset, r.reason, r.before_ts, r.after_ts, r.text
-                FROM rejects r JOIN sources s ON s.id = r.source ORDER BY s.path, r.line"""):
-            if any(times):
-                reason += " (between %s and %s)" % tuple(seqfile.utc(ts) if ts else "?" for ts in times)
-            print("%s:%d: byte %d: %s: %s" % (_printable(path), line, offset, reason, text[:160]))
+    print_lines(archive, _REJECTS)
     return 0
+
+
+def print_lines(archive: Archive, query: str) -> int:
+    """Print what a query gives; how many lines that was."""
+    number = 0
+    with contextlib.closing(open_db(archive.db)) as db:
+        for line, in db.execute(query):
+            print(_printable(line))
+            number += 1
+    return number
 
 
 def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
@@ -4231,63 +4132,40 @@ def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
 def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
     """Take data elsewhere: as CSV, TSV or JSON lines, into a PostgreSQL database, or as a data package."""
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
-    _check_export(arguments, given)
+    what = arguments.what
+    check_export(arguments, given)
     with contextlib.closing(open_db(archive.db)) as db:
         db.execute("BEGIN")                                     # one state from the first row to the last
         if arguments.psql:
-            with progress_bar(lambda: _count_rows(db, arguments.what), "rows") as bar:
-                said = [feed(db, arguments.what, arguments.psql, bar)]
+            print(feed(db, what, arguments.psql))
         elif arguments.package:
-            said = write_package(db, arguments.package, given, time.time())
+            write_package(db, arguments.package, given, time.time())
         else:
-            said = []
-            lines = export(db, arguments.what, arguments.format, given, time.time())
-            _write(lines, arguments.output)
-    for line in said:
-        print(line)
+            lines = export(db, what, arguments.format, given, time.time())
+            if arguments.output:
+                with open(arguments.output, "w", encoding="utf-8", newline="") as out:
+                    out.writelines(lines)
+            else:
+                sys.stdout.writelines(lines)
     return 0
 
 
-def _write(lines: Iterable[str], output: Optional[str]) -> None:
-    """To stdout; or to a file, which a reader sees whole or not at all."""
-    if not output:
-        sys.stdout.writelines(lines)
-        return
-    if os.path.exists(output) and not os.path.isfile(output):   # /dev/stdout, a pipe
-        with open(output, "w", encoding="utf-8", newline="") as out:
-            out.writelines(lines)
-        return
-    target = os.path.realpath(output)
-    with open(target + ".new", "w", encoding="utf-8", newline="") as out:
-        out.writelines(lines)
-    os.replace(target + ".new", target)
-
-
-def _check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
+def check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
     """Usage for options that do not go together."""
-    what, output = arguments.what, arguments.output
+    psql, package, what = arguments.psql, arguments.package, arguments.what
     if arguments.resume:
         raise Usage("--resume is no more: rows change after they were exported, and a file cannot take them back. "
                     "Export the whole file again, or into a database with --psql")
-    if arguments.package and (what or output or arguments.psql):
+    if package and (what or psql or arguments.output):
         raise Usage("--package DIR writes %s: nothing else can be named with it" % ", ".join(PACKAGED))
-    if not arguments.package and not what:
+    if not package and not what:
         raise Usage("say what to export: " + ", ".join(EXPORTS))
-    if arguments.psql:
-        _check_psql(what, arguments.psql, [*given, *(["output"] if output else [])])
-
-
-def _check_psql(what: str, conninfo: str, others: Sequence[str]) -> None:
-    if what not in RECEIVED:
+    if psql and what not in RECEIVED:
         raise Usage("--psql takes %s; %s are made anew for each export" % (", ".join(RECEIVED), what))
-    if others:
-        raise Usage("--psql takes all rows: --%s makes no sense with it" % others[0])
-    if re.search(r"password\s*=|://[^/@]*:[^/@]*@", conninfo):
+    if psql and (given or arguments.output):
+        raise Usage("--psql takes all rows into tables: no other option makes sense with it")
+    if re.search(r"password\s*=|://[^/@]*:[^/@]*@", psql or ""):
         raise Usage("a password on the command line can be seen by all users: write it to ~/.pgpass")
-
-
-def _count_rows(db: sqlite3.Connection, what: str) -> int:
-    return int(db.execute("SELECT count(*) FROM " + TABLES[what]).fetchone()[0])
 
 
 COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
@@ -4323,42 +4201,30 @@ EXAMPLES = {                            # command -> what stands at the end of i
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line; the common options may stand before the command or behind it."""
-    parser = _parser("", argparse.ArgumentParser, description="From text files to SQLite, every byte accounted for.")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description="From text files to SQLite, every byte accounted for.",
+                                     epilog="examples:" + EXAMPLES[""], formatter_class=formatter)
     parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     _add_common_options(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run in COMMANDS.items():
         about = "All text into a new database." if name == "rebuild" else (run.__doc__ or "").splitlines()[0]
-        sub = _parser(name, functools.partial(commands.add_parser, name), help=about, description=about)
+        sub = commands.add_parser(name, help=about, description=about, epilog="examples:" + EXAMPLES[name],
+                                  formatter_class=formatter)
         _add_common_options(sub, argparse.SUPPRESS)             # does not undo what stands before the command
         if name == "export":
             _add_export_options(sub)
     return parser
 
 
-def _parser(name: str, make: Callable[..., argparse.ArgumentParser], **texts: str) -> argparse.ArgumentParser:
-    return make(epilog="examples:" + EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """What co2d.conf says, and the options."""
-    data_dir = arguments.data_dir[0] if arguments.data_dir else None
-    return load_settings(arguments.config, {**vars(arguments), "data_dir": data_dir})
-
-
-def archive_of(arguments: argparse.Namespace, settings: Settings) -> Archive:
-    """The archive in force; several data directories are merged."""
-    archive = settings.archive()
-    return archive._replace(data_dirs=tuple(arguments.data_dir)) if arguments.data_dir else archive
-
-
 def _add_common_options(parser: argparse.ArgumentParser, default: Optional[str]) -> None:
-    parser.add_argument("--config", default=default, metavar="FILE",
-                        help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
+    for name, metavar, about in (
+            ("--config", "FILE", "configuration (default: CO2D_CONF, or co2d.conf beside the script)"),
+            ("--var-dir", "DIR", "server directory (pings, database)"),
+            ("--db", "FILE", "database")):
+        parser.add_argument(name, metavar=metavar, default=default, help=about)
     parser.add_argument("--data-dir", action="append", default=default, metavar="DIR",
-                        help="data directory; several are merged")
-    parser.add_argument("--var-dir", default=default, metavar="DIR", help="server directory (pings, database)")
-    parser.add_argument("--db", default=default, metavar="FILE", help="database")
+                        help="data directory; several are merged, each with the pings in DIR/../var")
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -4380,16 +4246,21 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     name = parser.prog.removesuffix(".py")
     arguments = parser.parse_args(argv)
     arguments.command = arguments.command or "import"
+    status = 1
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):                # never by the locale
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         if not sys.stdout:
             raise Unusable("stdout is closed")
-        settings = settings_of(arguments)
+        data_dirs = arguments.data_dir or [None]
+        settings = load_settings(arguments.config, {**vars(arguments), "data_dir": data_dirs[0]})
         for warning in settings.warnings:
             print("%s: warning: %s" % (name, _printable(warning)), file=sys.stderr)
-        status = COMMANDS[arguments.command](archive_of(arguments, settings), arguments)
+        archive = settings.archive()
+        if len(data_dirs) > 1:
+            archive = archive._replace(data_dirs=tuple(data_dirs))
+        status = COMMANDS[arguments.command](archive, arguments)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -4397,13 +4268,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:                                     # who read has seen enough
         _drop_stdout()
         return 0
-    except (Unusable, OSError, sqlite3.Error) as error:
+    except OSError as error:
+        reason = ": ".join(filter(None, [error.filename, error.strerror]))
+        _drop_stdout()
+    except (Unusable, sqlite3.Error) as error:
         reason = str(error)
-        if isinstance(error, OSError):
-            reason = ": ".join(filter(None, [error.filename, error.strerror]))
-            _drop_stdout()
-        print("%s: %s" % (name, _printable(reason)), file=sys.stderr)
-        return 2 if isinstance(error, Usage) else 1
+        if isinstance(error, Usage):
+            status = 2
+    print("%s: %s" % (name, _printable(reason)), file=sys.stderr)
+    return status
 
 
 def _drop_stdout() -> None:

@@ -70,7 +70,7 @@ def test_a_name_of_several_units_is_refused_with_their_ids(place):              
     with contextlib.closing(importer.open_db(place.archive.db)) as db:
         with pytest.raises(importer.UnknownName) as refused:
             importer.find_units(db, "north")
-        assert str(refused.value) == "'north' can be %s or %s: say which by its hardware id" % (A, B)
+        assert str(refused.value) == "'north' can be %s or %s: say which" % (A, B)
         assert importer.find_units(db, A) == [A] and importer.find_units(db, "a50bc") == [A]
 
 
@@ -120,7 +120,7 @@ def test_all_tables_are_exported_in_all_formats_with_the_same_rows(dirty, what):
         with contextlib.closing(importer.open_db(place.archive.db)) as db:
             texts[form] = "".join(importer.export(db, what, form, given, NOW))
     as_csv = list(csv.DictReader(io.StringIO(texts["csv"])))
-    as_json = [json.loads(line) for line in texts["jsonl"].splitlines()]
+    as_json = [json.loads(line, parse_float=str) for line in texts["jsonl"].splitlines()]
     head, *as_tsv = [line.split("\t") for line in texts["tsv"].split("\n")[:-1]]
     assert len(as_csv) == len(as_json) == len(as_tsv) > 0
     assert head == [column.name for column in importer.EXPORTS[what].columns]
@@ -344,8 +344,8 @@ def test_a_run_that_is_killed_at_any_moment_has_done_all_or_nothing(place, recei
     ("readings", ["postgresql://u:geheim@h/db"], 2, "a password on the command line can be seen by all users: write it to ~/.pgpass"),
     ("readings", ["host=h password=geheim"], 2, "a password on the command line"),
     ("gaps", ["dbname=x"], 2, "--psql takes readings, pings, errors, deployments; gaps are made anew for each export"),
-    ("pings", ["dbname=x", "--site", "s"], 2, "--psql takes all rows: --site makes no sense with it"),
-    ("pings", ["dbname=x", "-o", "s"], 2, "--psql takes all rows: --output makes no sense with it"),
+    ("pings", ["dbname=x", "--site", "s"], 2, "--psql takes all rows into tables: no other option makes sense with it"),
+    ("pings", ["dbname=x", "-o", "s"], 2, "--psql takes all rows into tables: no other option makes sense with it"),
 ])
 def test_what_psql_cannot_do_is_said(place, what, options, status, reason):         # noqa: F811
     place.readings(LINE)
@@ -394,7 +394,7 @@ def test_another_user_who_may_only_read_can_use_all_commands_that_read(arguments
         place.readings("%s\tnorth\t%sx\ty\n" % (A, FIELDS), A)
         place.run()
         subprocess.run(["chmod", "-R", "go+rX,go-w", home], check=True)
-        out = os.path.join(home, "out")
+        out, before = os.path.join(home, "out"), sorted(os.listdir(place.var))
         child = os.fork()
         if not child:
             status = 99
@@ -408,7 +408,7 @@ def test_another_user_who_may_only_read_can_use_all_commands_that_read(arguments
         assert os.waitpid(child, 0)[1] == 0
         with open(out) as file:
             assert words in file.read()
-        assert sorted(os.listdir(place.var)) == ["db.sqlite3", "db.sqlite3.lock"]
+        assert sorted(os.listdir(place.var)) == before
 
 
 # -- several archives as one -------------------------------------------------------------------------------------------
@@ -436,8 +436,6 @@ def package(dirty, tmp_path):                                   # noqa: F811
     place, _ = dirty
     done = place.command("export", "--package", str(tmp_path / "package"), "--until", "2019-11-01")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
-        "readings.csv", "pings.csv", "deployments.csv", "datapackage.json"]
     return place, tmp_path / "package"
 
 
@@ -600,7 +598,7 @@ def test_the_arguments_of_a_url_are_the_options_of_the_command(station):
 @pytest.mark.parametrize("target, status, reason", [
     ("/data/co2/readings.csv?sight=a", 400, "readings: no option 'sight'; there are unit, site, since, until, flag"),
     ("/data/co2/readings.csv?since=yesterday", 400, "since is no ISO date: yesterday"),
-    ("/data/co2/readings.csv?since=", 400, "since: no date is given"),
+    ("/data/co2/readings.csv?since=", 400, "since is no ISO date"),
     ("/data/co2/readings.csv?unit=nobody", 404, "no unit is called 'nobody'"),
     ("/data/co2/gaps.jsonl?site=nowhere", 404, "no site is called 'nowhere'"),
     ("/data/co2/readings.tsv", 404, "no such file"),
