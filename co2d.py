@@ -2281,6 +2281,7 @@ STOP_PATIENCE = 5.0                     # seconds that a stop leaves to clients 
 LANES = ("people", "exports")           # each has a thread that answers what can take long
 MOST_WAITING = 16                       # requests in a lane
 PIECE = 64 << 10                        # bytes that are read at once
+SEND_BUFFER = 64 << 10                  # bytes in the kernel for each slow reader: together they must not take its memory
 FILE_PIECE = 256 << 10                  # bytes of a file that are sent before others have their turn
 TLS_RECORD = 16 << 10                   # bytes that TLS encrypts at once
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -2665,6 +2666,7 @@ class Server(socketserver.TCPServer):
         tick = struct.pack("@ll", 0, int(TICK * 1e6))           # struct timeval
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def start(self) -> None:
         """Begin to serve."""
