@@ -56,7 +56,6 @@ import selectors
 import shutil
 import signal
 import socket
-import socketserver
 import sqlite3
 import stat
 import struct
@@ -95,8 +94,8 @@ log = logging.getLogger("co2d")
 
 # -- messages ---------------------------------------------------------------------------------------------------------
 
-Headers = Tuple[Tuple[str, str], ...]
-Labels = Tuple[Tuple[str, Any], ...]
+Headers = tuple[tuple[str, str], ...]
+Labels = tuple[tuple[str, Any], ...]
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -106,20 +105,17 @@ class Request(NamedTuple):
 
     method: str
     target: str                         # as sent, for the log
-    path: Tuple[str, ...]               # decoded segments; "/" is ("",)
+    path: tuple[str, ...]               # decoded segments; "/" is ("",)
     last_segment: bytes                 # of the path, not decoded
-    query: List[Tuple[str, str]]        # decoded, in order
-    headers: Dict[str, str]             # names in lower case
+    query: list[tuple[str, str]]        # decoded, in order
+    headers: dict[str, str]             # names in lower case
     body: bytes = b""
     peer: str = "127.0.0.1"
     now: float = 0.0                    # UTC seconds
 
     def argument(self, name: str) -> str:
         """The first value of a query argument, "" without one."""
-        for key, value in self.query:
-            if key == name:
-                return value
-        return ""
+        return dict(reversed(self.query)).get(name, "")
 
 
 class Response(NamedTuple):
@@ -130,10 +126,10 @@ class Response(NamedTuple):
     content_type: str = "application/json"
     headers: Headers = ()
     note: str = ""                      # for the log
-    file: Optional[BinaryIO] = None     # sent in place of `body`, piece by piece, up to the size that it has at the start
+    file: BinaryIO | None = None        # sent in place of `body`, piece by piece, up to the size that it has at the start
     extra_seconds: float = 0.0          # a long file may take so many more than `request_seconds`
-    sent: Optional[Callable[[], None]] = None       # called when the kernel has taken the last byte, before the end
-    after: Optional[Callable[[Callable[[], None]], None]] = None    # stores what belongs to it, and calls what sends it
+    sent: Callable[[], None] | None = None          # called when the kernel has taken the last byte, before the end
+    after: Callable[[Callable[[], None]], None] | None = None       # stores what belongs to it, and calls what sends it
 
 
 class Refused(Exception):
@@ -152,7 +148,8 @@ class Refused(Exception):
 
 def json_response(value: Any, status: int = 200, note: str = "", headers: Headers = ()) -> Response:
     """Compact JSON on one line."""
-    return Response(status, _to_json(value).encode("utf-8", "surrogateescape") + b"\n", "application/json", headers, note)
+    body = _to_json(value).encode("utf-8", "surrogateescape") + b"\n"
+    return Response(status, body, headers=headers, note=note)
 
 
 def text_response(text: str, kind: str = "text/plain", headers: Headers = ()) -> Response:
@@ -172,13 +169,13 @@ def read_regular(root: str, parts: Sequence[str]) -> bytes:
         return file.read()
 
 
-def file_response(file: BinaryIO, kind: Optional[str] = None, headers: Headers = ()) -> Response:
+def file_response(file: BinaryIO, kind: str | None = None, headers: Headers = ()) -> Response:
     """The content of an open file. A small one is read here, another goes from the disk to the socket by itself."""
-    kind = kind or "application/octet-stream"
+    response = Response(200, b"", kind or "application/octet-stream", headers, file=file)
     if os.fstat(file.fileno()).st_size > SMALL_FILE:
-        return Response(200, b"", kind, headers, file=file)
+        return response
     with file:
-        return Response(200, file.read(), kind, headers)
+        return response._replace(body=file.read(), file=None)
 
 
 def http_date(now: float) -> str:
@@ -188,18 +185,13 @@ def http_date(now: float) -> str:
 
 def encode_head(response: Response, length: int, now: float) -> bytes:
     """Status line and header fields of a response whose body has `length` bytes."""
-    lines = [
-        "HTTP/1.1 %d %s" % (response.status, HTTPStatus(response.status).phrase),
-        "Date: " + http_date(now),
-        "Server: co2d",
-        "Connection: close",
-    ]
+    head = f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\n"
+    head += f"Date: {http_date(now)}\r\nServer: co2d\r\nConnection: close\r\n"
     if response.status != HTTPStatus.NOT_MODIFIED:
-        lines.append("Content-Type: " + response.content_type)
-        lines.append("Content-Length: %d" % length)
-    for header in response.headers:
-        lines.append("%s: %s" % header)
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        head += f"Content-Type: {response.content_type}\r\nContent-Length: {length}\r\n"
+    for name, value in response.headers:
+        head += f"{name}: {value}\r\n"
+    return head.encode("latin-1") + b"\r\n"
 
 
 # -- parsing ----------------------------------------------------------------------------------------------------------
@@ -207,15 +199,14 @@ def encode_head(response: Response, length: int, now: float) -> bytes:
 # the target may hold raw spaces and UTF-8, because the units send nicknames as they are.
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ((?:https?://[^/?#\x00-\x20\x7f]+)?/[^\x00-\x1f\x7f]*)"
-                           rb" HTTP/([0-9])\.([0-9])\Z")
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ((?:https?://[^/?#\x00-\x20\x7f]+)?(/[^\x00-\x1f\x7f]*))"
+                           rb" HTTP/([0-9]\.[0-9])\Z")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)[ \t]*\Z")
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?:^|[^\r])\n")
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
+_HOST = re.compile(r"(?:(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?)?\Z")
 _LENGTH = re.compile(r"[0-9]{1,10}\Z")
 _END_OF_HEAD = b"\r\n\r\n"
 METHODS = {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT"}
-_NOT_REPEATED = ("host", "content-length", "transfer-encoding")
 
 
 class RequestReader:
@@ -225,12 +216,11 @@ class RequestReader:
     """
 
     def __init__(self, max_body: int) -> None:
-        self.request: Optional[Request] = None
+        self.request: Request | None = None
         self.is_complete = False
         self._max_body = max_body
         self._buffer = b""
         self._searched = 0              # bytes of the buffer that hold no end of the head
-        self._line_is_checked = False
         self._body_length = 0
 
     def feed(self, data: bytes) -> None:
@@ -245,16 +235,6 @@ class RequestReader:
         assert self.request is not None
         return self.request._replace(body=self._buffer[:self._body_length], peer=peer, now=now)
 
-    @property
-    def has_begun(self) -> bool:
-        """The client has sent something."""
-        return self.request is not None or self._buffer != b""
-
-    @property
-    def expects_continue(self) -> bool:
-        """The client waits for a 100 Continue before it sends its body."""
-        return self.request is not None and not self.is_complete and "expect" in self.request.headers
-
     def _take_head(self) -> None:
         """Search only what is new: a head can come byte by byte."""
         start = max(0, self._searched - len(_END_OF_HEAD) + 1)
@@ -265,110 +245,86 @@ class RequestReader:
             return
         end += len(_END_OF_HEAD)
         if end > MAX_HEAD:
-            raise Refused(431, "head longer than %d bytes" % MAX_HEAD)
-        request = parse_head(self._buffer[:end])
+            raise Refused(431, f"head longer than {MAX_HEAD} bytes")
+        self.request = parse_head(self._buffer[:end])
         self._buffer = self._buffer[end:]
-        self.request = request
-        self._body_length = int(request.headers.get("content-length", "0"))
+        self._body_length = int(self.request.headers.get("content-length", "0"))
         if self._body_length > self._max_body:
-            raise Refused(413, "body longer than %d bytes" % self._max_body)
+            raise Refused(413, f"body longer than {self._max_body} bytes")
 
     def _check_beginning(self, start: int) -> None:
         """Refuse a head as early as possible. Its bytes before `start` have been checked."""
         if _FORBIDDEN.search(self._buffer, start):
             raise Refused(400, "control character, or a line that does not end in CRLF")
-        end_of_line = self._buffer.find(b"\r\n", start)
         if len(self._buffer) > MAX_HEAD:
-            is_long_line = end_of_line < 0 and not self._line_is_checked
-            raise Refused(414 if is_long_line else 431, "head longer than %d bytes" % MAX_HEAD)
-        if end_of_line >= 0 and not self._line_is_checked:
+            raise Refused(431 if b"\r\n" in self._buffer else 414, f"head longer than {MAX_HEAD} bytes")
+        end_of_line = self._buffer.find(b"\r\n", start)
+        if end_of_line >= 0 and b"\r\n" not in self._buffer[:start]:
             _parse_request_line(self._buffer[:end_of_line])
-            self._line_is_checked = True
 
 
 def parse_head(head: bytes) -> Request:
     """The request of a complete head; Refused when it is malformed."""
     request_line, *field_lines = head[:-len(_END_OF_HEAD)].split(b"\r\n")
-    method, target, minor_version = _parse_request_line(request_line)
+    method, target, origin, version = _parse_request_line(request_line)
     headers = _parse_fields(field_lines)
-    _check_headers(headers, minor_version)
-    place, _, query = _origin_form(target).partition(b"?")
+    _check_headers(headers, version)
+    place, _, query = origin.partition(b"?")
     segments = place[1:].split(b"/")
-    return Request(
-        method.decode(),
-        target.decode("utf-8", "replace"),
-        tuple(map(_decode, segments)),
-        segments[-1],
-        _parse_query(query),
-        headers,
-    )
+    path = tuple(map(_decode, segments))
+    return Request(method.decode(), target.decode("utf-8", "replace"), path, segments[-1], _parse_query(query), headers)
 
 
-def _parse_request_line(line: bytes) -> Tuple[bytes, bytes, bytes]:
-    """Method, target and minor version."""
+def _parse_request_line(line: bytes) -> tuple[bytes, ...]:
+    """Method, target, the target without scheme and host, version."""
     found = _REQUEST_LINE.match(line)
     if not found:
         raise Refused(400, "malformed request line")
-    method, target, major, minor = found.groups()
-    if major != b"1" or minor not in b"01":
+    if found[4] not in (b"1.0", b"1.1"):
         raise Refused(505, "HTTP/1.0 or HTTP/1.1 only")
-    if method not in METHODS:
+    if found[1] not in METHODS:
         raise Refused(501, "unknown method")
-    return method, target, minor
+    return found.groups()
 
 
-def _origin_form(target: bytes) -> bytes:
-    """/path?query of a target that may be an absolute URI."""
-    if target.startswith(b"/"):
-        return target
-    _, _, _, rest = target.split(b"/", 3)
-    return b"/" + rest
-
-
-def _parse_fields(lines: Sequence[bytes]) -> Dict[str, str]:
+def _parse_fields(lines: Sequence[bytes]) -> dict[str, str]:
     if len(lines) > MAX_FIELDS:
-        raise Refused(431, "more than %d header fields" % MAX_FIELDS)
-    headers: Dict[str, str] = {}
+        raise Refused(431, f"more than {MAX_FIELDS} header fields")
+    headers: dict[str, str] = {}
     for line in lines:
         found = _FIELD.match(line)
         if not found:
             raise Refused(400, "malformed header field")
         name = found[1].decode().lower()
-        if name in headers and name in _NOT_REPEATED:
+        if name in headers and name in ("host", "content-length", "transfer-encoding"):
             raise Refused(400, "repeated header field " + name)
         headers[name] = found[2].decode("latin-1")
     return headers
 
 
-def _check_headers(headers: Dict[str, str], minor_version: bytes) -> None:
+def _check_headers(headers: dict[str, str], version: bytes) -> None:
+    """A client that expects a 100 Continue gets none: after a second it sends its body all the same."""
     if "transfer-encoding" in headers:
-        is_smuggling = "content-length" in headers or minor_version == b"0"
+        is_smuggling = "content-length" in headers or version == b"1.0"
         raise Refused(400 if is_smuggling else 501, "Transfer-Encoding is not accepted")
     if not _LENGTH.match(headers.get("content-length", "0")):
         raise Refused(400, "malformed Content-Length")
-    if minor_version == b"1" and "host" not in headers:
+    if version == b"1.1" and "host" not in headers:
         raise Refused(400, "no Host")
-    if headers.get("host") and not _HOST.match(headers["host"].encode("latin-1")):
+    if not _HOST.match(headers.get("host", "")):
         raise Refused(400, "malformed Host")
-    if minor_version == b"0":
-        headers.pop("expect", None)                             # RFC 9110, 10.1.1: such a client cannot read a 100
-    if headers.get("expect", "100-continue").lower() != "100-continue":
-        raise Refused(417, "unknown expectation")
 
 
 def _decode(raw: bytes) -> str:
-    if b"%" in raw:
-        raw = unquote_to_bytes(raw)
-    return raw.decode("utf-8", "replace")
+    return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
 
 
-def _parse_query(query: bytes) -> List[Tuple[str, str]]:
+def _parse_query(query: bytes) -> list[tuple[str, str]]:
     """Arguments in order. A plus stays a plus: the units do not encode anything, and nicknames may hold one."""
     pairs = []
-    for part in query.split(b"&"):
+    for part in filter(None, query.split(b"&")):
         name, _, value = part.partition(b"=")
-        if part:
-            pairs.append((_decode(name), _decode(value)))
+        pairs.append((_decode(name), _decode(value)))
     return pairs
 
 
@@ -396,92 +352,65 @@ def mask_secret(secret: str, text: str) -> str:
     words = _WORD.split(text)
     for number, word in enumerate(words):
         folded = word.lower()
-        if len(word) >= half and any(piece in folded for piece in pieces):
+        if any(piece in folded for piece in pieces):
             words[number] = "*"
     return "".join(words)
 
 
-def request_for_log(secret: str, request: Request) -> str:
-    """Method and target, to stand between quotes. Where a secret is expected, what stands in its place is not shown."""
-    target = request.target
-    if secret:
-        first, *rest = request.path
-        shown = first if first in ("", "ou", "status", "data", "var", "healthz", "readyz", "metrics") else "*"
-        arguments = ["=".join(filter(None, pair)) for pair in request.query]
-        target = "/" + "/".join([shown, *rest]) + "?" * bool(arguments) + "&".join(arguments)
-        target = mask_secret(secret, target)
-    return request.method + " " + target.replace("\\", r"\x5c").replace('"', r"\x22")
-
-
-class LogFormatter(logging.Formatter):
-    """One line: a priority for journald when it reads the log, else a UTC time. `secret` is masked wherever it stands."""
-
-    def __init__(self, is_journald: bool, secret: str) -> None:
-        form = "%(message)s" if is_journald else "%(asctime)sZ %(levelname)s %(message)s"
-        super().__init__(form, "%Y-%m-%dT%H:%M:%S")
-        self.converter = time.gmtime
-        self.is_journald = is_journald
-        self.secret = secret
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = escape_unprintable(super().format(record).rstrip())
-        line = mask_secret(self.secret, line)
-        if not self.is_journald:
-            return line
-        priority = {"ERROR": 3, "WARNING": 4}.get(record.levelname, 6)          # sd-daemon(3)
-        return "<%d>%s" % (priority, line)
-
-
-def hide_secret(secret: str) -> None:
-    """From here on it is another secret that does not stand in the log."""
-    for handler in log.handlers:
-        if isinstance(handler.formatter, LogFormatter):
-            handler.formatter.secret = secret
-
-
 class LogWriter(logging.Handler):
-    """Hands lines to a thread that writes them to file descriptor `fd`, so that nobody else ever waits for a reader.
+    """Hands lines to a thread that writes them to stderr, so that nobody else ever waits for a reader.
 
     When MOST_LINES wait, because nobody reads, further lines are dropped and counted.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, is_journald: bool = False) -> None:
         super().__init__()
+        self.secret = ""                                        # is not written
         self.dropped = 0                                        # the handler's own lock guards this and the next
         self._told = 0                                          # of the dropped lines, those that the log speaks of
-        self._fd = fd
+        self._is_journald = is_journald
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
-        self._thread.start()
+        self._thread = _started(functools.partial(self._write_all, fd), "log")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called with the handler's lock held."""
-        if self._lines.qsize() < MOST_LINES:
-            self._speak_of_dropped()
-            self._lines.put(self.format(record))
-        else:
+        if self._lines.qsize() >= MOST_LINES:
             self.dropped += 1
+        else:
+            self._speak_of_dropped()
+            self._lines.put(self.line(record))
+
+    def line(self, record: logging.LogRecord) -> str:
+        """One line: a priority for journald when it reads the log (sd-daemon(3)), else a UTC time."""
+        if self._is_journald:
+            start = "<%d>" % {"ERROR": 3, "WARNING": 4}.get(record.levelname, 6)
+        else:
+            start = f"{seqfile.utc(record.created)}Z {record.levelname} "
+        return start + mask_secret(self.secret, escape_unprintable(record.getMessage().rstrip()))
 
     def _speak_of_dropped(self) -> None:
         if self._told < self.dropped:
-            self._lines.put("%d lines are missing here: nobody read the log" % (self.dropped - self._told))
+            self._lines.put(f"{self.dropped - self._told} lines are missing here: nobody read the log")
             self._told = self.dropped
 
-    def _write_all(self) -> None:
+    def _write_all(self, fd: int) -> None:
         for line in iter(self._lines.get, ""):
-            self._write(line)
-
-    def _write(self, line: str) -> None:
-        data = line.encode("utf-8", "backslashreplace") + b"\n"
-        with contextlib.suppress(OSError):                      # whoever reads the log has gone
-            while data:
-                data = data[os.write(self._fd, data):]
+            data = line.encode("utf-8", "backslashreplace") + b"\n"
+            with contextlib.suppress(OSError):                  # whoever reads the log has gone
+                while data:
+                    data = data[os.write(fd, data):]
 
     def finish(self, seconds: float) -> None:
         """Wait until all is written, but not for longer than that."""
         self._speak_of_dropped()
         self._lines.put("")
         self._thread.join(seconds)
+
+
+def _started(work: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 # -- health -----------------------------------------------------------------------------------------------------------
@@ -735,7 +664,7 @@ class Station:
         self.changed: Set[str] = set()
         self._changed_since = self.started
         self.connections: Callable[[], int] = lambda: 0         # the server's, once there is one
-        self.lines_dropped: Callable[[], int] = lambda: 0       # the log's
+        self.log_writer: LogWriter | None = None                # what writes the log, once there is one
         self.something_changed = threading.Event()
         self.quota = Quota(settings.data_dir)
         self.room_for_data = Room(settings.data_dir)
@@ -776,7 +705,7 @@ class Station:
         with self._lock:
             samples = dict(self.counters)
             samples["co2d_open_connections", ()] = self.connections()
-            samples["co2d_log_lines_dropped_total", ()] = self.lines_dropped()
+            samples["co2d_log_lines_dropped_total", ()] = self.log_writer.dropped if self.log_writer else 0
             samples["co2d_import_lag_seconds", ()] = self.clock() - self._changed_since if self.changed else 0
         return samples
 
@@ -1225,7 +1154,7 @@ def check_disk(station: Station) -> None:
 
 def check_log(station: Station, before: int) -> int:
     """Report that lines of the log are lost, if there are more than `before`; their number."""
-    dropped = station.lines_dropped()
+    dropped = station.log_writer.dropped if station.log_writer else 0
     text = "%d lines of the log are lost: nobody reads it (a full pipe, a stopped journald)" % dropped
     station.health.report("log", importer.WARNING, text if dropped > before else "")
     return dropped
@@ -1423,48 +1352,46 @@ ROUTES = [
     Route("GET", "/readyz", readyz, lane="people"),
     Route("GET", "/metrics", metrics, lane="people"),
 ]
-_SPLIT_ROUTES = [(route, tuple(route.pattern[1:].split("/"))) for route in ROUTES]
+
+SEGMENT_FORM = SEGMENT.pattern.replace(r"\Z", "")
+FORMS = {"<unit>": f"(?P<unit>{SEGMENT_FORM})", "<path>": f"(?P<path>{SEGMENT_FORM}(?:/{SEGMENT_FORM})*)", "<file>": "[^/]*"}
 
 
-def match_route(parts: Tuple[str, ...], request: Request) -> Optional[Dict[str, Any]]:
-    """What a request fills into the parts of a pattern, or None. What it fills in are plain names, but for <file>."""
-    filled: Dict[str, Any] = {}
-    path = request.path
-    if parts[-1] == "<file>":
-        filled["file"] = request.last_segment
-        parts, path = parts[:-1], path[:-1]
-    if parts[-1] == "<path>" and len(path) >= len(parts):
-        rest = path[len(parts) - 1:]
-        if not all(map(SEGMENT.match, rest)):
-            return None
-        filled["path"] = rest
-        parts, path = parts[:-1], path[:len(parts) - 1]
-    if len(parts) != len(path):
-        return None
-    for part, segment in zip(parts, path):
-        if part[:1] == "<":
-            if not SEGMENT.match(segment):
-                return None
-            filled[part[1:-1]] = segment
-        elif part != segment:
-            return None
-    return filled
+def _compile(pattern: str) -> re.Pattern[str]:
+    """A regular expression for paths; what stands in < > are plain names, but for <file>."""
+    form = re.escape(pattern)
+    for name, segments in FORMS.items():
+        form = form.replace(name, segments)
+    return re.compile(form + r"\Z")
 
 
-def find_route(request: Request) -> Tuple[Route, Dict[str, Any]]:
+_COMPILED = [(route, _compile(route.pattern)) for route in ROUTES]
+
+
+def find_route(request: Request) -> tuple[Route, dict[str, Any]]:
     """The first route that fits, and what the request fills in; 405 when only the method does not fit."""
-    allowed: Dict[str, None] = {}
-    for route, parts in _SPLIT_ROUTES:
-        filled = match_route(parts, request)
-        if filled is None:
-            continue
-        methods = (route.method, "HEAD") if route.method == "GET" else (route.method,)
-        if request.method in methods:
-            return route, filled
-        allowed.update(dict.fromkeys(methods))
+    place = "/" + "/".join(segment.replace("/", "\0") for segment in request.path)
+    allowed: list[str] = []
+    for route, form in _COMPILED:
+        found = form.match(place)
+        if found:
+            methods = [route.method, "HEAD"] if route.method == "GET" else [route.method]
+            if request.method in methods:
+                return route, _filled(route, found, request)
+            allowed += methods
     if allowed:
-        raise Refused(405, "method not allowed", (("Allow", ", ".join(allowed)),))
+        raise Refused(405, "method not allowed", (("Allow", ", ".join(dict.fromkeys(allowed))),))
     raise Refused(404, "not found")
+
+
+def _filled(route: Route, found: re.Match[str], request: Request) -> dict[str, Any]:
+    """Arguments of the endpoint."""
+    filled: dict[str, Any] = found.groupdict()
+    if "path" in filled:
+        filled["path"] = tuple(filled["path"].split("/"))
+    if route.pattern.endswith("<file>"):
+        filled["file"] = request.last_segment
+    return filled
 
 
 def strip_secret(secret: str, request: Request) -> Request:
@@ -1472,21 +1399,34 @@ def strip_secret(secret: str, request: Request) -> Request:
     if not secret:
         return request
     import hmac                                                 # brings 4 MB of OpenSSL
-    given = request.path[0].encode()
-    if hmac.compare_digest(given, secret.encode()) and len(request.path) > 1:
-        return request._replace(path=request.path[1:])
-    if request.path[0] == "ou":
+    first, *rest = request.path
+    if rest and hmac.compare_digest(first.encode(), secret.encode()):
+        return request._replace(path=tuple(rest))
+    if first == "ou":
         raise Refused(404, "not found")
     return request
 
 
 def unit_of(secret: str, request: Request) -> str:
     """The id of the unit that a request comes from, as it says; "" where it is no unit's request."""
-    try:
+    with contextlib.suppress(Refused):
         path = strip_secret(secret, request).path
-    except Refused:
-        return ""
-    return path[1] if path[0] == "ou" and len(path) > 2 and SEGMENT.match(path[1]) else ""
+        if path[0] == "ou" and len(path) > 2 and SEGMENT.match(path[1]):
+            return path[1]
+    return ""
+
+
+def request_for_log(secret: str, request: Request) -> str:
+    """Method and target, to stand between quotes. Where a secret is expected, what stands in its place is not shown."""
+    target = request.target
+    if secret:
+        first, *rest = request.path
+        known = {route.pattern.split("/")[1] for route in ROUTES}
+        shown = first if first in known else "*"
+        arguments = ["=".join(filter(None, pair)) for pair in request.query]
+        target = "/" + "/".join([shown, *rest]) + "?" * bool(arguments) + "&".join(arguments)
+        target = mask_secret(secret, target)
+    return request.method + " " + target.replace("\\", r"\x5c").replace('"', r"\x22")
 
 
 def respond(station: Station, request: Request, lane: Optional[str] = None) -> Union[Response, str]:
@@ -2269,22 +2209,13 @@ def restore(settings: Settings, arguments: argparse.Namespace) -> int:
 # A connection is an automaton: what it does in a state and where it goes from there is a row of STATES. No step waits. A
 # client that has to do something first is *parked*: it holds a descriptor, and no thread.
 
-MOST_DESCRIPTORS = 65536
-FILE_DESCRIPTORS = 64                   # for files, directories and the database; of many, a quarter
-WORKERS = 8                             # threads that serve; one that waits for the disk can do nothing else
-TICK = 0.5                              # seconds after which a thread that waits looks at the clock
-CLIENT_FAULTS = (501, 505)              # what a client asked for, not what went wrong here
 LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
-CROWDED_TICK = 0.02                     # the same while descriptors are lacking
-DISK_PATIENCE = 10.0                    # seconds that the answer to a unit can take before it is a problem
-STOP_PATIENCE = 5.0                     # seconds that a stop leaves to clients that are to do something
-LANES = ("people", "exports")           # each has a thread that answers what can take long
-MOST_WAITING = 16                       # requests in a lane
 PIECE = 64 << 10                        # bytes that are read at once
-SEND_BUFFER = 64 << 10                  # bytes in the kernel for each slow reader: together they must not take its memory
 FILE_PIECE = 256 << 10                  # bytes of a file that are sent before others have their turn
 TLS_RECORD = 16 << 10                   # bytes that TLS encrypts at once
+CLIENT_FAULTS = (501, 505)              # what a client asked for, not what went wrong here
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+TLS_WANTS = {2: READ, 3: WRITE}         # errno of ssl.SSLWantReadError and ssl.SSLWantWriteError
 _RESET = struct.pack("@ii", 1, 0)       # struct linger (SO_LINGER in socket(7))
 _IN_ORDER = struct.pack("@ii", 0, 0)
 
@@ -2293,196 +2224,110 @@ class Gone(Exception):
     """The client went away, was too slow, or was dropped."""
 
 
-class Link:
-    """The bytes of one client. No method waits: None says that the client has to do something first, `event` what.
+class Connection:
+    """One client, from accept to close. One thread at a time has it: a worker, or the one where it is parked.
 
     The listener is set to reset connections that are closed, and the kernel hands this on to each of them (`Server`). A
     unit ignores Content-Length: an orderly close in the middle of a reply would be the end of the file for it, and half
     an update would reach its flash. So whoever closes the socket resets the connection, the kernel after a SIGKILL
-    included, until `end_in_order`.
+    included, until the whole reply is handed over.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.event = READ
-
-    def receive(self, flags: int = 0) -> Optional[bytes]:
-        """What has come; nothing at the end."""
-        try:
-            return self.sock.recv(PIECE, socket.MSG_DONTWAIT | flags)
-        except BlockingIOError:
-            self.event = READ
-            return None
-
-    def send(self, data: memoryview) -> Optional[int]:
-        """Hand over the beginning of data; how many bytes that was."""
-        try:
-            return self.sock.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self.event = WRITE
-            return None
-
-    def send_file(self, file: BinaryIO, offset: int, length: int) -> Optional[int]:
-        """Hand over some bytes of a file, which do not pass through this process; how many that was."""
-        self.sock.setblocking(False)
-        try:
-            return os.sendfile(self.sock.fileno(), file.fileno(), offset, min(length, FILE_PIECE))
-        except BlockingIOError:
-            self.event = WRITE
-            return None
-
-    def end_in_order(self) -> None:
-        """All is handed over: what is left in the kernel is sent, and then an orderly end."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)
-
-    def say_goodbye(self) -> None:
-        """Say that nothing follows."""
-
-    def shut_down(self) -> None:
-        """End our side, but still read."""
-        self.say_goodbye()
-        self.sock.shutdown(socket.SHUT_WR)
-
-
-class TlsLink(Link):
-    """A link over TLS."""
-
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, sock: socket.socket, peer: str, station: Station, tls: ssl.SSLContext | None) -> None:
         sock.setblocking(False)
-        self.tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        super().__init__(self.tls)
-
-    def _attempt(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        import ssl                                              # it is there already
-        try:
-            return call(*arguments)
-        except (ssl.SSLWantReadError, BlockingIOError):
-            self.event = READ
-        except ssl.SSLWantWriteError:
-            self.event = WRITE
-        return None
-
-    def shake_hands(self) -> bool:
-        """Go on with the handshake; whether it is over."""
-        return self._attempt(self._shake_hands) is not None
-
-    def _shake_hands(self) -> bool:
-        self.tls.do_handshake()
-        return True
-
-    def receive(self, flags: int = 0) -> Optional[bytes]:
-        found: Optional[bytes] = self._attempt(self.tls.recv, PIECE)
-        return found
-
-    def send(self, data: memoryview) -> Optional[int]:
-        sent: Optional[int] = self._attempt(self.tls.send, data)
-        return sent
-
-    def send_file(self, file: BinaryIO, offset: int, length: int) -> Optional[int]:
-        piece = os.pread(file.fileno(), min(length, TLS_RECORD), offset)
-        return self.send(memoryview(piece)) if piece else 0
-
-    def say_goodbye(self) -> None:
-        """Without it the client could take the reply for cut off."""
-        with contextlib.suppress(OSError, ValueError):          # said before, or nobody there to hear it
-            self.tls.unwrap()
-
-
-class Connection:
-    """One client, from accept to close. One thread at a time has it: a worker, or the one where it is parked."""
-
-    def __init__(self, sock: socket.socket, peer: str, station: Station, tls: Optional[ssl.SSLContext]) -> None:
-        self.link = Link(sock)
+        self.sock: Any = sock           # from the handshake on, an ssl.SSLSocket
         self.peer = peer
         self.station = station
         self.tls = tls
+        self.event = READ               # what the client has to make possible
         self.accepted = self.heard = time.monotonic()           # heard: when the client last sent or took a byte
         self.reader = RequestReader(station.settings.max_body)
-        self.request: Optional[Request] = None
-        self.response: Optional[Response] = None
+        self.request: Request | None = None
+        self.response: Response | None = None
         self.is_slow = False            # the answer takes long, and not for the disk
         self.is_complete = False        # the kernel has taken the whole reply
         self._unsent = memoryview(b"")
-        self._file_position = 0
-        self._file_size = 0
+        self._position = self._size = 0                         # of the file that is sent
         self.enter("tls" if tls else "head")
 
     def enter(self, state: str) -> None:
         """From here on the time counts for another state."""
         self.state = state
         self.since = time.monotonic()
-        self._deadline = 0.0
 
-    @property
     def deadline(self) -> float:
         """When the state is to be over, as time.monotonic()."""
-        if not self._deadline:                                  # most are never asked for
-            self._deadline = STATES[self.state].deadline(self)
-        return self._deadline
+        row = STATES[self.state]
+        allowed = getattr(self.station.settings, row.limit, 0.0)
+        if self.response:
+            allowed += self.response.extra_seconds
+        return max(self.accepted + allowed, self.since + row.at_least)
 
-    def advance(self) -> bool:
-        """Go on until the client has to do something; True when the answer is to be found before."""
+    def advance(self) -> None:
+        """Go on until the client has to do something, or the answer is to be found, or all is over."""
         while self.state not in (ANSWER, CLOSED):
             row = STATES[self.state]
             try:
                 if not row.step(self):
-                    return False
+                    return
                 self.enter(row.then)
             except Refused as refused:
                 self.refuse(refused)
-        return self.state == ANSWER
 
     def refuse(self, refused: Refused) -> None:
         """Answer a request that is not complete."""
-        if STATES[self.state].refused == CLOSED:
+        state = STATES[self.state].refused
+        if state == CLOSED:
             raise Gone(refused.reason)
         self.station.count("co2d_requests_total", route="malformed", status=refused.status)
         self.request = self.reader.request
-        self.reply(refused.response(), STATES[self.state].refused)
+        self.reply(refused.response(), state)
 
     def reply(self, response: Response, state: str = "reply") -> None:
         """From here on the response is sent."""
         self.response = response
-        self._unsent = memoryview(self._encode(response))
+        size = os.fstat(response.file.fileno()).st_size if response.file else len(response.body)
+        data = encode_head(response, size, self.station.clock())
+        if not self.request or self.request.method != "HEAD":
+            data += response.body
+            self._size = size if response.file else 0
+        self._unsent = memoryview(data)
         self.enter(state)
 
-    def _encode(self, response: Response) -> bytes:
-        now = self.station.clock()
-        if response.file is None:
-            head = encode_head(response, len(response.body), now)
-            return head if self.is_head else head + response.body
-        size = os.fstat(response.file.fileno()).st_size
-        self._file_size = 0 if self.is_head else size
-        return encode_head(response, size, now)
-
-    @property
-    def is_head(self) -> bool:
-        """Only the head of the reply is wanted."""
-        return self.request is not None and self.request.method == "HEAD"
+    def _attempt(self, event: int, call: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a call on the socket; None if it would have to wait, for `self.event`."""
+        try:
+            result = call(*arguments)
+        except BlockingIOError:
+            self.event = event
+            return None
+        except OSError as error:
+            if not self.tls or error.errno not in TLS_WANTS:
+                raise
+            self.event = TLS_WANTS[error.errno]
+            return None
+        self.heard = time.monotonic()
+        return result
 
     # The steps: each returns whether the state has all that it needs.
 
     def shake_hands(self) -> bool:
         """Begin TLS if the client does; plain HTTP goes on if it may."""
-        if isinstance(self.link, TlsLink):
-            return self.link.shake_hands()
-        first = self.link.receive(socket.MSG_PEEK)
-        if first is None:
-            return False
-        if first[:1] == b"\x16" and self.tls:
-            self.link = TlsLink(self.link.sock, self.tls)
-            return self.link.shake_hands()
-        if first and self.station.settings.tls_only:
-            raise Refused(400, "this port speaks TLS")
-        return True
+        if not hasattr(self.sock, "do_handshake"):
+            first = self._attempt(READ, self.sock.recv, 1, socket.MSG_PEEK)
+            if first == b"\x16" and self.tls:
+                self.sock = self.tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+            elif first and self.station.settings.tls_only:
+                raise Refused(400, "this port speaks TLS")
+            else:
+                return first is not None
+        return self._attempt(READ, lambda: [self.sock.do_handshake()]) is not None
 
     def read_head(self) -> bool:
-        """Read the head; whoever waits for a 100 Continue gets it."""
-        while self.reader.request is None:
+        """Read the head of the request."""
+        while not self.reader.request:
             if not self._read():
                 return False
-        if self.reader.expects_continue:
-            self.link.send(memoryview(b"HTTP/1.1 100 Continue\r\n\r\n"))
         return True
 
     def read_body(self) -> bool:
@@ -2493,80 +2338,95 @@ class Connection:
         return True
 
     def _read(self) -> bool:
-        data = self.link.receive()
+        is_first = self.heard == self.accepted
+        data = self._attempt(READ, self.sock.recv, PIECE)
         if data is None:
             return False
         if not data:
-            raise Gone("closed by the client" if self.reader.has_begun else "")
-        self.heard = time.monotonic()
+            raise Gone("" if is_first else "closed by the client")
         self.reader.feed(data)
         return True
 
     def write(self) -> bool:
-        """Hand over what is left of the reply."""
+        """Hand over what is left of the reply; of a file one piece, then others have their turn."""
         while self._unsent:
-            count = self.link.send(self._unsent)
+            count = self._attempt(WRITE, self.sock.send, self._unsent)
             if count is None:
                 return False
-            self.heard = time.monotonic()
             self._unsent = self._unsent[count:]
-        if self._file_position < self._file_size:
-            self._write_file()
-        if self._file_position < self._file_size:
-            return False
-        self.link.end_in_order()
+        if self._position < self._size:
+            self._position += self._send_piece()
+            if self._position < self._size:
+                return False
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)
         self.is_complete = True
         return True
+
+    def _send_piece(self) -> int:
+        """Hand over bytes of the file, which do not pass through this process unless TLS encrypts them."""
+        assert self.response and self.response.file
+        fd = self.response.file.fileno()
+        left = self._size - self._position
+        self.event = WRITE
+        if not hasattr(self.sock, "do_handshake"):
+            count = self._attempt(WRITE, os.sendfile, self.sock.fileno(), fd, self._position, min(left, FILE_PIECE))
+        else:
+            piece = os.pread(fd, min(left, TLS_RECORD), self._position)
+            count = self._attempt(WRITE, self.sock.send, piece) if piece else 0
+        if count == 0:
+            raise Gone("the file has become shorter")
+        return count or 0
 
     def write_refusal(self) -> bool:
         """Hand over the refusal, and say that nothing follows."""
         if not self.write():
             return False
+        self._say_goodbye()
         with contextlib.suppress(OSError):                      # the client may have gone
-            self.link.shut_down()
+            self.sock.shutdown(socket.SHUT_WR)
         return True
-
-    def _write_file(self) -> None:
-        """Hand over one piece: others are to have their turn before the next."""
-        assert self.response and self.response.file
-        left = self._file_size - self._file_position
-        count = self.link.send_file(self.response.file, self._file_position, left)
-        self.link.event = WRITE
-        if count is not None:
-            if count == 0:
-                raise Gone("the file has become shorter")
-            self.heard = time.monotonic()
-            self._file_position += count
 
     def drain(self) -> bool:
         """Read away what still comes: closing before would take the refusal back from the client."""
-        return self.link.receive() == b""
+        return bool(self._attempt(READ, self.sock.recv, PIECE) == b"")
+
+    def _say_goodbye(self) -> None:
+        """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
+        if hasattr(self.sock, "unwrap"):
+            with contextlib.suppress(OSError, ValueError):      # said before, or nobody there to hear it
+                self.sock.unwrap()
 
     def close(self) -> None:
         """End the connection."""
         if self.is_complete:
-            self.link.say_goodbye()
-        self.link.sock.close()
+            self._say_goodbye()
+        self.sock.close()
         if self.response and self.response.file:
             self.response.file.close()
+
+    def log(self) -> None:
+        """One line about a reply that is complete, and the bytes for /metrics."""
+        assert self.response
+        settings = self.station.settings
+        received = len(self.request.body) if self.request else 0
+        self.station.count("co2d_received_bytes_total", received)
+        status = self.response.status
+        level = logging.ERROR if status >= 500 and status not in CLIENT_FAULTS else logging.INFO
+        if level > logging.INFO or not settings.quiet:
+            line = request_for_log(settings.secret, self.request) if self.request else "-"
+            took = (self.since - self.accepted) * 1000
+            log.log(level, '%s "%s" %d %d %.1fms %s', self.peer, line, status, received, took, self.response.note)
 
 
 class State(NamedTuple):
     """A row of STATES: `step` until it has all, then `then`; `refused` when the request is refused, or late."""
 
-    step: Callable[[Connection], bool]
+    step: Callable[[Connection], bool | None]
     then: str
     refused: str
     limit: str = ""                     # setting: seconds from accept
     at_least: float = 0.0               # seconds from the beginning of the state
     needs_worker: bool = False          # it can take the disk, or much computing
-
-    def deadline(self, connection: Connection) -> float:
-        """When the state is to be over, as time.monotonic()."""
-        allowed = getattr(connection.station.settings, self.limit) if self.limit else 0.0
-        if connection.response:
-            allowed += connection.response.extra_seconds
-        return max(connection.accepted + allowed, connection.since + self.at_least)
 
 
 ANSWER = "answer"                       # the request is complete, and what comes next is up to us
@@ -2582,30 +2442,25 @@ STATES = {
 }
 
 
-def log_request(connection: Connection, response: Response) -> None:
-    """One line, and the bytes for /metrics."""
-    settings = connection.station.settings
-    request = connection.request
-    received = len(request.body) if request else 0
-    connection.station.count("co2d_received_bytes_total", received)
-    is_fault_of_ours = response.status >= 500 and response.status not in CLIENT_FAULTS
-    level = logging.ERROR if is_fault_of_ours else logging.INFO
-    if settings.quiet and level == logging.INFO:
-        return
-    line = request_for_log(settings.secret, request) if request else "-"
-    milliseconds = (connection.since - connection.accepted) * 1000
-    log.log(level, '%s "%s" %d %d %.1fms %s', connection.peer, line, response.status, received, milliseconds,
-            response.note)
-
-
 # -- the server -------------------------------------------------------------------------------------------------------
 
+WORKERS = 8                             # threads that serve; one that waits for the disk can do nothing else
+LANES = ("people", "exports")           # each has a thread that answers what can take long
+MOST_WAITING = 16                       # requests in a lane
+LISTEN_QUEUE = 1024                     # clients that wait in the kernel until a worker has time
+SEND_BUFFER = 64 << 10                  # bytes in the kernel for each slow reader: together they must not take its memory
+MOST_DESCRIPTORS = 65536
+FILE_DESCRIPTORS = 64                   # for files, directories and the database; of many, a quarter
+TICK = 0.5                              # seconds after which a thread that waits looks at the clock
+CROWDED_TICK = 0.02                     # the same while descriptors are lacking
+DISK_PATIENCE = 10.0                    # seconds that the answer to a unit can take before it is a problem
+STOP_PATIENCE = 5.0                     # seconds that a stop leaves to clients that are to do something
 # When descriptors run out and clients wait, connections are dropped in this order: whose, and after how many seconds
 # without a byte. A unit that is refused loses a day, so those that are known here come last.
 DROP_ORDER = {"no head": 2.0, "page": 0.0, "unknown unit": 5.0, "unit": 30.0}
 
 
-class Server(socketserver.TCPServer):
+class Server:
     """Workers that serve, a thread where connections are parked, and one for each of LANES.
 
     Half of the workers wait in accept, and each takes a connection as far as it goes: that of a unit that sends its
@@ -2617,53 +2472,32 @@ class Server(socketserver.TCPServer):
     `_open` are single operations on a dictionary, which Python makes whole.
     """
 
-    request_queue_size = 1024
-    allow_reuse_address = True
-
-    def __init__(self, station: Station, listener: Optional[socket.socket] = None) -> None:
-        settings = station.settings
-        self.address_family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
-        super().__init__((settings.listen, settings.port), socketserver.BaseRequestHandler, bind_and_activate=False)
+    def __init__(self, station: Station, listener: socket.socket | None = None) -> None:
         self.station = station
+        self.tls = _tls_context(station.settings)
         self.is_inherited = listener is not None
-        self.tls = _tls_context(settings)
-        if listener:
-            self.socket.close()
-            self.socket = listener
-        else:
-            self._bind(settings)
+        self.socket = listener or _listen(station.settings)
         self._set_options()
         self.port = self.socket.getsockname()[1]
         self._stopped_at = float("inf")                         # as time.monotonic()
         self._accepts_no_more = threading.Event()
         self._is_over = threading.Event()
-        self._open: Dict[Connection, None] = {}
+        self._open: dict[Connection, None] = {}
         self._lock = threading.Lock()                           # guards the next two together
-        self._parked: Dict[Connection, None] = {}
+        self._parked: dict[Connection, None] = {}
         self._selector = selectors.DefaultSelector()
-        self._ready: queue.SimpleQueue[Optional[Connection]] = queue.SimpleQueue()
-        self._lanes: Dict[str, queue.SimpleQueue[Optional[Connection]]] = {lane: queue.SimpleQueue() for lane in LANES}
-        self._threads: List[threading.Thread] = []
-        self._acceptors: List[threading.Thread] = []
+        self._ready: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
+        self._lanes: dict[str, queue.SimpleQueue[Connection | None]] = {lane: queue.SimpleQueue() for lane in LANES}
+        self._threads: list[threading.Thread] = []
+        self._acceptors: list[threading.Thread] = []
         self._most = _most_connections()
-        self._lacks_descriptors = False
         self._is_hanging = False
         station.connections = self._open.__len__
 
-    def _bind(self, settings: Settings) -> None:
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            self.server_bind()
-            self.server_activate()
-        except OSError as error:
-            self.server_close()
-            raise OSError(error.errno, "%s port %d: %s" % (settings.listen, settings.port, error.strerror))
-
     def _set_options(self) -> None:
         """Options of the listener. Accepted sockets inherit them, which saves system calls for each."""
-        self.socket.setblocking(True)
         tick = struct.pack("@ll", 0, int(TICK * 1e6))           # struct timeval
+        self.socket.setblocking(True)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -2671,7 +2505,7 @@ class Server(socketserver.TCPServer):
     def start(self) -> None:
         """Begin to serve."""
         threading.stack_size(512 * 1024)
-        self._threads = [_started(self._watch_parked, "parked")]
+        self._threads.append(_started(self._watch_parked, "parked"))
         for lane in LANES:
             self._threads.append(_started(functools.partial(self._answer_lane, lane), lane))
         for _ in range(WORKERS // 2):
@@ -2683,40 +2517,40 @@ class Server(socketserver.TCPServer):
     def _accept_new(self) -> None:
         """Take new connections, but first those that are ready to go on."""
         while not self._accepts_no_more.is_set():
-            connection = None
             if not self._ready.empty():
                 with contextlib.suppress(queue.Empty):
-                    connection = self._ready.get_nowait()
+                    self._serve(self._ready.get_nowait())
             elif self._is_full():
                 time.sleep(CROWDED_TICK)
             else:
-                connection = self._accept()
-            if connection:
-                self._serve(connection)
+                self._serve(self._accept())
 
     def _resume_ready(self) -> None:
         for connection in iter(self._ready.get, None):
             self._serve(connection)
 
-    def _accept(self) -> Optional[Connection]:
+    def _accept(self) -> Connection | None:
         try:
             sock, address = self.socket.accept()                # the kernel wakes one thread for one connection
-        except OSError as error:                                # nobody came within TICK, or is gone again
-            self._lacks_descriptors = error.errno in (errno.EMFILE, errno.ENFILE)
+        except BlockingIOError:                                 # nobody came within TICK
+            return None
+        except OSError:                                         # gone again, or no descriptor is left
+            time.sleep(CROWDED_TICK)
             return None
         connection = Connection(sock, address[0], self.station, self.tls)
         self._open[connection] = None
         return connection
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection | None) -> None:
         """Go on until the client has to do something, or another thread goes on, or all is over."""
-        while self._advance(connection):
+        while connection and self._advance(connection):
             if connection.state == CLOSED:
                 self._end(connection)
                 return
             if not self._answer(connection):
                 return
-        self._park(connection)
+        if connection:
+            self._park(connection)
 
     def _advance(self, connection: Connection) -> bool:
         """Go on as far as the client lets us: to the answer or the end; False when it has to do something before."""
@@ -2771,13 +2605,13 @@ class Server(socketserver.TCPServer):
 
     def _end(self, connection: Connection) -> None:
         """Close a connection; note before that the reply was sent, and log it after that."""
-        response = connection.response if connection.is_complete else None
-        if response and response.sent:
+        response = connection.response
+        if connection.is_complete and response and response.sent:
             response.sent()
         self._open.pop(connection, None)
         connection.close()
-        if response:
-            log_request(connection, response)
+        if connection.is_complete:
+            connection.log()
 
     # Where connections are parked
 
@@ -2785,13 +2619,13 @@ class Server(socketserver.TCPServer):
         """Leave a connection until its client has done something."""
         with self._lock:
             self._parked[connection] = None
-            self._selector.register(connection.link.sock, connection.link.event, connection)
+            self._selector.register(connection.sock, connection.event, connection)
 
     def _unpark(self, connection: Connection) -> None:
         """Go on with a connection, or end it."""
         with self._lock:
             del self._parked[connection]
-            self._selector.unregister(connection.link.sock)
+            self._selector.unregister(connection.sock)
         if connection.state == CLOSED:
             self._end(connection)
         else:
@@ -2811,16 +2645,17 @@ class Server(socketserver.TCPServer):
 
     def _wake(self, connection: Connection) -> None:
         """The client of a parked connection has done something."""
-        event = connection.link.event
-        if STATES[connection.state].needs_worker or self._advance(connection) or connection.link.event != event:
+        event = connection.event
+        if STATES[connection.state].needs_worker or self._advance(connection) or connection.event != event:
             self._unpark(connection)
 
     def _look_after(self, now: float) -> None:
-        """Keep the deadlines, and make room when there is none."""
+        """Keep the deadlines, make room when there is none, and tell of a disk that hangs."""
+        is_stopped = now > self._stopped_at + STOP_PATIENCE
         for connection in list(self._parked):
-            if now > connection.deadline:
+            if now > connection.deadline():
                 self._come_too_late(connection)
-            elif now > self._stopped_at + STOP_PATIENCE and not self._is_taking_update(connection):
+            elif is_stopped and (connection.state != "reply" or self._kind_of(connection) != "unit"):
                 self._drop(connection, "the daemon stops")
         if self._is_full() and self._is_waited_for():
             self._make_room(now)
@@ -2828,10 +2663,11 @@ class Server(socketserver.TCPServer):
 
     def _tell_of_hanging(self, now: float) -> None:
         """Workers that wait for the disk can serve nobody else. All that looks at the disk may hang, so log it here."""
-        hanging = [c for c in list(self._open) if c.state == ANSWER and now - c.since > DISK_PATIENCE and not c.is_slow]
+        late = now - DISK_PATIENCE
+        hanging = sum(c.state == ANSWER and c.since < late and not c.is_slow for c in list(self._open))
         if hanging:
-            text = ("%d requests have waited for the disk for more than %d s, and others wait for them: see with dmesg "
-                    "whether the disk of %s fails" % (len(hanging), DISK_PATIENCE, self.station.settings.data_dir))
+            text = (f"{hanging} requests have waited for the disk for more than {DISK_PATIENCE:g} s, and others wait for "
+                    f"them: see with dmesg whether the disk of {self.station.settings.data_dir} fails")
             self.station.health.report("hanging", importer.CRITICAL, text)
             if not self._is_hanging:
                 log.error("%s", text)
@@ -2841,7 +2677,7 @@ class Server(socketserver.TCPServer):
 
     def _come_too_late(self, connection: Connection) -> None:
         try:
-            connection.refuse(Refused(408, "%s took too long" % connection.state))
+            connection.refuse(Refused(408, f"{connection.state} took too long"))
         except Gone as gone:
             self._drop(connection, str(gone))
         else:
@@ -2856,14 +2692,13 @@ class Server(socketserver.TCPServer):
 
     def _make_room(self, now: float) -> None:
         """Drop some of those that are the first in DROP_ORDER, the ones that have been silent the longest."""
+        parked = sorted(self._parked, key=lambda connection: connection.heard)
         for kind, patience in DROP_ORDER.items():
-            silent = [c for c in list(self._parked) if now - c.heard >= patience and self._kind_of(c) == kind]
-            silent.sort(key=lambda connection: connection.heard)
+            silent = [c for c in parked if now - c.heard >= patience and self._kind_of(c) == kind]
             for connection in silent[:1 + self._most // 16]:
                 self.station.count("co2d_dropped_connections_total", phase=connection.state)
                 self._drop(connection, "others need the descriptor")
             if silent:
-                self._lacks_descriptors = False
                 return
 
     def _kind_of(self, connection: Connection) -> str:
@@ -2876,11 +2711,8 @@ class Server(socketserver.TCPServer):
             return "page"
         return "unit" if os.path.isdir(self.station.data(unit)) else "unknown unit"
 
-    def _is_taking_update(self, connection: Connection) -> bool:
-        return connection.state == "reply" and self._kind_of(connection) == "unit"
-
     def _is_full(self) -> bool:
-        return self._lacks_descriptors or len(self._open) >= self._most
+        return len(self._open) >= self._most
 
     def _is_waited_for(self) -> bool:
         """Clients wait in the kernel's queue."""
@@ -2900,16 +2732,15 @@ class Server(socketserver.TCPServer):
         while not self.is_inherited and self._is_waited_for() and not self._has_stopped_for(STOP_PATIENCE):
             time.sleep(CROWDED_TICK)
         self._accepts_no_more.set()
+        allowed = self.station.settings.request_seconds
         for thread in self._acceptors:
-            thread.join(self.station.settings.request_seconds)
-        self.server_close()
-        while self._open and not self._has_stopped_for(self.station.settings.request_seconds):
+            thread.join(allowed)
+        self.socket.close()
+        while self._open and not self._has_stopped_for(allowed):
             time.sleep(CROWDED_TICK)
         self._is_over.set()
-        for lane in self._lanes.values():
-            lane.put(None)
-        for _ in self._threads:
-            self._ready.put(None)
+        for waiting in [*self._lanes.values(), *[self._ready] * WORKERS]:
+            waiting.put(None)
         for thread in self._threads:
             thread.join(TICK)
 
@@ -2917,10 +2748,14 @@ class Server(socketserver.TCPServer):
         return time.monotonic() > self._stopped_at + seconds
 
 
-def _started(work: Callable[[], None], name: str) -> threading.Thread:
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    thread.start()
-    return thread
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
+    try:
+        return socket.create_server((settings.listen, settings.port), family=family, backlog=LISTEN_QUEUE,
+                                    dualstack_ipv6=settings.listen == "::")
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise OSError(error.errno, f"{settings.listen} port {settings.port}: {reason}")
 
 
 def _most_connections() -> int:
@@ -3253,7 +3088,8 @@ class Daemon:
             later = [name for name in fixed if getattr(new, name) != fixed[name]]
             self.station.settings = new._replace(**fixed)
             self.station.archive = self.station.settings.archive()
-            hide_secret(new.secret)
+            if self.station.log_writer:
+                self.station.log_writer.secret = new.secret
             self.server.tls = tls                               # the same files, perhaps with a renewed certificate
             log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
         notify("READY=1")
@@ -3311,8 +3147,8 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def serve_until_stopped(settings: Settings, arguments: argparse.Namespace) -> int:
     """Set up logging, then be the daemon."""
-    writer = LogWriter(sys.stderr.fileno())
-    writer.setFormatter(LogFormatter(under_journald(), settings.secret))
+    writer = LogWriter(sys.stderr.fileno(), under_journald())
+    writer.secret = settings.secret
     log.addHandler(writer)
     logging.raiseExceptions = False                             # logging would write to stderr, and wait for a reader
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -3327,7 +3163,7 @@ def serve_until_stopped(settings: Settings, arguments: argparse.Namespace) -> in
             user = user_name(os.geteuid())
             remedy = "; make the directories of the configuration, give them to %s, and restart" % user
         raise Failed("cannot start: %s%s" % (error, remedy))
-    daemon.station.lines_dropped = lambda: writer.dropped
+    daemon.station.log_writer = writer
     status = daemon.run()
     writer.finish(LAST_WORDS)
     return status

@@ -135,7 +135,7 @@ def idle(tmp_path):
                                                "--var-dir", str(tmp_path / "var")])
     daemon = co2d.Daemon(co2d.settings_of(arguments), arguments)
     yield daemon
-    daemon.server.server_close()
+    daemon.server.socket.close()
     os.close(daemon.claim)
 
 
@@ -692,7 +692,7 @@ def test_a_reply_in_which_something_fails_ends_in_a_reset(tmp_path, monkeypatch)
     def fail(self, *_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(co2d.Link, "send_file", fail)
+    monkeypatch.setattr(co2d.Connection, "_send_piece", fail)
     assert_ends_in_an_error(sock)
     server.stop()
 
