@@ -117,6 +117,7 @@ def make_sequence_filename(number: int, match: Match) -> str:
     return "%s%04d%s" % (prefix, number, suffix)
 
 
+@functools.lru_cache(maxsize=1024)      # each chunk asks for its own
 def extract_sequence_number(name: str, match: Match) -> Optional[int]:
     """The number in a file name, or None when the name is not one of the sequence."""
     prefix, suffix = match
@@ -162,6 +163,7 @@ def raw_name(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+@functools.lru_cache(maxsize=1024)
 def kept_name(name: str) -> str:
     """The name under which a file of a unit's card is kept: safe in a path, in a log and in a terminal.
 
