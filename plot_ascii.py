@@ -1536,7 +1536,8 @@ def last_cell(
     if last is None:
         return Cell([None, None], [Span(none)])
     ts, value = last
-    return Cell([value, end - ts], [Span(none if stale else quantity.form % value)])
+    text = compact(value) if value > 999 else quantity.form % value
+    return Cell([value, end - ts], [Span(none if stale else text)])
 
 
 def range_cell(t: Table, row: SiteRow) -> Cell:

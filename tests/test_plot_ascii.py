@@ -527,6 +527,83 @@ def test_pings_show_each_stay_with_its_bounds(moves: str) -> None:
     """)
 
 
+def test_a_successor_that_is_still_in_the_lab_is_not_in_the_mean_of_the_site(tmp_path: object) -> None:
+    """Unit 2 is to take the place of unit 1 on the 20th; unit 3 is tested for site b, where nobody is yet."""
+    def level(ppm: int) -> List[Tuple[datetime, int, float]]:
+        return steady(ppm=lambda days: ppm)
+    db = archive(str(tmp_path), [Unit(1, level(400), daily()), Unit(2, level(500), daily()), Unit(3, level(600), daily())], """
+        1 a 30 deployed 2019-09-01 2019-09-20
+        2 a 30 lab_check 2019-09-01 2019-09-18
+        2 a 30 en_route 2019-09-18 2019-09-20
+        2 a 30 deployed 2019-09-20
+        3 b 20 lab_check 2019-09-01""")
+    one, two = records(page_of("co2", db, width=80, tz="UTC", xmin="2019-09-12"))
+    days = [at[:10] for at in page_of("co2", db, width=80, xmin="2019-09-12").axes["co2"]]
+    assert {round(ppm / 100) for ppm, day in zip(one["co2"], days) if day < "2019-09-20"} == {4}
+    assert {round(ppm / 100) for ppm, day in zip(one["co2"], days) if day >= "2019-09-20"} == {5}
+    assert {round(ppm / 100) for ppm in two["co2"]} == {6} and (one["min"], one["max"], one["ppm"]) == (400, 501, 501)
+    assert [line.split()[:2] for line in text_of("pings", db, glyphs="ascii", width=60).splitlines()[2:5]] == [
+        ["a", "########[######"], ["a", "######[#]"], ["b", "###############"]]
+
+
+@pytest.mark.parametrize("cells", range(40, 200, 9))
+def test_temperature_has_columns_of_six_hours_or_less_or_of_whole_days(four: str, cells: int) -> None:
+    """In columns of 12 hours night and day would alternate."""
+    for days in (1, 2, 5, 9, 14):
+        page = page_of("co2", four, width=cells, recent_days=days)
+        assert "12 h (T)" not in plot_ascii.to_text(page.lines)
+        assert "col = 12 h" not in text_of("co2", four, width=cells, recent_days=days, site="Vadsø")
+
+
+@pytest.mark.parametrize("cells, rows", [(80, 23), (46, 23), (46, 12), (80, 4), (20, 50)])
+@pytest.mark.parametrize("view, options", PAGES)
+def test_every_character_of_a_chart_is_in_the_legend(moves: str, four: str, view: str, options: Dict[str, object], cells: int,
+                                                     rows: int) -> None:
+    for db in (moves, four):
+        if "site" in options and db == moves:
+            continue
+        lines = plot_ascii.draw(view, db, Options(width=cells, glyphs="block", **options), seconds(NOW), rows).lines
+        legend = [line for line in lines[2:] if len(line) == 1 and line[0].style == "dim"]
+        known = "".join(line[0].text for line in legend)
+        drawn = "".join(span.text for line in lines[2:] if line not in legend for span in line)
+        meant = [char for char in "░▒─├▌┊━○▲▼▂" if char in drawn and not (view == "status" and char in "▂")]
+        assert [char for char in meant if char not in known and not (view in ("co2", "signal") and char == "▂")] == [], (known, drawn)
+
+
+def test_counts_are_never_cut(tmp_path: object) -> None:
+    """Unit 1 has 1200 values far above the others, and 85 degC as often."""
+    rows = [(when, 39000 if i % 2 else 420, 85.0 if i % 3 == 0 else temp) for i, (when, _, temp) in enumerate(steady(minutes=5))]
+    db = archive(str(tmp_path), [Unit(1, rows), Unit(2, steady())], "1 a 1 deployed\n2 b 1 deployed")
+    for cells in range(40, 120, 7):
+        line = next(line for line in text_of("co2", db, width=cells).splitlines() if line.startswith("a "))
+        assert re.search(r"▲\d+k? T▲\d+$", line) and "~" not in line, (cells, line)
+
+
+def test_a_value_is_not_shown_as_new_when_the_unit_should_have_called_twice_since(tmp_path: object) -> None:
+    for hours, ppm in ((30, "421"), (47, "421"), (60, "–")):
+        end = NOW - timedelta(hours=hours)
+        db = archive("%s/%d" % (tmp_path, hours), [Unit(1, steady(end=end), daily())], "1 a 1 deployed 2019-09-01")
+        row, = records(page_of("status", db))
+        assert ppm in text_of("status", db).splitlines()[2] and row["ppm"] == 421
+        assert row["ppm_age"] == hours * 3600 + 1800
+        assert ("last 42" in text_of("co2", db, site="a")) == (ppm == "–")
+
+
+def test_pages_begin_with_what_is_wrong_with_the_station_and_status_ends_with_what_is_wrong_with_units(four: str) -> None:
+    problems = [importer.Problem("disk", importer.CRITICAL, "", "the disk is full since 2019-09-26: remove what is not needed", 1),
+                importer.Problem("sensor:x", importer.WARNING, "co2unit-000000000003", "Vadsø (unit-03): no usable CO2", 1),
+                importer.Problem("late:x", importer.WARNING, "co2unit-000000000004", "it is late", 1)]
+    for view in plot_ascii.VIEWS:
+        page = plot_ascii.draw(view, four, Options(width=40), seconds(NOW), 12, problems=problems)
+        lines = plot_ascii.to_text(page.lines).splitlines()
+        assert lines[:2] == ["the disk is full since 2019-09-26:", "remove what is not needed"] and len(lines) <= 12, view
+        assert page.lines[0][0].style == "bad" and ("Vadsø (unit-03): no usable CO2" in lines) == (view == "status")
+        assert "it is late" not in lines
+    markup = plot_ascii.web_page("index", four, {}, True, seconds(NOW), problems=problems)
+    assert markup.count("the disk is full") == 1 and "no usable CO2" in markup
+    assert plot_ascii.web_page("index", four, {}, False, seconds(NOW), problems=problems).startswith("the disk is full since")
+
+
 def test_the_ribbon_shows_what_a_unit_was_doing(moves: str) -> None:
     assert text_of("co2", moves, rows=12, site="c", width=60, glyphs="ascii") == picture("""
     c  unit-06  12 Sep 00:00 .. 26 Sep 2019 12:00 UTC  100 %
@@ -1035,6 +1112,21 @@ def test_a_page_that_would_begin_after_its_end_is_refused(four: str) -> None:
             page_of("co2", four, **options)
     late = page_of("co2", four, NOW + timedelta(days=99), xmin="2019-12-01")
     assert set(map(str, records(late)[0]["co2"])) == {"None"} and late.facts["from"] == "2019-12-01T00:00Z"
+
+
+def test_a_name_in_a_url_that_nothing_has_is_no_page(four: str) -> None:
+    for query in ({"site": "Vadsoe"}, {"unit": "unit-77"}):
+        for html in (True, False):
+            with pytest.raises(importer.UnknownName, match="is called '%s'" % list(query.values())[0]):
+                plot_ascii.web_page("co2", four, query, html, seconds(NOW))
+    with pytest.raises(ValueError, match="^there is no option sites; there are xmin, "):
+        plot_ascii.web_page("co2", four, {"sites": "a"}, True, seconds(NOW))
+
+
+def test_a_stdout_that_is_closed_or_full_is_one_line(four: str) -> None:
+    for redirect, why in ((">&-", "stdout is closed"), (">/dev/full", "No space left on device")):
+        done = subprocess.run("%s %s --db %s %s" % (sys.executable, SCRIPT, four, redirect), shell=True, stderr=subprocess.PIPE, timeout=60)
+        assert (done.returncode, done.stderr.decode()) == (1, "plot_ascii: %s\n" % why)
 
 
 def test_wrong_arguments_exit_with_2(four: str) -> None:
