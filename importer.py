@@ -1136,10 +1136,10 @@ class Cut(NamedTuple):
 
     unit: str
     nickname: Optional[str]
-    plain: list[int]                    # the numbers of these lines among all that were given
+    width: int                          # fields of each
+    odd: list[int]                      # the numbers of the other lines among those that were given
     times: list[int]                    # UTC seconds
-    columns: list[list[Any]]        # in the order of PLAIN_COLUMNS, then raw values
-    more: int                           # fields behind those that are known, in all lines
+    columns: list[list[Any]]            # in the order of PLAIN_COLUMNS, then raw values
 
 
 PLAIN_COLUMNS = ["date", "time", "temp", "flash_count", *CO2, "ts", "co2", "co2_flag", "temp_flag", "qc"]
@@ -1188,17 +1188,18 @@ class Columns:
         qc = co2_bits(usable, missing) | code // OF_TEMP
         return total / usable if usable else None, co2_flag(qc), temp_flag(qc), qc
 
-    def cut(self, lines: Sequence[str]) -> Optional[Cut]:
+    def cut(self, lines: list[str]) -> Optional[Cut]:
         """The plain ones of these lines (bytes as Latin-1, without newline); None: there are hardly any."""
-        head, width = _head_of(lines)
-        tabs = map(str.count, lines, repeat("\t"))
-        plain = [found == width - 1 and line.startswith(head) and (width == NEEDED or line.find(_PREFIX, 1) < 0)
-                 for found, line in zip(tabs, lines)]
-        numbers = list(compress(count(), plain))
-        if not numbers:
+        unit, nick, width = _usual(lines)
+        tabs = list(map(str.count, lines, repeat("\t")))
+        odd = [number for number, found in enumerate(tabs) if found != width - 1]
+        if len(odd) == len(lines):
             return None
-        fields = "\t".join(compress(lines, plain)).split("\t")
-        days, clocks, temps, flashes, *others = [fields[at::width] for at in range(2, width)]
+        numbers = list(range(len(lines)))
+        take_out(odd, [numbers, lines])
+        text = "\t".join(lines)
+        fields = text.split("\t")
+        units, nicks, days, clocks, temps, flashes, *others = [fields[at::width] for at in range(width)]
         ten = others[:len(CO2)]
         codes = [self.temp_codes.column(temps), self.flash_codes.column(flashes), *map(self.ppm_codes.column, ten)]
         sums = list(map(sum, zip(*codes)))
@@ -1208,36 +1209,41 @@ class Columns:
             values.append(known if sum(known) < ODD else self.ppm.column(texts))
         raws = [self.raws.column(texts) for texts in others[len(CO2):len(CO2) + len(RAW)]]
         columns = [days, clocks, *values, times, sums, *raws]
-        if max(sums) >= BROKEN or min(times) < self.first or max(times) > self.latest:
-            self._take_out_odd(numbers, columns, times, sums)
-        return self._finish(head, numbers, columns, max(0, width - KNOWN) * len(numbers)) if numbers else None
+        if (max(sums) >= BROKEN or min(times) < self.first or max(times) > self.latest or units.count(unit) < len(lines)
+                or nicks.count(nick) < len(lines) or text.count(_PREFIX) > len(lines)):
+            broken = [at for at, ts in enumerate(times)
+                      if sums[at] >= BROKEN or not self.first <= ts <= self.latest or units[at] != unit
+                      or nicks[at] != nick or _PREFIX in lines[at][1:]]
+            odd = sorted(odd + [numbers[at] for at in broken])
+            take_out(broken, columns)
+        return self._finish((unit, nick, width), odd, columns) if times else None
 
-    def _take_out_odd(self, numbers: list[int], columns: list[list[Any]], times: list[int], sums: list[int]) -> None:
-        """Take lines with a broken field or a strange time out of all columns; mostly there are few."""
-        fine = [code < BROKEN and self.first <= ts <= self.latest for code, ts in zip(sums, times)]
-        for column in (numbers, *columns):
-            column[:] = compress(column, fine)
-
-    def _finish(self, head: str, numbers: list[int], columns: list[list[Any]], more: int) -> Cut:
+    def _finish(self, usual: Tuple[str, str, int], odd: list[int], columns: list[list[Any]]) -> Cut:
         """The columns with what their sums mean in place of the sums."""
         at = PLAIN_COLUMNS.index("co2")
-        sums = columns[at]
-        meanings = self.meanings.column(sums)
+        meanings = self.meanings.column(columns[at])
         columns[at:at + 1] = [list(map(operator.itemgetter(part), meanings)) for part in range(len(meanings[0]))]
-        unit, nick, _ = head.encode("latin-1").decode("utf-8", "replace").split("\t")
         times = columns[PLAIN_COLUMNS.index("ts")]
-        return Cut(unit, nickname(nick), numbers, times, columns, more)
+        unit, nick, width = usual
+        return Cut(unit, nickname(nick.encode("latin-1").decode("utf-8", "replace")), width, odd, times, columns)
 
 
-def _head_of(lines: Sequence[str]) -> Tuple[str, int]:
-    """What most lines begin with, unit and nickname, and their number of fields: as in the first of the lines in the
-    middle that looks plain; something that no line has when none of a few does."""
+def take_out(numbers: Sequence[int], columns: Iterable[list[Any]]) -> None:
+    """Delete the items with these numbers, which are few, from each column."""
+    for column in columns:
+        for number in reversed(numbers):
+            del column[number]
+
+
+def _usual(lines: Sequence[str]) -> Tuple[str, str, int]:
+    """Unit, nickname and number of fields of most lines: those of the first line from the middle on that looks plain; a
+    number that no line has when none of a few does."""
     middle = len(lines) // 2
     for line in lines[middle:middle + 9]:
         fields = line.split("\t")
         if len(fields) >= NEEDED and _UNIT_ID.match(fields[0]) and not _CONTROL.search(fields[1]):
-            return "%s\t%s\t" % (fields[0], fields[1]), len(fields)
-    return "?", 0
+            return fields[0], fields[1], len(fields)
+    return "", "", 0
 
 
 # -- reading a source -------------------------------------------------------------------------------------------------
@@ -1392,12 +1398,13 @@ class Reader:
     """Reads what is new in one source into the database. A format names one of `by_column`, `by_line`, `as_log` and
     `as_table`; each deals with every byte up to the end of the last complete line."""
 
-    def __init__(self, db: sqlite3.Connection, source: Source, account: Account, columns: Columns, is_new: bool) -> None:
+    def __init__(self, db: sqlite3.Connection, source: Source, account: Account, columns: Columns,
+                 days: Optional[Days]) -> None:
         self.db = db
-        self.is_new = is_new            # the database was empty before this import
         self.source = source
         self.account = account
         self.columns = columns
+        self.days = days                # of a new database
         self.rules = columns.rules
         self.format = FORMATS[source.kind]
         self.at = {name: number for number, name in enumerate(self.format.columns)}
@@ -1529,33 +1536,32 @@ class Reader:
         account = self.account
         lines = block.decode("latin-1").split("\n")
         lines.pop()                                             # behind the last newline
-        sizes = [len(line) + 1 for line in lines]
-        offsets = list(accumulate(sizes, initial=account.done))
+        number, begin, total = account.lines + 1, account.done, len(lines)
+        offsets = list(map(operator.add, accumulate(map(len, lines), initial=begin), count()))
         if b"\r" in block:
             lines = [line[:-1] if line.endswith("\r") else line for line in lines]
-        cut = self.columns.cut(lines) if max(sizes) <= LONGEST_LINE else None
+        cut = self.columns.cut(lines) if max(map(len, lines)) < LONGEST_LINE else None
         if cut is None:
             self._take_lines(block)
             return
-        self._insert_plain(cut, [offsets[number] for number in cut.plain])
-        number, begin = account.lines + 1, account.done
-        account.lines += len(lines)
+        account.lines += total
         account.done += len(block)
-        account.imported += len(cut.plain)
-        account.extra_fields += cut.more
-        odd_bytes = 0
+        account.imported += len(cut.times)
+        account.imported_bytes += len(block)
+        account.extra_fields += len(cut.times) * max(0, cut.width - KNOWN)
         at = 0                          # lines before this one were passed
-        odd = sorted(set(range(len(lines))).difference(cut.plain)) if len(cut.plain) < len(lines) else []
-        for passed, index in enumerate(odd):
+        for passed, index in enumerate(cut.odd):
             self._passed(cut.times[at - passed:index - passed])
             raw = block[offsets[index] - begin:offsets[index + 1] - begin]
+            account.imported_bytes -= len(raw)                  # it is judged alone
             self._take_line(Line(number + index, offsets[index], raw, whole=True))
-            odd_bytes += len(raw)
             at = index + 1
-        self._passed(cut.times[at - len(odd):])
-        account.imported_bytes += len(block) - odd_bytes
-        if self.is_new:
-            roll_up_cut(self.db, cut, self.rules.limits)
+        self._passed(cut.times[at - len(cut.odd):])
+        offsets.pop()
+        take_out(cut.odd, [offsets])
+        self._insert_plain(cut, offsets)
+        if self.days:
+            self.days.add(cut)
         else:
             self.times.setdefault(cut.unit, []).extend(cut.times)
 
@@ -1579,7 +1585,7 @@ class Reader:
 
     def _tell_news(self) -> None:
         for unit, times in self.times.items():
-            if not self.is_new:
+            if not self.days:
                 self.news.setdefault(unit, News()).add(times)
             elif self.source.kind == "readings":
                 open_days(self.db, unit, {ts // DAY for ts in times})
@@ -1872,16 +1878,15 @@ _REPEATS = """
     WHERE n > 1"""
 
 
-def drop_repeats(db: sqlite3.Connection, kind: str, unit: str, first: int, last: int) -> list[int]:
-    """Of exact repeats between two times leave the one with the smallest (source, offset). The times of those that
-    went."""
+def drop_repeats(db: sqlite3.Connection, kind: str, unit: str, first: int, last: int) -> int:
+    """Of exact repeats between two times leave the one with the smallest (source, offset); how many went."""
     table, same = FORMATS[kind].table, FORMATS[kind].repeats
-    dropped = []
+    dropped = 0
     for ts, in db.execute(_SAME_TIMES.format(table), (unit, first, last)).fetchall():
         for rowid, source in db.execute(_REPEATS.format(table, same), (unit, ts)).fetchall():
             db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
             db.execute("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?", (source,))
-            dropped.append(ts)
+            dropped += 1
     return dropped
 
 
@@ -1967,19 +1972,35 @@ def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[in
 def judge_between(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Set[int]:
     """Judge a unit's readings between two times, where rows came or went, and those whose stretch of equal means
     reaches up to them. The days in which something changed."""
-    first = _end_of_stretch(db, (unit, first), "ts < ? " + _BACKWARD)
-    last = _end_of_stretch(db, (unit, last), "ts > ? " + _FORWARD)
-    rows = db.execute(_MEANS % ("ts BETWEEN ? AND ? " + _FORWARD),
-                      (unit, first - limits.spike_gap, last + limits.spike_gap)).fetchall()
-    if not rows:
-        return set()
-    _, times, co2, bits = zip(*rows)
-    if not any(qc & (QC_SPIKE | QC_FLAT) for qc in bits) and not suspicious_times(times, co2, bits, limits):
-        return set()
+    rows, first, last = _values_around(db, unit, first, last, limits)
     values = list(map(Value._make, rows))
     changed = judge(values, first, last, limits)
     set_qc(db, changed)
     return {value.ts // DAY for value in values if value.rowid in changed}
+
+
+def judge_days(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Set[int]:
+    """The same for days, of which most hold nothing of interest."""
+    rows, _, _ = _values_around(db, unit, first * DAY, last * DAY + DAY - 1, limits)
+    if not rows:
+        return set()
+    _, times, co2, bits = zip(*rows)
+    suspicious = {ts // DAY for ts in suspicious_times(times, co2, bits, limits)}
+    suspicious |= {ts // DAY for ts, qc in zip(times, bits) if qc & (QC_SPIKE | QC_FLAT)}
+    changed: Set[int] = set()
+    for day in suspicious:
+        changed |= judge_between(db, unit, day * DAY, day * DAY + DAY - 1, limits)
+    return changed
+
+
+def _values_around(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Tuple[list[Row], int, int]:
+    """Rows of `Value` between two times and around them, as far as neighbours count; the times between which these
+    determine what is a spike or flat."""
+    first = _end_of_stretch(db, (unit, first), "ts < ? " + _BACKWARD)
+    last = _end_of_stretch(db, (unit, last), "ts > ? " + _FORWARD)
+    rows = db.execute(_MEANS % ("ts BETWEEN ? AND ? " + _FORWARD),
+                      (unit, first - limits.spike_gap, last + limits.spike_gap))
+    return rows.fetchall(), first, last
 
 
 def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str) -> int:
@@ -2039,7 +2060,7 @@ def settle_days(db: sqlite3.Connection, unit: str, days: Set[int], limits: Limit
     """Judge days in which rows came or went, and make the rollups. These days, and others that changed with them."""
     changed = set(days)
     for first, last in runs_of(days):
-        changed |= judge_between(db, unit, first * DAY, (last + 1) * DAY - 1, limits)
+        changed |= judge_days(db, unit, first, last, limits)
     for first, last in runs_of(changed):
         roll_up(db, unit, first, last)
     return changed
@@ -2052,47 +2073,64 @@ def runs_of(days: Iterable[int]) -> Iterator[Tuple[int, int]]:
         yield numbered[0][1], numbered[-1][1]
 
 
-# A new database: all is new, and reading all readings once more would take a third of the time of an import. So rollups
-# are made of the columns of a `Cut`, for the days that lie inside it. All other days are *open*: the first and last of a
-# cut (more may follow), those that come twice, those with lines that were judged one by one, and those in which there
-# may be a spike or a flat stretch. Open days have n = -1 in `daily` until they are settled from the readings.
+# In a new database all is new: to read all readings once more would take a third of the time of an import. So rollups
+# are made of the columns of cuts, as they come. Days of which that is not sure to be all, or which may hold a spike or a
+# flat stretch, are *open*: they have n = -1 in `daily` until they are settled from the readings.
 
 OPEN = -1
-_CLOSE_DAY = insert_sql("daily", DAILY) + " ON CONFLICT(unit_id, day) DO UPDATE SET n = %d" % OPEN
-_OPEN_DAY = "INSERT INTO daily(unit_id, day, n) VALUES (?, ?, %d) " % OPEN + _CLOSE_DAY[_CLOSE_DAY.index("ON CONFLICT"):]
-
-
-def roll_up_cut(db: sqlite3.Connection, cut: Cut, limits: Limits) -> None:
-    """Rollups of the days inside a cut of a new database; the others become open."""
-    times = cut.times
-    if any(map(operator.ge, times, times[1:])):                 # not in order, or a time comes twice
-        open_days(db, cut.unit, {ts // DAY for ts in times})
-        return
-    co2, temps, bits = [cut.columns[PLAIN_COLUMNS.index(name)] for name in ("co2", "temp", "qc")]
-    suspicious = suspicious_times(times, co2, bits, limits)
-    rows = []
-    opened = {times[0] // DAY, times[-1] // DAY, *(ts // DAY for ts in suspicious)}
-    begin = bisect.bisect_left(times, (times[0] // DAY + 1) * DAY)
-    while begin < len(times):
-        day = times[begin] // DAY
-        end = bisect.bisect_left(times, (day + 1) * DAY, begin)
-        if day not in opened:
-            rows.append((cut.unit, *day_of(times[begin:end], co2[begin:end], temps[begin:end], bits[begin:end])))
-        begin = end
-    db.executemany(_CLOSE_DAY, rows)
-    open_days(db, cut.unit, opened)
+_INSERT_DAY = insert_sql("daily", DAILY) + " ON CONFLICT(unit_id, day) DO UPDATE SET n = %d" % OPEN
+_OPEN_DAY = _INSERT_DAY.replace(", ".join(DAILY), ", ".join(DAILY[:3])).replace("?, " * len(DAILY[3:]), "")
 
 
 def open_days(db: sqlite3.Connection, unit: str, days: Iterable[int]) -> None:
     """These days are to be settled."""
-    db.executemany(_OPEN_DAY, [(unit, day) for day in days])
+    db.executemany(_OPEN_DAY, [(unit, day, OPEN) for day in days])
 
 
-def settle_open_days(db: sqlite3.Connection, limits: Limits) -> None:
-    """Settle what is open."""
-    rows = db.execute("SELECT unit_id, day FROM daily WHERE n = %d ORDER BY unit_id, day" % OPEN).fetchall()
-    for unit, days in groupby(rows, operator.itemgetter(0)):
-        settle_days(db, unit, {day for _, day in days}, limits)
+class Days:
+    """Makes the rollups of a new database. Open become: the first day and the last of a unit (of each run of cuts that
+    follow each other), days that come twice, and suspicious ones."""
+
+    def __init__(self, db: sqlite3.Connection, limits: Limits) -> None:
+        self.db = db
+        self.limits = limits
+        # The last two days of the cut before: its unit; times, co2, temp and qc. The last of them is not in `daily` yet.
+        self.kept: Tuple[str, list[list[Any]]] = ("", [])
+
+    def add(self, cut: Cut) -> None:
+        """Take the days of a cut; its last one may go on in the next cut."""
+        columns = [cut.times, *[cut.columns[PLAIN_COLUMNS.index(name)] for name in ("co2", "temp", "qc")]]
+        unit, before = self.kept
+        if unit == cut.unit and before[0][-1] < cut.times[0]:
+            day = before[0][-1] // DAY
+            columns = [kept + new for kept, new in zip(before, columns)]
+        else:
+            self.finish()
+            day = cut.times[0] // DAY + 1
+            open_days(self.db, cut.unit, [day - 1])
+        times, co2, temps, bits = columns
+        if any(map(operator.ge, times, times[1:])):             # not in order, or a time comes twice
+            open_days(self.db, cut.unit, {ts // DAY for ts in times})
+            self.kept = ("", [])
+            return
+        rows = []
+        begin = bisect.bisect_left(times, day * DAY)
+        last_day = bisect.bisect_left(times, times[-1] // DAY * DAY)
+        while begin < last_day:
+            end = bisect.bisect_left(times, (times[begin] // DAY + 1) * DAY, begin)
+            rows.append((cut.unit, *day_of(times[begin:end], co2[begin:end], temps[begin:end], bits[begin:end])))
+            begin = end
+        self.db.executemany(_INSERT_DAY, rows)
+        open_days(self.db, cut.unit, {ts // DAY for ts in suspicious_times(times, co2, bits, self.limits)})
+        two_days = bisect.bisect_left(times, (times[-1] // DAY - 1) * DAY)
+        self.kept = (cut.unit, [column[two_days:] for column in columns])
+
+    def finish(self) -> None:
+        """No cut follows that goes on with the last day."""
+        unit, columns = self.kept
+        if unit:
+            open_days(self.db, unit, [columns[0][-1] // DAY])
+        self.kept = ("", [])
 
 
 # -- importing --------------------------------------------------------------------------------------------------------
@@ -2169,7 +2207,7 @@ class Import:
 
     def __init__(self, db: sqlite3.Connection, rules: Rules, progress: Progress = None, is_new: bool = False) -> None:
         self.db = db
-        self.is_new = is_new            # the database is empty, and has no indexes yet
+        self.days = Days(db, rules.limits) if is_new else None  # the database is empty, and has no indexes yet
         self.rules = rules
         self.progress = progress or (lambda done: None)
         self.ledger = Ledger(db)
@@ -2240,8 +2278,9 @@ class Import:
                 self._remove_rows(source)
             account = self.ledger.accounts[source.id] = Account(source.key)
         before = copy.copy(account)
+        kept = self.days and self.days.kept
         self.db.execute("SAVEPOINT source")
-        reader = Reader(self.db, source, account, self.columns, self.is_new)
+        reader = Reader(self.db, source, account, self.columns, self.days)
         failure: Optional[Exception] = None
         try:
             each.read(reader, file, size)
@@ -2253,7 +2292,9 @@ class Import:
             failure = error
             self.db.execute("ROLLBACK TO source")
             self.ledger.accounts[source.id] = before
-            reader = Reader(self.db, source, before, self.columns, self.is_new)
+            if self.days and kept:
+                self.days.kept = kept
+            reader = Reader(self.db, source, before, self.columns, self.days)
         reader.flush()
         self.db.execute("RELEASE source")
         self._count(reader, before.imported)
@@ -2313,18 +2354,21 @@ class Import:
     def settle_all(self) -> None:
         """The same in a new database, into which other databases may have been copied."""
         for kind, each in FORMATS.items():
-            for unit in sorted(_units_in(self.db, each.table)) if each.repeats else ():
-                dropped = self._drop_repeats(kind, unit, -FOREVER, FOREVER)
-                if kind == "readings":
-                    open_days(self.db, unit, {ts // DAY for ts in dropped})
-        settle_open_days(self.db, self.rules.limits)
+            if each.repeats and kind != "readings":
+                for unit in sorted(_units_in(self.db, each.table)):
+                    self._drop_repeats(kind, unit, -FOREVER, FOREVER)
+        rows = self.db.execute("SELECT unit_id, day FROM daily WHERE n = %d ORDER BY unit_id, day" % OPEN).fetchall()
+        for unit, opened in groupby(rows, operator.itemgetter(0)):
+            days = {day for _, day in opened}
+            for first, last in runs_of(days):
+                self._drop_repeats("readings", unit, first * DAY, last * DAY + DAY - 1)
+            settle_days(self.db, unit, days, self.rules.limits)
         self.db.execute("UPDATE last_import SET at = ?, mark = 1", (self.rules.now,))
 
-    def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> list[int]:
+    def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> None:
         dropped = drop_repeats(self.db, kind, unit, first, last)
-        self.summary.rows[kind] -= len(dropped)
-        self.summary.repeated += len(dropped)
-        return dropped
+        self.summary.rows[kind] -= dropped
+        self.summary.repeated += dropped
 
 
 def _open_no_link(path: str, flags: int) -> int:
@@ -2708,6 +2752,8 @@ def _fill(sources: Iterable[Source], rules: Rules, progress: Progress, db: sqlit
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, rules, progress, is_new=True)
     run.take(sources)
+    if run.days:
+        run.days.finish()
     run.ledger.write()
     db.execute("COMMIT")
     return run
