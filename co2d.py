@@ -627,8 +627,9 @@ class Quota:
     def _exceeds(self, count: Count, chunk: seqfile.Chunk, settings: Settings) -> bool:
         if count.bytes + len(chunk.data) > settings.max_unit_bytes:
             return True
-        path = os.path.join(self.data_dir, *chunk.key, seqfile.kept_name(chunk.name))
-        return count.files >= settings.max_unit_files and not os.path.lexists(path)
+        if count.files < settings.max_unit_files:
+            return False
+        return not os.path.lexists(os.path.join(self.data_dir, *chunk.key, chunk.kept))
 
     def _count(self, chunk: seqfile.Chunk) -> Count:
         """Count anew. That is work where there are many files, so a unit that exceeds its quota has it once a minute."""
@@ -787,7 +788,7 @@ def push(station: Station, request: Request, unit: str, path: Tuple[str, ...], f
     if not request.body:
         raise Refused(400, "empty body")
     name = file.decode("utf-8", "surrogateescape")
-    chunk = seqfile.Chunk(unit, path, name, int(offsets[0]), request.body, request.now)
+    chunk = seqfile.Chunk((unit, *path), name, int(offsets[0]), request.body, request.now)
     try:
         receipt = _store(station, chunk)
     except (Refused, OSError) as error:
@@ -812,9 +813,8 @@ def _note_receipt(station: Station, chunk: seqfile.Chunk, receipt: seqfile.Recei
     station.quota.charge(chunk, receipt)
     station.count("co2d_chunks_total", kind=receipt.kind)
     station.count("co2d_stored_bytes_total", receipt.grew)
-    kept = seqfile.kept_name(chunk.name)
     if receipt.set_aside:
-        log.warning("%s sent other bytes for %s: the old ones are in %s", chunk.unit, kept, receipt.set_aside)
+        log.warning("%s sent other bytes for %s: the old ones are in %s", chunk.unit, chunk.kept, receipt.set_aside)
         station.touch(receipt.set_aside)
     if receipt.asked:
         log.info("%s is asked for %s again", chunk.unit, receipt.ack[0])
@@ -822,7 +822,7 @@ def _note_receipt(station: Station, chunk: seqfile.Chunk, receipt: seqfile.Recei
         if not receipt.kept:
             station.count("co2d_strange_bytes_dropped_total", len(chunk.data))
     elif receipt.kind != "gap":
-        station.touch(station.data(*chunk.key, kept))
+        station.touch(station.data(*chunk.key, chunk.kept))
 
 
 def _acknowledge(receipt: seqfile.Receipt) -> Response:

@@ -192,35 +192,21 @@ def _formatted(whole: int, form: str) -> str:
 # -- deciding ---------------------------------------------------------------------------------------------------------
 
 
-class Chunk(NamedTuple):
+class Chunk:
     """Bytes of a file on a unit's card, from `offset` on, that came at UTC second `now`."""
 
-    unit: str
-    folder: tuple[str, ...]             # ("data", "readings")
-    name: str                           # as on the card
-    offset: int
-    data: bytes
-    now: float
-
-    @property
-    def end(self) -> int:
-        """The position behind its last byte."""
-        return self.offset + len(self.data)
-
-    @property
-    def key(self) -> Key:
-        """Where it belongs: the parts of the path of its directory."""
-        return (self.unit, *self.folder)
-
-    @property
-    def match(self) -> Optional[Match]:
-        """The names of the sequence that its directory is for."""
-        return SEQUENCES.get("/".join(self.folder))
-
-    @property
-    def is_strange(self) -> bool:
-        """Whether its name is none of those that its directory is for."""
-        return self.match is not None and not belongs(self.name, self.match)
+    def __init__(self, key: Key, name: str, offset: int, data: bytes, now: float) -> None:
+        """`key`: its directory, (unit, "data", "readings"); `name`: as on the card."""
+        self.key = key
+        self.unit = key[0]
+        self.match = SEQUENCES.get("/".join(key[1:]))           # the names that its directory is for
+        self.name = name
+        self.kept = kept_name(name)
+        self.is_strange = self.match is not None and not belongs(name, self.match)
+        self.offset = offset
+        self.end = offset + len(data)
+        self.data = data
+        self.now = now
 
 
 class Decision(NamedTuple):
@@ -781,8 +767,7 @@ class _Delivery:
         self.sequence = sequence
         self.key = key
         self.chunk = chunk
-        self.kept = kept_name(chunk.name)
-        self.path = os.path.join(inbox.root, *key, self.kept)
+        self.path = os.path.join(inbox.root, *key, chunk.kept)
 
     def store_locked(self) -> Receipt:
         """Do what `decide` says, and answer as the table above does."""
@@ -814,7 +799,7 @@ class _Delivery:
         create = self.chunk.offset == 0
         try:
             with open_directory(self.inbox.root, self.key, create) as directory:
-                fd = open_file(directory, self.kept, os.O_RDWR | os.O_CREAT if create else os.O_RDWR)
+                fd = open_file(directory, self.chunk.kept, os.O_RDWR | os.O_CREAT if create else os.O_RDWR)
                 file = OpenFile(self.path, fd)
                 if create:
                     os.fsync(directory)
@@ -856,7 +841,7 @@ class _Delivery:
         unit, *folders = self.key
         parts = [unit, SET_ASIDE, *folders]
         with open_directory(self.inbox.root, parts, create=True, settle=True) as directory:
-            name = _free_name(directory, "%s@%d" % (self.kept, start), self.chunk.now)
+            name = _free_name(directory, "%s@%d" % (self.chunk.kept, start), self.chunk.now)
             _write_new(directory, name, _read_blocks(fd, start, size), self.inbox.sync)
         return os.path.join(self.inbox.root, *parts, name), size - start
 
@@ -1034,7 +1019,7 @@ class Inbox:
         used = usage_of(*[os.path.join(self.root, chunk.unit, folder) for folder in folders])
         if used.bytes + (used.files + 1) * LEAST_STRANGE + len(chunk.data) > MOST_STRANGE:
             return receipt
-        key = (chunk.unit, STRANGE, *chunk.folder)
+        key = (chunk.unit, STRANGE, *chunk.key[1:])
         with open_directory(self.root, key, create=True, settle=True) as directory:
             os.fsync(directory)
         stored = _Delivery(self, sequence, key, chunk).store_locked()

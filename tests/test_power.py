@@ -164,7 +164,7 @@ class Unit:
             names = sorted(self.files)
             self.at = names[(names.index(name) + 1) % len(names)], 0
             return None
-        receipt = inbox.receive(seqfile.Chunk("u", ("data", "readings"), name, offset, chunk, now))
+        receipt = inbox.receive(seqfile.Chunk(("u", "data", "readings"), name, offset, chunk, now))
         if receipt.kind != "gap":
             self.acked[name] = max(self.acked[name], offset + len(chunk))
         self.at = receipt.ack

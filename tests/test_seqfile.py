@@ -38,7 +38,7 @@ def inbox(tmp_path):
 
 
 def receive(inbox, name, offset, chunk, now=NOW, unit="u"):
-    return inbox.receive(seqfile.Chunk(unit, READINGS, name, offset, chunk, now))
+    return inbox.receive(seqfile.Chunk((unit, *READINGS), name, offset, chunk, now))
 
 
 def put(inbox, name, content, now=NOW):
@@ -471,7 +471,7 @@ STEPS = {                               # name, offset, seconds later: after byt
 def memory_in(situation):
     """A memory whose unit has sent 50 bytes of readings-0003.tsv, and is in a situation."""
     memory = seqfile.Memory(seqfile.READINGS, {})
-    chunk = seqfile.Chunk("u", READINGS, "readings-0003.tsv", 0, b"r" * 50, NOW)
+    chunk = seqfile.Chunk(("u", *READINGS), "readings-0003.tsv", 0, b"r" * 50, NOW)
     memory.observe(chunk, lambda: {"readings-0003.tsv": 50})
     if situation is not QUIET:
         memory.situation, memory.awaited, memory.elsewhere = situation, 1, "readings-0003.tsv"
@@ -479,7 +479,7 @@ def memory_in(situation):
 
 
 def take(memory, name, offset, later):
-    memory.observe(seqfile.Chunk("u", READINGS, name, offset, b"r" * 50, NOW + later),
+    memory.observe(seqfile.Chunk(("u", *READINGS), name, offset, b"r" * 50, NOW + later),
                    lambda: {"readings-0003.tsv": 50, "readings-0005.tsv": 9})
     return memory.situation, memory.first, [tuple(known) for known in memory.ends.ranges]
 
@@ -508,7 +508,7 @@ def take(memory, name, offset, later):
 ])
 def test_what_is_concluded_from_a_step(situation, step, expected):
     memory = memory_in(situation)
-    chunk = seqfile.Chunk("u", READINGS, *STEPS[step][:2], b"r" * 50, NOW + STEPS[step][2])
+    chunk = seqfile.Chunk(("u", *READINGS), *STEPS[step][:2], b"r" * 50, NOW + STEPS[step][2])
     assert memory.step(chunk) == step.lower().replace("_", " ")
     assert take(memory, *STEPS[step]) == expected
 
