@@ -14,8 +14,8 @@ What a chunk does, with SIZE the bytes that we hold (see `decide`):
                                                  copy follows the unit                    ack [name, offset + length]
     offset > SIZE                       gap      nothing                                  ack [name, SIZE]
 
-The ack never names a position beyond what the unit has just shown to have. A unit that is sent beyond the end of its own
-file is silent until the file has grown beyond that position.
+The ack never names a position beyond what the unit has just shown to have. A unit that is sent beyond the end of its
+own file is silent until the file has grown beyond that position.
 
 A file before the one just sent can be missing here, or short: a disk was restored from an old backup, or the unit
 reported elsewhere. Then one such file is asked for: the ack names it, at position 0. The unit sends it again, and all
@@ -26,13 +26,14 @@ under its `kept_name`: ``readings-0000 - Copy.tsv`` as ``readings-0000%20-%20Cop
 ``vads%C3%B8.tsv``. The ack has the name as it came. In ``data/readings`` all ``readings-*.tsv`` hold readings, in
 ``errors`` all ``errors-*.txt`` are error logs. A file with another name is *strange*: see `Inbox.receive_strange`.
 
-Durability: when a call returns, its bytes are on disk (fdatasync), and so is a new name (fsync of the directory). When a
-sync fails, the bytes that it was to cover are cut off again. The kernel reports a lost page only once, so a second sync
-proves nothing: what a chunk is compared with is read from the disk, not from memory.
+Durability: when a call returns, its bytes are on disk (fdatasync), and so is a new name (fsync of the directory). When
+a sync fails, the bytes that it was to cover are cut off again. The kernel reports a lost page only once, so a second
+sync proves nothing: what a chunk is compared with is read from the disk, not from memory.
 
 Threads: all methods may be called from any thread. Each sequence has one lock, held while a chunk is compared, written
-and synced. Who brings a row to a `RowLog` does not wait for it: one thread at a time writes and syncs for all, and tells
-them. Symbolic links below the root are never followed: each step goes through an open directory.
+and synced. Who brings a row to a `RowLog` does not wait for it: one thread at a time writes and syncs for all, and
+tells them. A file stays open between chunks; before each chunk one os.stat of its path shows, by the inode, that the
+path still names it. Symbolic links below the root are never followed: each step goes through an open directory.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
 
 Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
 Told = Callable[[str, Optional[Exception]], None]               # of a row: the path of its file, or why it is in none
+Held = Callable[[], dict[str, int]]     # gives the sizes of all files of a directory, by their kept names
 Key = tuple[str, ...]                   # the parts of a directory's path below the root: (unit, "data", "readings")
 
 DAY = 86400                             # seconds
@@ -62,7 +64,7 @@ OCCUPIED = 1 << 62                      # "size" of what is no regular file: no 
 MEMORY_FILE = ".sequence.json"          # hidden: no kept name begins with a dot
 LONGEST_NAME = 120                      # characters of a kept name; set aside, it takes 40 more
 MOST_STRANGE = 1 << 20                  # bytes of strange files that are kept for a unit (PROTOCOL.md, section 4)
-LEAST_STRANGE = 4096                    # bytes that a strange file counts at least, so that their number is limited too
+LEAST_STRANGE = 4096                    # bytes that a strange file counts besides its own, so that their number is limited too
 MOST_SEQUENCES = 20000                  # directories that are remembered, of 1 KB each; a unit has two
 MOST_OPEN = 64                          # files that are kept open between chunks
 MOST_NUMBERS = 1000000                  # file numbers from here on are not learned about; a unit fills 15 files a year
@@ -168,7 +170,7 @@ def kept_name(name: str) -> str:
     """The name under which a file of a unit's card is kept: safe in a path, in a log and in a terminal.
 
     Letters, digits, `.`, `_` and `-` stay; any other byte, and a dot at the beginning, becomes %XX. A name that is then
-    longer than LONGEST_NAME is cut there; a checksum and its last four characters follow. Different names stay different.
+    longer than LONGEST_NAME is cut there; a checksum and its last four characters follow.
     """
     raw = raw_name(name)
     safe = re.sub(rb"\A\.|[^0-9A-Za-z._-]", lambda found: b"%%%02X" % ord(found[0]), raw).decode()
@@ -277,7 +279,7 @@ class Receipt(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Files whose numbers are at least `start` and less than `stop`, and the size at which a unit had no more of each."""
+    """Files with numbers from `start` up to, not including, `stop`; and the size at which a unit had no more of each."""
 
     start: int
     stop: int
@@ -285,7 +287,7 @@ class Range(NamedTuple):
 
 
 class Ends:
-    """The sizes at which a unit had no more of its files, as far as we know. `ranges` are in order and do not overlap."""
+    """The sizes at which a unit had no more of its files, as far as we know. `ranges` are in order, without overlap."""
 
     def __init__(self, ranges: list[list[int]]) -> None:
         self.ranges = sorted(Range(*map(int, values)) for values in ranges)
@@ -329,7 +331,7 @@ JUMPS = "jumps"                         # anything else
 
 # Conclusions: what that says about the unit's card.
 NOTHING = "nothing"
-PASSED = "passed"                       # it has no more of the last file than we hold, and none between that and this one
+PASSED = "passed"                       # it has no more of the last file than we hold, and no file between
 IS_FIRST = "is first"                   # this is its first file: it does not have the one that it was asked for
 WAS_FIRST = "was first"                 # the file to which it stepped back is its first: it does not have the other
 
@@ -395,8 +397,8 @@ class Memory:
             return None
         return number
 
-    def observe(self, chunk: Chunk, held: Callable[[], dict[str, int]]) -> None:
-        """Learn from a chunk that was stored; `held()` gives the sizes of all files here, by their kept names."""
+    def observe(self, chunk: Chunk, held: Held) -> None:
+        """Learn from a chunk that was stored."""
         step = self.step(chunk)
         conclusion, self.situation = RULES.get((self.situation, step), NO_RULE)
         if conclusion is PASSED:
@@ -480,7 +482,7 @@ class Memory:
         self.last = None
         self.in_order = False
 
-    def ask(self, chunk: Chunk, held: Callable[[], dict[str, int]], is_cut: Callable[[str], bool]) -> Optional[str]:
+    def ask(self, chunk: Chunk, held: Held, is_cut: Callable[[str], bool]) -> Optional[str]:
         """The oldest file before this chunk's that the unit may have more of than we hold; once a day for each file.
 
         `is_cut` tells whether a copy ends within a line.
@@ -760,7 +762,7 @@ class _Sequence:
 
 
 class _Delivery:
-    """A chunk on its way to our copy of a file, in directory `key`. Made and used with the lock of the sequence held."""
+    """A chunk on its way to our copy of a file, in directory `key`. Made and used with the sequence's lock held."""
 
     def __init__(self, inbox: Inbox, sequence: _Sequence, key: Key, chunk: Chunk) -> None:
         self.inbox = inbox
@@ -867,7 +869,7 @@ class Inbox:
         self.root = root
         self.ask_older = ask_older
         self.sync = sync
-        self._lock = threading.Lock()                           # guards the next three
+        self._lock = threading.Lock()                           # guards the next two
         self._sequences: OrderedDict[Key, _Sequence] = OrderedDict()    # the last used comes last
         self._open: OrderedDict[Key, _Sequence] = OrderedDict()         # those of them that keep a file open
 
@@ -895,7 +897,7 @@ class Inbox:
         to be refused. Not so in `errors`: a refusal there would keep back the readings, which the unit sends later.
         """
         with self._entered(chunk.key) as sequence:
-            memory = self._memory_locked(sequence, chunk.key, create=False)
+            memory = self._memory_locked(sequence, chunk.key, create=False) or Memory(chunk.match, {})
             newest = self._newest_readings(memory, chunk.key)
             kind = "strange"
             if chunk.match == READINGS:
@@ -907,12 +909,12 @@ class Inbox:
                 return Receipt(kind, (make_sequence_filename(0, READINGS), 0), kept=False)
             receipt = Receipt(kind, (chunk.name, chunk.end), kept=False)
             if keep:
-                receipt = self._keep_strange_locked(sequence, chunk, receipt)
-            if memory and kind == "back" and newest:
+                with contextlib.suppress(OSError):              # a strange file is no reason to stop a unit
+                    receipt = self._keep_strange_locked(sequence, chunk, receipt)
+            if kind == "back" and newest:
                 memory.redirected()
                 return receipt._replace(ack=(newest.name, newest.end))
-            if memory:
-                memory.observe(chunk, functools.partial(_sizes, self.root, chunk.key))
+            memory.observe(chunk, functools.partial(_sizes, self.root, chunk.key))
         return receipt
 
     def called(self, unit: str) -> None:
@@ -1003,18 +1005,17 @@ class Inbox:
                 _save_memory(self.root, chunk.key, memory)
         return older
 
-    def _newest_readings(self, memory: Optional[Memory], key: Key) -> Optional[Sent]:
+    def _newest_readings(self, memory: Memory, key: Key) -> Optional[Sent]:
         """The file of readings that the unit has sent last; after a restart, the last one here, from its beginning."""
-        if memory is None:
-            return None
         if memory.newest is None:
-            for name, size in sorted(_sizes(self.root, key).items()):
-                if belongs(name, READINGS) and size < OCCUPIED and "%" not in name:
-                    memory.newest = Sent(name, 0, 0)
+            with contextlib.suppress(FileNotFoundError):
+                for name, size in sorted(_sizes(self.root, key).items()):
+                    if belongs(name, READINGS) and size < OCCUPIED and "%" not in name:
+                        memory.newest = Sent(name, 0, 0)
         return memory.newest
 
     def _keep_strange_locked(self, sequence: _Sequence, chunk: Chunk, receipt: Receipt) -> Receipt:
-        """The receipt, with what was stored. Each file counts LEAST_STRANGE besides, so that their number is limited."""
+        """The receipt, with what was stored. Each file counts LEAST_STRANGE more, so that their number is limited."""
         folders = (STRANGE, os.path.join(SET_ASIDE, STRANGE))
         used = usage_of(*[os.path.join(self.root, chunk.unit, folder) for folder in folders])
         if used.bytes + (used.files + 1) * LEAST_STRANGE + len(chunk.data) > MOST_STRANGE:

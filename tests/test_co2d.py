@@ -229,6 +229,14 @@ def test_strange_files_on_a_full_disk_are_acknowledged(tmp_path):
     assert kept(full) == []
 
 
+def test_a_strange_file_that_cannot_be_stored_stops_no_unit(station, tmp_path):
+    push(station, b"readings-0000.tsv")
+    os.symlink(str(tmp_path), os.path.join(station.settings.data_dir, "co2unit-1", "strange"))
+    assert push(station, b"!") == (200, b'{"ack_file":["!",5,5]}\n')
+    assert station.samples()["co2d_strange_bytes_dropped_total", ()] == 5
+    assert push(station, b"readings-0000.tsv", 5)[0] == 200
+
+
 def test_what_replaces_a_strange_file_is_kept_beside_it_where_no_importer_reads(station):
     push(station, b"!", body=b"old")
     push(station, b"!", body=b"new")
