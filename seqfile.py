@@ -64,7 +64,7 @@ OCCUPIED = 1 << 62                      # "size" of what is no regular file: no 
 MEMORY_FILE = ".sequence.json"          # hidden: no kept name begins with a dot
 LONGEST_NAME = 120                      # characters of a kept name; set aside, it takes 40 more
 MOST_STRANGE = 1 << 20                  # bytes of strange files that are kept for a unit (PROTOCOL.md, section 4)
-LEAST_STRANGE = 4096                    # bytes that a strange file counts besides its own, so that their number is limited too
+LEAST_STRANGE = 4096                    # bytes that each strange file counts besides, so that their number is limited
 MOST_SEQUENCES = 20000                  # directories that are remembered, of 1 KB each; a unit has two
 MOST_OPEN = 64                          # files that are kept open between chunks
 MOST_NUMBERS = 1000000                  # file numbers from here on are not learned about; a unit fills 15 files a year
@@ -279,7 +279,7 @@ class Receipt(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Files with numbers from `start` up to, not including, `stop`; and the size at which a unit had no more of each."""
+    """Files with numbers from `start` up to, not including, `stop`; the size at which a unit had no more of them."""
 
     start: int
     stop: int
