@@ -2234,8 +2234,8 @@ class Connection:
     """
 
     def __init__(self, sock: socket.socket, peer: str, station: Station, tls: ssl.SSLContext | None) -> None:
-        sock.setblocking(False)
         self.sock: Any = sock           # from the handshake on, an ssl.SSLSocket
+        self._flags: int = socket.MSG_DONTWAIT                  # saves to set each socket non-blocking
         self.peer = peer
         self.station = station
         self.tls = tls
@@ -2314,8 +2314,10 @@ class Connection:
     def shake_hands(self) -> bool:
         """Begin TLS if the client does; plain HTTP goes on if it may."""
         if not hasattr(self.sock, "do_handshake"):
-            first = self._attempt(READ, self.sock.recv, 1, socket.MSG_PEEK)
+            first = self._attempt(READ, self.sock.recv, 1, socket.MSG_PEEK | self._flags)
             if first == b"\x16" and self.tls:
+                self.sock.setblocking(False)
+                self._flags = 0
                 self.sock = self.tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
             elif first and self.station.settings.tls_only:
                 raise Refused(400, "this port speaks TLS")
@@ -2339,7 +2341,7 @@ class Connection:
 
     def _read(self) -> bool:
         is_first = self.heard == self.accepted
-        data = self._attempt(READ, self.sock.recv, PIECE)
+        data = self._attempt(READ, self.sock.recv, PIECE, self._flags)
         if data is None:
             return False
         if not data:
@@ -2350,7 +2352,7 @@ class Connection:
     def write(self) -> bool:
         """Hand over what is left of the reply; of a file one piece, then others have their turn."""
         while self._unsent:
-            count = self._attempt(WRITE, self.sock.send, self._unsent)
+            count = self._attempt(WRITE, self.sock.send, self._unsent, self._flags)
             if count is None:
                 return False
             self._unsent = self._unsent[count:]
@@ -2369,6 +2371,7 @@ class Connection:
         left = self._size - self._position
         self.event = WRITE
         if not hasattr(self.sock, "do_handshake"):
+            self.sock.setblocking(False)
             count = self._attempt(WRITE, os.sendfile, self.sock.fileno(), fd, self._position, min(left, FILE_PIECE))
         else:
             piece = os.pread(fd, min(left, TLS_RECORD), self._position)
@@ -2388,7 +2391,7 @@ class Connection:
 
     def drain(self) -> bool:
         """Read away what still comes: closing before would take the refusal back from the client."""
-        return bool(self._attempt(READ, self.sock.recv, PIECE) == b"")
+        return bool(self._attempt(READ, self.sock.recv, PIECE, self._flags) == b"")
 
     def _say_goodbye(self) -> None:
         """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
