@@ -1904,29 +1904,29 @@ class Publishing:
 
     def units(self) -> list[str]:
         """The units that the command line names: by id, the end of an id, nickname, site, or all."""
-        known = self._known_units()
-        units = list(known) if self.arguments.all else []
+        called = self._known_units()
+        everybody = set().union(*called.values())
+        units = sorted(everybody) if self.arguments.all else []
         if self.arguments.site:
             units += self._units_at(self.arguments.site)
         for name in self.arguments.names:
-            units += importer.find_names("unit", known, name)
+            units += importer.find_names("unit", called, name)
         if not units:
             raise Failed("for which units? Name them, or --all, or --site SITE")
         return list(dict.fromkeys(units))
 
     def _known_units(self) -> dict[str, set[str]]:
-        """Hardware id -> nicknames, of all units that have sent anything; a ping is enough."""
-        units: dict[str, set[str]] = {}
+        """Hardware id or nickname -> the units called so, of all that have sent anything; a ping is enough."""
         with os.scandir(self.data_dir) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    units[entry.name] = set()
+            units = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+        called: dict[str, set[str]] = {}
+        for unit in units.union(self.runs):
+            if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit):
+                called[unit] = {unit}
         for unit, runs in self.runs.items():
-            units.setdefault(unit, set()).add(runs[-1].nickname)
-        for unit in list(units):
-            if not (unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit)):
-                del units[unit]
-        return dict(sorted(units.items()))
+            if unit in called:
+                called.setdefault(runs[-1].nickname, set()).add(unit)
+        return called
 
     def _units_at(self, site: str) -> list[str]:
         with contextlib.closing(importer.open_db(self.settings.db)) as db:
