@@ -426,8 +426,8 @@ class Health:
         self.clock = clock
         self.changed = threading.Event()
         self._lock = threading.Lock()
-        self._reported: Dict[str, importer.Problem] = {}
-        self._found: List[importer.Problem] = []
+        self._reported: dict[str, importer.Problem] = {}
+        self._found: list[importer.Problem] = []
 
     def report(self, key: str, level: str, text: str, unit: str = "") -> None:
         """Something is wrong, or still is: `key` is the same for as long as it lasts. With no text, it is over."""
@@ -449,12 +449,12 @@ class Health:
         """Whether it was reported, and is not over."""
         return key in self._reported
 
-    def find(self, found: List[importer.Problem]) -> None:
+    def find(self, found: list[importer.Problem]) -> None:
         """What database and directories show, in place of what they showed before."""
         with self._lock:
             self._found = found
 
-    def problems(self) -> List[importer.Problem]:
+    def problems(self) -> list[importer.Problem]:
         """All that is wrong, worst first."""
         with self._lock:
             return importer.worst_first([*self._reported.values(), *self._found])
@@ -1207,7 +1207,7 @@ class Watching(threading.Thread):
     def __init__(self, station: Station) -> None:
         super().__init__(name="health", daemon=True)
         self.station, self.stopping = station, False
-        self._told: Dict[str, importer.Problem] = {}
+        self._told: dict[str, importer.Problem] = {}
         self._lines_dropped = 0
 
     def run(self) -> None:
@@ -1235,7 +1235,7 @@ class Watching(threading.Thread):
             text = "%s cannot be written: %s" % (importer.HEALTH_FILE, error)
         health.report("health", importer.CRITICAL, text)
 
-    def _ask_database(self) -> List[importer.Problem]:
+    def _ask_database(self) -> list[importer.Problem]:
         """What the database shows. While imports fail, units are judged as of their last success."""
         station, health = self.station, self.station.health
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
@@ -1299,7 +1299,7 @@ def format_metrics(station: Station, now: float) -> str:
         disk = os.statvfs(station.settings.data_dir)
         samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
     samples.update((("co2d_units", (("state", state),)), number) for state, number in unit_states(station, now).items())
-    lines: List[str] = []
+    lines: list[str] = []
     for name, (kind, help) in METRICS.items():
         rows = sorted((labels, value) for (family, labels), value in samples.items() if family == name)
         lines += ["# HELP %s %s" % (name, help), "# TYPE %s %s" % (name, kind)] if rows else []
@@ -1313,7 +1313,7 @@ def _labels(labels: Labels) -> str:
     return "{%s}" % ",".join(pairs) if pairs else ""
 
 
-def unit_states(station: Station, now: float) -> Dict[str, int]:
+def unit_states(station: Station, now: float) -> dict[str, int]:
     """How many units are in which state; empty without a database."""
     try:
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
@@ -2795,7 +2795,7 @@ class Importing(threading.Thread):
         super().__init__(name="import", daemon=True)
         self.station = station
         self.stopping = threading.Event()
-        self._paths: Optional[set[str]] = None                  # that the last import failed to take
+        self._paths: set[str] | None = None                  # that the last import failed to take
         self._kept = importer.KeptOpen(station.settings.db)
         self._scanned = float("-inf")                           # when all files were last looked at, as time.monotonic()
 
@@ -2829,7 +2829,7 @@ class Importing(threading.Thread):
         self._paths = None
         return True
 
-    def _import(self, paths: Optional[set[str]]) -> bool:
+    def _import(self, paths: set[str] | None) -> bool:
         station = self.station
         try:
             if station.health.has("database") and os.path.exists(station.settings.db):

@@ -379,7 +379,7 @@ SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")       # of a path t
 class Archive(NamedTuple):
     """Data directories, server directory, database."""
 
-    data_dirs: Tuple[str, ...]
+    data_dirs: tuple[str, ...]
     var_dir: str
     db: str
     limits: Limits = LIMITS
@@ -526,18 +526,18 @@ class Settings(NamedTuple):
         parse_seconds, "seconds between looks for files that came in by other ways")] = 300.0
     quiet: Annotated[bool, Setting(parse_switch, "log only what went wrong")] = False
     limits: Limits = LIMITS             # section [quality]
-    warnings: Tuple[str, ...] = ()      # what is to be told, though the configuration can be used
+    warnings: tuple[str, ...] = ()      # what is to be told, though the configuration can be used
 
     def archive(self) -> Archive:
         """Where its files lie, and by which limits they are judged."""
         return Archive((self.data_dir,), self.var_dir, self.db, self.limits)
 
 
-SETTINGS: Dict[str, Setting] = {
+SETTINGS: dict[str, Setting] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
     if hasattr(hint, "__metadata__")}
 # Settings and limits that there were once: name -> what to know. They are accepted, so an upgrade stops no station.
-GONE: Dict[str, str] = {
+GONE: dict[str, str] = {
     "flat_count": "a flat line is told by its duration, flat_time",
     "threads": "a client that has to be waited for holds no thread",
 }
@@ -550,71 +550,55 @@ class Said(NamedTuple):
     where: str                          # "file:line", or the option
 
 
-def read_ini(file: str) -> Dict[str, Dict[str, Said]]:
+def read_ini(file: str) -> dict[str, dict[str, Said]]:
     """section -> name -> what a configuration file says; BadConfig names file, line and reason."""
-    import configparser                                         # most runs find no file
-    parser = configparser.ConfigParser(interpolation=None, default_section="")      # [DEFAULT] is as unknown as any
     try:
         with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
-            text = stream.read()
-        parser.read_string(text, file)
+            lines = stream.read().splitlines()
     except FileNotFoundError:
         raise BadConfig("%s: no such file" % file)
     except PermissionError:
         raise BadConfig("%s: only root and its group may read it, as it can hold a secret: call this with sudo" % file)
-    except OSError as error:
-        raise BadConfig("%s: %s" % (file, error.strerror))
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise BadConfig("%s: %s" % (file, error))
-    except configparser.Error as error:
-        raise BadConfig("%s:%d: %s" % (file, _line_of_error(error), _reason_of_error(error)))
-    sections: Dict[str, Dict[str, Said]] = {}
-    for section in parser.sections():
-        if section not in ("co2d", "quality"):
-            line = _find_line(text, r"\[" + re.escape(section) + r"\]")
-            raise BadConfig("%s:%d: unknown section [%s], expected [co2d]" % (file, line, section))
-        sections[section] = {}
-        for name, value in parser.items(section):
-            line = _find_line(text, re.escape(name) + r"\s*[=:]")
-            sections[section][name] = Said(value.strip(), "%s:%d" % (file, line))
+    sections: dict[str, dict[str, Said]] = {"co2d": {}, "quality": {}}
+    section = ""
+    for number, line in enumerate(lines, 1):
+        where = "%s:%d" % (file, number)
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        found = re.match(r"([^=:]+)[=:](.*)", line)
+        if line[0] == "[":
+            section = line.strip("[]")
+            if section not in sections:
+                raise BadConfig("%s: unknown section [%s], expected [co2d]" % (where, section))
+        elif not section:
+            raise BadConfig("%s: a [co2d] line must come first" % where)
+        elif not found:
+            raise BadConfig("%s: not a line like: name = value" % where)
+        else:
+            name = found[1].strip().lower()
+            if name in sections[section]:
+                raise BadConfig("%s: %r is there twice" % (where, name))
+            sections[section][name] = Said(found[2].strip(), where)
     return sections
 
 
-def _line_of_error(error: Exception) -> int:
-    listed = getattr(error, "errors", None)                     # a ParsingError lists (line, text)
-    return int(listed[0][0] if listed else getattr(error, "lineno", None) or 1)
-
-
-def _reason_of_error(error: Exception) -> str:
-    kind = type(error).__name__
-    if kind == "MissingSectionHeaderError":
-        return "a [co2d] line must come first"
-    if kind.startswith("Duplicate"):
-        return "%r is there twice" % (getattr(error, "option", None) or getattr(error, "section"))
-    return "not a line like: name = value"
-
-
-def _find_line(text: str, start: str) -> int:
-    for number, line in enumerate(text.splitlines(), 1):
-        if re.match(start, line, re.I):
-            return number
-    return 1
-
-
-def config_file(config: Optional[str], environ: Mapping[str, str] = os.environ) -> str:
+def config_file(config: str | None, environ: Mapping[str, str] = os.environ) -> str:
     """The configuration file in force, "" for none: as named, else by CO2D_CONF, else beside this script."""
     beside = os.path.realpath(os.path.join(HERE, "co2d.conf"))      # installed, it is a link to the one in /etc
     return config or environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
 
 
-def load_settings(config: Optional[str], given: Mapping[str, Any],
+def load_settings(config: str | None, given: Mapping[str, Any],
                   environ: Mapping[str, str] = os.environ) -> Settings:
     """Defaults, then the configuration file, then `given`: name of a setting -> text; None and other names are passed
     over. BadConfig when that cannot be used."""
     file = config_file(config, environ)
     sections = read_ini(file) if file else {}
-    warnings: List[str] = []
-    values: Dict[str, Any] = {}
+    warnings: list[str] = []
+    values: dict[str, Any] = {}
     base = os.path.dirname(os.path.abspath(file))
     for name, said in _known(sections.get("co2d", {}), SETTINGS, warnings):
         values[name] = _parse_setting(name, said, base)
@@ -622,7 +606,7 @@ def load_settings(config: Optional[str], given: Mapping[str, Any],
                if text is not None and (name in SETTINGS or name in GONE)}
     for name, said in _known(options, SETTINGS, warnings):
         values[name] = _parse_setting(name, said, os.getcwd())
-    limits: Dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     for name, said in _known(sections.get("quality", {}), Limits._fields, warnings):
         limits[name] = _parse_limit(name, said)
     settings = Settings(**values, limits=LIMITS._replace(**limits), warnings=tuple(warnings))
@@ -630,7 +614,7 @@ def load_settings(config: Optional[str], given: Mapping[str, Any],
     return settings._replace(db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
 
 
-def _known(said: Mapping[str, Said], names: Iterable[str], warnings: List[str]) -> Iterator[Tuple[str, Said]]:
+def _known(said: Mapping[str, Said], names: Iterable[str], warnings: list[str]) -> Iterator[tuple[str, Said]]:
     """What is said about names that there are; BadConfig for others, a warning for those that have gone."""
     for name, what in said.items():
         if name in GONE:
@@ -2420,7 +2404,7 @@ class KeptOpen:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.db: Optional[sqlite3.Connection] = None
+        self.db: sqlite3.Connection | None = None
         self.number = 0                 # inode of the open file
 
     def renew(self) -> None:
@@ -2545,7 +2529,7 @@ def _connected(path: str) -> contextlib.closing[sqlite3.Connection]:
     return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
 
-def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Optional[float] = None,
+def import_new(archive: Archive, paths: Iterable[str] | None = None, now: float | None = None,
                progress: Progress = None, processes: int = 1) -> Summary:
     """Import what is new: in these files, or in all. Unusable, OSError or sqlite3.Error when that cannot be."""
     now = time.time() if now is None else now
@@ -2564,7 +2548,7 @@ def import_new(archive: Archive, paths: Optional[Iterable[str]] = None, now: Opt
         return _rebuild(archive, now, progress, processes)
 
 
-def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Progress) -> Summary:
+def _import_new(archive: Archive, paths: Iterable[str] | None, now: float, progress: Progress) -> Summary:
     named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
     with contextlib.ExitStack() as stack:
         db = stack.enter_context(_writing(archive.db))
@@ -2584,7 +2568,7 @@ def _import_new(archive: Archive, paths: Optional[Iterable[str]], now: float, pr
     return run.summary
 
 
-def _import_beside(archive: Archive, paths: Optional[Iterable[str]], now: float, progress: Progress) -> Summary:
+def _import_beside(archive: Archive, paths: Iterable[str] | None, now: float, progress: Progress) -> Summary:
     """Import into a copy and put it in place: somebody reads the database all the time, and goes on with the old one."""
     new = archive.db + ".new"
     try:
@@ -2639,7 +2623,7 @@ def _not_mounted(db: sqlite3.Connection, archive: Archive) -> Troubles:
     return found
 
 
-def _named(archive: Archive, paths: Iterable[str]) -> Optional[List[Source]]:
+def _named(archive: Archive, paths: Iterable[str]) -> list[Source] | None:
     """The sources at these paths; None when all must be looked at, because a table of deployments is among them."""
     found = [_source(os.path.abspath(path), os.path.abspath(root), prefix) for path in sorted(set(paths))
              for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/"))
@@ -2680,7 +2664,7 @@ def _set_aside(path: str) -> None:
                 _remove(other)
 
 
-def set_aside_databases(path: str) -> List[str]:
+def set_aside_databases(path: str) -> list[str]:
     """The databases that were put out of the way of the one at `path`."""
     directory, name = os.path.split(os.path.abspath(path))
     names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -2697,7 +2681,7 @@ def _is_earlier_version(path: str) -> bool:
     return False
 
 
-def rebuild(archive: Archive, now: Optional[float] = None, progress: Progress = None, processes: int = 1) -> Summary:
+def rebuild(archive: Archive, now: float | None = None, progress: Progress = None, processes: int = 1) -> Summary:
     """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
     with only_writer(archive.db):
         _is_ours(archive.db)                                    # else it is set aside, not replaced
@@ -2840,7 +2824,7 @@ def _remove(path: str, suffixes: Sequence[str] = ("", "-journal", "-wal", "-shm"
 # rollup `daily`, the two ends from the readings: bounds of stays and of local days are exact to the second. What comes
 # out is columns x rows, however many readings went in. The tables are temporary: the database is only read.
 
-Span = Tuple[str, int, int]             # unit, from, to
+Span = tuple[str, int, int]             # unit, from, to
 QUANTILE_DAYS = 200                     # of readings; 10,000 at one every half hour
 RECENT = 40                             # the last so many pings or readings tell a rhythm
 HOLE = 1.5                              # rhythms; where two readings are further apart, one is missing
@@ -2855,9 +2839,9 @@ class Deployment(NamedTuple):
 
     unit_id: str
     nickname: str
-    site: Optional[str] = None
-    tier: Optional[int] = None
-    status: Optional[str] = None        # deployed, en_route, lab_check
+    site: str | None = None
+    tier: int | None = None
+    status: str | None = None        # deployed, en_route, lab_check
     since: int = 0
     until: int = FOREVER
 
@@ -2870,11 +2854,11 @@ class Bucket(NamedTuple):
     last: int
     n: int                              # usable values
     total: float
-    low: Optional[float]
-    high: Optional[float]
+    low: float | None
+    high: float | None
     suspects: int
-    suspect_low: Optional[float]
-    suspect_high: Optional[float]
+    suspect_low: float | None
+    suspect_high: float | None
     held: bool = False                  # nothing was read in this column: all this is of the reading before it
 
 
@@ -2887,7 +2871,7 @@ class Pings(NamedTuple):
     total: float                        # their dBm summed up
 
     @property
-    def dbm(self) -> Optional[float]:
+    def dbm(self) -> float | None:
         """The mean."""
         return self.total / self.heard if self.heard else None
 
@@ -2943,22 +2927,22 @@ def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
 
 
 def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Sequence[Span]],
-            edges: Sequence[int]) -> Dict[str, List[List[Optional[Bucket]]]]:
+            edges: Sequence[int]) -> dict[str, list[list[Bucket | None]]]:
     """Each of the quantities (co2, temp) for each row of a page and each of its columns, None where nothing was read.
 
     The spans of a row are joined (a site with several units). Where a unit measures more seldom than a column is wide,
     columns in which no reading was due are filled from the left (`Bucket.held`).
     """
-    owners: List[int] = []
-    spans: List[Span] = []
+    owners: list[int] = []
+    spans: list[Span] = []
     for number, row in enumerate(rows):
         owners += [number] * len(row)
         spans += row
     _lay_out(db, spans, edges)
     db.executescript(_CUT)
-    found: Dict[str, List[List[Optional[Bucket]]]] = {}
+    found: dict[str, list[list[Bucket | None]]] = {}
     for what in quantities:
-        table: List[List[Optional[Bucket]]] = [[None] * (len(edges) - 1) for _ in rows]
+        table: list[list[Bucket | None]] = [[None] * (len(edges) - 1) for _ in rows]
         for query in (_OF_ENDS, _OF_DAYS):
             for i, j, *values in db.execute(query.format(what=what, bad=QUANTITIES[what])):
                 cells, bucket = table[owners[i]], Bucket(*values)
@@ -2969,7 +2953,7 @@ def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Se
     return found
 
 
-def _joined(bucket: Optional[Bucket], other: Bucket) -> Bucket:
+def _joined(bucket: Bucket | None, other: Bucket) -> Bucket:
     """Two buckets of the same column as one."""
     if bucket is None:
         return other
@@ -2980,11 +2964,11 @@ def _joined(bucket: Optional[Bucket], other: Bucket) -> Bucket:
                   _end(max, bucket.suspect_high, other.suspect_high))
 
 
-def _end(choose: Callable[..., Optional[float]], *values: Optional[float]) -> Optional[float]:
+def _end(choose: Callable[..., float | None], *values: float | None) -> float | None:
     return choose((value for value in values if value is not None), default=None)
 
 
-def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[Span], edges: Sequence[int]) -> None:
+def _hold(db: sqlite3.Connection, cells: list[Bucket | None], row: Sequence[Span], edges: Sequence[int]) -> None:
     """Fill the columns between two readings of a unit that are no more than a rhythm apart."""
     if None not in cells:
         return
@@ -3005,7 +2989,7 @@ def _hold(db: sqlite3.Connection, cells: List[Optional[Bucket]], row: Sequence[S
             before = ts
 
 
-def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> Tuple[int, int]:
+def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> tuple[int, int]:
     """How many values, suspect ones included, are below and above the limits; looks only into days that have some."""
     _lay_out(db, spans, ())
     query = """
@@ -3025,7 +3009,7 @@ _DAYS_OF_SPANS = """
 
 
 def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span],
-              shares: Sequence[float]) -> List[Optional[float]]:
+              shares: Sequence[float]) -> list[float | None]:
     """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS days, then of an
     evenly spread sample of days."""
     _lay_out(db, spans, ())
@@ -3041,7 +3025,7 @@ def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span],
     return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
 
 
-def _units_in(db: sqlite3.Connection, table: str) -> Set[str]:
+def _units_in(db: sqlite3.Connection, table: str) -> set[str]:
     """The units of a table that has an index by unit: a skip through that, not a scan."""
     return {unit for unit, in db.execute("""
         WITH RECURSIVE known(unit) AS (
@@ -3051,7 +3035,7 @@ def _units_in(db: sqlite3.Connection, table: str) -> Set[str]:
         SELECT unit FROM known WHERE unit IS NOT NULL""".format(table))}
 
 
-def _units(db: sqlite3.Connection) -> List[str]:
+def _units(db: sqlite3.Connection) -> list[str]:
     """All units of which anything is known."""
     found = {unit for unit, in db.execute("SELECT DISTINCT unit_id FROM deploy_durations_tiered")}
     for table in ("daily", "pings", "error_logs"):
@@ -3059,7 +3043,7 @@ def _units(db: sqlite3.Connection) -> List[str]:
     return sorted(found)
 
 
-def _own_name(db: sqlite3.Connection, unit: str) -> Optional[str]:
+def _own_name(db: sqlite3.Connection, unit: str) -> str | None:
     """What a unit last called itself."""
     for table in ("pings", "co2_readings"):
         row = db.execute("SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ? ORDER BY ts DESC LIMIT 50) "
@@ -3074,7 +3058,7 @@ def _nickname(db: sqlite3.Connection, unit: str) -> str:
     return _own_name(db, unit) or unit.removeprefix(seqfile.UNIT_PREFIX)
 
 
-def deployments(db: sqlite3.Connection) -> List[Deployment]:
+def deployments(db: sqlite3.Connection) -> list[Deployment]:
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
     stays = [Deployment(*row) for row in db.execute("""
         SELECT s.unit_id, coalesce(s.nickname, (SELECT nickname FROM deploy_durations_tiered o
@@ -3087,12 +3071,12 @@ def deployments(db: sqlite3.Connection) -> List[Deployment]:
     return stays + sorted(others, key=lambda stay: stay.nickname)
 
 
-def whereabouts(stays: Iterable[Deployment], at: int) -> Dict[str, Deployment]:
+def whereabouts(stays: Iterable[Deployment], at: int) -> dict[str, Deployment]:
     """Each unit's stay at a time, else its latest."""
     return {stay.unit_id: stay for stay in sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))}
 
 
-def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> Tuple[Optional[int], Optional[int]]:
+def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> tuple[int | None, int | None]:
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
     query = """
         SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)
@@ -3102,7 +3086,7 @@ def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -
     return min((first for first, _ in there), default=None), max((last for _, last in there), default=None)
 
 
-def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Optional[Tuple[int, float]]:
+def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> tuple[int, float] | None:
     """Time and value of the newest usable one. It is old news when that was more than two rhythms ago."""
     query = ("SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
              "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1").format(what, QUANTITIES[what])
@@ -3114,7 +3098,7 @@ def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> Opti
 _NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= :now)"
 
 
-def _recent(db: sqlite3.Connection, table: str, unit: str, now: int) -> List[int]:
+def _recent(db: sqlite3.Connection, table: str, unit: str, now: int) -> list[int]:
     """Times of the last pings or readings up to now, newest first."""
     query = "SELECT ts FROM %s WHERE unit_id = :unit AND ts <= :now %s ORDER BY ts DESC LIMIT %d"
     valid = "AND " + _NOT_FUTURE if table == "co2_readings" else ""
@@ -3132,7 +3116,7 @@ def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
     return _rhythm(_recent(db, "co2_readings", unit, now), 1, HOUR // 2)
 
 
-def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> Dict[Tuple[int, int], Pings]:
+def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> dict[tuple[int, int], Pings]:
     """Pings by number of span and number of column."""
     _lay_out(db, spans, edges)
     return {(i, j): Pings(*values) for i, j, *values in db.execute("""
@@ -3141,7 +3125,7 @@ def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -
         GROUP BY p.i, p.j""")}
 
 
-def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[Tuple[int, int, int]]:
+def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> list[tuple[int, int, int]]:
     """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
     return db.execute("""
         SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL
@@ -3149,11 +3133,11 @@ def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> List[Tuple[int
 
 
 def errors(db: sqlite3.Connection, spans: Sequence[Span],
-           edges: Sequence[int]) -> Dict[Tuple[int, int], Dict[Tuple[str, bool], int]]:
+           edges: Sequence[int]) -> dict[tuple[int, int], dict[tuple[str, bool], int]]:
     """Entries of the error logs by number of span and number of column: (type, more than INFO) -> number; the type ''
     is none of the known."""
     _lay_out(db, spans, edges)
-    found: Dict[Tuple[int, int], Dict[Tuple[str, bool], int]] = {}
+    found: dict[tuple[int, int], dict[tuple[str, bool], int]] = {}
     for i, j, kind, serious, n in db.execute("""
             SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
             FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
@@ -3163,9 +3147,9 @@ def errors(db: sqlite3.Connection, spans: Sequence[Span],
 
 
 def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int,
-                  limit: int) -> List[Tuple[int, str, str, str, str]]:
+                  limit: int) -> list[tuple[int, str, str, str, str]]:
     """The newest entries: time, unit, level, type, message. Those of level INFO come last, if there is room."""
-    rows: List[Tuple[int, str, str, str, str]] = []
+    rows: list[tuple[int, str, str, str, str]] = []
     for unit in units:
         rows += db.execute("SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') "
                            "FROM error_logs WHERE unit_id = ? AND ts >= ? AND ts < ? "
@@ -3173,7 +3157,7 @@ def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int,
     return sorted(rows, key=lambda row: (row[2] == "INFO", -row[0]))[:limit]
 
 
-def read_rows(directory: str, match: seqfile.Match, fields: int, since: float = 0.0) -> Iterator[List[str]]:
+def read_rows(directory: str, match: seqfile.Match, fields: int, since: float = 0.0) -> Iterator[list[str]]:
     """The rows of a log of ours that have so many fields, in order, without files that ended before `since`."""
     try:
         names = seqfile.files_in_sequence(directory, match)
@@ -3213,28 +3197,10 @@ class Problem(NamedTuple):
     since: int                          # UTC seconds
 
 
-def worst_first(found: Iterable[Problem]) -> List[Problem]:
+def worst_first(found: Iterable[Problem]) -> list[Problem]:
     """Problems in the order in which they are told: what is critical before warnings, the station before units."""
     levels = (CRITICAL, WARNING, NOTE)
     return sorted(found, key=lambda one: (levels.index(one.level), one.unit != "", one.since, one.key))
-
-
-class RefusedRow(NamedTuple):
-    """A row of the deployment table that cannot be used."""
-
-    path: str                           # key of the source
-    line: int
-    reason: str
-    since: int                          # UTC seconds at which the file last changed
-    units: List[str]                    # that it names
-
-
-def _refused_rows(db: sqlite3.Connection) -> List[RefusedRow]:
-    rows = db.execute("""
-        SELECT s.path, r.line, r.reason, CAST(s.ctime AS INTEGER), r.text
-        FROM sources s JOIN rejects r ON r.source = s.id WHERE s.kind = 'deployments' ORDER BY s.path, r.line""")
-    return [RefusedRow(path, line, reason, since, re.findall(r"co2unit-[0-9A-Za-z._-]+", text))
-            for path, line, reason, since, text in rows]
 
 
 def when(ts: int) -> str:
@@ -3273,17 +3239,17 @@ class UnitState(NamedTuple):
 
     unit_id: str
     nickname: str
-    site: Optional[str]
-    tier: Optional[int]
-    status: Optional[str]
+    site: str | None
+    tier: int | None
+    status: str | None
     alarms: bool                        # it is judged: silence matters
     in_table: bool                      # it has a row in the deployment table, or there is no such table
-    own_name: Optional[str]             # what it calls itself
-    last_ping: Optional[int]
-    last_data: Optional[int]            # newest reading, usable or not
+    own_name: str | None             # what it calls itself
+    last_ping: int | None
+    last_data: int | None            # newest reading, usable or not
     ping_rhythm: int                    # s; median distance of pings
     data_rhythm: int                    # s; median distance of readings
-    dbm: Optional[int]
+    dbm: int | None
     calls: int                          # pings since data should have come
     pings_late: float                   # how much later than usual: 1 is the limit
     data_late: float
@@ -3292,8 +3258,8 @@ class UnitState(NamedTuple):
     why: str = ""                       # in words: what is wrong, since when, what to do
 
 
-def fleet_state(db: sqlite3.Connection, now: int, stays: Optional[Sequence[Deployment]] = None,
-                archive: Optional[Archive] = None) -> List[UnitState]:
+def fleet_state(db: sqlite3.Connection, now: int, stays: Sequence[Deployment] | None = None,
+                archive: Archive | None = None) -> list[UnitState]:
     """Every unit's state, worst first, then by tier and site. `archive`: where updates and fetches can be looked up."""
     stays = deployments(db) if stays is None else stays
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
@@ -3310,10 +3276,12 @@ def _lateness(state: UnitState) -> float:
 class _Judge:
     """Finds what is to be said of each unit at a time."""
 
-    def __init__(self, db: sqlite3.Connection, now: int, archive: Optional[Archive]) -> None:
+    def __init__(self, db: sqlite3.Connection, now: int, archive: Archive | None) -> None:
         self.db, self.now, self.archive = db, now, archive
         self.has_table = bool(db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone())
-        self.refused_rows = {unit for row in _refused_rows(db) for unit in row.units}
+        refused = db.execute("SELECT group_concat(text) FROM rejects r JOIN sources s ON s.id = r.source "
+                             "WHERE s.kind = 'deployments'").fetchone()[0]
+        self.refused_units = re.findall(r"co2unit-[0-9A-Za-z._-]+", refused or "")
         self.nights = _nights_of_updates(archive, now) if archive else {}
         self.moves = _moves(archive) if archive else {}
         servers = db.execute("SELECT id FROM sources WHERE kind = 'pings' AND path LIKE 'data/%'")
@@ -3350,14 +3318,14 @@ class _Judge:
             level = WARNING
         return state._replace(verdict=verdict, level=level, why=why)
 
-    def _signal(self, unit: str) -> List[int]:
+    def _signal(self, unit: str) -> list[int]:
         """dBm of the last two weeks of pings, newest first."""
         return [dbm for dbm, in self.db.execute(
             "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
             "ORDER BY ts DESC LIMIT 14", (unit, self.now))]
 
     def _is_judged(self, stay: Deployment) -> bool:
-        if not self.has_table or stay.unit_id in self.refused_rows:
+        if not self.has_table or stay.unit_id in self.refused_units:
             return True
         if stay.status is not None:
             return stay.status == "deployed" and stay.since <= self.now < stay.until
@@ -3372,7 +3340,7 @@ class _Judge:
         days = {ts // DAY for ts in called if ts > self.now - 14 * DAY}
         return len(days) < min(13, (self.now - called[-1]) // DAY if called else 0)
 
-    def _verdict(self, state: UnitState, nights: int) -> Tuple[str, str]:
+    def _verdict(self, state: UnitState, nights: int) -> tuple[str, str]:
         """Verdict, and why. `nights`: that went into updates since the last data."""
         if not state.alarms:
             return "off", ""
@@ -3405,7 +3373,7 @@ class _Judge:
             (state.unit_id, last if state.data_late > 1 or not last else -1, last)).fetchone()
         if count < REFUSED_LINES:
             return ""
-        return "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, _printable(reason))
+        return "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, reason)
 
     def _sensor(self, state: UnitState) -> str:
         """Since when no reading has usable CO2; "" when one of the last day has."""
@@ -3428,9 +3396,9 @@ class _Judge:
                     or self.archive and _servers_of(self.archive, state.unit_id) > 1)
 
 
-def _nights_of_updates(archive: Archive, now: int) -> Dict[str, Set[int]]:
+def _nights_of_updates(archive: Archive, now: int) -> dict[str, set[int]]:
     """Unit -> days since 1970 on which it fetched files of an update."""
-    nights: Dict[str, Set[int]] = {}
+    nights: dict[str, set[int]] = {}
     directory = os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER)
     for when, unit, _, _ in read_rows(directory, seqfile.FETCHES, 4, now - NEW_UNIT):
         with contextlib.suppress(Rejected):
@@ -3452,7 +3420,7 @@ def _servers_of(archive: Archive, unit: str) -> int:
     return 0
 
 
-def _servers_in(data_dir: str, unit: str, update: str) -> List[str]:
+def _servers_in(data_dir: str, unit: str, update: str) -> list[str]:
     """The servers that an update sends a unit to; none where it sets no such key."""
     try:
         with open(os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH), encoding="utf-8") as file:
@@ -3462,13 +3430,13 @@ def _servers_in(data_dir: str, unit: str, update: str) -> List[str]:
     return servers if isinstance(servers, list) else [servers]
 
 
-def _moves(archive: Archive) -> Dict[str, Tuple[int, str]]:
+def _moves(archive: Archive) -> dict[str, tuple[int, str]]:
     """Unit -> when it took a configuration that names one server alone, and that server: it may not call here again."""
-    taken: Dict[str, Tuple[str, str]] = {}
+    taken: dict[str, tuple[str, str]] = {}
     for when, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
         if path == COMM_PATCH:
             taken[unit] = when, update
-    moves: Dict[str, Tuple[int, str]] = {}
+    moves: dict[str, tuple[int, str]] = {}
     for unit, (when, update) in taken.items():
         for data_dir in archive.data_dirs:
             servers = _servers_in(data_dir, unit, update)
@@ -3491,15 +3459,15 @@ class Gap(NamedTuple):
 
     unit_id: str
     start: int                          # time of the last reading before
-    end: Optional[int]                  # time of the first one after; None: the gap is open
+    end: int | None                  # time of the first one after; None: the gap is open
     missing: int                        # by the unit's rhythm
     state: str                          # one of GAP_STATES
     calls: int                          # pings in the meantime
 
 
-def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> List[Gap]:
+def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> list[Gap]:
     """Stretches of more than HOLE rhythms without readings between a and now, and what became of them."""
-    found: List[Gap] = []
+    found: list[Gap] = []
     for unit in sorted({stay.unit_id for stay in stays}):
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
         step = cadence(db, unit, now)
@@ -3523,7 +3491,7 @@ def _is_deployed(stay: Deployment, a: int, b: int) -> bool:
     return stay.status == "deployed" and stay.since < b and a < stay.until
 
 
-def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, longest: float) -> Iterator[Tuple[int, Optional[int]]]:
+def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, longest: float) -> Iterator[tuple[int, int | None]]:
     """Times of the reading before and the one after where these are further apart than `longest`; the last hole may be
     open. Most days need no look at their readings."""
     row = db.execute("SELECT max(ts) FROM co2_readings WHERE unit_id = ? AND ts < ?", (unit, a // DAY * DAY)).fetchone()
@@ -3561,16 +3529,24 @@ def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
     return "resend" if next_number > number + 1 or size < seqfile.FILE_SIZE else "lost"
 
 
-def _number_of(path: Optional[str]) -> Optional[int]:
+def _number_of(path: str | None) -> int | None:
     return seqfile.extract_sequence_number(os.path.basename(path or ""), seqfile.READINGS)
 
 
 # -- the list of problems -----------------------------------------------------------------------------------------
 
 
-def problems(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem]:
+_IN_THE_LEDGER = """
+    SELECT 'source:' || path, 'critical', '', path || ' is not imported: ' || trouble, CAST(ctime AS INTEGER)
+    FROM sources WHERE trouble IS NOT NULL
+    UNION ALL SELECT 'row:' || path || ':' || line, 'warning', '', 'line ' || line || ' of ' || path || ' is refused: ' ||
+        reason || '; until it is corrected, its unit counts as deployed', CAST(ctime AS INTEGER)
+    FROM rejects r JOIN sources s ON s.id = r.source WHERE kind = 'deployments'"""
+
+
+def problems(db: sqlite3.Connection, archive: Archive, now: int) -> list[Problem]:
     """What the database and the directories of the archive show."""
-    found = _troubled_sources(db, now)
+    found = [Problem(*row) for row in db.execute(_IN_THE_LEDGER)]
     missing = missing_data(db, archive)
     if missing:
         found.append(Problem("data_dir", CRITICAL, "", missing, now))
@@ -3578,13 +3554,9 @@ def problems(db: sqlite3.Connection, archive: Archive, now: int) -> List[Problem
         level = NOTE if _is_earlier_version(path) else WARNING
         text = "%s was set aside: remove it when it is of no use any more" % path
         found.append(Problem("before:" + path, level, "", text, int(os.stat(path).st_mtime)))
-    for row in _refused_rows(db):
-        text = "line %d of %s is refused: %s; until it is corrected, its unit counts as deployed" % (
-            row.line, _printable(row.path), row.reason)
-        found.append(Problem("row:%s:%d" % (row.path, row.line), WARNING, "", text, row.since))
     for state in fleet_state(db, now, archive=archive):
         found += _unit_problems(state)
-    return worst_first(found)
+    return worst_first(problem._replace(text=_printable(problem.text)) for problem in found)
 
 
 def missing_data(db: sqlite3.Connection, archive: Archive) -> str:
@@ -3592,25 +3564,18 @@ def missing_data(db: sqlite3.Connection, archive: Archive) -> str:
     return "; ".join("data directory %s is %s" % trouble for trouble in _not_mounted(db, archive))
 
 
-def _troubled_sources(db: sqlite3.Connection, now: int) -> List[Problem]:
-    return [Problem("source:" + path, CRITICAL, "", "%s is not imported: %s" % (_printable(path), trouble), now)
-            for path, trouble in db.execute("SELECT path, trouble FROM sources WHERE trouble IS NOT NULL")]
-
-
 def _unit_problems(state: UnitState) -> Iterator[Problem]:
     """What is wrong with one unit."""
-    unit = state.unit_id
-    name = _printable("%s (%s)" % (state.site or "no site", state.nickname))
-    if state.level:
-        since = state.last_data or state.last_ping or 0
-        yield Problem("%s:%s" % (state.verdict, unit), state.level, unit, "%s: %s" % (name, state.why), since)
+    name = "%s (%s)" % (state.site or "no site", state.nickname)
+    told = [(state.verdict, state.level, state.why)] if state.level else []
     if state.alarms and not state.in_table:
-        text = "%s, %s, reports, but is in no row of the deployment table" % (name, unit)
-        yield Problem("no-row:" + unit, WARNING, unit, text, 0)
-    if state.alarms and state.in_table and state.own_name not in (None, state.nickname):
-        text = "%s calls itself %s: correct the deployment table, or publish --nickname" % (
-            name, _printable(state.own_name or ""))
-        yield Problem("nickname:" + unit, WARNING, unit, text, 0)
+        told.append(("no-row", WARNING, "%s reports, but is in no row of the deployment table" % state.unit_id))
+    elif state.alarms and state.own_name not in (None, state.nickname):
+        told.append(("nickname", WARNING, "it calls itself %s: correct the deployment table, or publish --nickname"
+                     % state.own_name))
+    for what, level, text in told:
+        since = state.last_data or state.last_ping or 0
+        yield Problem("%s:%s" % (what, state.unit_id), level, state.unit_id, "%s: %s" % (name, text), since)
 
 
 def write_health(var_dir: str, found: Sequence[Problem], now: int) -> None:
@@ -3628,7 +3593,7 @@ def write_health(var_dir: str, found: Sequence[Problem], now: int) -> None:
             stream.truncate()
 
 
-def read_health(var_dir: str, now: int) -> Optional[List[Problem]]:
+def read_health(var_dir: str, now: int) -> list[Problem] | None:
     """What the daemon wrote last; None when there is no such file. When it is old, this is one more problem."""
     file = os.path.join(var_dir, HEALTH_FILE)
     try:
@@ -3647,7 +3612,7 @@ def read_health(var_dir: str, now: int) -> Optional[List[Problem]]:
     return worst_first(found)
 
 
-def known_problems(archive: Archive, now: int) -> List[Problem]:
+def known_problems(archive: Archive, now: int) -> list[Problem]:
     """What is wrong, for pages and `status --check`: by the daemon's list, or by the database where no daemon runs."""
     told = read_health(archive.var_dir, now)
     if told is not None and not any(problem.key == "health" for problem in told):

@@ -203,10 +203,10 @@ def test_a_refused_row_a_unit_in_no_row_and_another_nickname_are_told(place):
     assert place.look() == [
         ("warning", "line 2 of data/manual/deploy_durations_tiered.tsv is refused: tier is not a number; until it is corrected, its unit "
                     "counts as deployed"),
-        ("warning", "no site (varanger-03), %s, reports, but is in no row of the deployment table" % UNIT)]
+        ("warning", "no site (varanger-03): %s reports, but is in no row of the deployment table" % UNIT)]
     with open(table, "w") as file:
         file.write(titles + "%s\tvaranger-04\tvj_1\t10\tdeployed\t2019-01-01\t\t\n" % UNIT)
-    assert place.look() == [("warning", "vj_1 (varanger-04) calls itself varanger-03: correct the deployment table, or publish --nickname")]
+    assert place.look() == [("warning", "vj_1 (varanger-04): it calls itself varanger-03: correct the deployment table, or publish --nickname")]
 
 
 def test_a_unit_whose_row_was_refused_keeps_its_alarms(place):
