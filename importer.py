@@ -236,6 +236,11 @@ class Column(NamedTuple):
     value: str                          # SQL; of a time, UTC seconds
     about: str
 
+    @property
+    def sql(self) -> str:
+        """The column of a query."""
+        return "%s AS %s" % (_ISO % self.value if self.kind == "time" else self.value, self.name)
+
 
 _ISO = "strftime('%%Y-%%m-%%dT%%H:%%M:%%SZ', %s, 'unixepoch')"
 
@@ -252,8 +257,7 @@ class Export(NamedTuple):
 
     def select(self, more: str = "") -> str:
         """The query for its columns, and for `more`."""
-        values = ["%s AS %s" % (_ISO % column.value if column.kind == "time" else column.value, column.name) for column in self.columns]
-        return "SELECT %s FROM %s" % (", ".join(values) + more, self.rows)
+        return "SELECT %s FROM %s" % (", ".join(column.sql for column in self.columns) + more, self.rows)
 
 
 def _columns(text: str) -> list[Column]:
@@ -271,7 +275,7 @@ _FLAGS = "QARTOD: 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing"
 _PLACED = """
 time  time  -  r.ts  UTC; seconds
 unit_id  text  -  r.unit_id  hardware id of the unit
-nickname  text  -  coalesce(r.nickname, d.nickname)  what the unit called itself then, else its name in the table of deployments
+nickname  text  -  coalesce(r.nickname, d.nickname)  what the unit called itself then, else its name by the deployments
 site  text  -  d.site  where the unit was deployed at that time; empty: nowhere
 tier  integer  -  d.tier  importance of that site: 0 lab desk, 8 backyard, 10 and up real deployments
 status  text  -  d.status  deployed, en_route or lab_check
@@ -346,12 +350,14 @@ _STAY = """
         ORDER BY s.tier DESC, s.since DESC, s.site LIMIT 1)"""
 _SIGNS = """
     (SELECT unit_id, :now AS ts,
-        (SELECT nickname FROM pings n WHERE n.unit_id = u.unit_id AND nickname <> '' ORDER BY ts DESC LIMIT 1) AS called,
+        (SELECT nickname FROM pings n WHERE n.unit_id = u.unit_id AND nickname <> '' ORDER BY ts DESC LIMIT 1)
+            AS called,
         (SELECT nickname FROM co2_readings n WHERE n.unit_id = u.unit_id AND nickname <> '' ORDER BY ts DESC LIMIT 1)
             AS named
      FROM (SELECT unit_id FROM daily UNION SELECT unit_id FROM pings UNION SELECT unit_id FROM error_logs
            UNION SELECT unit_id FROM deploy_durations_tiered) u) r""" + _STAY + """
-    LEFT JOIN (SELECT unit_id, min(ts) AS first_ts, max(ts) AS last_ts, count(DISTINCT ts / 86400) AS days, count(*) AS n
+    LEFT JOIN (SELECT unit_id, min(ts) AS first_ts, max(ts) AS last_ts, count(DISTINCT ts / 86400) AS days,
+                   count(*) AS n
                FROM pings GROUP BY unit_id) p ON p.unit_id = r.unit_id
     LEFT JOIN (SELECT unit_id, count(*) AS days, sum(n) AS n FROM daily GROUP BY unit_id) c ON c.unit_id = r.unit_id"""
 _OF_ROWS = ("unit site since until", "r.ts", "r.ts")
@@ -1696,8 +1702,8 @@ def find_sources(archive: Archive, unreadable: Troubles) -> Iterator[Source]:
 
 
 def _other_homes(archive: Archive) -> list[str]:
-    """Of data directories that are merged, those above them: HOME/var has the pings of that server. Their keys are those
-    of a copy in HOME's name below a data directory."""
+    """Of data directories that are merged, those above them: HOME/var has the pings of that server. Their keys are
+    those of a copy in HOME's name below a data directory."""
     homes = [os.path.dirname(os.path.realpath(data_dir)) for data_dir in archive.data_dirs]
     own = os.path.realpath(archive.var_dir)
     return [home for home in homes if len(homes) > 1 and os.path.join(home, "var") != own]
@@ -3708,7 +3714,8 @@ _UNBALANCED = """
     SELECT path, done, imported_bytes, rejected_bytes FROM sources WHERE done <> imported_bytes + rejected_bytes"""
 _COUNTS = """
     SELECT '{0}: ' || ours || ' rows, but ' || theirs || ' in the text'
-    FROM (SELECT (SELECT count(*) FROM main.{0}) AS ours, (SELECT count(*) FROM fresh.{0}) AS theirs) WHERE ours <> theirs"""
+    FROM (SELECT (SELECT count(*) FROM main.{0}) AS ours, (SELECT count(*) FROM fresh.{0}) AS theirs)
+    WHERE ours <> theirs"""
 _OTHER_ROWS = """
     SELECT coalesce(s.path, '?') || ': byte ' || r.offset || ': row of {0} is not in the {3}'
     FROM (SELECT * FROM {1}.{0} EXCEPT SELECT * FROM {2}.{0}) r LEFT JOIN main.sources s ON s.id = r.source"""
@@ -4091,7 +4098,8 @@ def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
     """Import what is new, or everything anew, and print a summary."""
     run = rebuild if arguments.command == "rebuild" else import_new
     act_as_owner(archive.db)
-    with ProgressBar("bytes", sum(source.size for source in find_sources(archive, []))) as bar:
+    total = sum(source.size for source in find_sources(archive, [])) if sys.stderr.isatty() else 0
+    with ProgressBar("bytes", total) as bar:
         summary = run(archive, progress=bar, processes=_cores())
     print(summary)
     return 1 if summary.unreadable else 0
@@ -4101,15 +4109,16 @@ _LEDGER = """
     SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes, size - done, imported,
         repeated, rejected, extra_fields, path)
     FROM (SELECT * FROM sources ORDER BY path)
-    UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  total', sum(size), sum(imported_bytes), sum(rejected_bytes),
-        sum(size - done), sum(imported), sum(repeated), sum(rejected), sum(extra_fields))
+    UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  total', sum(size), sum(imported_bytes),
+        sum(rejected_bytes), sum(size - done), sum(imported), sum(repeated), sum(rejected), sum(extra_fields))
     FROM sources
     UNION ALL SELECT 'last import: ' || coalesce(datetime(at, 'unixepoch') || ' UTC', 'never') FROM last_import"""
 _TROUBLED = "SELECT 'not imported: ' || path || ': ' || trouble FROM sources WHERE trouble IS NOT NULL ORDER BY path"
 _REJECTS = """
     SELECT printf('%s:%d: byte %d: %s%s: %s', s.path, r.line, r.offset, r.reason,
         ' (between ' || nullif(ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.before_ts, 'unixepoch'), '?') || ' and ' ||
-            ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.after_ts, 'unixepoch'), '?'), '? and ?') || ')', substr(r.text, 1, 160))
+            ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.after_ts, 'unixepoch'), '?'), '? and ?') || ')',
+        substr(r.text, 1, 160))
     FROM rejects r JOIN sources s ON s.id = r.source ORDER BY s.path, r.line"""
 
 

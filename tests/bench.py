@@ -420,7 +420,22 @@ def bench_import(directory: str) -> None:
     say(Figure("  on one core", "%.1f s" % alone, "%.0f readings/s, limit 200000" % (readings / alone)))
     if bare:
         say(Figure("  sqlite3 .import of the same lines, bare", "%.1f s" % bare, "ours is %.1f x" % (ours / bare)))
+    bench_export(directory, archive)
     bench_new_line(os.path.join(directory, "large"))
+
+
+def bench_export(directory: str, archive: List[str]) -> None:
+    """An export beside the sqlite3 shell with the same columns, in turns."""
+    if not shutil.which("sqlite3"):
+        return
+    export = [sys.executable, os.path.join(PROJECT, "importer.py"), "export", "readings", *archive]
+    view = ["sqlite3", "-csv", "-header", os.path.join(directory, "var", "db.sqlite3"), "SELECT * FROM readings"]
+    table = view[:-1] + ["SELECT * FROM co2_readings"]
+    turns = [[run_timed("sh", "-c", 'exec "$@" > /dev/null', "sh", *command)[0] for command in (export, view, table)]
+             for _ in range(3)]
+    ours, the_view, the_table = map(min, zip(*turns))
+    say(Figure("export: all readings as CSV", "%.1f s" % ours, "the sqlite3 shell: the same view %.1f s, ours is %.1f x; "
+               "the bare table %.1f s, %.1f x, limit 2.5" % (the_view, ours / the_view, the_table, ours / the_table)))
 
 
 def bench_new_line(directory: str) -> None:
