@@ -3352,6 +3352,9 @@ class _Judge:
             return "off", ""
         if not state.last_ping and not state.last_data:
             return "never", "never heard of: is it switched on, and does its sync_dest name this server?"
+        moved_at, url = self.moves.get(state.unit_id, (0, ""))
+        if state.last_ping and state.last_ping <= moved_at + HOUR and state.pings_late > 1:
+            return "off", "went to %s" % url
         if state.last_ping and state.pings_late > 1:
             return "late", "no ping since %s" % when(state.last_ping)
         why = self._refused(state)
