@@ -6,11 +6,13 @@ import contextlib
 import functools
 import json
 import os
+import pathlib
 import pwd
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -517,17 +519,18 @@ def publish_as(place, user, umask, *arguments):
 
 
 @pytest.fixture
-def station_of_nobody(place):
-    """The station belongs to the user nobody, its group is nogroup; nobody else may enter."""
+def station_of_nobody():
+    """The station belongs to the user nobody; nobody else may enter. (pytest's own directories are closed to others.)"""
     nobody = pwd.getpwnam("nobody")
-    for folder in (place.station.settings.data_dir, place.station.settings.var_dir):
-        for where, folders, files in os.walk(folder):
-            for path in [where, *(os.path.join(where, name) for name in files)]:
-                os.chown(path, nobody.pw_uid, nobody.pw_gid)
-        os.chmod(folder, 0o750)
-    for folder in (place.directory, place.directory.parent, place.directory.parent.parent):
-        folder.chmod(0o755)
-    return place, nobody
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        place = Place(pathlib.Path(directory))
+        for folder in (place.station.settings.data_dir, place.station.settings.var_dir):
+            for where, _, files in os.walk(folder):
+                for path in [where, *(os.path.join(where, name) for name in files)]:
+                    os.chown(path, nobody.pw_uid, nobody.pw_gid)
+            os.chmod(folder, 0o750)
+        yield place, nobody
 
 
 def tree(place):
