@@ -1198,7 +1198,19 @@ def unit_directories(data_dir: str) -> Iterator[importer.Problem]:
             strange = os.path.join(entry.path, seqfile.STRANGE)
             if os.path.isdir(strange):
                 text = "%s sends files with names that are not its own; they are kept in %s" % (entry.name, strange)
+                if _stays_behind(entry.path):
+                    text += "; its error log stays behind until they are taken off its card"
                 yield importer.Problem("strange:" + entry.name, importer.NOTE, entry.name, text, since)
+
+
+def _stays_behind(directory: str) -> bool:
+    """Whether a unit has acknowledged strange files behind its newest error log: it never looks back at that."""
+    strange = os.path.join(directory, seqfile.STRANGE, seqfile.ERRORS_FOLDER)
+    errors = os.path.join(directory, seqfile.ERRORS_FOLDER)
+    if not (os.path.isdir(strange) and os.path.isdir(errors)):
+        return False
+    newest = max(seqfile.files_in_sequence(errors, seqfile.ERRORS), default="")
+    return any(seqfile.card_name(name) > newest.encode() for name in os.listdir(strange))
 
 
 class Watching(threading.Thread):

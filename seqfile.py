@@ -179,6 +179,11 @@ def kept_name(name: str) -> str:
     return "%s%%%08x%s" % (safe[:LONGEST_NAME], zlib.crc32(raw), safe[-4:])
 
 
+def card_name(kept: str) -> bytes:
+    """The name on the card of a file that is kept under `kept`, as far as it was not cut."""
+    return re.sub(rb"%([0-9A-F]{2})", lambda found: bytes([int(found[1], 16)]), kept.encode())
+
+
 def utc(now: float, form: str = ROW_TIME, fraction: bool = False) -> str:
     """UTC seconds as text: 2019-10-07T03:23:39, or with six digits of microseconds."""
     whole, micros = divmod(round(now * 1e6), 10 ** 6)

@@ -208,6 +208,22 @@ def test_strange_names_in_errors_never_keep_the_readings_back(station):
     assert kept(station, "strange") == ["errors/%21", "errors/errors-0000.txt.bak", "errors/zzz"]
 
 
+def test_a_unit_with_strange_names_is_noted_and_also_that_its_error_log_stays_behind(station):
+    def notes():
+        return [problem.text for problem in co2d.unit_directories(station.settings.data_dir)]
+
+    where = os.path.join(station.settings.data_dir, "co2unit-1", "strange")
+    text = "co2unit-1 sends files with names that are not its own; they are kept in " + where
+    push(station, b"errors-0000.txt", folder="errors")
+    assert notes() == []
+    push(station, b"._errors-0000.txt", folder="errors")
+    assert notes() == [text]
+    push(station, b"errors-0000.txt~", folder="errors")
+    assert notes() == [text + "; its error log stays behind until they are taken off its card"]
+    push(station, b"errors-0001.txt", folder="errors")
+    assert notes() == [text]
+
+
 def test_strange_files_are_kept_up_to_a_limit_and_then_acknowledged_and_counted(station, monkeypatch):
     monkeypatch.setattr(seqfile, "MOST_STRANGE", 3 * 4096 + 10)
     for number in range(5):

@@ -118,6 +118,7 @@ def test_a_full_file_is_followed_by_the_next(tmp_path, size, chosen):
     pytest.param("readings-" + "ø" * 100 + ".tsv", "readings-" + "%C3%B8" * 18 + "%C3" + "%f4cf775f.tsv", id="many bytes")])
 def test_a_file_of_a_card_is_kept_under_a_safe_name(name, kept):
     assert seqfile.kept_name(name) == kept
+    assert seqfile.card_name(kept)[:20] == name.encode()[:20]
 
 
 def test_long_names_that_differ_anywhere_are_kept_apart():
