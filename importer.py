@@ -3292,6 +3292,9 @@ class _Judge:
         self.moves = _moves(archive) if archive else {}
         servers = db.execute("SELECT id FROM sources WHERE kind = 'pings' AND path LIKE 'data/%'")
         self.other_servers = [source for source, in servers]
+        self.rejecting: Dict[str, List[int]] = {}       # unit -> its sources with rejected lines
+        for unit, source in db.execute("SELECT unit_id, id FROM sources WHERE kind = 'readings' AND rejected > 0"):
+            self.rejecting.setdefault(unit, []).append(source)
 
     def state(self, stay: Deployment) -> UnitState:
         """The state of one unit, with its verdict."""
@@ -3376,10 +3379,10 @@ class _Judge:
         """Why the newest lines of a unit are rejected; "" when they are not."""
         last = state.last_data or 0
         count, reason = self.db.execute("""
-            SELECT count(*), max(r.reason) FROM sources s CROSS JOIN rejects r
-            WHERE s.unit_id = ? AND s.kind = 'readings' AND s.rejected > 0 AND r.source = s.id
-              AND r.after_ts IS NULL AND coalesce(r.before_ts, ?) >= ?""",
-            (state.unit_id, last if state.data_late > 1 or not last else -1, last)).fetchone()
+            SELECT count(*), max(reason) FROM rejects
+            WHERE source IN (%s) AND after_ts IS NULL AND coalesce(before_ts, ?) >= ?
+            """ % ", ".join(map(str, self.rejecting.get(state.unit_id, ()))),
+            (last if state.data_late > 1 or not last else -1, last)).fetchone()
         if count < REFUSED_LINES:
             return ""
         return "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, reason)
