@@ -632,7 +632,7 @@ class Quota:
         return not os.path.lexists(os.path.join(self.data_dir, *chunk.key, chunk.kept))
 
     def _count(self, chunk: seqfile.Chunk) -> Count:
-        """Count anew. That is work where there are many files, so a unit that exceeds its quota has it once a minute."""
+        """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
         usage = seqfile.usage_of(os.path.join(self.data_dir, chunk.unit))
         count = Count(usage.bytes, usage.files, chunk.now)
         with self._lock:
@@ -1285,7 +1285,8 @@ METRICS = {                             # family: type and help
     "co2d_chunks_total": ("counter", "Chunks by what became of them."),
     "co2d_pings_total": ("counter", "Pings stored."),
     "co2d_pings_lost_total": ("counter", "Pings answered but not stored."),
-    "co2d_storage_errors_total": ("counter", "Uploads that the disk refused."),
+    "co2d_storage_errors_total": ("counter", "Uploads that the disk or a quota refused."),
+    "co2d_strange_bytes_dropped_total": ("counter", "Bytes of files with strange names, acknowledged but not kept."),
     "co2d_import_errors_total": ("counter", "Imports that failed."),
     "co2d_dropped_connections_total": ("counter", "Slow clients dropped to serve others, by phase."),
     "co2d_log_lines_dropped_total": ("counter", "Lines of the log that nobody read in time."),
