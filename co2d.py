@@ -499,8 +499,11 @@ class Course:
 
     def nights_in_vain(self, now: float) -> int:
         """Days on which the unit began, and could not finish; today does not count: it may still."""
-        begun = self.days[:-1] if self.is_over else self.days
-        return sum(day != seqfile.utc(now, "%Y-%m-%d") for day in begun)
+        today = seqfile.utc(now, "%Y-%m-%d")
+        begun = list(self.days)
+        if begun and self.is_over:
+            begun.pop()
+        return sum(day != today for day in begun)
 
 
 Courses = dict[tuple[str, str], Course]                         # by unit and update
@@ -535,12 +538,13 @@ class Fetches:
         row = "\t".join([when, unit, name, what]) + "\n"
         self.log.append(row.encode(), _told_of_fetch)
 
-    def handed_over(self, unit: str, name: str, path: str, files: Sequence[str], now: float) -> None:
+    def handed_over(self, unit: str, name: str, path: str,
+                    files: Sequence[str], now: float) -> None:
         """The last byte of a file was handed over; `files` are all files of the update."""
         self.note(unit, name, path, now)
         with self._lock:
             course = self._course_locked(unit, name)
-            has_all = course.complete_at != "" or course.taken.issuperset(files)
+            has_all = course.taken.issuperset(files) or course.complete_at != ""
             is_news = has_all and not course.is_over
             course.is_over |= is_news
         if is_news:
@@ -920,8 +924,10 @@ def list_updates(station: Station, request: Request, unit: str) -> Response:
     except OSError as error:
         log.warning("updates of %s: %s", unit, error)
         names = []
-    if not names or station.fetches.is_given_up(unit, names[-1], request.now):
+    if not names:
         raise Refused(404, "no updates")
+    if station.fetches.is_given_up(unit, names[-1], request.now):
+        raise Refused(404, "no updates that the unit could take")
     return json_response(names)
 
 
@@ -1768,7 +1774,7 @@ def read_runs(settings: Settings) -> dict[str, list[Run]]:
         for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5):
             of_unit = runs.setdefault(unit, [])
             first = when
-            if of_unit and (nickname, server) == (of_unit[-1].nickname, of_unit[-1].server):
+            if of_unit and of_unit[-1].server == server and of_unit[-1].nickname == nickname:
                 first = of_unit.pop().first
             of_unit.append(Run(nickname, server, first, when))
     return runs
@@ -1802,9 +1808,11 @@ def _effect(patch: dict[str, Any], runs: Sequence[Run]) -> str:
             seen.append("still calls itself " + latest.nickname)
     if "sync_dest" in patch:
         seen.append(_effect_of_move(patch["sync_dest"], runs))
-    if not seen:
-        seen.append("called again, last " + latest.last[:19] if latest else "has not called since")
-    return ", ".join(seen)
+    if seen:
+        return ", ".join(seen)
+    if latest:
+        return "called again, last " + latest.last[:19]
+    return "has not called since"
 
 
 def _effect_of_move(urls: Any, runs: Sequence[Run]) -> str:
@@ -1823,8 +1831,9 @@ def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict
     for file in files:
         if file.startswith(PATCHES):
             parts = [unit, seqfile.UPDATES_FOLDER, name, *file.split("/")]
+            content = read_regular(data_dir, parts)
             with contextlib.suppress(ValueError):               # not published by us
-                patch.update(parse_json(read_regular(data_dir, parts).decode()))
+                patch.update(parse_json(content.decode()))
     return patch
 
 
@@ -1898,8 +1907,9 @@ def _warn_of_silence(files: dict[str, bytes]) -> None:
         found = _URL.match(url)
         if found:
             try:
-                port = int(found[3] or {"http": 80, "https": 443}[found[1]])
-                socket.create_connection((found[2], port), timeout=5).close()
+                usual = 443 if found[1] == "https" else 80
+                place = found[2], int(found[3] or usual)
+                socket.create_connection(place, timeout=5).close()
             except OSError as error:
                 warn("nobody answers at %s: %s" % (url, error))
 
@@ -1961,7 +1971,10 @@ class Publishing:
         names.update(visible_updates(self.data_dir, unit))
         folder = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER)
         if os.path.isdir(folder):
-            names.update(found[1] for found in map(WITHDRAWN.match, os.listdir(folder)) if found)
+            for hidden in os.listdir(folder):
+                found = WITHDRAWN.match(hidden)
+                if found:
+                    names.add(found[1])
         return names
 
     def publish(self) -> None:
@@ -1973,7 +1986,9 @@ class Publishing:
             raise Failed("a nickname is for one unit, not for %d" % len(units))
         _warn_of_silence(files)
         used = {unit: self._used_names(unit) for unit in units}
-        name = self.arguments.name or default_name(set().union(*used.values()), self.now)
+        name = self.arguments.name
+        if not name:
+            name = default_name(set().union(*used.values()), self.now)
         for unit in units:
             check_name(name, unit, used[unit])
         become_daemon_user(self.settings)
@@ -2006,7 +2021,8 @@ class Publishing:
         for unit in having:
             if not self.arguments.dry_run:
                 self._hide(unit, name)
-            print("%s: %s %s" % (unit, name, "would be withdrawn" if self.arguments.dry_run else "withdrawn"))
+            done = "would be withdrawn" if self.arguments.dry_run else "withdrawn"
+            print("%s: %s %s" % (unit, name, done))
             if (unit, name) in self.courses:
                 warn("%s has fetched %s before" % (unit, name))
             others = [other for other in visible_updates(self.data_dir, unit) if other != name]
@@ -2023,7 +2039,7 @@ class Publishing:
     def report(self, unit: str) -> list[str]:
         """A line for each update: when it was published, how much was fetched, and what is seen of it since."""
         lines = []
-        until = "9"                                             # when the unit had the next one, which may undo this one
+        until = "9"                                             # later: when the unit had the next one, which undoes it
         for name in reversed(visible_updates(self.data_dir, unit)):
             course = self.courses.get((unit, name), Course())
             try:
@@ -2042,13 +2058,17 @@ class Publishing:
         if course.had_at:
             runs = self.runs.get(unit, [])
             since = [run for run in runs if course.had_at < run.last and run.first < until]
-            columns.append(_effect(_patch_of(self.data_dir, unit, name, files), since))
+            patch = _patch_of(self.data_dir, unit, name, files)
+            columns.append(_effect(patch, since))
         return columns
 
 
 def publish_parser() -> argparse.ArgumentParser:
     """Options of `co2d publish`."""
-    keys = "\n".join("  %-38s %s" % ("%s.%s" % (key.file[:-len(".json")], key.name), key.help) for key in CONFIGURATION)
+    keys = ""
+    for key in CONFIGURATION:
+        place = key.file.replace("json", key.name)
+        keys += "  %-38s %s\n" % (place, key.help)
     parser = command_parser("publish", "Publish an update for units to take.", """\
   co2d publish co2unit-30aea42a50bc new-firmware/       flash/ and conf-patch/ in it; checked, then offered
   co2d publish --all new-firmware/ --dry-run            check only
@@ -2103,19 +2123,26 @@ def _places(settings: Settings, backup_dir: str) -> Iterator[tuple[str, str]]:
     """(directory of the station, directory of the backup)"""
     yield settings.data_dir, os.path.join(backup_dir, "remote_data")
     for folder in KEPT_FOLDERS:
-        yield os.path.join(settings.var_dir, folder), os.path.join(backup_dir, "var", folder)
+        own = os.path.join(settings.var_dir, folder)
+        yield own, os.path.join(backup_dir, "var", folder)
 
 
 def copy_tree(source: str, target: str) -> None:
     """Copy the files that differ; what is only in the target stays."""
-    shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
+    shutil.copytree(
+        source,
+        target,
+        copy_function=_copy_changed,
+        ignore=_passed_over,
+        dirs_exist_ok=True)
 
 
 def _copy_changed(file: str, copy: str) -> None:
     """Copy a file as a whole, if size or time differ, with the time that it had before: it may grow at any moment."""
     with contextlib.suppress(FileNotFoundError):                # it was there for a moment only
         status = os.stat(file)
-        if os.path.exists(copy) and _size_and_time(os.stat(copy)) == _size_and_time(status):
+        is_there = os.path.exists(copy)
+        if is_there and _size_and_time(os.stat(copy)) == _size_and_time(status):
             return
         part = copy + ".part"
         shutil.copyfile(file, part)
@@ -2146,7 +2173,8 @@ def _give_to(owner: os.stat_result, directories: Sequence[str]) -> None:
     for directory in directories:
         for where, _, names in os.walk(directory):
             for name in [".", *names]:
-                os.chown(os.path.join(where, name), owner.st_uid, owner.st_gid)
+                path = os.path.join(where, name)
+                os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _tell_copied(done: str, files: Iterable[str], directory: str) -> None:
@@ -2169,7 +2197,8 @@ def backup_parser() -> argparse.ArgumentParser:
 def backup(settings: Settings, arguments: argparse.Namespace) -> int:
     """`co2d backup`; the exit status."""
     target = os.path.realpath(arguments.directory)
-    for needed in (settings.data_dir, os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)):
+    pings = os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)
+    for needed in (settings.data_dir, pings):
         if not os.path.isdir(needed):
             raise Failed("there is no directory %s: is this the configuration of the station?" % needed)
         if (target + "/").startswith(os.path.realpath(needed) + "/"):
@@ -2198,7 +2227,8 @@ def restore_parser() -> argparse.ArgumentParser:
 
 def restore(settings: Settings, arguments: argparse.Namespace) -> int:
     """`co2d restore`; the exit status."""
-    if not os.path.isdir(os.path.join(arguments.directory, "remote_data")):
+    copied = os.path.join(arguments.directory, "remote_data")
+    if not os.path.isdir(copied):
         raise Failed("%s is no backup: there is no remote_data in it" % arguments.directory)
     places = [place for place, _ in _places(settings, "")]
     for file in _files_below(*places):
