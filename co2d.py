@@ -84,6 +84,7 @@ MAX_FIELDS = 64
 SMALL_FILE = 64 << 10                   # bytes of a file that is sent at once
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
+LONGEST_FILE = 3 * 255                  # bytes of a name on a card: FAT allows 255 characters, of up to 3 bytes in UTF-8
 RECOUNT = 60                            # seconds; before that, what a unit takes on the disk is not counted anew
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 LOOK = 60.0                             # seconds between two looks for problems
@@ -784,7 +785,7 @@ def push(station: Station, request: Request, unit: str, path: Tuple[str, ...], f
     folders = station.settings.upload_dirs.split()
     if path[0] not in folders or len(path) >= MAX_DEPTH:
         raise Refused(403, "uploads go below %s" % " or ".join(folders))
-    if file in (b"", b".", b".."):
+    if file in (b"", b".", b"..") or len(file) > LONGEST_FILE:
         raise Refused(404, "no name of a file")
     offsets = [value for name, value in request.query if name == "offset"]
     if len(offsets) != 1 or not re.match(r"[0-9]{1,15}\Z", offsets[0]):

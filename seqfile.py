@@ -123,7 +123,7 @@ def make_sequence_filename(number: int, match: Match) -> str:
 def extract_sequence_number(name: str, match: Match) -> Optional[int]:
     """The number in a file name, or None when the name is not one of the sequence."""
     prefix, suffix = match
-    found = re.fullmatch("%s([0-9]+)%s" % (re.escape(prefix), re.escape(suffix)), name)
+    found = re.fullmatch("%s([0-9]{1,18})%s" % (re.escape(prefix), re.escape(suffix)), name)
     return int(found[1]) if found else None
 
 

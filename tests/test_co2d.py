@@ -134,6 +134,7 @@ def test_a_gap_is_refused_with_our_size(station):
     ("/ou/co2unit-1/push-sequential/updates/update-1/flash/main.py?offset=0", 403),
     ("/ou/co2unit-1/push-sequential/set-aside/x?offset=0", 403),
     ("/ou/co2unit-1/push-sequential/data?offset=0", 404), ("/ou/co2unit-1/push-sequential/data/?offset=0", 404),
+    ("/ou/co2unit-1/push-sequential/data/%s?offset=0" % ("ø" * 383), 404),                   # longer than any name on a card
     ("/ou/co2unit-1/push-sequential/data/.?offset=0", 404), ("/ou/co2unit-1/push-sequential/data/..?offset=0", 404),
     ("/ou/co2unit-1/push-sequential/data/2/3/4/5/6/7/8/9?offset=0", 403),
     ("/ou/co2unit-1/push-sequential/data/../updates/x?offset=0", 404),

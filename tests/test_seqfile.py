@@ -71,7 +71,7 @@ def test_a_number_makes_a_name_and_comes_back_from_it(number, name):
 
 
 @pytest.mark.parametrize("name", ["readings-.tsv", "readings-12.txt", "reading-0001.tsv", "readings-0x01.tsv", "readings-٣.tsv",
-                                  ".readings-0001.tsv", "readings-0001.tsv~", ""])
+                                  ".readings-0001.tsv", "readings-0001.tsv~", "", "readings-%s.tsv" % ("9" * 5000)])
 def test_names_outside_the_sequence_have_no_number(name):
     assert seqfile.extract_sequence_number(name, MATCH) is None
 
