@@ -52,6 +52,7 @@ import sys
 import time
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from datetime import date
 from itertools import accumulate, chain, compress, count, groupby, repeat, zip_longest
 from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn,
@@ -1139,7 +1140,6 @@ class Columns:
     """Cuts lines of readings into columns."""
 
     def __init__(self, rules: Rules) -> None:
-        self.rules = rules
         self.limits = rules.limits
         self.first = parse_day("%04d-01-01" % max(1, rules.limits.first_year))
         self.latest = rules.latest
@@ -1347,15 +1347,6 @@ class News:
         self.last = max(self.last, max(times))
         self.days.update({ts // DAY for ts in times})
 
-    def join(self, other: News) -> None:
-        """What another source says of the same unit and table."""
-        self.first = min(self.first, other.first)
-        self.last = max(self.last, other.last)
-        self.days |= other.days
-
-
-AllNews = Dict[Tuple[str, str], News]   # by kind and unit
-
 
 def insert_sql(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
     """A statement for one row."""
@@ -1388,23 +1379,19 @@ class Reader:
     """Reads what is new in one source into the database. A format names one of `by_column`, `by_line`, `as_log` and
     `as_table`; each deals with every byte up to the end of the last complete line."""
 
-    def __init__(self, db: sqlite3.Connection, source: Source, account: Account, columns: Columns,
-                 days: Optional[Days]) -> None:
-        self.db = db
+    def __init__(self, run: Import, source: Source, account: Account) -> None:
+        self.run = run
+        self.db = run.db
         self.source = source
         self.account = account
-        self.columns = columns
-        self.days = days                # of a new database
-        self.rules = columns.rules
         self.format = FORMATS[source.kind]
         self.at = {name: number for number, name in enumerate(self.format.columns)}
-        self.news: Dict[str, News] = {}
-        self.times: Dict[str, List[int]] = {}                   # of rows of a unit, not yet in `news`
         self.rows: List[Row] = []
+        self.times: Dict[str, List[int]] = {}                   # of rows of a unit, not yet in the import's news
         self.rejects: List[List[Any]] = []
-        self.reasons: Dict[str, int] = {}
         self.unfollowed = 0             # the first of `rejects` behind which no good line has come yet
         self.left_unfollowed = account.rejected > 0             # there may be such in the database
+        self.reasons: Counter[str] = Counter()
 
     def by_column(self, file: IO[bytes], end: int) -> None:
         """Readings: many plain lines at once, others one by one."""
@@ -1506,7 +1493,7 @@ class Reader:
             try:
                 if piece.refused:
                     raise Rejected(piece.refused)
-                row = self.format.parse(raw, self.rules)
+                row = self.format.parse(raw, self.run.rules)
             except Rejected as why:
                 self._reject(line, piece, piece.refused or (GLUED if following else str(why)))
             else:
@@ -1530,7 +1517,7 @@ class Reader:
         offsets = list(map(operator.add, accumulate(map(len, lines), initial=begin), count()))
         if b"\r" in block:
             lines = [line[:-1] if line.endswith("\r") else line for line in lines]
-        cut = self.columns.cut(lines) if max(map(len, lines)) < LONGEST_LINE else None
+        cut = self.run.columns.cut(lines) if max(map(len, lines)) < LONGEST_LINE else None
         if cut is None:
             self._take_lines(block)
             return
@@ -1550,8 +1537,8 @@ class Reader:
         offsets.pop()
         take_out(cut.odd, [offsets])
         self._insert_plain(cut, offsets)
-        if self.days:
-            self.days.add(cut)
+        if self.run.days:
+            self.run.days.add(cut)
         else:
             self.times.setdefault(cut.unit, []).extend(cut.times)
 
@@ -1573,14 +1560,6 @@ class Reader:
         """A row has this time."""
         self.times.setdefault(unit, []).append(ts)
 
-    def _tell_news(self) -> None:
-        for unit, times in self.times.items():
-            if not self.days:
-                self.news.setdefault(unit, News()).add(times)
-            elif self.source.kind == "readings":
-                open_days(self.db, unit, {ts // DAY for ts in times})
-        self.times.clear()
-
     def _passed(self, times: Sequence[int]) -> None:
         """Good lines with these times came: the first is behind the rejected lines so far."""
         if not times:
@@ -1597,7 +1576,7 @@ class Reader:
     def _reject(self, line: Line, piece: Piece, reason: str) -> None:
         self.account.rejected += 1
         self.account.rejected_bytes += len(piece.raw)
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.reasons[reason] += 1
         text = self.format.clean(piece.raw[:1000].decode("latin-1")).encode("unicode_escape").decode("ascii")
         self.rejects.append([self.source.id, line.number, line.offset + piece.begin, len(piece.raw), reason, text,
                              self.account.last_ts, None])
@@ -1606,7 +1585,12 @@ class Reader:
 
     def flush(self) -> None:
         """Write what waits in memory."""
-        self._tell_news()
+        for unit, times in self.times.items():
+            if not self.run.days:
+                self.run.news.setdefault((self.source.kind, unit), News()).add(times)
+            elif self.source.kind == "readings":
+                open_days(self.db, unit, {ts // DAY for ts in times})
+        self.times.clear()
         self.db.executemany(self.format.insert, self.rows)
         self.db.executemany(INSERT_REJECT, self.rejects)
         self.left_unfollowed = self.left_unfollowed or self.unfollowed < len(self.rejects)
@@ -1628,7 +1612,7 @@ class Format(NamedTuple):
     place: re.Pattern[str]              # of its path below a data directory; the first group is the unit
     folder: str                         # where to look, below each directory of the data directory
     read: Callable[[Reader, IO[bytes], int], None]
-    parse: Callable[[bytes, Rules], Row]        # of a line that is judged alone
+    parse: Callable[[bytes, Rules], Row] = lambda raw, rules: ()        # of a line that is judged alone
     fields: int = 0                     # that are known; what is behind them is counted
     is_whole: bool = False              # it is read again from its begin whenever it changes
     repeats: str = ""                   # rows of the same unit and time that agree in these columns count once
@@ -1647,11 +1631,6 @@ def uploads(folder: str, match: seqfile.Match) -> re.Pattern[str]:
     return re.compile(r"([^/]+)/(?:%s/)?%s/%s\Z" % (seqfile.SET_ASIDE, re.escape(folder), name))
 
 
-def not_by_line(raw: bytes, rules: Rules) -> Row:
-    """For formats that do not judge lines alone."""
-    raise NotImplementedError
-
-
 OWN_PINGS = re.compile(r"var/%s/%s[0-9]+%s\Z" % (seqfile.PINGS_FOLDER, *map(re.escape, seqfile.PINGS)))
 FORMATS: Dict[str, Format] = {
     "readings": Format(
@@ -1665,12 +1644,11 @@ FORMATS: Dict[str, Format] = {
         fields=5, repeats="ping_ts, nickname, rssi_raw, rssi_dbm"),
     "errors": Format(
         "error_logs", ["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
-        uploads(seqfile.ERRORS_FOLDER, seqfile.ERRORS), seqfile.ERRORS_FOLDER, Reader.as_log, not_by_line,
+        uploads(seqfile.ERRORS_FOLDER, seqfile.ERRORS), seqfile.ERRORS_FOLDER, Reader.as_log,
         is_whole=True, clean=hide_secrets),
     "deployments": Format(
         "deploy_durations_tiered", [*DEPLOYMENT_COLUMNS, "since", "until"],
-        re.compile(r"()%s/deploy_durations(?:_tiered)?\.tsv\Z" % seqfile.MANUAL_FOLDER), "", Reader.as_table,
-        not_by_line, is_whole=True),
+        re.compile(r"()%s/deploy_durations(?:_tiered)?\.tsv\Z" % seqfile.MANUAL_FOLDER), "", Reader.as_table, is_whole=True),
 }
 TABLES = {kind: each.table for kind, each in FORMATS.items()}
 FOLDERS = [each.folder for each in FORMATS.values() if each.folder]
@@ -1892,8 +1870,6 @@ class Value(NamedTuple):
 _MEANS = """
     SELECT rowid, ts, co2, qc FROM co2_readings
     WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {0} = 0 AND %s""".format(QC_ROW | QC_NO_CO2)
-_FORWARD = "ORDER BY ts, co2"            # where both are the same, it does not matter which row comes first
-_BACKWARD = "ORDER BY ts DESC, co2 DESC"
 
 
 def judge(values: Sequence[Value], first: int, last: int, limits: Limits) -> Dict[int, int]:
@@ -1959,38 +1935,22 @@ def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[in
     return found
 
 
-def judge_between(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Set[int]:
-    """Judge a unit's readings between two times, where rows came or went, and those whose stretch of equal means
-    reaches up to them. The days in which something changed."""
-    rows, first, last = _values_around(db, unit, first, last, limits)
-    values = list(map(Value._make, rows))
-    changed = judge(values, first, last, limits)
-    set_qc(db, changed)
-    return {value.ts // DAY for value in values if value.rowid in changed}
-
-
 def judge_days(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Set[int]:
-    """The same for days, of which most hold nothing of interest."""
-    rows, _, _ = _values_around(db, unit, first * DAY, last * DAY + DAY - 1, limits)
+    """Judge days in which rows came or went, and all readings whose stretch of equal means reaches up to them. The days
+    in which something changed."""
+    begin = _end_of_stretch(db, (unit, first * DAY), "ts < ? ORDER BY ts DESC, co2 DESC")
+    end = _end_of_stretch(db, (unit, last * DAY + DAY - 1), "ts > ? ORDER BY ts, co2")
+    rows = db.execute(_MEANS % "ts BETWEEN ? AND ? ORDER BY ts, co2",        # of the same time and mean, any can be first
+                      (unit, begin - limits.spike_gap, end + limits.spike_gap)).fetchall()
     if not rows:
         return set()
     _, times, co2, bits = zip(*rows)
-    suspicious = {ts // DAY for ts in suspicious_times(times, co2, bits, limits)}
-    suspicious |= {ts // DAY for ts, qc in zip(times, bits) if qc & (QC_SPIKE | QC_FLAT)}
-    changed: Set[int] = set()
-    for day in suspicious:
-        changed |= judge_between(db, unit, day * DAY, day * DAY + DAY - 1, limits)
-    return changed
-
-
-def _values_around(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Tuple[list[Row], int, int]:
-    """Rows of `Value` between two times and around them, as far as neighbours count; the times between which these
-    determine what is a spike or flat."""
-    first = _end_of_stretch(db, (unit, first), "ts < ? " + _BACKWARD)
-    last = _end_of_stretch(db, (unit, last), "ts > ? " + _FORWARD)
-    rows = db.execute(_MEANS % ("ts BETWEEN ? AND ? " + _FORWARD),
-                      (unit, first - limits.spike_gap, last + limits.spike_gap))
-    return rows.fetchall(), first, last
+    if max(bits) < QC_SPIKE and not suspicious_times(times, co2, bits, limits):
+        return set()
+    values = list(map(Value._make, rows))
+    changed = judge(values, begin, end, limits)
+    set_qc(db, changed)
+    return {value.ts // DAY for value in values if value.rowid in changed}
 
 
 def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str) -> int:
@@ -2057,8 +2017,8 @@ def settle_days(db: sqlite3.Connection, unit: str, days: Set[int], limits: Limit
 
 
 def runs_of(days: Iterable[int]) -> Iterator[Tuple[int, int]]:
-    """First and last day of each run of days that follow each other."""
-    for _, run in groupby(enumerate(sorted(days)), lambda pair: pair[1] - pair[0]):
+    """First and last day of each run of days that follow each other, a week at most."""
+    for _, run in groupby(enumerate(sorted(days)), lambda pair: (pair[1] - pair[0], pair[1] // 7)):
         numbered = list(run)
         yield numbered[0][1], numbered[-1][1]
 
@@ -2131,32 +2091,30 @@ class Summary:
 
     def __init__(self) -> None:
         self.files = 0
-        self.rows: Dict[str, int] = dict.fromkeys(FORMATS, 0)
+        self.rows: Counter[str] = Counter()
         self.repeated = 0
-        self.rejected: Dict[str, int] = {}
+        self.rejected: Counter[str] = Counter()
         self.unreadable: Troubles = []
         self.disputed: List[str] = []   # files of which two servers have different versions
 
-    def add(self, other: Summary) -> None:
-        """What another part of the same import did."""
-        self.files += other.files
-        self.repeated += other.repeated
-        self.unreadable += other.unreadable
-        self.count(self.rows, other.rows)
-        self.count(self.rejected, other.rejected)
-
-    @staticmethod
-    def count(numbers: Dict[str, int], further: Mapping[str, int]) -> None:
-        """Add further numbers by name."""
-        for name, number in further.items():
-            numbers[name] = numbers.get(name, 0) + number
+    @classmethod
+    def of_new(cls, db: sqlite3.Connection) -> Summary:
+        """What is in a new database."""
+        new = cls()
+        for kind, imported, repeated, files in db.execute(
+                "SELECT kind, sum(imported), sum(repeated), sum(trouble IS NULL) FROM sources GROUP BY kind"):
+            new.rows[kind] = imported
+            new.repeated += repeated
+            new.files += files
+        new.rejected.update(dict(db.execute("SELECT reason, count(*) FROM rejects GROUP BY reason")))
+        new.unreadable += db.execute("SELECT path, trouble FROM sources WHERE trouble IS NOT NULL").fetchall()
+        return new
 
     def __str__(self) -> str:
-        lines = ["%d files, %s" % (self.files, ", ".join("%d %s" % (n, kind) for kind, n in self.rows.items()))]
+        lines = ["%d files, %s" % (self.files, ", ".join("%d %s" % (self.rows[kind], kind) for kind in FORMATS))]
         if self.repeated:
             lines.append("%d exact repeats" % self.repeated)
-        for reason, n in sorted(self.rejected.items(), key=lambda pair: -pair[1]):
-            lines.append("%6d rejected: %s" % (n, reason))
+        lines += ["%6d rejected: %s" % (n, reason) for reason, n in self.rejected.most_common()]
         lines += ["two versions of %s: both are kept" % _printable(key) for key in self.disputed]
         lines += ["could not read %s: %s" % (_printable(path), why) for path, why in self.unreadable]
         return "\n".join(lines)
@@ -2202,7 +2160,7 @@ class Import:
         self.progress = progress or (lambda done: None)
         self.ledger = Ledger(db)
         self.columns = Columns(rules)
-        self.news: AllNews = {}
+        self.news: Dict[Tuple[str, str], News] = {}             # by kind and unit
         self.again: Set[int] = set()    # ids of sources to be read from the start: they may hold repeats of what went
         self.changes = db.total_changes
         self.summary = Summary()
@@ -2235,7 +2193,7 @@ class Import:
         """Import what is new in a source. Whatever fails is recorded with it, and it is tried again the next time."""
         account = self.ledger.account(source)
         if account.key != source.key:
-            self.summary.unreadable.append((source.path, _SAME_ID % account.key))
+            self.summary.unreadable.append((source.key, _SAME_ID % account.key))
             return
         if (account.size, account.ctime) == (source.size, source.ctime):
             return
@@ -2252,11 +2210,11 @@ class Import:
         except Exception as error:
             trouble = "%r at %s" % (error, place_of(error))
         account = self.ledger.account(source)
-        account.trouble = trouble and trouble + "; it is tried again at each import"
+        account.trouble = trouble and trouble + "; it is tried again each time"
         account.size = source.size if trouble else size
         account.ctime = 0.0 if trouble else source.ctime        # 0: is never the time of a file
-        if trouble:
-            self.summary.unreadable.append((source.path, trouble))
+        if account.trouble:
+            self.summary.unreadable.append((source.key, account.trouble))
         else:
             self.summary.files += 1
 
@@ -2270,7 +2228,7 @@ class Import:
         before = copy.copy(account)
         kept = self.days and self.days.kept
         self.db.execute("SAVEPOINT source")
-        reader = Reader(self.db, source, account, self.columns, self.days)
+        reader = Reader(self, source, account)
         failure: Optional[Exception] = None
         try:
             each.read(reader, file, size)
@@ -2284,22 +2242,13 @@ class Import:
             self.ledger.accounts[source.id] = before
             if self.days and kept:
                 self.days.kept = kept
-            reader = Reader(self.db, source, before, self.columns, self.days)
+            reader = Reader(self, source, before)
         reader.flush()
         self.db.execute("RELEASE source")
-        self._count(reader, before.imported)
+        self.summary.rows[source.kind] += reader.account.imported - before.imported
+        self.summary.rejected.update(reader.reasons)
         if failure:
             raise failure
-
-    def _count(self, reader: Reader, before: int) -> None:
-        kind = reader.source.kind
-        self.summary.rows[kind] += self.ledger.account(reader.source).imported - before
-        self.summary.count(self.summary.rejected, reader.reasons)
-        for unit, news in reader.news.items():
-            self._news_of(kind, unit).join(news)
-
-    def _news_of(self, kind: str, unit: str) -> News:
-        return self.news.setdefault((kind, unit), News())
 
     def _remove_rows(self, source: Source) -> None:
         """Take out the rows of a source, and have the files read again that may hold repeats of them."""
@@ -2317,7 +2266,7 @@ class Import:
         bound = (source.id, *values)
         if "ts" in FORMATS[source.kind].columns:
             for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 " + rows, bound):
-                self._news_of(source.kind, unit).days.add(day)
+                self.news.setdefault((source.kind, unit), News()).days.add(day)
         return self.db.execute("DELETE " + rows, bound).rowcount
 
     def release_future(self) -> None:
@@ -2326,7 +2275,7 @@ class Import:
                                (self.rules.latest,)).fetchall()
         set_qc(self.db, {rowid: qc & ~QC_FUTURE for rowid, _, _, qc in rows})
         for _, unit, day, _ in rows:
-            self._news_of("readings", unit).days.add(day)
+            self.news.setdefault(("readings", unit), News()).days.add(day)
 
     def settle(self) -> None:
         """After all was read: the ledger, repeats, rules on neighbours, rollups, and what has changed."""
@@ -2340,6 +2289,12 @@ class Import:
             self.db.execute("UPDATE last_import SET at = ?, mark = mark + 1", (self.rules.now,))
         days = {(unit, day) for (_, unit), news in self.news.items() for day in news.days if day is not None}
         self.db.executemany("INSERT OR REPLACE INTO changes SELECT ?, ?, mark FROM last_import", sorted(days))
+
+    def finish(self) -> None:
+        """Write down all that is known of sources that were read into a new database."""
+        if self.days:
+            self.days.finish()
+        self.ledger.write()
 
     def settle_all(self) -> None:
         """The same in a new database, into which other databases may have been copied."""
@@ -2715,38 +2670,66 @@ PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PR
 
 def _build(path: str, listing: Listing, rules: Rules, progress: Progress, processes: int) -> Summary:
     """A database at `path` from nothing. Several processes read a share of the text each; one unites and settles it."""
-    _remove(path)
-    _remove(path, ["-part%d" % n for n in range(MOST_PROCESSES)])
     own, *others = listing.shares(processes)
-    with contextlib.ExitStack() as stack:
-        parts = []
-        for n, (first, last, _) in enumerate(others):
-            fill = functools.partial(_fill, list(listing.between(first, last)), rules, None)
-            parts.append(stack.enter_context(_Part("%s-part%d" % (path, n), fill)))
-        db = stack.enter_context(_connected(path))
-        run = _fill(listing.between(*own[:2]), rules, progress, db)
-        for part in parts:
-            run.summary.add(part.summary())
-            _unite(db, part.path)
-        run.progress(sum(size for _, _, size in others))
-        db.executescript("PRAGMA threads = %d; BEGIN; %s" % (processes, INDEXES))        # to sort the indexes
-        run.settle_all()
-        db.execute("COMMIT")
-        db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
-        db.execute("PRAGMA journal_mode = DELETE")
-    return run.summary
+    shares = {"%s-part%d" % (path, n): list(listing.between(first, last)) for n, (first, last, _) in enumerate(others)}
+    helpers: Dict[str, int] = {}
+    for file in (path, *shares):
+        _remove(file)
+    try:
+        for part, sources in shares.items():
+            helpers[part] = _start_helper(part, sources, rules)
+        with _connected(path) as db:
+            run = _fill(db, listing.between(*own[:2]), rules, progress)
+            for part, sources in shares.items():
+                if not _has_succeeded(helpers.pop(part)):       # whatever it was: it is seen here if it happens again
+                    _remove(part)
+                    with _connected(part) as other:
+                        _fill(other, sources, rules, progress)
+                _unite(db, part)
+            db.executescript("PRAGMA threads = %d; BEGIN; %s" % (processes, INDEXES))        # to sort the indexes
+            run.settle_all()
+            summary = Summary.of_new(db)
+            db.execute("COMMIT")
+            db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
+            db.execute("PRAGMA journal_mode = WAL")
+    finally:
+        for pid in filter(None, helpers.values()):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for part in shares:
+            _remove(part)
+    return summary
 
 
-def _fill(sources: Iterable[Source], rules: Rules, progress: Progress, db: sqlite3.Connection) -> Import:
+def _fill(db: sqlite3.Connection, sources: Iterable[Source], rules: Rules, progress: Progress) -> Import:
     """The rows of a share of the text in an empty database, without what depends on other rows."""
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, rules, progress, is_new=True)
     run.take(sources)
-    if run.days:
-        run.days.finish()
-    run.ledger.write()
+    run.finish()
     db.execute("COMMIT")
     return run
+
+
+def _start_helper(path: str, sources: Iterable[Source], rules: Rules) -> int:
+    """The id of a process that fills a database; 0 where the system has none left. A program with threads must not ask
+    for helpers: they are forked."""
+    try:
+        pid = os.fork()
+    except OSError:
+        return 0
+    if not pid:
+        status = 1
+        with contextlib.suppress(BaseException):
+            with _connected(path) as db:
+                _fill(db, sources, rules, None)
+            status = 0
+        os._exit(status)
+    return pid
+
+
+def _has_succeeded(pid: int) -> bool:
+    return pid > 0 and os.waitpid(pid, 0)[1] == 0
 
 
 def _unite(db: sqlite3.Connection, part: str) -> None:
@@ -2757,52 +2740,6 @@ def _unite(db: sqlite3.Connection, part: str) -> None:
     db.execute("INSERT INTO main.daily SELECT * FROM part.daily WHERE 1 ON CONFLICT(unit_id, day) DO UPDATE SET n = %d"
                % OPEN)
     db.execute("DETACH part")
-
-
-class _Part:
-    """A database filled by a process of its own, which a program with threads must not start. Where the system has no
-    process left, it is filled by this one, when asked for."""
-
-    def __init__(self, path: str, fill: Callable[[sqlite3.Connection], Import]) -> None:
-        import pickle                                           # only in this class: the views start sooner without it
-        self.path, self.fill = path, fill
-        self.pipe, theirs = os.pipe()
-        try:
-            self.pid = os.fork()
-        except OSError:
-            self.pid = -1
-        if not self.pid:
-            try:
-                with _connected(path) as db:
-                    answer: Any = fill(db).summary
-            except BaseException as error:                      # is raised by `summary` in the other process
-                answer = error
-            with contextlib.suppress(BaseException), open(theirs, "wb") as out:
-                pickle.dump(answer, out)
-            os._exit(0)
-        os.close(theirs)
-
-    def summary(self) -> Summary:
-        """Wait until the part is filled."""
-        import pickle
-        if self.pid < 0:
-            with _connected(self.path) as db:
-                return self.fill(db).summary
-        with open(self.pipe, "rb", closefd=False) as pipe:
-            answer: Any = pickle.loads(pipe.read() or pickle.dumps(OSError("a process that read text was killed")))
-        if isinstance(answer, Summary):
-            return answer
-        raise answer
-
-    def __enter__(self) -> _Part:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        os.close(self.pipe)
-        if self.pid > 0:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        _remove(self.path)
 
 
 def _swap_in(new: str, path: str) -> None:

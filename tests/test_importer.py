@@ -77,6 +77,10 @@ class Place:
                                      " rejected_bytes, last_ts FROM sources ORDER BY path", db=db)
         return tables
 
+    def key(self, path):
+        """Of a file below the data directory, as the ledger has it."""
+        return "data" + path[len(self.data):]
+
     def rejects(self):
         return [tuple(row) for row in self.ask("SELECT line, offset, reason FROM rejects ORDER BY source, line")]
 
@@ -466,14 +470,23 @@ def test_a_rebuild_by_several_processes_gives_the_same_tables_summary_and_proof(
     assert not [name for name in os.listdir(place.var) if "part" in name or name.endswith(".new")]
 
 
-@pytest.mark.parametrize("end, error", [(lambda: os.kill(os.getpid(), signal.SIGKILL), OSError),
-                                        (lambda: sqlite3.connect(":memory:").execute("x"), sqlite3.OperationalError)])
-def test_a_helper_that_fails_ends_a_rebuild_with_the_old_database(dirty, monkeypatch, end, error):
+@pytest.mark.parametrize("end", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: sqlite3.connect(":memory:").execute("x")])
+def test_the_share_of_a_helper_that_fails_is_read_by_the_rebuild_itself(dirty, monkeypatch, end):
     place, _ = dirty
     before, pid, fill = place.dump(), os.getpid(), importer._fill
     monkeypatch.setattr(importer, "SHARE", 1000)
     monkeypatch.setattr(importer, "_fill", lambda *args: fill(*args) if os.getpid() == pid else end())
-    with pytest.raises(error):
+    importer.rebuild(place.archive, NOW, processes=3)
+    assert place.dump() == before
+    assert not [name for name in os.listdir(place.var) if "part" in name or name.endswith(".new")]
+
+
+def test_an_error_of_a_rebuild_ends_it_and_its_helpers_and_leaves_the_old_database(dirty, monkeypatch):
+    place, _ = dirty
+    before, pid, fill = place.dump(), os.getpid(), importer._fill
+    monkeypatch.setattr(importer, "SHARE", 1000)
+    monkeypatch.setattr(importer, "_fill", lambda *args: fill(*args) if os.getpid() != pid else sqlite3.connect(":memory:").execute("x"))
+    with pytest.raises(sqlite3.OperationalError):
         importer.rebuild(place.archive, NOW, processes=3)
     assert place.dump() == before
     assert not [name for name in os.listdir(place.var) if "part" in name or name.endswith(".new")]
@@ -1060,7 +1073,7 @@ def test_a_file_that_may_not_be_read_is_a_line_of_the_summary_and_exit_status_1(
         return real(path, flags)
     monkeypatch.setattr(importer, "_open_no_link", opener)
     summary = place.run()
-    assert summary.unreadable == [(bad, "Permission denied")] and summary.files == 1
+    assert summary.unreadable == [(place.key(bad), "Permission denied; it is tried again each time")] and summary.files == 1
     monkeypatch.undo()
     assert place.run().unreadable == [] and place.dump() == place.rebuilt()
 
@@ -1103,7 +1116,7 @@ def test_a_file_that_fails_half_way_is_accounted_for_up_to_there_and_tried_again
     path = place.readings(LINE * 4) if kind == "readings" else place.errors(LOG)
     importer.import_new(place.archive._replace(data_dirs=(place.root + "/none",)), now=NOW)
     monkeypatch.setattr(importer, "complete_blocks", half)
-    assert place.run().unreadable == [(path, "Input/output error")]
+    assert place.run().unreadable == [(place.key(path), "Input/output error; it is tried again each time")]
     assert place.ask("SELECT done > 100, done - imported_bytes - rejected_bytes FROM sources") == [(1, 0)]
     monkeypatch.undo()
     assert place.run().unreadable == []
@@ -1171,7 +1184,8 @@ def test_two_files_whose_names_give_the_same_id_are_never_mixed_up(place, monkey
         place.run()
     second = place.readings(reading(1), number=1)
     told = "its name gives the same id as that of data/%s/data/readings/readings-0000.tsv: rename one of them" % UNIT
-    assert place.run([first, second] if named else None).unreadable == [(second, told)]
+    (where, why), = place.run([first, second] if named else None).unreadable
+    assert where.endswith("/data/readings/readings-0001.tsv") and why == told
     assert place.ask("SELECT ts FROM co2_readings") == [(T,)]
     os.unlink(first)
     place.run()
@@ -1519,7 +1533,7 @@ def test_whatever_fails_in_one_source_is_recorded_with_it_and_the_others_are_imp
     monkeypatch.setattr(importer, "decode", fail)
     summary = place.run()
     (where, why), = summary.unreadable
-    assert where == path and why.startswith("KeyError('a bug') at test_importer.py:")
+    assert where == "data/%s/data/readings/readings-0000.tsv" % UNIT and why.startswith("KeyError('a bug') at test_importer.py:")
     assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
     monkeypatch.undo()
     assert place.run().rows["readings"] == 1 and place.dump() == place.rebuilt()
