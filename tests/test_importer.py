@@ -1092,7 +1092,7 @@ def test_a_directory_that_may_be_listed_but_not_entered_does_not_stop_the_others
     monkeypatch.setattr(os, "lstat", closed)
     monkeypatch.setattr(importer, "_open_no_link", lambda path, flags: os.open(path, flags) if os.lstat(path) else -1)
     place.readings(reading(60), unit="co2unit-open", mode="ab")
-    assert [why for _, why in place.run().unreadable] == ["Permission denied"]
+    assert [why for _, why in place.run().unreadable] == ["Permission denied; it is tried again each time"]
     assert place.ask("SELECT count(*), count(DISTINCT unit_id) FROM co2_readings") == [(3, 2)]
 
 
