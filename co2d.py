@@ -1553,13 +1553,16 @@ MAX_UPDATE_BYTES = 1 << 20              # the file system of a FiPy has 4 MiB, h
 MAX_UPDATE_FILE = 300_000               # bytes; a bigger one is not through before the watchdog resets the unit
 MAX_UPDATE_FILES = 150                  # one request each; a unit talks for 300 s
 PATCHES = "conf-patch/"
-ID_FILE, COMM_FILE, SCHEDULE_FILE = "ou-id.json", "ou-comm-config.json", "schedule.json"
-
+ID_FILE = "ou-id.json"
+COMM_FILE = "ou-comm-config.json"
+SCHEDULE_FILE = "schedule.json"
 
 _NICKNAME = re.compile(r"(?! |None\Z)[^\x00-\x1f\x7f&%\ud800-\udfff]{1,64}(?<! )\Z")
 _URL = re.compile(r"(https?)://([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
 _HOST_NAME = re.compile(r'"[A-Za-z0-9.-]{1,253}"\Z')            # as JSON
-EVERY, HOUR, MINUTE = "([1-9]|[1-5][0-9]|60)", "(1?[0-9]|2[0-3])", "[1-5]?[0-9]"
+EVERY = "([1-9]|[1-5][0-9]|60)"
+HOUR = "(1?[0-9]|2[0-3])"
+MINUTE = "[1-5]?[0-9]"
 TASKS = [                               # that old firmware can carry out, as JSON; 6 is to measure, 7 to communicate
     r'\[[67],"minutes",%s,%s\]' % (EVERY, MINUTE),
     r'\[[67],"daily",%s,%s\]' % (HOUR, MINUTE),
@@ -1717,17 +1720,18 @@ def _check_sizes(sizes: dict[str, int]) -> None:
     total = sum(sizes.values())
     if total > MAX_UPDATE_BYTES or len(sizes) > MAX_UPDATE_FILES:
         raise Failed("%d bytes in %d files: a unit can take %d bytes in %d files"
-                            % (total, len(sizes), MAX_UPDATE_BYTES, MAX_UPDATE_FILES))
+                     % (total, len(sizes), MAX_UPDATE_BYTES, MAX_UPDATE_FILES))
     seen: dict[str, str] = {}
     for name, length in sizes.items():
         if length > MAX_UPDATE_FILE:
             raise Failed("%s has %d bytes: a file of more than %d is not through before the unit's watchdog "
-                                "resets it, every night, before any data" % (name, length, MAX_UPDATE_FILE))
-        parts = name.lower().split("/")
-        on_card = "/".join(part.rstrip(".") for part in parts)
-        if on_card in seen:
-            raise Failed("%s and %s are the same file on a card (FAT)" % (seen[on_card], name))
-        seen[on_card] = name
+                         "resets it, every night, before any data" % (name, length, MAX_UPDATE_FILE))
+        for end in re.finditer("/|$", name):                    # directories, too
+            path = name[:end.start()]
+            on_card = re.sub(r"\.+(?=/|$)", "", path.lower())
+            other = seen.setdefault(on_card, path)
+            if other != path:
+                raise Failed("%s and %s are the same file on a card (FAT)" % (other, path))
 
 
 def read_update(directory: str) -> dict[str, bytes]:

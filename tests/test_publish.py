@@ -239,6 +239,7 @@ def test_silence_here_is_what_is_expected_of_a_unit_that_was_sent_elsewhere(plac
     ({"conf-patch/more/ou-id.json": "{}"}, "with a directory in conf-patch/ a unit cannot install the update"),
     ({"flash/x.py": "", "flash/X.py": ""}, "flash/X.py and flash/x.py are the same file on a card (FAT)"),
     ({"flash/x.py": "", "flash/lib": "", "flash/x.py.": ""}, "flash/x.py and flash/x.py. are the same file on a card (FAT)"),
+    ({"flash/lib": "", "flash/LIB/x.py": ""}, "flash/LIB and flash/lib are the same file on a card (FAT)"),
     ({"flash/frozen.bin": "x" * 300_001}, "flash/frozen.bin has 300001 bytes: a file of more than 300000 is not through"),
     ({"flash/.hidden": "x"}, "units cannot ask for"),
     ({"flash/my file.py": "x"}, "units cannot ask for"),
