@@ -206,9 +206,8 @@ def _printable(char: str) -> str:
     return "?" if kind[0] == "C" or kind in ("Zl", "Zp") else char
 
 
-_NARROW = re.compile(
-    "[ -~¡-ſ–…₂−─-▿⠀-⣿]*"
-).fullmatch  # our own characters: one cell each
+# our own characters: one cell each
+_NARROW = re.compile("[ -~¡-ſ–…₂−─-▿⠀-⣿]*").fullmatch
 
 
 def width(text: str) -> int:
@@ -253,10 +252,10 @@ class Span(NamedTuple):
 
 
 Line = list[Span]
-Note = tuple[
-    str, str
-]  # characters, their meaning; without characters it always stands in the legend
-Part = tuple[int, Any]  # rank; a text, or a list of its forms from long to short
+# characters, their meaning; without characters it always stands in the legend
+Note = tuple[str, str]
+# rank; a text, or a list of its forms from long to short
+Part = tuple[int, Any]
 # SGR codes
 STYLES = {
     "head": "1",
@@ -699,11 +698,16 @@ def glyph_set(text: str) -> str:
     return text
 
 
+def switch(text: str) -> bool:
+    """Whether a switch is on."""
+    return text not in ("0", "no", "false")
+
+
 class Option(NamedTuple):
     """Something that a page may be asked for, on the command line and in a URL."""
 
     default: Any
-    parse: Any  # bool: a switch
+    parse: Callable[[str], Any]
     metavar: str
     help: str
 
@@ -726,10 +730,10 @@ OPTIONS = {
     "tz": Option("UTC", str, "ZONE", "time zone of the page, like Europe/Oslo"),
     "width": Option(80, number(20, 1000, int), "CELLS", "cells of a line"),
     "height": Option(24, number(5, 100000, int), "LINES", "lines of the screen"),
-    "wide": Option(False, bool, "", "all columns, however narrow the screen"),
+    "wide": Option(False, switch, "", "all columns, however narrow the screen"),
     "glyphs": Option("auto", glyph_set, "SET", "auto, braille, block or ascii"),
-    "all": Option(False, bool, "", "all rows, however many"),
-    "panels": Option(False, bool, "", "co2: every deployment in detail"),
+    "all": Option(False, switch, "", "all rows, however many"),
+    "panels": Option(False, switch, "", "co2: every deployment in detail"),
 }
 WIDE = 160  # cells; all columns fit
 
@@ -750,19 +754,15 @@ class Options(SimpleNamespace):
         """From the arguments of a URL or of a command line. What is empty is not given."""
         given = {}
         for flag, text in query.items():
-            option = OPTIONS.get(flag.replace("-", "_"))
-            if option is None:
+            name = flag.replace("-", "_")
+            if name not in OPTIONS:
+                known = ", ".join(FLAGS)
                 raise ValueError(
-                    f"there is no option {clean(flag, True)[:40]}; there are {', '.join(FLAGS)}"
+                    f"there is no option {clean(flag, True)[:40]}; there are {known}"
                 )
             try:
                 if text:
-                    value = (
-                        text not in ("0", "no", "false")
-                        if option.parse is bool
-                        else option.parse(text)
-                    )
-                    given[flag.replace("-", "_")] = value
+                    given[name] = OPTIONS[name].parse(text)
             except ValueError as error:
                 raise ValueError(f"{flag}: {error}")
         return cls(**given)
@@ -820,16 +820,10 @@ class Context:
     def title(self, parts: Iterable[Part], style: str = "head") -> Line:
         """A line of parts, in order, as far as they fit."""
         left = []
-        for rank, forms in parts:
-            if forms:
-                left.append(
-                    (
-                        rank,
-                        list(
-                            map(self.say, [forms] if isinstance(forms, str) else forms)
-                        ),
-                    )
-                )
+        for rank, text in parts:
+            if text:
+                forms = [text] if isinstance(text, str) else text
+                left.append((rank, list(map(self.say, forms))))
         while True:
             text = self.say(" · ").join(forms[0] for _, forms in left)
             worst = max(range(len(left)), key=lambda i: (left[i][0], i))
@@ -876,19 +870,15 @@ class Context:
         if o.unit:
             units = importer.find_units(self.db, o.unit)
             stays = [stay for stay in stays if stay.unit_id in units]
-        if o.min_tier is not None:
-            stays = [
-                stay
-                for stay in stays
-                if stay.tier is not None and stay.tier >= o.min_tier
-            ]
-        if o.max_tier is not None:
-            stays = [
-                stay
-                for stay in stays
-                if stay.tier is not None and stay.tier <= o.max_tier
-            ]
-        return stays
+        return [stay for stay in stays if self.has_tier(stay)]
+
+    def has_tier(self, stay: Deployment) -> bool:
+        """Whether a deployment has the tier that is asked for, if one is."""
+        low = self.o.min_tier
+        high = self.o.max_tier
+        if stay.tier is None:
+            return low is None and high is None
+        return (low is None or stay.tier >= low) and (high is None or stay.tier <= high)
 
     def window(self, spans: Iterable[importer.Span], alone: bool = False) -> Window:
         """The range of the page. Without --xmax it ends now, or with the newest row of the spans when none has come for
@@ -905,12 +895,8 @@ class Context:
         if o.recent_days is not None:
             days = o.recent_days or 1e5
         end = self.now
-        if (
-            last is not None
-            and o.xmax is None
-            and end - last > days * DAY
-            and (asked is None or asked < last)
-        ):
+        ended = o.xmax is None and last is not None and end - last > days * DAY
+        if ended and last is not None and (asked is None or asked < last):
             end = last + 1
         if asked is not None:
             if asked > end:
@@ -935,9 +921,7 @@ class Page(NamedTuple):
     fields: list[str]
     records: list[list[Any]]  # a list in a record is a chart
     lines: list[Line]
-    axes: dict[
-        str, list[str]
-    ] = {}  # field of a chart -> where each of its columns begins
+    axes: dict[str, list[str]] = {}  # field of a chart -> where its columns begin
     empty: str = ""  # why there is nothing to show
     rows: Sequence[Any] = ()  # what the lines were drawn from, for pictures
     window: Window = Window(0, 0)
@@ -972,9 +956,8 @@ class Column:
     right = False
     gap = 1  # cells before it
     margin = 0  # cells on both sides of a chart
-    steps: Sequence[
-        str
-    ] = ()  # of a chart in time, which takes the room that is left: the columns it may have
+    # of a chart in time, which takes the room that is left: the columns it may have
+    steps: Sequence[str] = ()
     most = 0  # of names: cells of the longest; they are taken if they are left
 
     def __init__(
@@ -1004,9 +987,8 @@ class Ruler(NamedTuple):
         return (dbm - self.low) // self.step
 
 
-MOST_CELLS = (
-    60000  # of a page's charts, for a third of a second: many rows get wider columns
-)
+# of a page's charts, for a third of a second: many rows get wider columns
+MOST_CELLS = 60000
 
 
 class Table:
@@ -1377,6 +1359,8 @@ def with_charts(
     rhythms = {state.unit_id: state.ping_rhythm for state in states}
     late = {state.unit_id for state in states if state.data_late > 1}
     for quantity in QUANTITIES:
+        if quantity.name not in axes:
+            continue
         columns = found[quantity.name]
         top = c.o.co2_max if quantity is CO2 else None
         scale = make_scale(
@@ -3882,7 +3866,7 @@ def arguments(argv: Sequence[str] | None) -> Any:
     add("--version", action="version", version="%(prog)s " + importer.__version__)
     for flag, option in zip(FLAGS, OPTIONS.values()):
         text = option.help + (usual_days() if flag == "recent-days" else "")
-        if option.parse is bool:
+        if option.parse is switch:
             add("--" + flag, action="store_const", const="yes", help=text)
         else:
             add("--" + flag, metavar=option.metavar, help=text)
