@@ -210,17 +210,12 @@ INSERT INTO last_import VALUES (NULL, 0, lower(hex(randomblob(8))));
 DAILY = ["unit_id", "day", "n", *[what + name for what in ("co2_", "temp_")
                                   for name in ("n", "sum", "min", "max", "off", "low", "peak")],
          "first", "last", "longest"]
-# The last statement tells SQLite that there are few units: so a query by time alone looks up the time unit by unit, in
-# the index that is there. (Another index costs a tenth of an import.)
 INDEXES = """
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, co2, temp, qc);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts, rssi_dbm);
 CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
 CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
 CREATE INDEX stays_by_unit ON deploy_durations_tiered(unit_id, tier DESC, since DESC, site, until);
-ANALYZE sqlite_master;
-INSERT INTO sqlite_stat1 VALUES ('co2_readings', 'readings_by_unit', '1000000 10000 1 1 1 1'),
-    ('pings', 'pings_by_unit', '100000 1000 1 1'), ('error_logs', 'errors_by_unit', '100000 1000 1');
 """
 
 # -- what people take elsewhere ---------------------------------------------------------------------------------------

@@ -1308,13 +1308,6 @@ def test_no_query_of_the_views_scans_a_table_of_readings_pings_or_errors(dirty):
     assert [steps for steps in tables.values() if any("GROUP BY" in step for step in steps)] == []         # no sort
 
 
-@pytest.mark.parametrize("table", ["co2_readings", "pings", "error_logs"])
-def test_a_query_by_time_alone_uses_the_index_by_unit(dirty, table):
-    place, _ = dirty
-    (plan,) = place.ask("EXPLAIN QUERY PLAN SELECT * FROM %s WHERE ts >= 1568246400 AND ts < 1568332800" % table)
-    assert "(ANY(unit_id) AND ts>? AND ts<?)" in plan[3]
-
-
 def ask_everything(db, stays, spans, units, edges, end):
     for what in ("co2", "temp"):
         importer.buckets(db, [what], [spans[:3], spans[3:]], edges)
