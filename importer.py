@@ -1586,8 +1586,10 @@ class Reader:
             elif self.source.kind == "readings":
                 open_days(self.db, unit, {ts // DAY for ts in times})
         self.times.clear()
-        self.db.executemany(self.format.insert, self.rows)
-        self.db.executemany(INSERT_REJECT, self.rejects)
+        if self.rows:
+            self.db.executemany(self.format.insert, self.rows)
+        if self.rejects:
+            self.db.executemany(INSERT_REJECT, self.rejects)
         self.left_unfollowed = self.left_unfollowed or self.unfollowed < len(self.rejects)
         self.unfollowed = 0
         self.rows.clear()
@@ -1914,16 +1916,16 @@ _SAME_AS_BEFORE = re.compile(rb"\x01+")
 
 
 def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[int], limits: Limits) -> list[int]:
-    """A time in each place where there may be a spike or a flat stretch: too many rather than too few."""
+    """Times where there may be a spike, and those of what may be flat stretches: too many rather than too few."""
     if max(bits) >= QC_NO_CO2:
         there = [value is not None for value in co2]
         times = list(compress(times, there))
         co2 = list(compress(co2, there))
-    found = []
+    found: List[int] = []
     same = bytes(map(operator.eq, co2[1:], co2))                # 1: as the value before
     for run in _SAME_AS_BEFORE.finditer(same):
         if is_flat(times[run.end()] - times[run.start()], limits):
-            found.append(times[run.start()])
+            found += times[run.start():run.end() + 1]
     if co2 and max(co2) - min(co2) > limits.spike:
         steps = map(abs, map(operator.sub, co2[1:], co2))
         found += [ts for ts, step in zip(times[1:], steps) if step > limits.spike]
@@ -1933,14 +1935,15 @@ def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[in
 def judge_days(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Set[int]:
     """Judge days in which rows came or went, and all readings whose stretch of equal means reaches up to them. The days
     in which something changed."""
-    begin = _end_of_stretch(db, (unit, first * DAY), "ts < ? ORDER BY ts DESC, co2 DESC")
-    end = _end_of_stretch(db, (unit, last * DAY + DAY - 1), "ts > ? ORDER BY ts, co2")
+    begin = _end_of_stretch(db, (unit, first * DAY), "ts < ? ORDER BY ts DESC, co2 DESC", limits)
+    end = _end_of_stretch(db, (unit, last * DAY + DAY - 1), "ts > ? ORDER BY ts, co2", limits)
     rows = db.execute(_MEANS % "ts BETWEEN ? AND ? ORDER BY ts, co2",        # of the same time and mean, any can be first
                       (unit, begin - limits.spike_gap, end + limits.spike_gap)).fetchall()
     if not rows:
         return set()
     _, times, co2, bits = zip(*rows)
-    if max(bits) < QC_SPIKE and not suspicious_times(times, co2, bits, limits):
+    is_flagged = any(qc & (QC_SPIKE | QC_FLAT) for qc in bits)
+    if not is_flagged and not suspicious_times(times, co2, bits, limits):
         return set()
     values = list(map(Value._make, rows))
     changed = judge(values, begin, end, limits)
@@ -1948,15 +1951,19 @@ def judge_days(db: sqlite3.Connection, unit: str, first: int, last: int, limits:
     return {value.ts // DAY for value in values if value.rowid in changed}
 
 
-def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str) -> int:
-    """Time of the last reading beyond an edge (unit, time) that belongs to the first stretch of equal means there."""
-    before: Optional[Value] = None
+def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str, limits: Limits) -> int:
+    """Time of the last reading beyond an edge (unit, time) that belongs to the first stretch of equal means there; what
+    is behind enough of them to be flat was judged before."""
+    last: Optional[Value] = None
+    lasted = 0
     for row in db.execute(_MEANS % beyond, edge):
         value = Value._make(row)
-        if before and before.co2 != value.co2:
-            break
-        before = value
-    return before.ts if before else edge[1]
+        if last:
+            if value.co2 != last.co2 or is_flat(lasted, limits):
+                break
+            lasted += min(abs(value.ts - last.ts), limits.spike_gap)
+        last = value
+    return last.ts if last else edge[1]
 
 
 def set_qc(db: sqlite3.Connection, changed: Mapping[int, int]) -> None:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import datetime
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -31,6 +32,7 @@ sys.path[:0] = [PROJECT, HERE]
 
 import fleet
 import importer
+from sensors import reading_lines
 
 QUICK = bool(os.environ.get("QUICK"))   # a small run, to try the benchmark itself
 CLIENTS = 16                            # concurrent connections of a load
@@ -386,16 +388,27 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, all_cores)
 
 
-def dot_import(directory: str) -> Optional[float]:
-    """Seconds of the sqlite3 command line's bare .import of the same lines."""
+DATA = {                                # what the lines are like: how the fleet writes them, at most so many times .import
+    "as sensors write it, 0.2 % dirt": (fleet.Habits(soiled=0.002), 2.0),
+    "2 % broken lines": (fleet.Habits(soiled=0.02), 3.0),
+    "CRLF": (fleet.Habits(ends="\r\n", soiled=0.002), 3.0),
+    "a None in each line": (fleet.Habits(missing=1.0, soiled=0.002), 3.0),
+    "raw values in each line": (fleet.Habits(newer=1.0, soiled=0.002), 3.0),
+}
+DIRT = [*fleet.READING_DIRT, "tail"]
+
+
+def dot_import(directory: str, fields: int) -> Optional[float]:
+    """Seconds of the sqlite3 command line's bare .import of the same lines. A quote would swallow those behind it."""
     if not shutil.which("sqlite3"):
         return None
     lines = os.path.join(directory, "all.tsv")
     with open(lines, "wb") as out:
         for path in sorted(glob.glob(os.path.join(directory, "remote_data", "*", "data", "readings", "*.tsv"))):
             with open(path, "rb") as file:
-                out.writelines(b"\t".join(line.rstrip(b"\n").split(b"\t")[:16]) + b"\n" for line in file)
-    columns = ", ".join("c%d" % n for n in range(16))
+                for line in file:
+                    out.write(b"\t".join(line.replace(b'"', b"'").rstrip(b"\r\n").split(b"\t")[:fields]) + b"\n")
+    columns = ", ".join("c%d" % n for n in range(fields))
     bare = os.path.join(directory, "bare.sqlite3")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(bare)
@@ -406,21 +419,29 @@ def dot_import(directory: str) -> Optional[float]:
 
 
 def bench_import(directory: str) -> None:
-    """A full rebuild beside a bare .import; one new line in a large archive."""
-    units, days = (100, 209) if not QUICK else (20, 14)
-    readings = sum(len(unit.readings) if hasattr(unit.readings, "__len__") else unit.readings
-                   for unit in fleet.make_archive(directory, units=units, days=days, dirt=()).units)
-    archive = ["--data-dir", os.path.join(directory, "remote_data"), "--var-dir", os.path.join(directory, "var")]
-    importer = [sys.executable, os.path.join(PROJECT, "importer.py"), "rebuild", *archive]
-    with one_core():
-        alone, _ = min(run_timed(*importer) for _ in range(2))
-    ours, peak = min(run_timed(*importer) for _ in range(2))
-    bare = min(filter(None, (dot_import(directory) for _ in range(2))), default=None)
-    say(Figure("import: rebuild of %d readings" % readings, "%.1f s" % ours, "%.0f readings/s, peak %.0f MB a process" % (readings / ours, peak)))
-    say(Figure("  on one core", "%.1f s" % alone, "%.0f readings/s, limit 200000" % (readings / alone)))
-    if bare:
-        say(Figure("  sqlite3 .import of the same lines, bare", "%.1f s" % bare, "ours is %.1f x" % (ours / bare)))
-    bench_export(directory, archive)
+    """A full rebuild of each kind of data beside a bare .import of its lines, in turns; one new line in a large archive."""
+    units, days = (100, 104) if not QUICK else (20, 14)
+    for number, (what, (habits, limit)) in enumerate(DATA.items()):
+        root = os.path.join(directory, "data-%d" % number)
+        made = fleet.make_archive(root, units=units, days=days, dirt=DIRT, habits=habits)
+        readings = sum(unit.readings for unit in made.units)
+        archive = ["--data-dir", os.path.join(root, "remote_data"), "--var-dir", os.path.join(root, "var")]
+        rebuild = [sys.executable, os.path.join(PROJECT, "importer.py"), "rebuild", *archive]
+        turns = []
+        for _ in range(1 if QUICK else 3):
+            bare = dot_import(root, 21 if habits.newer == 1 else 16)
+            ours, peak = run_timed(*rebuild)
+            with one_core():
+                alone, _ = run_timed(*rebuild)
+            turns.append((ours, alone, bare or 0.0, peak))
+        ours, alone, bare, peak = map(min, zip(*turns))
+        note = "%.0f readings/s, peak %.0f MB a process, one core %.1f s" % (readings / ours, peak, alone)
+        if bare:
+            note += "; .import %.1f s, ours is %.1f x, limit %.1f" % (bare, ours / bare, limit)
+        say(Figure("import: %d readings, %s" % (readings, what), "%.1f s" % ours, note))
+        if not number:
+            bench_export(root, archive)
+        shutil.rmtree(root)
     bench_new_line(os.path.join(directory, "large"))
 
 
@@ -439,28 +460,45 @@ def bench_export(directory: str, archive: List[str]) -> None:
 
 
 def bench_new_line(directory: str) -> None:
-    """1,000 units with 10 files each."""
-    data, line = os.path.join(directory, "remote_data"), "co2unit-%012x\tn\t2019-09-%02d\t00:00:%02d\t1.0\t0" + "\t400" * 10 + "\n"
-    for unit in range(1000):
-        folder = os.path.join(data, "co2unit-%012x" % unit, "data", "readings")
+    """1,000 units with 10 files each: one more line, a night's chunk of each of 100 units, nothing new."""
+    data = os.path.join(directory, "remote_data")
+    start = datetime(2019, 9, 1)
+    paths = []
+    for number in range(1000):
+        unit = "co2unit-%012x" % number
+        folder = os.path.join(data, unit, "data", "readings")
         os.makedirs(folder)
-        for number in range(10):
-            with open(os.path.join(folder, "readings-%04d.tsv" % number), "w") as file:
-                file.write("".join(line % (unit, number + 1, second) for second in range(20)))
+        lines = reading_lines(unit, "n", start, 248)
+        for file_number in range(10):
+            with open(os.path.join(folder, "readings-%04d.tsv" % file_number), "w") as file:
+                file.write("".join(lines[20 * file_number:20 * file_number + 20]))
+        paths.append((os.path.join(folder, "readings-0009.tsv"), lines[200:]))
     archive = importer.Archive((data,), os.path.join(directory, "var"), os.path.join(directory, "db.sqlite3"))
     importer.import_new(archive)
+    keeper = importer.open_db(archive.db)                       # as the daemon does
     times = []
-    for unit in range(20):
-        path = os.path.join(data, "co2unit-%012x" % unit, "data", "readings", "readings-0009.tsv")
-        with open(path, "a") as file:
-            file.write(line % (unit, 28, 1))
+    for path, lines in paths[:20]:
+        append(path, lines[:1])
         began = time.monotonic()
         importer.import_new(archive, [path])
         times.append(time.monotonic() - began)
-    say(Figure("import: one new line among 10,000 files", "%.0f ms" % (sorted(times)[10] * 1000), "median of 20, limit 50"))
+    say(Figure("import: one new line among 10,000 files", "%.1f ms" % (sorted(times)[10] * 1000), "median of 20, limit 20"))
+    for path, lines in paths[100:200]:
+        append(path, lines)
+    began = time.monotonic()
+    importer.import_new(archive, [path for path, _ in paths[100:200]])
+    say(Figure("import: a night's chunk of 48 lines", "%.2f ms" % ((time.monotonic() - began) * 10),
+               "each of 100 at once, limit 0.5"))
+    keeper.close()
     began = time.monotonic()
     importer.import_new(archive)
     say(Figure("import: a look at 10,000 files, nothing new", "%.2f s" % (time.monotonic() - began), "limit 1"))
+
+
+def append(path: str, lines: Sequence[str]) -> None:
+    """Let a file grow."""
+    with open(path, "a") as file:
+        file.write("".join(lines))
 
 
 # -- views ------------------------------------------------------------------------------------------------------------

@@ -391,6 +391,25 @@ def test_flat_stretches_and_spikes_that_grow_shrink_and_split_are_judged_as_if_a
         place.readings("".join(lines[n] for n in kept))
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 400])
+def test_a_sensor_that_says_the_same_for_weeks_is_flat_all_along_and_each_night_looks_at_little(place, monkeypatch, chunk):
+    judged = []
+    monkeypatch.setattr(importer, "judge", lambda values, *rest, judge=importer.judge: judged.append(len(values)) or judge(values, *rest))
+    lines = [reading(60 * n, 500) for n in range(24 * 18)]
+    place.readings("".join(lines[:150]))
+    place.run()
+    for n in range(150, len(lines), chunk * 24):
+        place.readings("".join(lines[n:n + chunk * 24]), mode="ab")
+        judged.clear()
+        place.run()
+        assert sum(judged) < 24 * (min(chunk, 12) * 2 + 4)
+    assert place.ask("SELECT co2_flag, count(*) FROM co2_readings GROUP BY 1") == [(3, len(lines))]
+    assert place.dump() == place.rebuilt()
+    place.readings("".join(line.replace("\t500", "\t501") if n in (200, 204) else line for n, line in enumerate(lines)))
+    place.run()
+    assert place.ask("SELECT co2_flag, count(*) FROM co2_readings GROUP BY 1") == [(1, 5), (3, len(lines) - 5)]
+
+
 def test_an_import_notes_the_days_it_changed_those_it_only_judged_too(place):
     place.readings("".join(reading(60 * n, 500) for n in range(19, 25)))
     place.run()
