@@ -1304,7 +1304,7 @@ METRICS = {                             # family: type and help
     "co2d_import_lag_seconds": ("gauge", "Seconds that the oldest change has waited for its import."),
     "co2d_problem": ("gauge", "1 for each problem that there is, by key, level, unit and text (see /readyz)."),
     "co2d_free_bytes": ("gauge", "Free bytes where uploads go."),
-    "co2d_units": ("gauge", "Units by verdict (late, stuck, weak, never, ok, off) of plot_ascii.py status."),
+    "co2d_units": ("gauge", "Units by verdict (%s) of plot_ascii.py status." % ", ".join(importer.VERDICTS)),
 }
 
 

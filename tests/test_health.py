@@ -250,6 +250,31 @@ def test_one_night_for_an_update_is_no_alarm_and_two_in_vain_are(place):
     assert [told for told in night_of_an_update() if "update" in told[1]] != []
 
 
+def test_a_unit_whose_data_another_server_takes_is_not_stuck_here(place):
+    for _ in range(4):                                  # a rhythm
+        place.night()
+    pings = []
+    for _ in range(3):                                  # it calls here, and sends its data to the other server
+        place.unit.measure(1)
+        row = "\t".join([place.unit.now.isoformat() + ".000000", UNIT, "varanger-03", "8", "-97"]) + "\n"
+        with open(os.path.join(place.settings.var_dir, "pings", "pings-0000.tsv"), "a") as file:
+            file.write(row)
+        pings.append(row.replace(".000000", ".500000"))
+    (told,) = place.look()
+    assert told == ("critical", "no site (varanger-03): no data since %s, but 3 pings: its data do not come" % importer.when(
+        place.clock() - 3 * 86400 - 1800))
+    os.makedirs(place.data("server-b", "var", "pings"))
+    with open(place.data("server-b", "var", "pings", "pings-0000.tsv"), "w") as file:
+        file.writelines(pings)
+    assert place.look() == []
+    shutil.rmtree(place.data("server-b"))
+    patch = place.data(UNIT, "updates", "update-2019-01-01a", "conf-patch")
+    os.makedirs(patch)
+    with open(os.path.join(patch, "ou-comm-config.json"), "w") as file:
+        json.dump({"sync_dest": ["http://a.example:8080", "http://b.example:8080"]}, file)
+    assert place.look() == []
+
+
 def test_strange_names_are_a_note_and_no_alarm(place):
     place.unit.write("readings-0000.tsv.bak", b"old\n")
     place.night()
