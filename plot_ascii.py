@@ -33,6 +33,13 @@ escape sequences, no curses), palettes beyond the terminal's own.
 from __future__ import annotations
 
 import gc
+import signal
+
+if __name__ == "__main__":
+    gc.disable()  # loading makes many objects and no garbage
+    # Ctrl-C ends it without a traceback until `main` takes over
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 import re
 import sqlite3
@@ -57,9 +64,6 @@ from typing import (
     Optional,
     Sequence,
 )
-
-if __name__ == "__main__":
-    gc.disable()  # loading makes many objects and no garbage
 
 import importer
 from importer import Bucket, Deployment, FOREVER, Pings, Problem, UnitState, Unusable
@@ -3331,7 +3335,7 @@ def draw(
 def web_section(
     section: Section, db: str, o: Options, now: float, problems: Sequence[Problem]
 ) -> Page:
-    """A page as a part of a web page, which says itself what is wrong with the station. Without a database it says so."""
+    """A page as a part of a web page, which itself says what is wrong with the station."""
     o = o.but(**section.changes)
     of_units = [problem for problem in problems if problem.unit]
     rows = None if o.all else WEB_ROWS
@@ -3971,7 +3975,6 @@ def file_link(name: str) -> str:
 
 def page_through(text: str, environ: Mapping[str, str]) -> None:
     """Show text in the user's pager; without one that starts, print it."""
-    import signal
     import subprocess
 
     pager = environ.get("PAGER") or "less -FIRX"
@@ -3994,7 +3997,6 @@ class Resized(Exception):
 
 def watch(command: Command) -> None:
     """Redraw in place until Ctrl-C, and at once when the terminal changes its size."""
-    import signal
 
     def resized(*_: Any) -> None:
         raise Resized
@@ -4053,4 +4055,5 @@ def fail(error: Exception, status: int) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupted)
     sys.exit(main())
