@@ -55,8 +55,8 @@ from bisect import bisect_right
 from collections import Counter
 from datetime import date
 from itertools import accumulate, chain, compress, count, groupby, repeat, zip_longest
-from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn,
-                    Optional, Sequence, Set, Tuple, get_type_hints)
+from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
+                    Sequence, Set, Tuple, get_type_hints)
 
 import seqfile
 
@@ -3607,18 +3607,18 @@ def find_sites(db: sqlite3.Connection, text: str) -> list[str]:
 def find_names(what: str, called: Mapping[str, set[str]], text: str) -> list[str]:
     """What is called so, by `called`: name -> all that have it. `what` they are is for the exception."""
     from fnmatch import filter as matching
+    everything = sorted(set().union(*called.values()))
     found: list[str] = []
     for name in map(str.strip, text.split(",")):
         names = matching(called, name) if "*" in name else [name]
-        owners = set().union(*(called.get(one, ()) for one in names))
+        owners = [one for one in everything if any(one in called.get(name, ()) for name in names)]
         if not owners and len(name) >= LEAST_END:
-            everything = set().union(*called.values())
-            owners = {one for one in everything if one.endswith(name.lower())}
+            owners = [one for one in everything if one.endswith(name.lower())]
         if not owners:
             raise unknown(what, name, called)
         if len(owners) > 1 and "*" not in name:
-            raise UnknownName("%r can be %s: say which" % (name, " or ".join(sorted(owners))))
-        found += sorted(owners)
+            raise UnknownName("%r can be %s: say which" % (name, " or ".join(owners)))
+        found += owners
     return list(dict.fromkeys(found))
 
 
@@ -3839,12 +3839,21 @@ class ProgressBar:
 _POSTGRES_TYPES = {"text": "text", "time": "timestamptz", "integer": "integer", "number": "double precision"}
 _BY_DAY = ("readings", "pings")
 RECEIVED = (*_BY_DAY, "errors", "deployments")
-_BEGIN = """
+_ASK = """
     SET client_min_messages = warning;
-    BEGIN;
     CREATE TABLE IF NOT EXISTS co2_exports(
         name text PRIMARY KEY, identity text, mark bigint, stays bigint, at timestamptz);
+    SELECT to_regclass('{0}') IS NOT NULL;
+    SELECT identity, mark, stays FROM co2_exports WHERE name = '{0}';
+    """
+_BEGIN = """
+    BEGIN;
     LOCK TABLE co2_exports IN EXCLUSIVE MODE;
+    DO $$ BEGIN
+        IF (SELECT coalesce(max(identity || '|' || mark || '|' || stays), '') FROM co2_exports WHERE name = '{0}') <> '{1}'
+        THEN RAISE 'another export was faster: try again';
+        END IF;
+    END $$;
     """
 _COMMIT = """
     DELETE FROM co2_exports WHERE name = '{0}';
@@ -3856,60 +3865,6 @@ _STAYS = """
     ORDER BY unit_id, since, until, site, tier"""
 
 
-class Receiver:
-    """A PostgreSQL database that psql is connected to, in a transaction that `commit` ends; without it nothing happens.
-    Unusable when psql fails: it says why on stderr."""
-
-    def __init__(self, conninfo: str) -> None:
-        from subprocess import PIPE, Popen                      # no page needs it
-        options = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
-        environ = {**os.environ, "PGCLIENTENCODING": "UTF8"}
-        try:
-            self.psql = Popen(["psql", *options, "--dbname=" + conninfo], stdin=PIPE, stdout=PIPE, encoding="utf-8",
-                              env=environ)
-        except FileNotFoundError:
-            raise Unusable("psql is not installed; it is in the package postgresql-client")
-        assert self.psql.stdin and self.psql.stdout
-        self.stdin, self.stdout = self.psql.stdin, self.psql.stdout
-
-    def send(self, lines: Iterable[str]) -> None:
-        """Let psql read these lines."""
-        try:
-            self.stdin.writelines(lines)
-            self.stdin.flush()
-        except BrokenPipeError:
-            self.fail()
-
-    def ask(self, query: str) -> list[str]:
-        """The first row of what a query gives; empty without one."""
-        self.send([query + ";\n", "SELECT '';\n"])
-        rows = [self.stdout.readline()]
-        while rows[-1] != "\n":
-            if not rows[-1]:
-                self.fail()
-            rows.append(self.stdout.readline())
-        return rows[0].rstrip("\n").split("|") if len(rows) > 1 else []
-
-    def commit(self, last: str) -> None:
-        """Run the last commands."""
-        self.send([last])
-        self.stdin.close()
-        if self.psql.wait():
-            self.fail()
-
-    def fail(self) -> NoReturn:
-        """Say that psql did."""
-        raise Unusable("psql failed (exit status %d): nothing has changed there" % self.psql.wait())
-
-    def __enter__(self) -> Receiver:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.psql.kill()
-        with contextlib.suppress(BrokenPipeError), self.psql:   # closes the pipes and waits
-            pass
-
-
 def feed(db: sqlite3.Connection, what: str, conninfo: str) -> str:
     """Bring a table of a PostgreSQL database up to date; says what was done. The caller has begun a transaction.
 
@@ -3917,30 +3872,33 @@ def feed(db: sqlite3.Connection, what: str, conninfo: str) -> str:
     """
     identity, mark = db.execute("SELECT identity, mark FROM last_import").fetchone()
     stays = zlib.crc32(repr(db.execute(_STAYS).fetchall()).encode())
-    with Receiver(conninfo) as receiver, ProgressBar("rows") as bar:
-        held = _take_over(receiver, what)
-        if held == [identity, str(mark), str(stays)]:
-            return "%s: nothing has changed since the last time" % what
-        days: list[Row] = []
-        is_same = held[::2] == [identity, str(stays)] and int(held[1]) <= mark
-        if is_same and what in _BY_DAY:
-            changed = "SELECT unit_id, day * 86400, (day + 1) * 86400 FROM changes WHERE mark > %s ORDER BY 1, 2"
-            days = db.execute(changed % held[1]).fetchall()
-            query = lines_query(what, "tsv", ["unit_id = ?", "first >= ?", "first < ?"])
-            deletions = [_delete_day(what, *day) for day in days]
-            done = "%d days of units replaced" % len(days)
-        else:
-            days = [()]                                         # one, of all rows
-            query = lines_query(what, "tsv")
-            deletions = ["DELETE FROM %s;\n" % what]
-            done = "all replaced" if held else "all sent"
-        receiver.send(deletions)
-        receiver.send(["COPY %s FROM stdin;\n" % what])
-        for day in days:
-            receiver.send(_counted(db.execute(query, day), bar))
-        receiver.send(["\\.\n"])
-        receiver.commit(_COMMIT.format(what, identity, mark, stays))
+    is_there, *noted = run_psql(conninfo, [_ASK.format(what)]).splitlines()
+    held = noted[0].split("|") if noted else ["", "", ""]
+    if is_there == "t" and not noted:
+        raise Unusable("a table %s is there that we have not made: rename it, or drop it" % what)
+    if held == [identity, str(mark), str(stays)]:
+        return "%s: nothing has changed since the last time" % what
+    if what in _BY_DAY and held[::2] == [identity, str(stays)] and int(held[1]) <= mark:
+        changed = "SELECT unit_id, day * 86400, (day + 1) * 86400 FROM changes WHERE mark > ? ORDER BY 1, 2"
+        days = db.execute(changed, (held[1],)).fetchall()
+        deletions = [_DELETE_DAY % (what, _quoted([unit]), _iso(since), _iso(until)) for unit, since, until in days]
+        query = lines_query(what, "tsv", ["unit_id = ?", "first >= ?", "first < ?"])
+        done = "%d days of units replaced" % len(days)
+    else:
+        days = [()]                                             # one, of all rows
+        deletions = ["DELETE FROM %s;\n" % what]
+        query = lines_query(what, "tsv")
+        done = "all replaced" if noted else "all sent"
+    with ProgressBar("rows") as bar:
+        rows = (_counted(db.execute(query, day), bar) for day in days)
+        run_psql(conninfo, chain(
+            [_BEGIN.format(what, "|".join(held) if noted else "")], [] if is_there == "t" else _new_table(what), deletions,
+            ["COPY %s FROM stdin;\n" % what], chain.from_iterable(rows), ["\\.\n"],
+            [_COMMIT.format(what, identity, mark, stays)]))
     return "%s: %s, %d rows" % (what, done, bar.done)
+
+
+_DELETE_DAY = "DELETE FROM %s WHERE unit_id = %s AND time >= '%s' AND time < '%s';\n"
 
 
 def _counted(rows: Iterable[Row], bar: ProgressBar) -> Iterator[str]:
@@ -3949,22 +3907,25 @@ def _counted(rows: Iterable[Row], bar: ProgressBar) -> Iterator[str]:
         yield line
 
 
-def _delete_day(what: str, unit: str, since: int, until: int) -> str:
-    return "DELETE FROM %s WHERE unit_id = %s AND time >= '%s' AND time < '%s';\n" % (
-        what, _quoted([unit]), _iso(since), _iso(until))
-
-
-def _take_over(receiver: Receiver, what: str) -> list[str]:
-    """What the receiver holds: identity, mark and checksum; nothing when its table had to be made."""
-    receiver.send([_BEGIN])
-    held = receiver.ask("SELECT identity, mark, stays FROM co2_exports WHERE name = '%s'" % what)
-    is_there = receiver.ask("SELECT to_regclass('%s') IS NOT NULL" % what) == ["t"]
-    if is_there and not held:
-        raise Unusable("a table %s is there that we have not made: rename it, or drop it" % what)
-    if is_there:
-        return held
-    receiver.send(_new_table(what))
-    return []
+def run_psql(conninfo: str, lines: Iterable[str]) -> str:
+    """What psql prints when it has read these lines. Unusable when it fails: it says why on stderr."""
+    from subprocess import PIPE, Popen                          # no page needs it
+    options = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
+    said = ""
+    try:
+        with Popen(["psql", *options, "--dbname=" + conninfo], stdin=PIPE, stdout=PIPE, encoding="utf-8",
+                   env={**os.environ, "PGCLIENTENCODING": "UTF8"}) as psql:
+            assert psql.stdin and psql.stdout
+            psql.stdin.writelines(lines)
+            psql.stdin.close()
+            said = psql.stdout.read()
+    except FileNotFoundError:
+        raise Unusable("psql is not installed; it is in the package postgresql-client")
+    except BrokenPipeError:                                     # it has ended: its exit status says why
+        pass
+    if psql.returncode:
+        raise Unusable("psql failed (exit status %d): nothing has changed there" % psql.returncode)
+    return said
 
 
 def _new_table(what: str) -> Iterator[str]:

@@ -311,6 +311,7 @@ for number, line in enumerate(iter(sys.stdin.buffer.readline, b""), 1):
     if number == int(os.environ["LINES_THROUGH"]) or line.strip() == b"COMMIT;":
         break
 else:
+    psql.stdin.close()
     sys.exit(psql.wait())
 if line.strip() != b"COMMIT;":
     os.kill(os.getppid(), signal.SIGKILL)
