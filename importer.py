@@ -2693,7 +2693,6 @@ def _build(path: str, listing: Listing, rules: Rules, progress: Progress, proces
             summary = Summary.of_new(db)
             db.execute("COMMIT")
             db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
-            db.execute("PRAGMA journal_mode = WAL")
     finally:
         for pid in filter(None, helpers.values()):
             os.kill(pid, signal.SIGKILL)
