@@ -1136,8 +1136,12 @@ def readyz(station: Station, request: Request) -> Response:
     check_database(station)
     problems = station.health.problems()
     lines = ["%s: %s\n" % (problem.level, problem.text) for problem in problems]
-    is_ready = not any(problem.level == importer.CRITICAL and not problem.unit for problem in problems)
-    return text_response("".join(lines) or "ok\n")._replace(status=200 if is_ready else 503)
+    is_ready = not any(
+        problem.level == importer.CRITICAL and not problem.unit for problem in problems
+    )
+    return text_response("".join(lines) or "ok\n")._replace(
+        status=200 if is_ready else 503
+    )
 
 
 def check_disk(station: Station) -> None:
@@ -1147,7 +1151,10 @@ def check_disk(station: Station) -> None:
     text = ""
     try:
         if not station.room_for_data.take(0, station.settings.keep_free, station.clock()):
-            text = "less than %g %% of the disk of %s is free" % (station.settings.keep_free, station.settings.data_dir)
+            text = "less than %g %% of the disk of %s is free" % (
+                station.settings.keep_free,
+                station.settings.data_dir,
+            )
         with open(probe, "wb", buffering=0) as file:
             file.write(b"probe")
             station.sync(file.fileno())
@@ -1162,7 +1169,10 @@ def check_disk(station: Station) -> None:
 def check_log(station: Station, before: int) -> int:
     """Report that lines of the log are lost, if there are more than `before`; their number."""
     dropped = station.log_writer.dropped if station.log_writer else 0
-    text = "%d lines of the log are lost: nobody reads it (a full pipe, a stopped journald)" % dropped
+    text = (
+        "%d lines of the log are lost: nobody reads it (a full pipe, a stopped journald)"
+        % dropped
+    )
     station.health.report("log", importer.WARNING, text if dropped > before else "")
     return dropped
 
@@ -1171,7 +1181,9 @@ def check_database(station: Station) -> bool:
     """Report what is wrong with the database; whether it can be read. None yet is well."""
     path = station.settings.db
     _attempt(station, "writing", lambda: importer.try_to_write(path))
-    return not os.path.exists(path) or _attempt(station, "database", lambda: importer.open_db(path).close())
+    return not os.path.exists(path) or _attempt(
+        station, "database", lambda: importer.open_db(path).close()
+    )
 
 
 def _attempt(station: Station, key: str, attempt: Callable[[], None]) -> bool:
@@ -1181,7 +1193,11 @@ def _attempt(station: Station, key: str, attempt: Callable[[], None]) -> bool:
         attempt()
     except Exception as error:                                  # whatever it is, it is not ready
         done = "written" if key == "writing" else "read"
-        text = "the database cannot be %s: %s%s" % (done, error, importer.remedy(error, station.settings.db))
+        text = "the database cannot be %s: %s%s" % (
+            done,
+            error,
+            importer.remedy(error, station.settings.db),
+        )
         station.something_changed.set()                         # the import thread makes it anew if it is damaged
     station.health.report(key, importer.CRITICAL, text)
     return not text
@@ -1201,13 +1217,22 @@ def unit_directories(data_dir: str) -> Iterator[importer.Problem]:
             since = int(entry.stat(follow_symlinks=False).st_ctime)
             if text:
                 text = "uploads to %s are refused: %s" % (entry.path, text)
-                yield importer.Problem("directory:" + entry.name, importer.CRITICAL, entry.name, text, since)
+                yield importer.Problem(
+                    "directory:" + entry.name, importer.CRITICAL, entry.name, text, since
+                )
             strange = os.path.join(entry.path, seqfile.STRANGE)
             if os.path.isdir(strange):
-                text = "%s sends files with names that are not its own; they are kept in %s" % (entry.name, strange)
+                text = (
+                    "%s sends files with names that are not its own; they are kept in %s"
+                    % (entry.name, strange)
+                )
                 if _stays_behind(entry.path):
-                    text += "; its error log stays behind until they are taken off its card"
-                yield importer.Problem("strange:" + entry.name, importer.NOTE, entry.name, text, since)
+                    text += (
+                        "; its error log stays behind until they are taken off its card"
+                    )
+                yield importer.Problem(
+                    "strange:" + entry.name, importer.NOTE, entry.name, text, since
+                )
 
 
 def _stays_behind(directory: str) -> bool:
@@ -1249,7 +1274,9 @@ class Watching(threading.Thread):
         self._tell(problems)
         text = ""
         try:
-            importer.write_health(station.settings.var_dir, problems, int(station.clock()))
+            importer.write_health(
+                station.settings.var_dir, problems, int(station.clock())
+            )
         except OSError as error:
             text = "%s cannot be written: %s" % (importer.HEALTH_FILE, error)
         health.report("health", importer.CRITICAL, text)
@@ -1258,14 +1285,26 @@ class Watching(threading.Thread):
         """What the database shows. While imports fail, units are judged as of their last success."""
         station, health = self.station, self.station.health
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            health.report("data_dir", importer.CRITICAL, importer.missing_data(db, station.archive))
-            begun = [problem.since for problem in health.problems() if problem.key in ("import", "writing", "data_dir")]
-            found = importer.problems(db, station.archive, min([int(station.clock()), *begun]))
+            health.report(
+                "data_dir", importer.CRITICAL, importer.missing_data(db, station.archive)
+            )
+            begun = [
+                problem.since
+                for problem in health.problems()
+                if problem.key in ("import", "writing", "data_dir")
+            ]
+            found = importer.problems(
+                db, station.archive, min([int(station.clock()), *begun])
+            )
         return [problem for problem in found if not health.has(problem.key)]
 
     def _tell(self, problems: Sequence[importer.Problem]) -> None:
         """Tell the log what is new and what is over."""
-        levels = {importer.CRITICAL: logging.ERROR, importer.WARNING: logging.WARNING, importer.NOTE: logging.INFO}
+        levels = {
+            importer.CRITICAL: logging.ERROR,
+            importer.WARNING: logging.WARNING,
+            importer.NOTE: logging.INFO,
+        }
         told, self._told = self._told, {problem.key: problem for problem in problems}
         for key in self._told.keys() - told.keys():
             log.log(levels[self._told[key].level], "%s", self._told[key].text)
@@ -1282,7 +1321,11 @@ class Watching(threading.Thread):
 def metrics(station: Station, request: Request) -> Response:
     """Counters and gauges in Prometheus' text format."""
     allow(request, station.settings.metrics_allow)
-    return Response(200, format_metrics(station, request.now).encode(), "text/plain; version=0.0.4; charset=utf-8")
+    return Response(
+        200,
+        format_metrics(station, request.now).encode(),
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
 
 
 METRICS = {                             # family: type and help
@@ -1313,16 +1356,32 @@ def format_metrics(station: Station, now: float) -> str:
     samples = station.samples()
     samples["co2d_uptime_seconds", ()] = now - station.started
     for problem in station.health.problems():
-        labels = (("key", problem.key), ("level", problem.level), ("unit", problem.unit), ("text", problem.text))
+        labels = (
+            ("key", problem.key),
+            ("level", problem.level),
+            ("unit", problem.unit),
+            ("text", problem.text),
+        )
         samples["co2d_problem", labels] = 1
-    with contextlib.suppress(OSError):                          # no data directory, or a broken disk: readyz tells
+    with contextlib.suppress(
+        OSError
+    ):                                                          # no data directory, or a broken disk: readyz tells
         disk = os.statvfs(station.settings.data_dir)
         samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
-    samples.update((("co2d_units", (("state", state),)), number) for state, number in unit_states(station, now).items())
+    samples.update(
+        (("co2d_units", (("state", state),)), number)
+        for state, number in unit_states(station, now).items()
+    )
     lines: list[str] = []
     for name, (kind, help) in METRICS.items():
-        rows = sorted((labels, value) for (family, labels), value in samples.items() if family == name)
-        lines += ["# HELP %s %s" % (name, help), "# TYPE %s %s" % (name, kind)] if rows else []
+        rows = sorted(
+            (labels, value)
+            for (family, labels), value in samples.items()
+            if family == name
+        )
+        lines += (
+            ["# HELP %s %s" % (name, help), "# TYPE %s %s" % (name, kind)] if rows else []
+        )
         lines += ["%s%s %.10g" % (name, _labels(labels), value) for labels, value in rows]
     return "\n".join(lines) + "\n"
 
@@ -1337,7 +1396,9 @@ def unit_states(station: Station, now: float) -> dict[str, int]:
     """How many units are in which state; empty without a database."""
     try:
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            return dict(Counter(unit.verdict for unit in importer.fleet_state(db, int(now))))
+            return dict(
+                Counter(unit.verdict for unit in importer.fleet_state(db, int(now)))
+            )
     except Exception:                                           # no database, or a broken one: readyz tells
         return {}
 

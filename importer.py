@@ -397,10 +397,12 @@ class Setting(NamedTuple):
 
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A parser for whole numbers from `low` to `high`."""
+
     def parse_number(text: str) -> int:
         if not re.match(r"[0-9]{1,18}\Z", text) or not low <= int(text) <= high:
             raise ValueError("%r is not a whole number from %d to %d" % (text, low, high))
         return int(text)
+
     return parse_number
 
 
@@ -442,6 +444,7 @@ def parse_switch(text: str) -> bool:
 def parse_address(text: str) -> str:
     """An IP address: a name would have to be looked up."""
     import ipaddress                                            # only for who configures it: pages start sooner
+
     ipaddress.ip_address(text)
     return text
 
@@ -449,6 +452,7 @@ def parse_address(text: str) -> str:
 def parse_networks(text: str) -> str:
     """Networks as 192.168.0.0/16, separated by spaces."""
     import ipaddress
+
     for word in text.split():
         ipaddress.ip_network(word)
     return text
@@ -472,7 +476,9 @@ def parse_segments(text: str) -> str:
 def parse_secret(text: str) -> str:
     """Empty, or one path segment."""
     if text and not SEGMENT.match(text):
-        raise ValueError("a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot")
+        raise ValueError(
+            "a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot"
+        )
     return text
 
 
@@ -555,12 +561,17 @@ class Said(NamedTuple):
 def read_ini(file: str) -> dict[str, dict[str, Said]]:
     """section -> name -> what a configuration file says; BadConfig names file, line and reason."""
     try:
-        with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
+        with open(
+            file, encoding="utf-8-sig"
+        ) as stream:                                            # some editors begin a file with a byte order mark
             lines = stream.read().splitlines()
     except FileNotFoundError:
         raise BadConfig("%s: no such file" % file)
     except PermissionError:
-        raise BadConfig("%s: only root and its group may read it, as it can hold a secret: call this with sudo" % file)
+        raise BadConfig(
+            "%s: only root and its group may read it, as it can hold a secret: call this with sudo"
+            % file
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig("%s: %s" % (file, error))
     sections: dict[str, dict[str, Said]] = {"co2d": {}, "quality": {}}
@@ -589,12 +600,15 @@ def read_ini(file: str) -> dict[str, dict[str, Said]]:
 
 def config_file(config: str | None, environ: Mapping[str, str] = os.environ) -> str:
     """The configuration file in force, "" for none: as named, else by CO2D_CONF, else beside this script."""
-    beside = os.path.realpath(os.path.join(HERE, "co2d.conf"))      # installed, it is a link to the one in /etc
+    beside = os.path.realpath(
+        os.path.join(HERE, "co2d.conf")
+    )                                                           # installed, it is a link to the one in /etc
     return config or environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
 
 
-def load_settings(config: str | None, given: Mapping[str, Any],
-                  environ: Mapping[str, str] = os.environ) -> Settings:
+def load_settings(
+    config: str | None, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+) -> Settings:
     """Defaults, then the configuration file, then `given`: name of a setting -> text; None and other names are passed
     over. BadConfig when that cannot be used."""
     file = config_file(config, environ)
@@ -604,8 +618,11 @@ def load_settings(config: str | None, given: Mapping[str, Any],
     base = os.path.dirname(os.path.abspath(file))
     for name, said in _known(sections.get("co2d", {}), SETTINGS, warnings):
         values[name] = _parse_setting(name, said, base)
-    options = {name: Said(text, "--" + name.replace("_", "-")) for name, text in given.items()
-               if text is not None and (name in SETTINGS or name in GONE)}
+    options = {
+        name: Said(text, "--" + name.replace("_", "-"))
+        for name, text in given.items()
+        if text is not None and (name in SETTINGS or name in GONE)
+    }
     for name, said in _known(options, SETTINGS, warnings):
         values[name] = _parse_setting(name, said, os.getcwd())
     limits: dict[str, Any] = {}
@@ -616,7 +633,9 @@ def load_settings(config: str | None, given: Mapping[str, Any],
     return settings._replace(db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
 
 
-def _known(said: Mapping[str, Said], names: Iterable[str], warnings: list[str]) -> Iterator[tuple[str, Said]]:
+def _known(
+    said: Mapping[str, Said], names: Iterable[str], warnings: list[str]
+) -> Iterator[tuple[str, Said]]:
     """What is said about names that there are; BadConfig for others, a warning for those that have gone."""
     for name, what in said.items():
         if name in GONE:
@@ -643,8 +662,10 @@ def _parse_limit(name: str, said: Said) -> float:
     except ValueError:
         value = float("nan")
     if not abs(value) < 1e9:                                    # nor is nan
-        raise BadConfig("%s: %s: %r is not a%s number" % (said.where, name, said.text,
-                                                          " whole" if kind is int else ""))
+        raise BadConfig(
+            "%s: %s: %r is not a%s number"
+            % (said.where, name, said.text, " whole" if kind is int else "")
+        )
     return value
 
 
@@ -653,14 +674,18 @@ def _check_together(settings: Settings, where: str) -> None:
     limits = settings.limits
     for low, high in (("co2_low", "co2_high"), ("temp_low", "temp_high")):
         if getattr(limits, low) >= getattr(limits, high):
-            raise BadConfig("%s: %s = %g must be below %s = %g"
-                            % (where, low, getattr(limits, low), high, getattr(limits, high)))
+            raise BadConfig(
+                "%s: %s = %g must be below %s = %g"
+                % (where, low, getattr(limits, low), high, getattr(limits, high))
+            )
     for name in ("data_dir", "var_dir"):
         place = getattr(settings, name)
         if os.path.exists(place) and not os.path.isdir(place):
             raise BadConfig("%s: %s: %s is not a directory" % (where, name, place))
     if os.path.realpath(settings.data_dir) == os.path.realpath(settings.var_dir):
-        raise BadConfig("%s: data_dir and var_dir are the same directory, %s" % (where, settings.data_dir))
+        raise BadConfig(
+            "%s: data_dir and var_dir are the same directory, %s" % (where, settings.data_dir)
+        )
     if settings.tls_key and not settings.tls_cert:
         raise BadConfig("%s: tls_key without tls_cert: there would be no TLS" % where)
 
@@ -668,13 +693,21 @@ def _check_together(settings: Settings, where: str) -> None:
 def format_config(settings: Settings, example: bool = False) -> str:
     """The settings as a configuration file; in the example every line is commented out."""
     off = "#" if example else ""
-    lines = ["# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
-             "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config", "", "[co2d]"]
+    lines = [
+        "# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
+        "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config",
+        "",
+        "[co2d]",
+    ]
     for name, setting in SETTINGS.items():
         note = " (restart to change)" if setting.restart else ""
         value = format_value(getattr(settings, name), example)
         lines += ["", "# " + setting.help + note, "%s%s = %s" % (off, name, value)]
-    lines += ["", "# limits of quality rules (see importer.py); ./importer.py rebuild applies them to all", "[quality]"]
+    lines += [
+        "",
+        "# limits of quality rules (see importer.py); ./importer.py rebuild applies them to all",
+        "[quality]",
+    ]
     for name, limit in settings.limits._asdict().items():
         lines.append("%s%s = %g" % (off, name, limit))
     return "\n".join(lines) + "\n"
@@ -2864,14 +2897,22 @@ _OF_DAYS = """
 def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> None:
     """Put spans and columns where SQL can join them."""
     db.executescript(_LAY_OUT)
-    db.executemany("INSERT INTO temp.spans VALUES (?, ?, ?, ?)", [(i, *span) for i, span in enumerate(spans)])
+    db.executemany(
+        "INSERT INTO temp.spans VALUES (?, ?, ?, ?)", [(i, *span) for i, span in enumerate(spans)]
+    )
     columns = zip(edges, edges[1:])
-    db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", [(j, a, b) for j, (a, b) in enumerate(columns)])
+    db.executemany(
+        "INSERT INTO temp.edges VALUES (?, ?, ?)", [(j, a, b) for j, (a, b) in enumerate(columns)]
+    )
     db.execute(_MEET)
 
 
-def buckets(db: sqlite3.Connection, quantities: Sequence[str], rows: Sequence[Sequence[Span]],
-            edges: Sequence[int]) -> dict[str, list[list[Bucket | None]]]:
+def buckets(
+    db: sqlite3.Connection,
+    quantities: Sequence[str],
+    rows: Sequence[Sequence[Span]],
+    edges: Sequence[int],
+) -> dict[str, list[list[Bucket | None]]]:
     """Each of the quantities (co2, temp) for each row of a page and each of its columns, None where nothing was read.
 
     The spans of a row are joined (a site with several units). Where a unit measures more seldom than a column is wide,
@@ -2901,18 +2942,27 @@ def _joined(bucket: Bucket | None, other: Bucket) -> Bucket:
     """Two buckets of the same column as one."""
     if bucket is None:
         return other
-    return Bucket(bucket.rows + other.rows, min(bucket.first, other.first), max(bucket.last, other.last),
-                  bucket.n + other.n, bucket.total + other.total,
-                  _end(min, bucket.low, other.low), _end(max, bucket.high, other.high),
-                  bucket.suspects + other.suspects, _end(min, bucket.suspect_low, other.suspect_low),
-                  _end(max, bucket.suspect_high, other.suspect_high))
+    return Bucket(
+        bucket.rows + other.rows,
+        min(bucket.first, other.first),
+        max(bucket.last, other.last),
+        bucket.n + other.n,
+        bucket.total + other.total,
+        _end(min, bucket.low, other.low),
+        _end(max, bucket.high, other.high),
+        bucket.suspects + other.suspects,
+        _end(min, bucket.suspect_low, other.suspect_low),
+        _end(max, bucket.suspect_high, other.suspect_high),
+    )
 
 
 def _end(choose: Callable[..., float | None], *values: float | None) -> float | None:
     return choose((value for value in values if value is not None), default=None)
 
 
-def _hold(db: sqlite3.Connection, cells: list[Bucket | None], row: Sequence[Span], edges: Sequence[int]) -> None:
+def _hold(
+    db: sqlite3.Connection, cells: list[Bucket | None], row: Sequence[Span], edges: Sequence[int]
+) -> None:
     """Fill the columns between two readings of a unit that are no more than a rhythm apart."""
     if None not in cells:
         return
@@ -2922,9 +2972,12 @@ def _hold(db: sqlite3.Connection, cells: list[Bucket | None], row: Sequence[Span
         if rhythm < LONGER * narrowest:
             continue
         bound = (unit, max(a, edges[0]), min(b, edges[-1]))
-        times = db.execute("SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts", bound)
+        times = db.execute(
+            "SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts",
+            bound,
+        )
         before = FOREVER
-        for ts, in times:
+        for (ts,) in times:
             if 0 < ts - before <= HOLE * rhythm:
                 first = bisect_right(edges, before) - 1
                 for j in range(first + 1, bisect_right(edges, ts) - 1):
@@ -2933,7 +2986,9 @@ def _hold(db: sqlite3.Connection, cells: list[Bucket | None], row: Sequence[Span
             before = ts
 
 
-def count_outside(db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float) -> tuple[int, int]:
+def count_outside(
+    db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float
+) -> tuple[int, int]:
     """How many values, suspect ones included, are below and above the limits; looks only into days that have some."""
     _lay_out(db, spans, ())
     query = """
@@ -2952,16 +3007,19 @@ _DAYS_OF_SPANS = """
     WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400"""
 
 
-def quantiles(db: sqlite3.Connection, what: str, spans: Sequence[Span],
-              shares: Sequence[float]) -> list[float | None]:
+def quantiles(
+    db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]
+) -> list[float | None]:
     """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS days, then of an
     evenly spread sample of days."""
     _lay_out(db, spans, ())
     days = db.execute("SELECT count(*)" + _DAYS_OF_SPANS).fetchone()[0]
-    query = "SELECT r.{0} " + _DAYS_OF_SPANS.replace("WHERE", "CROSS JOIN co2_readings r WHERE") + """
+    query = (
+        "SELECT r.{0} " + _DAYS_OF_SPANS.replace("WHERE", "CROSS JOIN co2_readings r WHERE") + """
           AND d.day % {1} = 0 AND r.unit_id = s.unit
           AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
           AND r.{0} IS NOT NULL AND r.qc & {2} = 0"""
+    )
     rows = db.execute(query.format(what, 1 + days // QUANTILE_DAYS, QUANTITIES[what]))
     values = sorted(value for value, in rows)
     if not values:
@@ -2990,8 +3048,11 @@ def _units(db: sqlite3.Connection) -> list[str]:
 def _own_name(db: sqlite3.Connection, unit: str) -> str | None:
     """What a unit last called itself."""
     for table in ("pings", "co2_readings"):
-        row = db.execute("SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ? ORDER BY ts DESC LIMIT 50) "
-                         "WHERE nickname IS NOT NULL LIMIT 1" % table, (unit,)).fetchone()
+        row = db.execute(
+            "SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ? ORDER BY ts DESC LIMIT 50) "
+            "WHERE nickname IS NOT NULL LIMIT 1" % table,
+            (unit,),
+        ).fetchone()
         if row:
             return str(row[0])
     return None
@@ -3004,12 +3065,21 @@ def _nickname(db: sqlite3.Connection, unit: str) -> str:
 
 def deployments(db: sqlite3.Connection) -> list[Deployment]:
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
-    stays = [Deployment(*row) for row in db.execute("""
+    stays = [
+        Deployment(*row)
+        for row in db.execute(
+            """
         SELECT s.unit_id, coalesce(s.nickname, (SELECT nickname FROM deploy_durations_tiered o
                                                 WHERE o.unit_id = s.unit_id AND nickname IS NOT NULL), ''),
                site, tier, status, coalesce(since, 0), coalesce(until, ?)
-        FROM deploy_durations_tiered s ORDER BY tier IS NULL, tier DESC, site, since, unit_id""", (FOREVER,))]
-    stays = [stay if stay.nickname else stay._replace(nickname=_nickname(db, stay.unit_id)) for stay in stays]
+        FROM deploy_durations_tiered s ORDER BY tier IS NULL, tier DESC, site, since, unit_id""",
+            (FOREVER,),
+        )
+    ]
+    stays = [
+        stay if stay.nickname else stay._replace(nickname=_nickname(db, stay.unit_id))
+        for stay in stays
+    ]
     placed = {stay.unit_id for stay in stays}
     others = [Deployment(unit, _nickname(db, unit)) for unit in _units(db) if unit not in placed]
     return stays + sorted(others, key=lambda stay: stay.nickname)
@@ -3017,23 +3087,34 @@ def deployments(db: sqlite3.Connection) -> list[Deployment]:
 
 def whereabouts(stays: Iterable[Deployment], at: int) -> dict[str, Deployment]:
     """Each unit's stay at a time, else its latest."""
-    return {stay.unit_id: stay for stay in sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))}
+    return {
+        stay.unit_id: stay
+        for stay in sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))
+    }
 
 
-def extent(db: sqlite3.Connection, table: str, units: Sequence[str], now: int) -> tuple[int | None, int | None]:
+def extent(
+    db: sqlite3.Connection, table: str, units: Sequence[str], now: int
+) -> tuple[int | None, int | None]:
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
     query = """
         SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)
         """.format(table)
     ends = [db.execute(query, {"u": unit, "now": now}).fetchone() for unit in units]
     there = [(first, last) for first, last in ends if last is not None]
-    return min((first for first, _ in there), default=None), max((last for _, last in there), default=None)
+    return min((first for first, _ in there), default=None), max(
+        (last for _, last in there), default=None
+    )
 
 
-def last_value(db: sqlite3.Connection, what: str, spans: Sequence[Span]) -> tuple[int, float] | None:
+def last_value(
+    db: sqlite3.Connection, what: str, spans: Sequence[Span]
+) -> tuple[int, float] | None:
     """Time and value of the newest usable one. It is old news when that was more than two rhythms ago."""
-    query = ("SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
-             "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1").format(what, QUANTITIES[what])
+    query = (
+        "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
+        "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1"
+    ).format(what, QUANTITIES[what])
     rows = [db.execute(query, span).fetchone() for span in spans]
     return max((row for row in rows if row), default=None)
 
@@ -3060,7 +3141,9 @@ def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
     return _rhythm(_recent(db, "co2_readings", unit, now), 1, HOUR // 2)
 
 
-def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> dict[tuple[int, int], Pings]:
+def pings(
+    db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
+) -> dict[tuple[int, int], Pings]:
     """Pings by number of span and number of column."""
     _lay_out(db, spans, edges)
     return {(i, j): Pings(*values) for i, j, *values in db.execute("""
@@ -3071,13 +3154,17 @@ def pings(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -
 
 def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> list[tuple[int, int, int]]:
     """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
-    return db.execute("""
+    return db.execute(
+        """
         SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL
-        GROUP BY rssi_dbm ORDER BY rssi_dbm""", (unit, a, b)).fetchall()
+        GROUP BY rssi_dbm ORDER BY rssi_dbm""",
+        (unit, a, b),
+    ).fetchall()
 
 
-def errors(db: sqlite3.Connection, spans: Sequence[Span],
-           edges: Sequence[int]) -> dict[tuple[int, int], dict[tuple[str, bool], int]]:
+def errors(
+    db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
+) -> dict[tuple[int, int], dict[tuple[str, bool], int]]:
     """Entries of the error logs by number of span and number of column: (type, more than INFO) -> number; the type ''
     is none of the known."""
     _lay_out(db, spans, edges)
@@ -3090,18 +3177,24 @@ def errors(db: sqlite3.Connection, spans: Sequence[Span],
     return found
 
 
-def newest_errors(db: sqlite3.Connection, units: Sequence[str], a: int, b: int,
-                  limit: int) -> list[tuple[int, str, str, str, str]]:
+def newest_errors(
+    db: sqlite3.Connection, units: Sequence[str], a: int, b: int, limit: int
+) -> list[tuple[int, str, str, str, str]]:
     """The newest entries: time, unit, level, type, message. Those of level INFO come last, if there is room."""
     rows: list[tuple[int, str, str, str, str]] = []
     for unit in units:
-        rows += db.execute("SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') "
-                           "FROM error_logs WHERE unit_id = ? AND ts >= ? AND ts < ? "
-                           "ORDER BY coalesce(level, '') = 'INFO', ts DESC LIMIT ?", (unit, a, b, limit)).fetchall()
+        rows += db.execute(
+            "SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') "
+            "FROM error_logs WHERE unit_id = ? AND ts >= ? AND ts < ? "
+            "ORDER BY coalesce(level, '') = 'INFO', ts DESC LIMIT ?",
+            (unit, a, b, limit),
+        ).fetchall()
     return sorted(rows, key=lambda row: (row[2] == "INFO", -row[0]))[:limit]
 
 
-def read_rows(directory: str, match: seqfile.Match, fields: int, since: float = 0.0) -> Iterator[list[str]]:
+def read_rows(
+    directory: str, match: seqfile.Match, fields: int, since: float = 0.0
+) -> Iterator[list[str]]:
     """The rows of a log of ours that have so many fields, in order, without files that ended before `since`."""
     try:
         names = seqfile.files_in_sequence(directory, match)
@@ -3144,7 +3237,9 @@ class Problem(NamedTuple):
 def worst_first(found: Iterable[Problem]) -> list[Problem]:
     """Problems in the order in which they are told: what is critical before warnings, the station before units."""
     levels = (CRITICAL, WARNING, NOTE)
-    return sorted(found, key=lambda one: (levels.index(one.level), one.unit != "", one.since, one.key))
+    return sorted(
+        found, key=lambda one: (levels.index(one.level), one.unit != "", one.since, one.key)
+    )
 
 
 def when(ts: int) -> str:
@@ -3202,19 +3297,30 @@ class UnitState(NamedTuple):
     why: str = ""                       # in words: what is wrong, since when, what to do
 
 
-def fleet_state(db: sqlite3.Connection, now: int, stays: Sequence[Deployment] | None = None,
-                archive: Archive | None = None) -> list[UnitState]:
+def fleet_state(
+    db: sqlite3.Connection,
+    now: int,
+    stays: Sequence[Deployment] | None = None,
+    archive: Archive | None = None,
+) -> list[UnitState]:
     """Every unit's state, worst first, then by tier and site. `archive`: where updates and fetches can be looked up."""
     stays = deployments(db) if stays is None else stays
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
     judge = _Judge(db, now, archive)
     states = [judge.state(stay) for stay in whereabouts(stays, now).values()]
     verdicts = list(VERDICTS)
-    return sorted(states, key=lambda state: (verdicts.index(state.verdict), -_lateness(state), order[state.unit_id]))
+    return sorted(
+        states,
+        key=lambda state: (verdicts.index(state.verdict), -_lateness(state), order[state.unit_id]),
+    )
 
 
 def _lateness(state: UnitState) -> float:
     return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
+
+
+def _is_weak(signal: Sequence[int]) -> bool:
+    return bool(signal) and sorted(signal)[len(signal) // 2] < WEAK
 
 
 class _Judge:
@@ -3222,16 +3328,22 @@ class _Judge:
 
     def __init__(self, db: sqlite3.Connection, now: int, archive: Archive | None) -> None:
         self.db, self.now, self.archive = db, now, archive
-        self.has_table = bool(db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone())
-        refused = db.execute("SELECT group_concat(text) FROM rejects r JOIN sources s ON s.id = r.source "
-                             "WHERE s.kind = 'deployments'").fetchone()[0]
+        self.has_table = bool(
+            db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone()
+        )
+        refused = db.execute(
+            "SELECT group_concat(text) FROM rejects r JOIN sources s ON s.id = r.source "
+            "WHERE s.kind = 'deployments'"
+        ).fetchone()[0]
         self.refused_units = re.findall(r"co2unit-[0-9A-Za-z._-]+", refused or "")
         self.nights = _nights_of_updates(archive, now) if archive else {}
         self.moves = _moves(archive) if archive else {}
         servers = db.execute("SELECT id FROM sources WHERE kind = 'pings' AND path LIKE 'data/%'")
         self.other_servers = [source for source, in servers]
-        self.rejecting: Dict[str, List[int]] = {}       # unit -> its sources with rejected lines
-        for unit, source in db.execute("SELECT unit_id, id FROM sources WHERE kind = 'readings' AND rejected > 0"):
+        self.rejecting: Dict[str, List[int]] = {}               # unit -> its sources with rejected lines
+        for unit, source in db.execute(
+            "SELECT unit_id, id FROM sources WHERE kind = 'readings' AND rejected > 0"
+        ):
             self.rejecting.setdefault(unit, []).append(source)
 
     def state(self, stay: Deployment) -> UnitState:
@@ -3246,17 +3358,34 @@ class _Judge:
         due = (last_data or max(stay.since, called[-1] if called else 0)) + 2 * data_rhythm + HOUR
         nights = {day for day in self.nights.get(unit, ()) if day * DAY > (last_data or 0)}
         ping_limit = 1.25 * ping_rhythm + HOUR
-        data_limit = 1.25 * ping_rhythm + 2 * data_rhythm + HOUR + (ping_rhythm if len(nights) == 1 else 0)
+        data_limit = ping_limit + 2 * data_rhythm
+        if len(nights) == 1:            # went into an update: the data come in the next
+            data_limit += ping_rhythm
         signal = self._signal(unit)
         state = UnitState(
-            unit, stay.nickname, stay.site, stay.tier, stay.status, self._is_judged(stay),
-            not self.has_table or stay.status is not None, _own_name(self.db, unit),
-            last_ping, last_data, ping_rhythm, data_rhythm, signal[0] if signal else None,
+            unit,
+            stay.nickname,
+            stay.site,
+            stay.tier,
+            stay.status,
+            self._is_judged(stay),
+            not self.has_table or stay.status is not None,
+            _own_name(self.db, unit),
+            last_ping,
+            last_data,
+            ping_rhythm,
+            data_rhythm,
+            signal[0] if signal else None,
             calls=sum(1 for ts in called if ts > due and ts // DAY not in nights),
             pings_late=(self.now - last_ping) / ping_limit if last_ping else 0.0,
-            data_late=(self.now - last_data) / data_limit if last_data else 0.0)
-        verdict, why = self._verdict(state, len(nights))
-        if verdict == "ok" and self._misses_days(called) and signal and sorted(signal)[len(signal) // 2] < WEAK:
+            data_late=(self.now - last_data) / data_limit if last_data else 0.0,
+        )
+        return self._judged(state, len(nights), self._misses_days(called) and _is_weak(signal))
+
+    def _judged(self, state: UnitState, nights: int, is_weak: bool) -> UnitState:
+        """The state with its verdict."""
+        verdict, why = self._verdict(state, nights)
+        if verdict == "ok" and is_weak:
             verdict = "weak"
         level = VERDICTS[verdict]
         if verdict == "late" and state.data_late > MUCH_TOO_LATE:
@@ -3267,9 +3396,14 @@ class _Judge:
 
     def _signal(self, unit: str) -> list[int]:
         """dBm of the last two weeks of pings, newest first."""
-        return [dbm for dbm, in self.db.execute(
-            "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
-            "ORDER BY ts DESC LIMIT 14", (unit, self.now))]
+        return [
+            dbm
+            for dbm, in self.db.execute(
+                "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
+                "ORDER BY ts DESC LIMIT 14",
+                (unit, self.now),
+            )
+        ]
 
     def _is_judged(self, stay: Deployment) -> bool:
         if not self.has_table or stay.unit_id in self.refused_units:
@@ -3277,9 +3411,13 @@ class _Judge:
         if stay.status is not None:
             return stay.status == "deployed" and stay.since <= self.now < stay.until
         bound = (stay.unit_id, self.now - NEW_UNIT, self.now)
-        reads = self.db.execute("SELECT 1 FROM co2_readings WHERE unit_id = ? AND ts BETWEEN ? AND ?", bound).fetchone()
-        days = self.db.execute("SELECT count(DISTINCT ts / 86400) FROM pings WHERE unit_id = ? AND ts BETWEEN ? AND ?",
-                               bound).fetchone()[0]
+        reads = self.db.execute(
+            "SELECT 1 FROM co2_readings WHERE unit_id = ? AND ts BETWEEN ? AND ?", bound
+        ).fetchone()
+        days = self.db.execute(
+            "SELECT count(DISTINCT ts / 86400) FROM pings WHERE unit_id = ? AND ts BETWEEN ? AND ?",
+            bound,
+        ).fetchone()[0]
         return bool(reads) or days >= 3
 
     def _misses_days(self, called: Sequence[int]) -> bool:
@@ -3292,7 +3430,10 @@ class _Judge:
         if not state.alarms:
             return "off", ""
         if not state.last_ping and not state.last_data:
-            return "never", "never heard of: is it switched on, and does its sync_dest name this server?"
+            return (
+                "never",
+                "never heard of: is it switched on, and does its sync_dest name this server?",
+            )
         moved_at, url = self.moves.get(state.unit_id, (0, ""))
         if state.last_ping and state.last_ping <= moved_at + HOUR and state.pings_late > 1:
             return "off", "went to %s" % url
@@ -3304,7 +3445,10 @@ class _Judge:
         no_data = "no data since %s" % when(state.last_data) if state.last_data else "no data yet"
         is_late = state.data_late > 1
         if is_late and nights > 1:
-            return "update", "%s: %d nights went into an update that is not complete" % (no_data, nights)
+            return "update", "%s: %d nights went into an update that is not complete" % (
+                no_data,
+                nights,
+            )
         if (is_late or not state.last_data) and not self._has_other_server(state):
             if state.calls > 1:
                 return "stuck", "%s, but %d pings: its data do not come" % (no_data, state.calls)
@@ -3316,11 +3460,13 @@ class _Judge:
     def _refused(self, state: UnitState) -> str:
         """Why the newest lines of a unit are rejected; "" when they are not."""
         last = state.last_data or 0
-        count, reason = self.db.execute("""
+        count, reason = self.db.execute(
+            """
             SELECT count(*), max(reason) FROM rejects
             WHERE source IN (%s) AND after_ts IS NULL AND coalesce(before_ts, ?) >= ?
             """ % ", ".join(map(str, self.rejecting.get(state.unit_id, ()))),
-            (last if state.data_late > 1 or not last else -1, last)).fetchone()
+            (last if state.data_late > 1 or not last else -1, last),
+        ).fetchone()
         if count < REFUSED_LINES:
             return ""
         return "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, reason)
@@ -3329,7 +3475,9 @@ class _Judge:
         """Since when no reading has usable CO2; "" when one of the last day has."""
         rows, usable = self.db.execute(
             "SELECT count(*), total(co2_flag = 1) FROM co2_readings WHERE unit_id = :unit AND ts > :last - 86400 "
-            "AND ts <= :last", {"unit": state.unit_id, "last": state.last_data}).fetchone()
+            "AND ts <= :last",
+            {"unit": state.unit_id, "last": state.last_data},
+        ).fetchone()
         if rows < SENSOR_ROWS or usable:
             return ""
         good = last_value(self.db, "co2", [(state.unit_id, 0, self.now)]) or (0, 0)
@@ -3340,10 +3488,15 @@ class _Judge:
     def _has_other_server(self, state: UnitState) -> bool:
         """Whether another server takes the unit's data, as far as is known here."""
         marks = ", ".join(map(str, self.other_servers))
-        query = "SELECT 1 FROM pings WHERE unit_id = ? AND ts > ? AND source IN (%s) LIMIT 1" % marks
+        query = (
+            "SELECT 1 FROM pings WHERE unit_id = ? AND ts > ? AND source IN (%s) LIMIT 1" % marks
+        )
         recent = self.now - 7 * DAY
-        return bool(self.db.execute(query, (state.unit_id, recent)).fetchone()
-                    or self.archive and _servers_of(self.archive, state.unit_id) > 1)
+        return bool(
+            self.db.execute(query, (state.unit_id, recent)).fetchone()
+            or self.archive
+            and _servers_of(self.archive, state.unit_id) > 1
+        )
 
 
 def _nights_of_updates(archive: Archive, now: int) -> dict[str, set[int]]:
@@ -3363,7 +3516,9 @@ def _servers_of(archive: Archive, unit: str) -> int:
     """How many servers the newest configuration names that was published for a unit here; 0 for none."""
     for data_dir in archive.data_dirs:
         with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER)), reverse=True):
+            for name in sorted(
+                os.listdir(os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER)), reverse=True
+            ):
                 servers = _servers_in(data_dir, unit, name)
                 if servers:
                     return len(servers)
@@ -3373,7 +3528,10 @@ def _servers_of(archive: Archive, unit: str) -> int:
 def _servers_in(data_dir: str, unit: str, update: str) -> list[str]:
     """The servers that an update sends a unit to; none where it sets no such key."""
     try:
-        with open(os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH), encoding="utf-8") as file:
+        with open(
+            os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH),
+            encoding="utf-8",
+        ) as file:
             servers = json.load(file).get("sync_dest") or []
     except (OSError, ValueError, AttributeError):
         return []
@@ -3383,7 +3541,9 @@ def _servers_in(data_dir: str, unit: str, update: str) -> list[str]:
 def _moves(archive: Archive) -> dict[str, tuple[int, str]]:
     """Unit -> when it took a configuration that names one server alone, and that server: it may not call here again."""
     taken: dict[str, tuple[str, str]] = {}
-    for when, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
+    for when, unit, update, path in read_rows(
+        os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4
+    ):
         if path == COMM_PATCH:
             taken[unit] = when, update
     moves: dict[str, tuple[int, str]] = {}
@@ -3423,10 +3583,14 @@ def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) 
         step = cadence(db, unit, now)
         for start, end in _holes(db, unit, a, now, HOLE * step):
             until = now if end is None else end
-            calls = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
-                               (unit, start + step, until)).fetchone()[0]
+            calls = db.execute(
+                "SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
+                (unit, start + step, until),
+            ).fetchone()[0]
             missing = round((until - start) / step) - 1 if end else (until - start) // step
-            since = now if end is None else start + step        # an open gap: of a unit that is deployed now
+            since = (
+                now if end is None else start + step
+            )                                                   # an open gap: of a unit that is deployed now
             if own and not any(_is_deployed(stay, since, until) for stay in own):
                 state = "off"
             elif end is None:
@@ -3441,20 +3605,25 @@ def _is_deployed(stay: Deployment, a: int, b: int) -> bool:
     return stay.status == "deployed" and stay.since < b and a < stay.until
 
 
-def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, longest: float) -> Iterator[tuple[int, int | None]]:
+def _holes(
+    db: sqlite3.Connection, unit: str, a: int, now: int, longest: float
+) -> Iterator[tuple[int, int | None]]:
     """Times of the reading before and the one after where these are further apart than `longest`; the last hole may be
     open. Most days need no look at their readings."""
-    row = db.execute("SELECT max(ts) FROM co2_readings WHERE unit_id = ? AND ts < ?", (unit, a // DAY * DAY)).fetchone()
+    row = db.execute(
+        "SELECT max(ts) FROM co2_readings WHERE unit_id = ? AND ts < ?", (unit, a // DAY * DAY)
+    ).fetchone()
     before = row[0] or FOREVER
     for day, first, last, distance in db.execute(
-            "SELECT day, first, last, longest FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? ORDER BY day",
-            (unit, a // DAY, now // DAY)):
+        "SELECT day, first, last, longest FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? ORDER BY day",
+        (unit, a // DAY, now // DAY),
+    ):
         if distance <= longest and first - before <= longest and last <= now:
             before = last
             continue
         bound = (unit, day * DAY, min(now + 1, (day + 1) * DAY))
         query = "SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts"
-        for ts, in db.execute(query, bound).fetchall():
+        for (ts,) in db.execute(query, bound).fetchall():
             if ts - before > longest and ts > a:
                 yield before, ts
             before = ts
@@ -3465,12 +3634,20 @@ def _holes(db: sqlite3.Connection, unit: str, a: int, now: int, longest: float) 
 
 def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
     """What became of readings that are missing between two that are there, by the files these two came from."""
-    files = db.execute("""
+    files = db.execute(
+        """
         SELECT s.path, s.size, r.source, s.rejected FROM co2_readings r LEFT JOIN sources s ON s.id = r.source
-        WHERE r.unit_id = ? AND r.ts IN (?, ?) ORDER BY r.ts""", (unit, start, end)).fetchall()
+        WHERE r.unit_id = ? AND r.ts IN (?, ?) ORDER BY r.ts""",
+        (unit, start, end),
+    ).fetchall()
     for _, _, source, rejected in files:
-        if rejected and db.execute("SELECT 1 FROM rejects WHERE source = ? AND before_ts >= ? AND after_ts <= ? LIMIT 1",
-                                   (source, start, end)).fetchone():
+        if (
+            rejected
+            and db.execute(
+                "SELECT 1 FROM rejects WHERE source = ? AND before_ts >= ? AND after_ts <= ? LIMIT 1",
+                (source, start, end),
+            ).fetchone()
+        ):
             return "rejected"
     (path, size, _, _), (next_path, _, _, _) = files[0], files[-1]
     number, next_number = _number_of(path), _number_of(next_path)
@@ -3519,18 +3696,34 @@ def _unit_problems(state: UnitState) -> Iterator[Problem]:
     name = "%s (%s)" % (state.site or "no site", state.nickname)
     told = [(state.verdict, state.level, state.why)] if state.level else []
     if state.alarms and not state.in_table:
-        told.append(("no-row", WARNING, "%s reports, but is in no row of the deployment table" % state.unit_id))
+        told.append(
+            (
+                "no-row",
+                WARNING,
+                "%s reports, but is in no row of the deployment table" % state.unit_id,
+            )
+        )
     elif state.alarms and state.own_name not in (None, state.nickname):
-        told.append(("nickname", WARNING, "it calls itself %s: correct the deployment table, or publish --nickname"
-                     % state.own_name))
+        told.append(
+            (
+                "nickname",
+                WARNING,
+                "it calls itself %s: correct the deployment table, or publish --nickname"
+                % state.own_name,
+            )
+        )
     for what, level, text in told:
         since = state.last_data or state.last_ping or 0
-        yield Problem("%s:%s" % (what, state.unit_id), level, state.unit_id, "%s: %s" % (name, text), since)
+        yield Problem(
+            "%s:%s" % (what, state.unit_id), level, state.unit_id, "%s: %s" % (name, text), since
+        )
 
 
 def write_health(var_dir: str, found: Sequence[Problem], now: int) -> None:
     """Replace health.json; OSError when that cannot be."""
-    text = json.dumps({"written": now, "problems": [problem._asdict() for problem in found]}, indent=1)
+    text = json.dumps(
+        {"written": now, "problems": [problem._asdict() for problem in found]}, indent=1
+    )
     file = os.path.join(var_dir, HEALTH_FILE)
     try:
         with open(file + ".new", "w", encoding="utf-8") as stream:
@@ -3557,7 +3750,9 @@ def read_health(var_dir: str, now: int) -> list[Problem] | None:
         return [Problem("health", CRITICAL, "", "%s cannot be read: %s" % (file, error), now)]
     if now - written > HEALTH_LASTS:
         text = "co2d does not run, or cannot write (systemctl status co2d): %s is from %s" % (
-            file, when(written))
+            file,
+            when(written),
+        )
         found.append(Problem("health", CRITICAL, "", text, written))
     return worst_first(found)
 
