@@ -137,6 +137,8 @@ QC_CO2_SUSPECT = QC_SPIKE | QC_FLAT | QC_FEW_CO2
 QC_CO2_BAD = QC_NO_CO2 | QC_CO2_SUSPECT
 QC_TEMP = QC_POWER_ON | QC_TEMP_RANGE
 QC_ROW = QC_FUTURE
+# Columns of readings of which charts and rollups are made -> bits with which a value is suspect.
+QUANTITIES = {"co2": QC_CO2_BAD | QC_ROW, "temp": QC_TEMP | QC_ROW}
 JITTER = 60                             # s; readings come by so much too early or too late
 ENOUGH = 5                              # usable of the ten: the first two are taken while the sensor warms up
 
@@ -179,6 +181,11 @@ def temp_flag(qc: int) -> int:
 
 CO2 = ["co2_%02d" % n for n in range(1, 11)]
 RAW = ["co2_filtered", "led_normalised", "led_signal", "zero_point", "sensor_temp"]
+# The rollup: a row for each unit and day. Of each quantity: number, sum, least and greatest of the usable values; number,
+# least and greatest of the suspect ones. `longest`: s between two readings.
+SUMS = ["n", "sum", "min", "max", "off", "low", "peak"]
+_SUMMED = [what + "_" + name for what in QUANTITIES for name in SUMS]
+DAILY = ["unit_id", "day", "n", *_SUMMED, "first", "last", "longest"]
 
 SCHEMA = """
 CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, temp REAL, flash_count INTEGER,
@@ -186,8 +193,7 @@ CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, tem
     co2_06 INTEGER, co2_07 INTEGER, co2_08 INTEGER, co2_09 INTEGER, co2_10 INTEGER,
     ts INTEGER, co2 REAL, co2_flag INTEGER, temp_flag INTEGER, qc INTEGER, source INTEGER, offset INTEGER,
     co2_filtered NUMERIC, led_normalised NUMERIC, led_signal NUMERIC, zero_point NUMERIC, sensor_temp NUMERIC);
-CREATE TABLE daily(unit_id TEXT, day INTEGER, n INTEGER,
-    {sums}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
+CREATE TABLE daily(unit_id TEXT, day INTEGER, {daily}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
 CREATE TABLE pings(ping_ts TEXT, ping_date TEXT, ping_time TEXT, unit_id TEXT, nickname TEXT, rssi_raw INTEGER,
     rssi_dbm INTEGER, ts INTEGER, source INTEGER, offset INTEGER);
 CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT,
@@ -203,13 +209,7 @@ CREATE INDEX rejects_by_source ON rejects(source, line);
 CREATE TABLE changes(unit_id TEXT, day INTEGER, mark INTEGER, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
 CREATE TABLE last_import(at REAL, mark INTEGER, identity TEXT);
 INSERT INTO last_import VALUES (NULL, 0, lower(hex(randomblob(8))));
-""".format(sums="""
-    co2_n INTEGER, co2_sum REAL, co2_min REAL, co2_max REAL, co2_off INTEGER, co2_low REAL, co2_peak REAL,
-    temp_n INTEGER, temp_sum REAL, temp_min REAL, temp_max REAL, temp_off INTEGER, temp_low REAL, temp_peak REAL,
-    first INTEGER, last INTEGER, longest INTEGER""")
-DAILY = ["unit_id", "day", "n", *[what + name for what in ("co2_", "temp_")
-                                  for name in ("n", "sum", "min", "max", "off", "low", "peak")],
-         "first", "last", "longest"]
+""".format(daily=", ".join(DAILY[2:]))
 INDEXES = """
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, co2, temp, qc);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts, rssi_dbm);
@@ -1150,6 +1150,9 @@ class Lookup(Dict[Any, Any]):
         return list(map(self.__getitem__, keys))
 
 
+PLAIN_COLUMNS = ["date", "time", "temp", "flash_count", *CO2, "ts", "co2", "co2_flag", "temp_flag", "qc"]
+
+
 class Cut(NamedTuple):
     """Plain lines as columns: all of one unit and nickname."""
 
@@ -1160,8 +1163,10 @@ class Cut(NamedTuple):
     times: list[int]                    # UTC seconds
     columns: list[list[Any]]            # in the order of PLAIN_COLUMNS, then raw values
 
-
-PLAIN_COLUMNS = ["date", "time", "temp", "flash_count", *CO2, "ts", "co2", "co2_flag", "temp_flag", "qc"]
+    def column(self, name: str) -> list[Any]:
+        """The values of a column; None for raw values that the lines do not have."""
+        at = [*PLAIN_COLUMNS, *RAW].index(name)
+        return self.columns[at] if at < len(self.columns) else [None] * len(self.times)
 
 
 class Columns:
@@ -2006,8 +2011,7 @@ def set_qc(db: sqlite3.Connection, changed: Mapping[int, int]) -> None:
 
 
 def sum_of(values: Sequence[Any], bits: Sequence[int], bad: int) -> Row:
-    """A quantity of a day: number, sum, least and greatest of the usable values; number, least and greatest of the
-    suspect ones. `bad` are the bits of `qc` that make a value suspect."""
+    """The SUMS of a quantity on a day. `bad` are the bits of `qc` that make a value suspect."""
     odd: Sequence[float] = ()
     if max(bits) > QC_SOME_CO2:                                 # else that bit is the only one: all are usable
         there = [(value, qc) for value, qc in zip(values, bits) if value is not None and not qc & QC_ROW]
@@ -2018,16 +2022,19 @@ def sum_of(values: Sequence[Any], bits: Sequence[int], bad: int) -> Row:
             len(odd), min(odd, default=None), max(odd, default=None))
 
 
-def day_of(times: Sequence[int], co2: Sequence[Any], temps: Sequence[Any], bits: Sequence[int]) -> Row:
-    """The row of `daily` for the readings of a day, without the unit."""
-    longest = max(map(operator.sub, times[1:], times), default=0)
-    return (times[0] // DAY, len(times), *sum_of(co2, bits, QC_CO2_BAD), *sum_of(temps, bits, QC_TEMP),
-            times[0], times[-1], longest)
-
-
+_OF_READINGS = ["ts", "qc", *QUANTITIES]        # of a reading: what its day is made from
 _READINGS_OF_DAYS = """
-    SELECT ts / 86400, ts, co2, temp, qc FROM co2_readings INDEXED BY readings_by_unit
-    WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts"""
+    SELECT ts / 86400, %s FROM co2_readings INDEXED BY readings_by_unit
+    WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts""" % ", ".join(_OF_READINGS)
+
+
+def day_of(times: Sequence[int], bits: Sequence[int], *quantities: Sequence[Any]) -> Row:
+    """The row of `daily` for the readings of a day, without the unit."""
+    sums: list[Any] = []
+    for values, bad in zip(quantities, QUANTITIES.values()):
+        sums += sum_of(values, bits, bad)
+    longest = max(map(operator.sub, times[1:], times), default=0)
+    return (times[0] // DAY, len(times), *sums, times[0], times[-1], longest)
 
 
 def roll_up(db: sqlite3.Connection, unit: str, first: int, last: int) -> None:
@@ -2035,8 +2042,8 @@ def roll_up(db: sqlite3.Connection, unit: str, first: int, last: int) -> None:
     rows = []
     readings = db.execute(_READINGS_OF_DAYS, (unit, first * DAY, (last + 1) * DAY))
     for _, of_day in groupby(readings, operator.itemgetter(0)):
-        _, times, co2, temps, bits = zip(*of_day)
-        rows.append((unit, *day_of(times, co2, temps, bits)))
+        _, *columns = zip(*of_day)
+        rows.append((unit, *day_of(*columns)))
     db.execute("DELETE FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ?", (unit, first, last))
     db.executemany(insert_sql("daily", DAILY), rows)
 
@@ -2079,43 +2086,45 @@ class Days:
     def __init__(self, db: sqlite3.Connection, limits: Limits) -> None:
         self.db = db
         self.limits = limits
-        # The last two days of the cut before: its unit; times, co2, temp and qc. The last of them is not in `daily` yet.
-        self.kept: Tuple[str, list[list[Any]]] = ("", [])
+        # The last two days of the cut before: its unit; the columns _OF_READINGS. The last day is not in `daily` yet.
+        self.kept: Tuple[str, Dict[str, list[Any]]] = ("", {})
 
     def add(self, cut: Cut) -> None:
         """Take the days of a cut; its last one may go on in the next cut."""
-        columns = [cut.times, *[cut.columns[PLAIN_COLUMNS.index(name)] for name in ("co2", "temp", "qc")]]
+        columns = {name: cut.column(name) for name in _OF_READINGS}
         unit, before = self.kept
-        if unit == cut.unit and before[0][-1] < cut.times[0]:
-            day = before[0][-1] // DAY
-            columns = [kept + new for kept, new in zip(before, columns)]
+        if unit == cut.unit and before["ts"][-1] < cut.times[0]:
+            day = before["ts"][-1] // DAY
+            columns = {name: before[name] + new for name, new in columns.items()}
         else:
             self.finish()
             day = cut.times[0] // DAY + 1
             open_days(self.db, cut.unit, [day - 1])
-        times, co2, temps, bits = columns
+        times = columns["ts"]
         if any(map(operator.ge, times, times[1:])):             # not in order, or a time comes twice
             open_days(self.db, cut.unit, {ts // DAY for ts in times})
-            self.kept = ("", [])
+            self.kept = ("", {})
             return
         rows = []
         begin = bisect.bisect_left(times, day * DAY)
         last_day = bisect.bisect_left(times, times[-1] // DAY * DAY)
         while begin < last_day:
             end = bisect.bisect_left(times, (times[begin] // DAY + 1) * DAY, begin)
-            rows.append((cut.unit, *day_of(times[begin:end], co2[begin:end], temps[begin:end], bits[begin:end])))
+            of_day = [column[begin:end] for column in columns.values()]
+            rows.append((cut.unit, *day_of(*of_day)))
             begin = end
         self.db.executemany(_INSERT_DAY, rows)
-        open_days(self.db, cut.unit, {ts // DAY for ts in suspicious_times(times, co2, bits, self.limits)})
+        suspicious = suspicious_times(times, columns["co2"], columns["qc"], self.limits)
+        open_days(self.db, cut.unit, {ts // DAY for ts in suspicious})
         two_days = bisect.bisect_left(times, (times[-1] // DAY - 1) * DAY)
-        self.kept = (cut.unit, [column[two_days:] for column in columns])
+        self.kept = (cut.unit, {name: column[two_days:] for name, column in columns.items()})
 
     def finish(self) -> None:
         """No cut follows that goes on with the last day."""
         unit, columns = self.kept
         if unit:
-            open_days(self.db, unit, [columns[0][-1] // DAY])
-        self.kept = ("", [])
+            open_days(self.db, unit, [columns["ts"][-1] // DAY])
+        self.kept = ("", {})
 
 
 # -- importing --------------------------------------------------------------------------------------------------------
@@ -2853,7 +2862,6 @@ class Pings(NamedTuple):
         return self.total / self.heard if self.heard else None
 
 
-QUANTITIES = {"co2": QC_CO2_BAD | QC_ROW, "temp": QC_TEMP | QC_ROW}     # column -> flags with which it is not used
 _LAY_OUT = """
 PRAGMA temp_store = MEMORY;
 CREATE TEMP TABLE IF NOT EXISTS spans(i INTEGER PRIMARY KEY, unit TEXT, a INTEGER, b INTEGER);
