@@ -1130,7 +1130,7 @@ def healthz(station: Station, request: Request) -> Response:
 
 
 def readyz(station: Station, request: Request) -> Response:
-    """All that is wrong, a line each. Disk and database are tried for real; what is wrong with units leaves it ready."""
+    """All that is wrong, a line each. Disk and database are tried for real. Problems of units leave it ready."""
     allow(request, station.settings.metrics_allow)
     check_disk(station)
     check_database(station)
@@ -1204,7 +1204,7 @@ def _attempt(station: Station, key: str, attempt: Callable[[], None]) -> bool:
 
 
 def unit_directories(data_dir: str) -> Iterator[importer.Problem]:
-    """Units whose directory is a link, or not ours to write, so that it takes no uploads; and those with strange files."""
+    """Units whose directory takes no uploads, as it is a link or not ours to write; and those with strange files."""
     with contextlib.suppress(OSError), os.scandir(data_dir) as entries:
         for entry in entries:
             if not entry.name.startswith(seqfile.UNIT_PREFIX):

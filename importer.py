@@ -2574,7 +2574,7 @@ def _import_new(archive: Archive, paths: Iterable[str] | None, now: float, progr
 
 
 def _import_beside(archive: Archive, paths: Iterable[str] | None, now: float, progress: Progress) -> Summary:
-    """Import into a copy and put it in place: somebody reads the database all the time, and goes on with the old one."""
+    """Import into a copy and put it in place: somebody reads the database all the time, and keeps the old one."""
     new = archive.db + ".new"
     try:
         _remove(new)
@@ -2806,9 +2806,9 @@ def _remove(path: str, suffixes: Sequence[str] = ("", "-journal", "-wal", "-shm"
 
 # -- what the views ask -----------------------------------------------------------------------------------------------
 # All times are UTC seconds, all ranges half open. SQLite counts, in the columns of a page: `spans` (whose readings,
-# from when to when) and `edges` (where the columns begin and end) meet in `parts`. Of each part the whole days come from the
-# rollup `daily`, the two ends from the readings: bounds of stays and of local days are exact to the second. What comes
-# out is columns x rows, however many readings went in. The tables are temporary: the database is only read.
+# from when to when) and `edges` (where the columns begin and end) meet in `parts`. Of each part the whole days come
+# from the rollup `daily`, the two ends from the readings: bounds of stays and of local days are exact to the second.
+# What comes out is columns x rows, however many readings went in. The tables are temporary: the database is only read.
 
 Span = tuple[str, int, int]             # unit, from, to
 QUANTILE_DAYS = 200                     # of readings; 10,000 at one every half hour
@@ -3674,8 +3674,9 @@ def _number_of(path: str | None) -> int | None:
 _IN_THE_LEDGER = """
     SELECT 'source:' || path, 'critical', '', path || ' is not imported: ' || trouble, CAST(ctime AS INTEGER)
     FROM sources WHERE trouble IS NOT NULL
-    UNION ALL SELECT 'row:' || path || ':' || line, 'warning', '', 'line ' || line || ' of ' || path || ' is refused: ' ||
-        reason || '; until it is corrected, its unit counts as deployed', CAST(ctime AS INTEGER)
+    UNION ALL SELECT 'row:' || path || ':' || line, 'warning', '',
+        'line ' || line || ' of ' || path || ' is refused: ' || reason ||
+        '; until it is corrected, its unit counts as deployed', CAST(ctime AS INTEGER)
     FROM rejects r JOIN sources s ON s.id = r.source WHERE kind = 'deployments'"""
 
 
