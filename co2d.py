@@ -19,18 +19,29 @@ Threads:
     people, exports answer what can take long (status pages, metrics; data by URL), one request after the other
     import          takes `Station.changed`, the files that requests have written to, and imports them
     health          looks for problems every minute, and when one is reported; writes health.json
+    log             writes the lines of the log, so that nobody else waits for its reader
+    probe           now and then, for systemd's watchdog: asks ourselves for /healthz
 
 Where they meet:
 
     Server._lock    guards the table of parked connections and the selector that belongs to it
     Server._ready, Server._lanes            queues of connections that go on
-    Station._lock   guards counters, `changed`, the known units and their usage
+    Station._lock   guards counters, `changed` and the last time that was seen
+    Quota._lock     guards what units take on the disk; Room._lock: what is free on a disk
     Health._lock    guards the list of problems
     Fetches._lock   guards what is known of the updates that units take
+    LogWriter       (the lock of logging.Handler) guards the count of dropped lines
     (seqfile)       one lock per upload directory, one per row log
     Station.settings is replaced as a whole on reload
 
 A ping is answered by the thread that writes its row, which may be that of another ping (`Response.after`).
+
+There is one import thread, because a database has one writer (`importer.only_writer`), and because repeats and rollups
+depend on rows of other files.
+
+What kill -9 loses: nothing that was acknowledged. Clients whose reply was not complete see a reset, and come back. The
+counters, lines of the log that wait, the last rows of fetches (an update is listed once more) and what was learned of a
+unit in this session (one superfluous re-send) are gone. `changed` is, too, so each start looks at all files.
 
 Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupted twice.
 """

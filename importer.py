@@ -1635,8 +1635,12 @@ class Reader:
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
-# Which file is what: one row of FORMATS for each kind. A further kind needs a table in SCHEMA, a function that parses a
-# line, and a row here.
+# Which file is what: one row of FORMATS for each kind. A further kind needs its folder in seqfile.SEQUENCES if units
+# upload it, a table in SCHEMA, a function that parses a line, and a row here.
+#
+# When a row counts twice: where `repeats` names columns, never, unless a text differs in one of these (a line that was
+# cut, then sent whole with fields that were unknown). Entries of error logs have no `repeats`: what a unit has replaced
+# and then sent again, or what two servers have differently, is there twice.
 
 
 class Format(NamedTuple):

@@ -2766,8 +2766,8 @@ def spread(chart: Chart, first: int, end: int) -> str:
     low = min(bucket.low for bucket in there)
     high = max(bucket.high for bucket in there)
     mean = sum(bucket.total for bucket in there) / sum(bucket.n for bucket in there)
-    form = "{0.label} {0.form}…{0.form}, mean {0.form}".format(chart.quantity)
-    return signed(form, (low, high, mean))
+    form = "{0}…{0}, mean {0}".format(chart.quantity.form)
+    return chart.quantity.label + " " + signed(form, (low, high, mean))
 
 
 def told(row: SiteRow, first: int, end: int) -> str:
@@ -2796,8 +2796,7 @@ def beside(row: SiteRow, end: int) -> list[Text]:
             ("▼", chart.below, least),
         ):
             if n:
-                text = signed(f"{sign} {n} to %.0f {unit}", furthest)
-                lines.append(("bad", text))
+                lines.append(("bad", f"{sign} {n} to {signed('%.0f', furthest)} {unit}"))
     if old or row.late:
         lines.append(("bad", old or "late"))
     return lines
@@ -3014,7 +3013,7 @@ def picture_co2(c: Context) -> Optional[Picture]:
         f"mean and range of {axis.step}",
     ]
     about += [
-        signed(f"{chart.quantity.label} %.0f…%.0f", chart.scale)
+        chart.quantity.label + signed(" %.0f…%.0f", chart.scale)
         for chart in rows[0].charts.values()
     ]
     return Picture(" · ".join(about), frame, strips, numbers, window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import fipy
 import importer
 import plot_ascii
 import readme
+import seqfile
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(PROJECT, "README.md"), encoding="utf-8") as file:
@@ -88,6 +90,99 @@ def test_every_option_is_named(command):
     done = subprocess.run([sys.executable, *command.split(), "--help"], cwd=PROJECT, stdout=subprocess.PIPE, check=True,
                           universal_newlines=True)
     assert sorted(option for option in options_of(done.stdout) if not re.search(r"(?<![\w-])%s\b(?!-)" % option, README)) == []
+
+
+# -- "Carrying on the code" ----------------------------------------------------------------------------------------------
+
+RECIPES = README[README.index("## Carrying on the code"):]
+MODULES = {"seqfile": seqfile, "importer": importer, "plot_ascii": plot_ascii, "co2d": co2d}
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:%s)\.(?!py`|conf\b)[\w.]+)`" % "|".join(MODULES), RECIPES))))
+def test_every_name_in_a_recipe_is_there(name):
+    module, *attributes = name.split(".")
+    functools.reduce(getattr, attributes, MODULES[module])
+
+
+class Follower:
+    """Somebody who follows recipes in a copy of the code."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        for module in MODULES:
+            shutil.copy(os.path.join(PROJECT, module + ".py"), directory)
+
+    def edit(self, module, before, more):
+        """Write more behind a text that is there once."""
+        path = os.path.join(self.directory, module + ".py")
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        assert text.count(before) == 1, (module, before)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text.replace(before, before + more))
+
+    def upload(self, name, text):
+        path = os.path.join(self.directory, "remote_data", "co2unit-30aea42a50bc", *name.split("/"))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def run(self, *command):
+        done = subprocess.run([sys.executable, *command], cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              universal_newlines=True)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+def test_a_kind_of_uploaded_file_takes_three_places(tmp_path):
+    follower = Follower(tmp_path)
+    follower.edit("seqfile", "SEQUENCES = {", '"data/weather": Match("weather-", ".csv"), ')
+    follower.edit("importer", 'SCHEMA = """\n',
+                  "CREATE TABLE weather(unit_id TEXT, ts INTEGER, wind REAL, source INTEGER, offset INTEGER);\n")
+    follower.edit("importer", 'INDEXES = """\n', "CREATE INDEX weather_by_unit ON weather(unit_id, ts);\n")
+    follower.edit("importer", 'NO_TIME = "impossible date or time"\n', """
+
+def parse_weather(raw, rules):
+    unit, day, clock, wind = decode(raw).split(",")
+    return unit, instant(day, clock, rules.limits), float(wind)
+
+
+""")
+    follower.edit("importer", "FORMATS: Dict[str, Format] = {\n", """\
+    "weather": Format("weather", ["unit_id", "ts", "wind"], uploads("data/weather", seqfile.SEQUENCES["data/weather"]),
+                      "data/weather", Reader.by_line, parse_weather, fields=4, repeats="wind"),
+""")
+    line = "co2unit-30aea42a50bc,2026-10-01,0%d:00:00,3.5\n"
+    follower.upload("data/weather/weather-0000.csv", line % 1 + line % 2)
+    assert "2 weather" in follower.run("importer.py")
+    follower.upload("data/weather/weather-0000.csv", line % 1 + line % 2 + line % 3)
+    follower.upload("set-aside/data/weather/weather-0000.csv@0@20261001T000000.000000Z", line % 2)
+    assert "1 weather" in follower.run("importer.py")
+    assert follower.run("importer.py", "verify") == "database and text agree\n"
+
+
+def test_a_column_of_readings_takes_four_places_and_a_panel_five_more(tmp_path):
+    follower = Follower(tmp_path)
+    follower.edit("importer", "zero_point NUMERIC, sensor_temp NUMERIC", ", humidity NUMERIC")
+    follower.edit("importer", '"zero_point", "sensor_temp"', ', "humidity"')
+    follower.edit("importer", "raw value of the sensor: its temperature\n", "humidity  number  %  r.humidity  of the air\n")
+    follower.edit("importer", "SCHEMA_VERSION = ", "1")         # 5 -> 15
+    follower.edit("importer", 'QUANTITIES = {"co2": QC_CO2_BAD | QC_ROW', ', "humidity": QC_ROW')
+    follower.edit("plot_ascii", "QUANTITIES = [CO2, TEMP", ', Quantity("humidity", "humidity %", "%.0f", "%.0f", " H", 5, 9)')
+    follower.edit("plot_ascii", 'STYLES = {\n', '    "humidity": "34",\n')
+    follower.edit("plot_ascii", 'STYLE = """\n', ".humidity { fill: none; stroke: var(--humidity) }\n")
+    for scheme in ("LIGHT", "DARK"):
+        follower.edit("plot_ascii", '\n%s = """' % scheme, "--humidity: #008080; ")
+    follower.edit("plot_ascii", "FLAT = {", '"humidity": 26, ')
+    follower.edit("plot_ascii", "HIGH = {", '"humidity": 130, ')
+    line = "co2unit-30aea42a50bc\tvaranger-03\t2026-10-01\t%02d:00:00\t4.5\t0" + "\t400" * 10 + "\t1" * 5 + "\t%d\n"
+    follower.upload("data/readings/readings-0000.tsv", "".join(line % (hour, 50 + hour) for hour in range(24)))
+    follower.run("importer.py")
+    assert follower.run("importer.py", "verify") == "database and text agree\n"
+    assert ",54\n" in follower.run("importer.py", "export", "readings")
+    assert "humidity_mean" in follower.run("plot_ascii.py", "co2", "--unit", "varanger-03", "--plain")
+    assert "humidity %" in follower.run("plot_ascii.py", "co2", "--unit", "varanger-03", "--html")
+    assert "varanger-03" in follower.run("plot_ascii.py", "co2", "--html")
 
 
 # -- every block, as it stands, in order ---------------------------------------------------------------------------------
