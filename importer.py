@@ -112,9 +112,9 @@ def _printable(text: str) -> str:
 
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
-# Values stay as they are. The bits of `qc` say which rules a row breaks. `co2_flag` and `temp_flag` sum them up, each for
-# its own quantity, in the scheme of QARTOD (U.S. IOOS Manual for Real-Time Quality Control). A value that fails or is
-# suspect enters no mean, scale or rollup; it is counted and shown with its extremes.
+# Values stay as they are. The bits of `qc` say which rules a row breaks. `co2_flag` and `temp_flag` sum them up, each
+# for its own quantity, in the scheme of QARTOD (U.S. IOOS Manual for Real-Time Quality Control). A value that fails or
+# is suspect enters no mean, scale or rollup; it is counted and shown with its extremes.
 
 PASS = 1
 NOT_EVALUATED = 2
@@ -795,7 +795,9 @@ def pieces_of(raw: bytes) -> list[Piece]:
         later = begin + 1
     else:
         later = raw.find(b"\t") + 1 or len(raw)
-    starts = [begin] + [found.start() for found in _LATER_ID.finditer(raw, later)]
+    starts = [begin]
+    for found in _LATER_ID.finditer(raw, later):
+        starts.append(found.start())
     pieces = [Piece(0, raw[:begin], "NULs")] if begin else []
     for start, end in zip(starts, starts[1:]):
         pieces.append(Piece(start, raw[start:end]))
@@ -836,7 +838,8 @@ def parse_clock(text: str) -> int:
     found = _CLOCK.match(text)
     if not found:
         raise Rejected(NO_TIME)
-    return int(found[1]) * HOUR + int(found[2]) * 60 + int(found[3])
+    hours, minutes, seconds = map(int, found.groups())
+    return hours * HOUR + minutes * 60 + seconds
 
 
 def instant(day: str, clock: str, limits: Limits) -> int:
@@ -911,16 +914,18 @@ def parse_reading(raw: bytes, rules: Rules) -> Row:
             raise Rejected("field %d is not a number" % (at + 1))
     temp, flashes, *ten = values
     usable = [ppm for ppm in ten if is_usable(ppm, rules.limits)]
-    qc = co2_bits(len(usable), ten.count(None)) | temp_bits(temp, rules.limits)
+    co2 = sum(usable) / len(usable) if usable else None
+    qc = co2_bits(len(usable), ten.count(None))
+    qc |= temp_bits(temp, rules.limits)
     if ts > rules.latest:
         qc |= QC_FUTURE
-    co2 = sum(usable) / len(usable) if usable else None
     raws = [parse_raw(text) for text in fields[NEEDED:KNOWN]]
     raws += [None] * (len(RAW) - len(raws))
-    return (unit, nickname(nick), day, clock, temp, flashes, *ten, ts, co2, co2_flag(qc), temp_flag(qc), qc, *raws)
+    original = (unit, nickname(nick), day, clock, temp, flashes, *ten)
+    return (*original, ts, co2, co2_flag(qc), temp_flag(qc), qc, *raws)
 
 
-_PING = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?"
+_PING = re.compile(r"(([0-9]{4}-[0-9]{2}-[0-9]{2})T(([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]{1,6})?))"
                    r"\t([0-9A-Za-z._-]+)\t([^\t]*)\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
 DBM = _number("-?[0-9]{1,4}", int)
 
@@ -932,11 +937,10 @@ def parse_ping(raw: bytes, rules: Rules) -> Row:
     found = _PING.match(text)
     if not found:
         raise Rejected("not a ping: time, unit, nickname, rssi_raw, rssi_dbm")
-    day, clock, fraction, unit, nick, rssi, dbm = found.groups()
+    moment, day, exact_clock, clock, unit, nick, *strength = found.groups()
     ts = instant(day, clock, rules.limits)
-    moment = text.split("\t", 1)[0]
-    return (moment, day, clock + (fraction or ""), unit, nickname(nick), parse_number(rssi, DBM),
-            parse_number(dbm, DBM), ts)
+    rssi, dbm = [parse_number(text, DBM) for text in strength]
+    return (moment, day, exact_clock, unit, nickname(nick), rssi, dbm, ts)
 
 
 _HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})|\(([0-9, ]+)\))"
@@ -1002,10 +1006,13 @@ class Entry:
 
     def row(self, unit: str) -> Row:
         """The row without source and offset. Early logs have the message on the line behind the headline."""
-        message, *text = [self.message, *self.text] if self.message else self.text or [""]
-        said = "\n".join([message, *text])
+        lines = self.text or [""]
+        if self.message:
+            lines = [self.message, *self.text]
+        etype = error_type("\n".join(lines))
+        text = "\n".join(lines[1:])
         day, clock, ts = self.inferred
-        return (unit, day, clock, error_type(said), self.day, self.clock, self.level, message, ts, "\n".join(text))
+        return (unit, day, clock, etype, self.day, self.clock, self.level, lines[0], ts, text)
 
 
 def parse_headline(text: str, offset: int) -> Optional[Entry]:
@@ -1040,9 +1047,10 @@ def parse_instant(text: str, what: str) -> Optional[int]:
         return None
     found = _INSTANT.match(text)
     if found:
-        day, clock, seconds = found.groups()
+        day, minutes, seconds = found.groups()
+        clock = (minutes or "0:00").zfill(5) + (seconds or ":00")
         with contextlib.suppress(Rejected):
-            return parse_day(day) + parse_clock((clock or "0:00").zfill(5) + (seconds or ":00"))
+            return parse_day(day) + parse_clock(clock)
     raise Rejected("%s is no ISO date: %s" % (what, text))
 
 
@@ -1068,7 +1076,8 @@ def parse_header(cells: Sequence[str]) -> list[str]:
     """The columns of a table of deployments."""
     if len(cells) < 2:
         raise Rejected("no tabs in the header line")
-    columns = [_SIMPLE.get(name.lower(), name.lower()) for name in cells]
+    names = [cell.lower() for cell in cells]
+    columns = [_SIMPLE.get(name, name) for name in names]
     if "unit_id" not in columns:
         raise Rejected("no column unit_id in the header line")
     return columns
@@ -1222,33 +1231,43 @@ class Columns:
         take_out(odd, [numbers, lines])
         text = "\t".join(lines)
         fields = text.split("\t")
-        units, nicks, days, clocks, temps, flashes, *others = [fields[at::width] for at in range(width)]
-        ten = others[:len(CO2)]
-        codes = [self.temp_codes.column(temps), self.flash_codes.column(flashes), *map(self.ppm_codes.column, ten)]
-        sums = list(map(sum, zip(*codes)))
-        times = list(map(operator.add, self.days.column(days), self.clocks.column(clocks)))
+        texts = [fields[at::width] for at in range(width)]
+        units, nicks, days, clocks, temps, flashes = texts[:NAMES + 2]
+        ten = texts[NAMES + 2:NEEDED]
+        codes = list(map(self.ppm_codes.column, ten))
+        sums = list(map(sum, zip(self.temp_codes.column(temps), self.flash_codes.column(flashes), *codes)))
+        starts = self.days.column(days)
+        times = list(map(operator.add, starts, self.clocks.column(clocks)))
         values = [self.temps.column(temps), self.flashes.column(flashes)]
-        for texts, known in zip(ten, codes[2:]):                # codes of usable values are the values
-            values.append(known if sum(known) < ODD else self.ppm.column(texts))
-        raws = [self.raws.column(texts) for texts in others[len(CO2):len(CO2) + len(RAW)]]
+        for column, known in zip(ten, codes):                   # codes of usable values are the values
+            values.append(known if sum(known) < ODD else self.ppm.column(column))
+        raws = list(map(self.raws.column, texts[NEEDED:KNOWN]))
         columns = [days, clocks, *values, times, sums, *raws]
-        if (max(sums) >= BROKEN or min(times) < self.first or max(times) > self.latest or units.count(unit) < len(lines)
-                or nicks.count(nick) < len(lines) or text.count(_PREFIX) > len(lines)):
-            broken = [at for at, ts in enumerate(times)
-                      if sums[at] >= BROKEN or not self.first <= ts <= self.latest or units[at] != unit
-                      or nicks[at] != nick or _PREFIX in lines[at][1:]]
+        is_plain = (
+            max(sums) < BROKEN
+            and self.first <= min(times) and max(times) <= self.latest
+            and units.count(unit) == nicks.count(nick) == text.count(_PREFIX) == len(lines))
+        if not is_plain:
+            broken = [
+                at for at, ts in enumerate(times)
+                if sums[at] >= BROKEN
+                or not self.first <= ts <= self.latest
+                or units[at] != unit or nicks[at] != nick
+                or _PREFIX in lines[at][1:]]
             odd = sorted(odd + [numbers[at] for at in broken])
             take_out(broken, columns)
-        return self._finish((unit, nick, width), odd, columns) if times else None
+        if not times:
+            return None
+        self._explain(columns)
+        name = nickname(nick.encode("latin-1").decode("utf-8", "replace"))
+        return Cut(unit, name, width, odd, times, columns)
 
-    def _finish(self, usual: Tuple[str, str, int], odd: list[int], columns: list[list[Any]]) -> Cut:
-        """The columns with what their sums mean in place of the sums."""
+    def _explain(self, columns: list[list[Any]]) -> None:
+        """Put what the sums mean in their place."""
         at = PLAIN_COLUMNS.index("co2")
         meanings = self.meanings.column(columns[at])
-        columns[at:at + 1] = [list(map(operator.itemgetter(part), meanings)) for part in range(len(meanings[0]))]
-        times = columns[PLAIN_COLUMNS.index("ts")]
-        unit, nick, width = usual
-        return Cut(unit, nickname(nick.encode("latin-1").decode("utf-8", "replace")), width, odd, times, columns)
+        parts = [operator.itemgetter(part) for part in range(len(meanings[0]))]
+        columns[at:at + 1] = [list(map(part, meanings)) for part in parts]
 
 
 def take_out(numbers: Sequence[int], columns: Iterable[list[Any]]) -> None:
@@ -1355,7 +1374,9 @@ def lines_of(block: bytes, account: Account) -> Iterator[Line]:
     """The lines of a block; the account moves along."""
     begin = 0
     while begin < len(block):
-        end = block.find(b"\n", begin, begin + LONGEST_LINE) + 1 or min(begin + LONGEST_LINE, len(block))
+        end = block.find(b"\n", begin, begin + LONGEST_LINE) + 1
+        if not end:
+            end = min(begin + LONGEST_LINE, len(block))
         raw = block[begin:end]
         is_ended = raw.endswith(b"\n")
         line = Line(account.lines + 1, account.done, raw, is_ended and not account.inside)
@@ -1383,7 +1404,9 @@ class News:
 
 def insert_sql(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
     """A statement for one row."""
-    return "%s INTO %s(%s) VALUES (%s)" % (verb, table, ", ".join(columns), ", ".join("?" * len(columns)))
+    names = ", ".join(columns)
+    places = ", ".join("?" * len(columns))
+    return "%s INTO %s(%s) VALUES (%s)" % (verb, table, names, places)
 
 
 ROWS_AT_ONCE = 12                       # which saves SQLite starts; before 3.32 it binds at most 999 values
@@ -1538,7 +1561,8 @@ class Reader:
         self._note(row[self.at["unit_id"]], ts)
         self.account.imported += 1
         self.account.imported_bytes += len(raw)
-        self.account.extra_fields += max(0, raw.count(b"\t") + 1 - self.format.fields)
+        fields = raw.count(b"\t") + 1
+        self.account.extra_fields += max(0, fields - self.format.fields)
         self._insert(row, offset)
 
     def _take_columns(self, block: bytes) -> None:
@@ -1547,10 +1571,13 @@ class Reader:
         lines = block.decode("latin-1").split("\n")
         lines.pop()                                             # behind the last newline
         number, begin, total = account.lines + 1, account.done, len(lines)
-        offsets = list(map(operator.add, accumulate(map(len, lines), initial=begin), count()))
+        ends = accumulate(map(len, lines), initial=begin)       # newlines left out
+        offsets = list(map(operator.add, ends, count()))
         if b"\r" in block:
             lines = [line[:-1] if line.endswith("\r") else line for line in lines]
-        cut = self.run.columns.cut(lines) if max(map(len, lines)) < LONGEST_LINE else None
+        cut = None
+        if max(map(len, lines)) < LONGEST_LINE:
+            cut = self.run.columns.cut(lines)
         if cut is None:
             self._take_lines(block)
             return
@@ -1582,7 +1609,8 @@ class Reader:
         same = [repeat(cut.unit), repeat(cut.nickname), repeat(self.source.id)]
         places = [column[row:many:ROWS_AT_ONCE] for column in columns for row in range(ROWS_AT_ONCE)]
         self.db.executemany(INSERT_PLAIN[raws, ROWS_AT_ONCE], zip(*same, *places))
-        self.db.executemany(INSERT_PLAIN[raws, 1], zip(*same, *[column[many:] for column in columns]))
+        rest = [column[many:] for column in columns]
+        self.db.executemany(INSERT_PLAIN[raws, 1], zip(*same, *rest))
 
     def _insert(self, row: Row, offset: int) -> None:
         self.rows.append((*row, self.source.id, offset))
@@ -1610,9 +1638,11 @@ class Reader:
         self.account.rejected += 1
         self.account.rejected_bytes += len(piece.raw)
         self.reasons[reason] += 1
-        text = self.format.clean(piece.raw[:1000].decode("latin-1")).encode("unicode_escape").decode("ascii")
-        self.rejects.append([self.source.id, line.number, line.offset + piece.begin, len(piece.raw), reason, text,
-                             self.account.last_ts, None])
+        shown = self.format.clean(piece.raw[:1000].decode("latin-1"))
+        text = shown.encode("unicode_escape").decode("ascii")
+        begin = line.offset + piece.begin
+        before = self.account.last_ts
+        self.rejects.append([self.source.id, line.number, begin, len(piece.raw), reason, text, before, None])
         if len(self.rejects) >= MOST_WAITING:
             self.flush()
 
@@ -1673,21 +1703,40 @@ def uploads(folder: str, match: seqfile.Match) -> re.Pattern[str]:
 OWN_PINGS = re.compile(r"var/%s/%s[0-9]+%s\Z" % (seqfile.PINGS_FOLDER, *map(re.escape, seqfile.PINGS)))
 FORMATS: Dict[str, Format] = {
     "readings": Format(
-        "co2_readings", ["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2, "ts", "co2", "co2_flag",
-                         "temp_flag", "qc", *RAW],
-        uploads(seqfile.READINGS_FOLDER, seqfile.READINGS), seqfile.READINGS_FOLDER, Reader.by_column, parse_reading,
-        fields=KNOWN, repeats=", ".join(["temp", "flash_count", *CO2, *RAW]), pieces=pieces_of),
+        table="co2_readings",
+        columns=["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2,
+                 "ts", "co2", "co2_flag", "temp_flag", "qc", *RAW],
+        place=uploads(seqfile.READINGS_FOLDER, seqfile.READINGS),
+        folder=seqfile.READINGS_FOLDER,
+        read=Reader.by_column,
+        parse=parse_reading,
+        pieces=pieces_of,
+        fields=KNOWN,
+        repeats=", ".join(["temp", "flash_count", *CO2, *RAW])),
     "pings": Format(
-        "pings", ["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
-        re.compile(r"()[^/]+/" + OWN_PINGS.pattern), "var/" + seqfile.PINGS_FOLDER, Reader.by_line, parse_ping,
-        fields=5, repeats="ping_ts, nickname, rssi_raw, rssi_dbm"),
+        table="pings",
+        columns=["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
+        place=re.compile("()[^/]+/" + OWN_PINGS.pattern),
+        folder="var/" + seqfile.PINGS_FOLDER,
+        read=Reader.by_line,
+        parse=parse_ping,
+        fields=5,
+        repeats="ping_ts, nickname, rssi_raw, rssi_dbm"),
     "errors": Format(
-        "error_logs", ["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
-        uploads(seqfile.ERRORS_FOLDER, seqfile.ERRORS), seqfile.ERRORS_FOLDER, Reader.as_log,
-        is_whole=True, clean=hide_secrets),
+        table="error_logs",
+        columns=["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
+        place=uploads(seqfile.ERRORS_FOLDER, seqfile.ERRORS),
+        folder=seqfile.ERRORS_FOLDER,
+        read=Reader.as_log,
+        is_whole=True,
+        clean=hide_secrets),
     "deployments": Format(
-        "deploy_durations_tiered", [*DEPLOYMENT_COLUMNS, "since", "until"],
-        re.compile(r"()%s/deploy_durations(?:_tiered)?\.tsv\Z" % seqfile.MANUAL_FOLDER), "", Reader.as_table, is_whole=True),
+        table="deploy_durations_tiered",
+        columns=[*DEPLOYMENT_COLUMNS, "since", "until"],
+        place=re.compile(r"()%s/deploy_durations(?:_tiered)?\.tsv\Z" % seqfile.MANUAL_FOLDER),
+        folder="",
+        read=Reader.as_table,
+        is_whole=True),
 }
 TABLES = {kind: each.table for kind, each in FORMATS.items()}
 FOLDERS = [each.folder for each in FORMATS.values() if each.folder]
@@ -1737,23 +1786,31 @@ def _scan(directory: str, unreadable: Troubles) -> Iterator[os.DirEntry[str]]:
 
 
 def _collect(root: str, prefix: str, folder: str, unreadable: Troubles) -> Iterator[Source]:
-    return filter(None, (_source(entry.path, root, prefix) for entry in _scan(folder, unreadable)))
+    for entry in _scan(folder, unreadable):
+        source = _source(entry.path, root, prefix)
+        if source:
+            yield source
 
 
 def _source(path: str, root: str, prefix: str) -> Optional[Source]:
     """The source at a path below a data directory or the server's; None when it is no file of ours, or a link."""
     key = prefix + path[len(root):].lstrip("/")
-    kind = kind_of(key[5:]) if prefix == "data/" else ("pings", "") if OWN_PINGS.match(key) else None
-    if not kind:
+    found = kind_of(key[len(prefix):]) if prefix == "data/" else None
+    if OWN_PINGS.match(key):
+        found = ("pings", "")
+    if not found:
         return None
-    source = Source(_storable(key), path, kind[0], sys.intern(_storable(kind[1])), 0, -1.0)
+    kind, unit = found
+    source = Source(_storable(key), path, kind, sys.intern(_storable(unit)), 0, -1.0)
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return None
     except OSError:
         return source                                           # opening it will say why
-    return source._replace(size=status.st_size, ctime=status.st_ctime) if stat.S_ISREG(status.st_mode) else None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return source._replace(size=status.st_size, ctime=status.st_ctime)
 
 
 def _storable(name: str) -> str:
@@ -1868,8 +1925,10 @@ def _checksum(path: str, size: int) -> int:
 
 
 def _checksum_of(file: IO[bytes], size: int) -> int:
-    steps = range(0, size, BLOCK)
-    return functools.reduce(lambda checksum, start: zlib.crc32(file.read(min(BLOCK, size - start)), checksum), steps, 0)
+    checksum = 0
+    for start in range(0, size, BLOCK):
+        checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
+    return checksum
 
 
 # -- what depends on other rows ---------------------------------------------------------------------------------------
@@ -1920,7 +1979,8 @@ def judge(values: Sequence[Value], first: int, last: int, limits: Limits) -> Dic
     changed = {}
     for n, value in enumerate(values):
         qc = value.qc & ~(QC_SPIKE | QC_FLAT)
-        if 0 < n < len(values) - 1 and stands_out(values[n - 1], value, values[n + 1], limits):
+        around = values[max(0, n - 1):n + 2]
+        if len(around) == 3 and stands_out(around[0], value, around[2], limits):
             qc |= QC_SPIKE
         if value.rowid in flat:
             qc |= QC_FLAT
@@ -1979,8 +2039,8 @@ def judge_days(db: sqlite3.Connection, unit: str, first: int, last: int, limits:
     in which something changed."""
     begin = _end_of_stretch(db, (unit, first * DAY), "ts < ? ORDER BY ts DESC, co2 DESC", limits)
     end = _end_of_stretch(db, (unit, last * DAY + DAY - 1), "ts > ? ORDER BY ts, co2", limits)
-    rows = db.execute(_MEANS % "ts BETWEEN ? AND ? ORDER BY ts, co2",        # of the same time and mean, any can be first
-                      (unit, begin - limits.spike_gap, end + limits.spike_gap)).fetchall()
+    query = _MEANS % "ts BETWEEN ? AND ? ORDER BY ts, co2"      # rows that have both in common may change places
+    rows = db.execute(query, (unit, begin - limits.spike_gap, end + limits.spike_gap)).fetchall()
     if not rows:
         return set()
     _, times, co2, bits = zip(*rows)
@@ -2018,12 +2078,14 @@ def sum_of(values: Sequence[Any], bits: Sequence[int], bad: int) -> Row:
     """The SUMS of a quantity on a day. `bad` are the bits of `qc` that make a value suspect."""
     odd: Sequence[float] = ()
     if max(bits) > QC_SOME_CO2:                                 # else that bit is the only one: all are usable
-        there = [(value, qc) for value, qc in zip(values, bits) if value is not None and not qc & QC_ROW]
+        pairs = zip(values, bits)
+        there = [(value, qc) for value, qc in pairs if value is not None and not qc & QC_ROW]
         values = [value for value, qc in there if not qc & bad]
         odd = [value for value, qc in there if qc & bad]
     total = math.fsum(values) if values else None               # exact, so that the order does not matter
-    return (len(values), total, min(values, default=None), max(values, default=None),
-            len(odd), min(odd, default=None), max(odd, default=None))
+    return (
+        len(values), total, min(values, default=None), max(values, default=None),
+        len(odd), min(odd, default=None), max(odd, default=None))
 
 
 _OF_READINGS = ["ts", "qc", *QUANTITIES]        # of a reading: what its day is made from
@@ -2037,8 +2099,9 @@ def day_of(times: Sequence[int], bits: Sequence[int], *quantities: Sequence[Any]
     sums: list[Any] = []
     for values, bad in zip(quantities, QUANTITIES.values()):
         sums += sum_of(values, bits, bad)
+    first, last = times[0], times[-1]
     longest = max(map(operator.sub, times[1:], times), default=0)
-    return (times[0] // DAY, len(times), *sums, times[0], times[-1], longest)
+    return (first // DAY, len(times), *sums, first, last, longest)
 
 
 def roll_up(db: sqlite3.Connection, unit: str, first: int, last: int) -> None:
@@ -2064,18 +2127,24 @@ def settle_days(db: sqlite3.Connection, unit: str, days: Set[int], limits: Limit
 
 def runs_of(days: Iterable[int]) -> Iterator[Tuple[int, int]]:
     """First and last day of each run of days that follow each other, a week at most."""
-    for _, run in groupby(enumerate(sorted(days)), lambda pair: (pair[1] - pair[0], pair[1] // 7)):
-        numbered = list(run)
-        yield numbered[0][1], numbered[-1][1]
+    run: List[int] = []
+    for day in sorted(days):
+        if run and (day > run[-1] + 1 or len(run) == 7):
+            yield run[0], run[-1]
+            run.clear()
+        run.append(day)
+    if run:
+        yield run[0], run[-1]
 
 
-# In a new database all is new: to read all readings once more would take a third of the time of an import. So rollups
-# are made of the columns of cuts, as they come. Days of which that is not sure to be all, or which may hold a spike or a
-# flat stretch, are *open*: they have n = -1 in `daily` until they are settled from the readings.
+# In a new database all is new. To read all readings once more would take a third of the time of an import, so rollups
+# are made of the columns of cuts, as they come. Days that may not be complete, or that may hold a spike or a flat
+# stretch, are *open*: they have n = -1 in `daily` until they are settled from the readings.
 
 OPEN = -1
-_INSERT_DAY = insert_sql("daily", DAILY) + " ON CONFLICT(unit_id, day) DO UPDATE SET n = %d" % OPEN
-_OPEN_DAY = _INSERT_DAY.replace(", ".join(DAILY), ", ".join(DAILY[:3])).replace("?, " * len(DAILY[3:]), "")
+_OR_OPEN = " ON CONFLICT(unit_id, day) DO UPDATE SET n = %d" % OPEN
+_INSERT_DAY = insert_sql("daily", DAILY) + _OR_OPEN
+_OPEN_DAY = insert_sql("daily", ["unit_id", "day", "n"]) + _OR_OPEN
 
 
 def open_days(db: sqlite3.Connection, unit: str, days: Iterable[int]) -> None:
@@ -2159,7 +2228,8 @@ class Summary:
         return new
 
     def __str__(self) -> str:
-        lines = ["%d files, %s" % (self.files, ", ".join("%d %s" % (self.rows[kind], kind) for kind in FORMATS))]
+        rows = ["%d %s" % (self.rows[kind], kind) for kind in FORMATS]
+        lines = ["%d files, %s" % (self.files, ", ".join(rows))]
         if self.repeated:
             lines.append("%d exact repeats" % self.repeated)
         lines += ["%6d rejected: %s" % (n, reason) for reason, n in self.rejected.most_common()]
@@ -2190,8 +2260,10 @@ class Ledger:
     def write(self) -> None:
         """Write the accounts of what changed, and forget them: there may be many."""
         values = operator.attrgetter(*ACCOUNT_COLUMNS)
-        rows = [(id, source.key, source.kind, source.unit_id, *values(self.accounts[id]))
-                for id, source in self.changed.items()]
+        rows = []
+        for id, source in self.changed.items():
+            account = self.accounts[id]
+            rows.append((id, source.key, source.kind, source.unit_id, *values(account)))
         columns = ["id", "path", "kind", "unit_id", *ACCOUNT_COLUMNS]
         self.db.executemany(insert_sql("sources", columns, "INSERT OR REPLACE"), rows)
         self.accounts.clear()
@@ -2300,8 +2372,8 @@ class Import:
 
     def _remove_rows(self, source: Source) -> None:
         """Take out the rows of a source, and have the files read again that may hold repeats of them."""
-        left = self.ledger.account(source).imported - self._delete(source, "source = ? AND unit_id = ?", source.unit_id)
-        if left:                                                # of other units: no index leads there
+        gone = self._delete(source, "source = ? AND unit_id = ?", source.unit_id)
+        if gone < self.ledger.account(source).imported:         # others are of other units: no index leads there
             self._delete(source, "source = ?")
         if FORMATS[source.kind].repeats:
             others = self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
@@ -2313,7 +2385,7 @@ class Import:
         rows = "FROM %s WHERE %s" % (FORMATS[source.kind].table, which)
         bound = (source.id, *values)
         if "ts" in FORMATS[source.kind].columns:
-            for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 " + rows, bound):
+            for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 %s AND ts NOT NULL" % rows, bound):
                 self.news.setdefault((source.kind, unit), News()).days.add(day)
         return self.db.execute("DELETE " + rows, bound).rowcount
 
@@ -2335,8 +2407,9 @@ class Import:
                 news.days = settle_days(self.db, unit, news.days, self.rules.limits)
         if self.db.total_changes > self.changes:
             self.db.execute("UPDATE last_import SET at = ?, mark = mark + 1", (self.rules.now,))
-        days = {(unit, day) for (_, unit), news in self.news.items() for day in news.days if day is not None}
-        self.db.executemany("INSERT OR REPLACE INTO changes SELECT ?, ?, mark FROM last_import", sorted(days))
+        for (_, unit), news in self.news.items():
+            days = [(unit, day) for day in news.days]
+            self.db.executemany("INSERT OR REPLACE INTO changes SELECT ?, ?, mark FROM last_import", days)
 
     def finish(self) -> None:
         """Write down all that is known of sources that were read into a new database."""
@@ -2784,8 +2857,7 @@ def _unite(db: sqlite3.Connection, part: str) -> None:
     db.execute("ATTACH ? AS part", (part,))
     for table in (*TABLES.values(), "rejects", "sources"):      # SQLite copies pages
         db.execute("INSERT INTO main.%s SELECT * FROM part.%s" % (table, table))
-    db.execute("INSERT INTO main.daily SELECT * FROM part.daily WHERE 1 ON CONFLICT(unit_id, day) DO UPDATE SET n = %d"
-               % OPEN)
+    db.execute("INSERT INTO main.daily SELECT * FROM part.daily WHERE 1" + _OR_OPEN)
     db.execute("DETACH part")
 
 
