@@ -3886,18 +3886,18 @@ def find_sites(db: sqlite3.Connection, text: str) -> list[str]:
 def find_names(what: str, called: Mapping[str, set[str]], text: str) -> list[str]:
     """What is called so, by `called`: name -> all that have it. `what` they are is for the exception."""
     from fnmatch import filter as matching
-    everything = sorted(set().union(*called.values()))
+    everything = set().union(*called.values())
     found: list[str] = []
     for name in map(str.strip, text.split(",")):
         names = matching(called, name) if "*" in name else [name]
-        owners = [one for one in everything if any(one in called.get(name, ()) for name in names)]
+        owners = set().union(*(called.get(known, ()) for known in names))
         if not owners and len(name) >= LEAST_END:
-            owners = [one for one in everything if one.endswith(name.lower())]
+            owners = {owner for owner in everything if owner.endswith(name.lower())}
         if not owners:
             raise unknown(what, name, called)
         if len(owners) > 1 and "*" not in name:
-            raise UnknownName("%r can be %s: say which" % (name, " or ".join(owners)))
-        found += owners
+            raise UnknownName("%r can be %s: say which" % (name, " or ".join(sorted(owners))))
+        found += sorted(owners)
     return list(dict.fromkeys(found))
 
 
@@ -3970,14 +3970,14 @@ def _differences(db: sqlite3.Connection, other: str) -> Iterator[str]:
 
 
 class Form(NamedTuple):
-    """How a row is written as a line. `text` and `time` are the SQL of columns of that kind, {0} their value."""
+    """How a row is written as a line."""
 
-    between: str
+    between: str                        # two values
     null: str
-    text: str
-    time: str = "{0}"
-    place: str = "%s"                   # of a value, behind its name; with a name there is no header
-    line: str = "%s\n"
+    text: str                           # SQL of a column of that kind, {0} its value
+    time: str = "{0}"                   # the same
+    place: str = "%s"                   # where a value goes; {0} is its column
+    line: str = "%s\n"                  # where the values go
 
 
 _IF_ANY = "CASE WHEN {0} GLOB '*[' || char(%s) || ']*' THEN %s ELSE {0} END"
@@ -3986,7 +3986,7 @@ _ESCAPED = "replace(replace(replace(replace({0}, '\\', '\\\\'), char(9), '\\t'),
 FORMS = {
     "csv": Form(",", "", _IF_ANY % ("34, 44, 10, 13", _QUOTED)),
     "tsv": Form("\t", "\\N", _IF_ANY % ("92, 9, 10, 13", _ESCAPED)),      # the text format of PostgreSQL
-    "jsonl": Form(", ", "null", "as_json({0})", "'\"' || {0} || '\"'", '"{0}": %s', "{{%s}}\n"),
+    "jsonl": Form(", ", "null", "as_json({0})", "'\"' || {0} || '\"'", '"{0}": %s', "{%s}\n"),
 }
 
 
@@ -4002,11 +4002,11 @@ _CONDITIONS = {"since": "last >= %s", "until": "first < %s", "unit": "unit_id IN
                "flag": "co2_flag = %s"}
 
 
-def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, Optional[str]],
+def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, str],
            now: float) -> Iterator[str]:
     """Lines of text, each with its newline: a header, except in jsonl, then the rows.
 
-    `given` holds texts of `OPTIONS`, or None. Usage when they make no sense, UnknownName for names that nothing has.
+    `given` holds texts of `OPTIONS`. Usage when they make no sense, UnknownName for names that nothing has.
     """
     conditions = read_options(db, what, given)
     if what == "gaps":
@@ -4018,13 +4018,11 @@ def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, Opt
     return lines if form == "jsonl" else chain([header], lines)
 
 
-def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, Optional[str]]) -> list[str]:
+def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, str]) -> list[str]:
     """The options that are given, as conditions in SQL."""
     conditions = []
     options = EXPORTS[what].options.split()
     for name, text in given.items():
-        if text is None:
-            continue
         if name not in options:
             raise Usage("%s: no option %r; there are %s" % (what, name, ", ".join(options)))
         try:
@@ -4055,7 +4053,7 @@ def lines_query(what: str, form: str, conditions: Sequence[str] = ()) -> str:
     """The query for lines of text. The conditions are on columns of the export, and on its times `first` and `last`."""
     table, how = EXPORTS[what], FORMS[form]
     places = [how.place.format(column.name) for column in table.columns]
-    line = how.line.format() % how.between.join(places)
+    line = how.line % how.between.join(places)
     values = [_as_text(column, how) for column in table.columns]
     rows = table.select(", %s AS first, %s AS last" % (table.begin, table.end))
     where = " AND ".join(conditions) or "1"
@@ -4082,7 +4080,7 @@ def _list_gaps(db: sqlite3.Connection, now: int) -> None:
         db.execute("INSERT INTO temp.gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*gap, place.nickname, place.site))
 
 
-def _iso(ts: Optional[float]) -> Optional[str]:
+def _iso(ts: float | None) -> str | None:
     return None if ts is None else seqfile.utc(ts) + "Z"
 
 
@@ -4227,7 +4225,7 @@ PACKAGED = ("readings", "pings", "deployments")
 DESCRIPTOR = "datapackage.json"
 
 
-def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, Optional[str]], now: float) -> None:
+def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, str], now: float) -> None:
     """Write the package into a directory. The caller has begun a transaction; `given` as in `export`.
 
     Usage for a directory that holds something else.
@@ -4255,7 +4253,7 @@ def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, Op
         json.dump(package, out, ensure_ascii=False, indent=2)
 
 
-def _write_resource(db: sqlite3.Connection, directory: str, what: str, given: Mapping[str, Optional[str]],
+def _write_resource(db: sqlite3.Connection, directory: str, what: str, given: Mapping[str, str],
                     now: float) -> dict[str, Any]:
     """Write a table as CSV; the description of it."""
     path = what + ".csv"
@@ -4299,7 +4297,7 @@ _LEDGER = """
     FROM sources
     UNION ALL SELECT 'last import: ' || coalesce(datetime(at, 'unixepoch') || ' UTC', 'never') FROM last_import"""
 _TROUBLED = "SELECT 'not imported: ' || path || ': ' || trouble FROM sources WHERE trouble IS NOT NULL ORDER BY path"
-_REJECTS = """
+_REJECTS = """                         -- where neither neighbour is known, NULL makes all of (between ...) NULL
     SELECT printf('%s:%d: byte %d: %s%s: %s', s.path, r.line, r.offset, r.reason,
         ' (between ' || nullif(ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.before_ts, 'unixepoch'), '?') || ' and ' ||
             ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.after_ts, 'unixepoch'), '?'), '? and ?') || ')',
@@ -4427,7 +4425,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common_options(parser: argparse.ArgumentParser, default: Optional[str]) -> None:
+def _add_common_options(parser: argparse.ArgumentParser, default: str | None) -> None:
     for name, metavar, about in (
             ("--config", "FILE", "configuration (default: CO2D_CONF, or co2d.conf beside the script)"),
             ("--var-dir", "DIR", "server directory (pings, database)"),
@@ -4450,13 +4448,12 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help=argparse.SUPPRESS)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
     parser = make_parser()
     name = parser.prog.removesuffix(".py")
     arguments = parser.parse_args(argv)
     arguments.command = arguments.command or "import"
-    status = 1
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):                # never by the locale
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -4479,14 +4476,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         _drop_stdout()
         return 0
     except OSError as error:
-        reason = ": ".join(filter(None, [error.filename, error.strerror]))
+        reason = ": ".join(filter(None, [error.filename, error.strerror])) or str(error)
+        failed = 1
         _drop_stdout()
     except (Unusable, sqlite3.Error) as error:
         reason = str(error)
-        if isinstance(error, Usage):
-            status = 2
+        failed = 2 if isinstance(error, Usage) else 1
     print("%s: %s" % (name, _printable(reason)), file=sys.stderr)
-    return status
+    return failed
 
 
 def _drop_stdout() -> None:

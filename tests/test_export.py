@@ -534,9 +534,9 @@ def test_who_reads_no_further_or_has_no_room_gets_one_line_at_most(place):      
     command = [sys.executable, importer.__file__, "export", "readings", "--var-dir", place.var, "--data-dir", place.data]
     done = subprocess.run(["sh", "-c", '"$@" | head -1', "sh", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert (done.stdout[:9], done.stderr) == (b"time,unit", b"")
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, universal_newlines=True)
-    assert (done.returncode, done.stderr) == (1, "importer: No space left on device\n")
+    for full in command, [*command[:2], "status", *command[4:]]:
+        done = subprocess.run(["sh", "-c", '"$@" > /dev/full', "sh", *full], stderr=subprocess.PIPE, universal_newlines=True)
+        assert (done.returncode, done.stderr) == (1, "importer: No space left on device\n")
     done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, universal_newlines=True)
     assert (done.returncode, done.stderr) == (1, "importer: stdout is closed\n")
 
