@@ -87,6 +87,9 @@ exec "$@"
     "apt": """
 [ "$1" = install ] && [ "$2" = -y ] || { echo "apt: unexpected: $*" >&2; exit 1; }
 """,
+    "usermod": """
+[ "$1 $2" = "-aG co2d" ] || { echo "usermod: unexpected: $*" >&2; exit 1; }
+""",
     "chown": """
 [ $# -ge 2 ] || exit 1
 """,
