@@ -59,6 +59,8 @@ Key = tuple[str, ...]                   # the parts of a directory's path below 
 DAY = 86400                             # seconds
 FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file
 SESSION = 3600                          # seconds; a unit talks for 300 at most, and its clock is not ours
+STILL = 40 * 3600                       # seconds without a new row, and
+MOST_BACKS = 3                          # sessions in which the unit was sent back there: then it has later readings
 BLOCK = 1 << 16                         # bytes that are copied at a time
 OCCUPIED = 1 << 62                      # "size" of what is no regular file: no unit could send it, so none is asked for
 MEMORY_FILE = ".sequence.json"          # hidden: no kept name begins with a dot
@@ -247,28 +249,42 @@ class Sent(NamedTuple):
     now: float
 
 
-def decide_strange(name: str, newest: Optional[Sent], was_sent_back: bool) -> str:
+class Backs(NamedTuple):
+    """Sessions in which a unit was sent back from a strange file to the same position `to`; None: to its first file."""
+
+    to: Optional[Sent] = None
+    sessions: int = 0
+    since: float = 0.0                  # UTC seconds
+
+
+def decide_strange(chunk: Chunk, newest: Optional[Sent], backs: Backs, was_sent_back: bool) -> str:
     """What is answered to a chunk of a strange file in the folder of the readings: a kind of `Receipt`.
 
-    `newest` is the newest file of readings that is known; `was_sent_back`: in this session, from such a file.
+    `newest` is the newest file of readings that is known; `was_sent_back`: in this session.
     """
     growing = newest.name if newest else READINGS.prefix
     if newest and newest.end >= FILE_SIZE:
         number = extract_sequence_number(newest.name, READINGS)
         growing = growing if number is None else make_sequence_filename(number + 1, READINGS)
-    if raw_name(name) < raw_name(growing):
+    if raw_name(chunk.name) < raw_name(growing):
         return "strange"                # all readings that are to come have later names
-    if was_sent_back:
-        return "enough"
-    return "back" if newest else "start"
+    if not was_sent_back:
+        return "back" if newest else "start"
+    stands_still = backs.to == newest and backs.sessions >= MOST_BACKS and chunk.now - backs.since > STILL
+    return "past" if stands_still and chunk.offset == 0 else "enough"
 
 
 class Receipt(NamedTuple):
     """What was done with a chunk, and what to answer.
 
-    Kinds: append, repeat, differ, gap; for a strange file: strange (acknowledged), back (acknowledged, and the unit is
-    sent back to its newest readings), start (not acknowledged; nothing is known of its readings, so it is sent to the
-    first file), enough (to be refused: it was sent back before, in the same session).
+    Kinds: append, repeat, differ, gap. For a strange file:
+
+    strange     acknowledged: all readings come later
+    back        acknowledged, and the unit is sent back to its newest readings
+    start       not acknowledged: nothing is known of the unit's readings, so it is sent to the first file
+    enough      to be refused: it was sent back before, in the same session
+    past        acknowledged: the unit was sent back for several nights and had no new row there, so there must be later
+                readings
     """
 
     kind: str
@@ -383,6 +399,7 @@ class Memory:
         self.in_order = False                                   # that chunk followed another, or began a file
         self.newest: Optional[Sent] = None                      # the last chunk of a file that belongs here
         self.awaited = -1                                       # number of the file that was asked for last
+        self.asked_at = 0.0                                     # when that was, in UTC seconds
         self.resent = -1                                        # how far the unit has sent it since
         self.elsewhere = ""                                     # the file that it stepped back to
         self.looked_for = (-1, 0)                               # file number and day of the last look for older files
@@ -402,9 +419,11 @@ class Memory:
             return None
         return number
 
-    def observe(self, chunk: Chunk, held: Held) -> None:
-        """Learn from a chunk that was stored."""
+    def observe(self, chunk: Chunk, held: Held) -> bool:
+        """Learn from a chunk that was stored. Whether the unit went to an earlier file by itself."""
         step = self.step(chunk)
+        newest = self.newest.name if self.newest else ""
+        went_back = chunk.offset == 0 and chunk.name < newest and abs(chunk.now - self.asked_at) > SESSION
         conclusion, self.situation = RULES.get((self.situation, step), NO_RULE)
         if conclusion is PASSED:
             self._pass(chunk, held())
@@ -419,6 +438,7 @@ class Memory:
         self.last = Sent(chunk.name, chunk.end, chunk.now)
         if self.match and belongs(chunk.name, self.match):
             self.newest = self.last
+        return went_back
 
     def step(self, chunk: Chunk) -> str:
         """What the unit does that sends this chunk."""
@@ -508,6 +528,7 @@ class Memory:
         self.asked.add(older)
         self.is_saved = False
         self.awaited = older
+        self.asked_at = chunk.now
         self.resent = -1
         self.situation = ASKED
         return self.name(older)
@@ -758,6 +779,20 @@ class _Sequence:
         self.file: Optional[OpenFile] = None                    # where the last chunk went
         self.doubtful: dict[str, int] = {}                      # path -> durable size, where even cutting failed
         self.sent_back = False                                  # since the last ping, which clears it without the lock
+        self.backs = Backs()
+        self.let_past: set[str] = set()                         # strange files behind which there are readings
+
+    def decide_strange_locked(self, chunk: Chunk, newest: Optional[Sent]) -> str:
+        """What is answered to a chunk of a strange file."""
+        kind = decide_strange(chunk, newest, self.backs, self.sent_back)
+        if kind in ("back", "start"):
+            if newest != self.backs.to or not self.backs.sessions:
+                self.backs = Backs(newest, 0, chunk.now)
+            self.backs = self.backs._replace(sessions=self.backs.sessions + 1)
+            self.sent_back = True
+        if kind == "past":
+            self.let_past.add(chunk.name)
+        return kind
 
     def close(self) -> None:
         """Close the file; with the lock held, or when there are no users."""
@@ -891,7 +926,10 @@ class Inbox:
             if receipt.kind == "gap":
                 memory.redirected()
                 return receipt
-            older = self._learn_locked(memory, chunk, is_new=receipt.grew > 0)
+            held = functools.partial(_sizes, self.root, chunk.key)
+            if memory.observe(chunk, held):
+                sequence.let_past.clear()                       # it may be another card
+            older = self._ask_locked(memory, chunk, held, is_new=receipt.grew > 0)
         return receipt._replace(ack=(older, 0), asked=True) if older else receipt
 
     def receive_strange(self, chunk: Chunk, keep: bool) -> Receipt:
@@ -903,13 +941,12 @@ class Inbox:
         """
         with self._entered(chunk.key) as sequence:
             memory = self._memory_locked(sequence, chunk.key, create=False) or Memory(chunk.match, {})
-            newest = self._newest_readings(memory, chunk.key)
+            newest = self._newest_readings(memory, chunk)
             kind = "strange"
-            if chunk.match == READINGS:
-                kind = decide_strange(chunk.name, newest, sequence.sent_back)
+            if chunk.match == READINGS and chunk.name not in sequence.let_past:
+                kind = sequence.decide_strange_locked(chunk, newest)
             if kind == "enough":
                 return Receipt(kind, (chunk.name, chunk.offset), kept=False)
-            sequence.sent_back |= kind != "strange"
             if kind == "start":
                 return Receipt(kind, (make_sequence_filename(0, READINGS), 0), kept=False)
             receipt = Receipt(kind, (chunk.name, chunk.end), kept=False)
@@ -996,10 +1033,8 @@ class Inbox:
                     raise
         return sequence.memory
 
-    def _learn_locked(self, memory: Memory, chunk: Chunk, is_new: bool) -> Optional[str]:
-        """Note a chunk that was stored; the name of the older file that the unit is to be asked for."""
-        held = functools.partial(_sizes, self.root, chunk.key)
-        memory.observe(chunk, held)
+    def _ask_locked(self, memory: Memory, chunk: Chunk, held: Held, is_new: bool) -> Optional[str]:
+        """The name of the older file that the unit is to be asked for; saves what was learned."""
         older = None
         if self.ask_older:
             older = memory.ask(chunk, held, functools.partial(_is_cut, self.root, chunk.key))
@@ -1010,11 +1045,11 @@ class Inbox:
                 _save_memory(self.root, chunk.key, memory)
         return older
 
-    def _newest_readings(self, memory: Memory, key: Key) -> Optional[Sent]:
+    def _newest_readings(self, memory: Memory, chunk: Chunk) -> Optional[Sent]:
         """The file of readings that the unit has sent last; after a restart, the last one here, from its beginning."""
         if memory.newest is None:
             with contextlib.suppress(FileNotFoundError):
-                for name, size in sorted(_sizes(self.root, key).items()):
+                for name, size in sorted(_sizes(self.root, chunk.key).items()):
                     if belongs(name, READINGS) and size < OCCUPIED and "%" not in name:
                         memory.newest = Sent(name, 0, 0)
         return memory.newest

@@ -459,6 +459,40 @@ def test_when_setting_aside_fails_the_old_bytes_stay_where_they_are(tmp_path):
     assert put_aside(tmp_path) == {}
 
 
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("name, newest, sessions, hours, was_sent_back, expected", [
+    ("._readings-0000.tsv", None, 0, 0, False, "strange"),      # all names of readings come later
+    ("._readings-0000.tsv", ("readings-0003.tsv", 50), 0, 0, True, "strange"),
+    ("readings-0002.tsv~", ("readings-0003.tsv", 50), 0, 0, False, "strange"),
+    ("readings-0003.tsv~", ("readings-0003.tsv", 50), 0, 0, False, "back"),
+    ("readings-0003.tsv~", ("readings-0003.tsv", 50), 1, 0, True, "enough"),
+    ("readings-0003.tsv~", ("readings-0003.tsv", 102400), 0, 0, False, "strange"),          # rows go to readings-0004.tsv
+    ("vadsø", ("readings-0003.tsv", 102400), 0, 0, False, "back"),
+    ("vadsø", ("readings-0003_old.tsv", 102400), 0, 0, False, "back"),
+    ("vadsø", None, 0, 0, False, "start"),
+    ("vadsø", None, 1, 0, True, "enough"),
+    ("vadsø", ("readings-0003.tsv", 50), 3, 39, True, "enough"),
+    ("vadsø", ("readings-0003.tsv", 50), 2, 99, True, "enough"),
+    ("vadsø", ("readings-0003.tsv", 50), 3, 41, True, "past"),
+    ("vadsø", ("readings-0003.tsv", 50), 3, 41, False, "back"),
+    ("vadsø", None, 3, 41, True, "past"),
+])
+def test_what_is_answered_to_a_strange_name_among_the_readings(name, newest, sessions, hours, was_sent_back, expected):
+    newest = newest and seqfile.Sent(*newest, NOW)
+    backs = seqfile.Backs(newest, sessions, NOW)
+    chunk = seqfile.Chunk(("u", *READINGS), name, 0, b"x", NOW + hours * HOUR)
+    assert seqfile.decide_strange(chunk, newest, backs, was_sent_back) == expected
+
+
+def test_a_file_of_readings_that_has_grown_since_is_not_passed_over():
+    backs = seqfile.Backs(seqfile.Sent("readings-0003.tsv", 50, NOW), 3, NOW)
+    chunk = seqfile.Chunk(("u", *READINGS), "vadsø", 0, b"x", NOW + 99 * HOUR)
+    grown = seqfile.Sent("readings-0003.tsv", 99, NOW + 98 * HOUR)
+    assert seqfile.decide_strange(chunk, grown, backs, True) == "enough"
+
+
 # -- rules of memory --------------------------------------------------------------------------------------------------
 # A unit that was asked for readings-0001.tsv, or not, in each situation, and what is concluded from its next step.
 

@@ -925,3 +925,25 @@ def test_whatever_happens_in_forty_days_ends_well(world, seed, directory):
     one.day(6)
     one.judge(full=3)
     assert max(len(session.pushes) for session in one.sessions[-2:]) <= 8
+
+
+@pytest.mark.parametrize("seed", [*range(4), *[pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 60)]])
+def test_whatever_happens_in_forty_days_all_rows_come_in_spite_of_strange_files(world, seed):
+    one, rng = world(), random.Random(seed)
+    names = rng.sample(["._readings-0000.tsv", "readings-0000.tsv~", "vadsø.tsv", "readings-0001.tsv.bak", "SYSTEM~1", "\udcff\udcfe"], 3)
+
+    def happen(world):
+        for name in names:
+            if rng.random() < 0.3:
+                place(world, name)
+        chaos(world, rng, 1)
+
+    one.history(2)
+    for _ in range(40):
+        happen(one)
+    for name in names:
+        place(one, name)
+    sessions = [one.day() for _ in range(8)]                    # three nights for each that lies before short files
+    assert card_rows(one) <= one.kept_lines()
+    assert not any(session.over_time for session in sessions)
+    assert {session.error for session in sessions} <= {None, "push: 503"}
