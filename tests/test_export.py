@@ -321,7 +321,7 @@ os.kill(os.getppid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("lines", [1, 9, 15, 17, 20, 60, 1000])
+@pytest.mark.parametrize("lines", [9, 60, 1000, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 8, 15, 17, 20, 40))])
 def test_a_run_that_is_killed_at_any_moment_has_done_all_or_nothing(place, receiver, tmp_path, lines):       # noqa: F811
     """`lines`: so many lines reach psql before the importer is killed; 1000: it is killed behind the COMMIT."""
     place.readings(stretch(0, 60))
