@@ -1064,7 +1064,7 @@ def data(what: str, form: str) -> Callable[..., Response]:
             file = write_export(station, request, what, form)
         except importer.UnknownName as error:
             raise Refused(404, str(error))
-        except importer.Usage as error:
+        except importer.BadArguments as error:
             raise Refused(400, str(error))
         except (importer.Unusable, sqlite3.Error) as error:
             raise Refused(503, str(error))
@@ -1446,13 +1446,17 @@ ROUTES = [
 ]
 
 SEGMENT_FORM = SEGMENT.pattern.replace(r"\Z", "")
-FORMS = {"<unit>": f"(?P<unit>{SEGMENT_FORM})", "<path>": f"(?P<path>{SEGMENT_FORM}(?:/{SEGMENT_FORM})*)", "<file>": "[^/]*"}
+_PLACEHOLDERS = {
+    "<unit>": f"(?P<unit>{SEGMENT_FORM})",
+    "<path>": f"(?P<path>{SEGMENT_FORM}(?:/{SEGMENT_FORM})*)",
+    "<file>": "[^/]*",
+}
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
     """A regular expression for paths; what stands in < > are plain names, but for <file>."""
     form = re.escape(pattern)
-    for name, segments in FORMS.items():
+    for name, segments in _PLACEHOLDERS.items():
         form = form.replace(name, segments)
     return re.compile(form + r"\Z")
 
@@ -1632,14 +1636,14 @@ SCHEDULE_FILE = "schedule.json"
 _NICKNAME = re.compile(r"(?! |None\Z)[^\x00-\x1f\x7f&%\ud800-\udfff]{1,64}(?<! )\Z")
 _URL = re.compile(r"(https?)://([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
 _HOST_NAME = re.compile(r'"[A-Za-z0-9.-]{1,253}"\Z')            # as JSON
-EVERY = "([1-9]|[1-5][0-9]|60)"
-HOUR = "(1?[0-9]|2[0-3])"
-MINUTE = "[1-5]?[0-9]"
+_EVERY = "([1-9]|[1-5][0-9]|60)"
+_HOUR = "(1?[0-9]|2[0-3])"
+_MINUTE = "[1-5]?[0-9]"
 TASKS = [                               # that old firmware can carry out, as JSON; 6 is to measure, 7 to communicate
-    r'\[[67],"minutes",%s,%s\]' % (EVERY, MINUTE),
-    r'\[[67],"daily",%s,%s\]' % (HOUR, MINUTE),
-    r'\[[67],"minutes_random",%s,%s,%s\]' % (EVERY, MINUTE, MINUTE),       # the last two: from, to
-    r'\[[67],"daily_random",%s,%s,%s\]' % (HOUR, MINUTE, MINUTE),
+    r'\[[67],"minutes",%s,%s\]' % (_EVERY, _MINUTE),
+    r'\[[67],"daily",%s,%s\]' % (_HOUR, _MINUTE),
+    r'\[[67],"minutes_random",%s,%s,%s\]' % (_EVERY, _MINUTE, _MINUTE),       # the last two: from, to
+    r'\[[67],"daily_random",%s,%s,%s\]' % (_HOUR, _MINUTE, _MINUTE),
 ]
 
 

@@ -82,7 +82,7 @@ class Unusable(Exception):
     """An archive, database or argument that cannot be used; says why."""
 
 
-class Usage(Unusable):
+class BadArguments(Unusable):
     """Arguments that make no sense."""
 
 
@@ -116,8 +116,7 @@ def _printable(text: str) -> str:
 # for its own quantity, in the scheme of QARTOD (U.S. IOOS Manual for Real-Time Quality Control). A value that fails or
 # is suspect enters no mean, scale or rollup; it is counted and shown with its extremes.
 
-PASS = 1
-NOT_EVALUATED = 2
+PASS = 1                                # 2, not evaluated, is never given
 SUSPECT = 3
 FAIL = 4
 MISSING = 9
@@ -223,6 +222,9 @@ CREATE INDEX stays_by_unit ON deploy_durations_tiered(unit_id, tier DESC, since 
 # same columns, made from it.
 
 
+_ISO = "strftime('%%Y-%%m-%%dT%%H:%%M:%%SZ', %s, 'unixepoch')"
+
+
 class Column(NamedTuple):
     """A column of an export."""
 
@@ -236,9 +238,6 @@ class Column(NamedTuple):
     def sql(self) -> str:
         """The column of a query."""
         return "%s AS %s" % (_ISO % self.value if self.kind == "time" else self.value, self.name)
-
-
-_ISO = "strftime('%%Y-%%m-%%dT%%H:%%M:%%SZ', %s, 'unixepoch')"
 
 
 class Export(NamedTuple):
@@ -755,8 +754,8 @@ FLASHES = _number("[0-9]{1,6}", int)
 PPM = _number("-?[0-9]{1,7}", int)
 RAW_VALUE = _number(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:e[+-]?[0-9]{1,2})?", float)
 NUMBERS = [TEMP, FLASHES, *[PPM] * len(CO2)]                    # of a reading: fields 5 to 16
-NAMES = 4                               # fields in front of them: unit, nickname, date, time
-NEEDED = NAMES + len(NUMBERS)           # fields without which there is no reading
+LEADING = 4                             # fields in front of them: unit, nickname, date, time
+NEEDED = LEADING + len(NUMBERS)         # fields without which there is no reading
 KNOWN = NEEDED + len(RAW)               # fields of the newest firmware that is known here
 
 _PREFIX = seqfile.UNIT_PREFIX
@@ -904,10 +903,10 @@ def parse_reading(raw: bytes, rules: Rules) -> Row:
         raise Rejected("no hardware id")
     if len(fields) < NEEDED:
         raise Rejected("%d fields, fewer than %d" % (len(fields), NEEDED))
-    unit, nick, day, clock = fields[:NAMES]
+    unit, nick, day, clock = fields[:LEADING]
     ts = instant(day, clock, rules.limits)
     values = []
-    for at, number in enumerate(NUMBERS, NAMES):
+    for at, number in enumerate(NUMBERS, LEADING):
         try:
             values.append(parse_number(fields[at], number))
         except Rejected:
@@ -1232,8 +1231,8 @@ class Columns:
         text = "\t".join(lines)
         fields = text.split("\t")
         texts = [fields[at::width] for at in range(width)]
-        units, nicks, days, clocks, temps, flashes = texts[:NAMES + 2]
-        ten = texts[NAMES + 2:NEEDED]
+        units, nicks, days, clocks, temps, flashes = texts[:LEADING + 2]
+        ten = texts[LEADING + 2:NEEDED]
         codes = list(map(self.ppm_codes.column, ten))
         sums = list(map(sum, zip(self.temp_codes.column(temps), self.flash_codes.column(flashes), *codes)))
         starts = self.days.column(days)
@@ -2626,7 +2625,7 @@ def import_new(archive: Archive, paths: Iterable[str] | None = None, now: float 
             except sqlite3.DatabaseError as error:
                 if type(error) is not sqlite3.DatabaseError:    # that one alone says that the file is damaged
                     raise
-                _set_aside(archive.db)
+                _retire(archive.db)
         return _rebuild(archive, now, progress, processes)
 
 
@@ -2726,11 +2725,11 @@ def _is_ours(path: str) -> bool:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-    _set_aside(path)
+    _retire(path)
     return False
 
 
-def _set_aside(path: str) -> None:
+def _retire(path: str) -> None:
     """Put a database that cannot be used out of the way. Of those that we made earlier the newest is kept; what is not
     ours, or damaged, is never removed."""
     aside = "%s.before-%s" % (path, seqfile.utc(time.time(), "%Y%m%dT%H%M%SZ"))
@@ -2741,12 +2740,12 @@ def _set_aside(path: str) -> None:
             os.rename(path + suffix, aside + suffix)
     print("importer: %s is damaged or of another version; it is now %s" % (path, aside), file=sys.stderr)
     if _is_earlier_version(aside):
-        for other in set_aside_databases(path):
+        for other in retired_databases(path):
             if other != aside and _is_earlier_version(other):
                 _remove(other)
 
 
-def set_aside_databases(path: str) -> list[str]:
+def retired_databases(path: str) -> list[str]:
     """The databases that were put out of the way of the one at `path`."""
     directory, name = os.path.split(os.path.abspath(path))
     names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -3762,7 +3761,7 @@ def problems(db: sqlite3.Connection, archive: Archive, now: int) -> list[Problem
     missing = missing_data(db, archive)
     if missing:
         found.append(Problem("data_dir", CRITICAL, "", missing, now))
-    for path in set_aside_databases(archive.db):
+    for path in retired_databases(archive.db):
         level = NOTE if _is_earlier_version(path) else WARNING
         text = "%s was set aside: remove it when it is of no use any more" % path
         found.append(Problem("before:" + path, level, "", text, int(os.stat(path).st_mtime)))
@@ -4006,7 +4005,7 @@ def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, str
            now: float) -> Iterator[str]:
     """Lines of text, each with its newline: a header, except in jsonl, then the rows.
 
-    `given` holds texts of `OPTIONS`. Usage when they make no sense, UnknownName for names that nothing has.
+    `given` holds texts of `OPTIONS`. BadArguments when they make no sense, UnknownName for names that nothing has.
     """
     conditions = read_options(db, what, given)
     if what == "gaps":
@@ -4024,11 +4023,11 @@ def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, str]) ->
     options = EXPORTS[what].options.split()
     for name, text in given.items():
         if name not in options:
-            raise Usage("%s: no option %r; there are %s" % (what, name, ", ".join(options)))
+            raise BadArguments("%s: no option %r; there are %s" % (what, name, ", ".join(options)))
         try:
             conditions.append(_CONDITIONS[name] % _option_in_sql(db, name, text))
         except Rejected as rejected:
-            raise Usage(str(rejected))
+            raise BadArguments(str(rejected))
     return conditions
 
 
@@ -4228,12 +4227,12 @@ DESCRIPTOR = "datapackage.json"
 def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, str], now: float) -> None:
     """Write the package into a directory. The caller has begun a transaction; `given` as in `export`.
 
-    Usage for a directory that holds something else.
+    BadArguments for a directory that holds something else.
     """
     os.makedirs(directory, exist_ok=True)
     file = os.path.join(directory, DESCRIPTOR)
     if os.listdir(directory) and not os.path.exists(file):
-        raise Usage("%s holds something else than a data package: name an empty directory" % directory)
+        raise BadArguments("%s holds something else than a data package: name an empty directory" % directory)
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
     covered = "SELECT min(first), max(last) FROM (%s) WHERE %s" % (
         EXPORTS["readings"].select(", r.ts AS first, r.ts AS last"),
@@ -4359,21 +4358,21 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
 
 
 def check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
-    """Usage for options that do not go together."""
+    """BadArguments for options that do not go together."""
     psql, package, what = arguments.psql, arguments.package, arguments.what
     if arguments.resume:
-        raise Usage("--resume is no more: rows change after they were exported, and a file cannot take them back. "
-                    "Export the whole file again, or into a database with --psql")
+        raise BadArguments("--resume is no more: rows change after they were exported, and a file cannot take them back."
+                           " Export the whole file again, or into a database with --psql")
     if package and (what or psql or arguments.output):
-        raise Usage("--package DIR writes %s: nothing else can be named with it" % ", ".join(PACKAGED))
+        raise BadArguments("--package DIR writes %s: nothing else can be named with it" % ", ".join(PACKAGED))
     if not package and not what:
-        raise Usage("say what to export: " + ", ".join(EXPORTS))
+        raise BadArguments("say what to export: " + ", ".join(EXPORTS))
     if psql and what not in RECEIVED:
-        raise Usage("--psql takes %s; %s are made anew for each export" % (", ".join(RECEIVED), what))
+        raise BadArguments("--psql takes %s; %s are made anew for each export" % (", ".join(RECEIVED), what))
     if psql and (given or arguments.output):
-        raise Usage("--psql takes all rows into tables: no other option makes sense with it")
+        raise BadArguments("--psql takes all rows into tables: no other option makes sense with it")
     if re.search(r"password\s*=|://[^/@]*:[^/@]*@", psql or ""):
-        raise Usage("a password on the command line can be seen by all users: write it to ~/.pgpass")
+        raise BadArguments("a password on the command line can be seen by all users: write it to ~/.pgpass")
 
 
 COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
@@ -4481,7 +4480,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
     except (Unusable, sqlite3.Error) as error:
         reason = str(error)
-        failed = 2 if isinstance(error, Usage) else 1
+        failed = 2 if isinstance(error, BadArguments) else 1
     print("%s: %s" % (name, _printable(reason)), file=sys.stderr)
     return failed
 

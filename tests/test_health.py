@@ -137,7 +137,7 @@ def test_a_damaged_database_is_made_anew_and_the_damaged_one_is_kept_and_told(pl
     (told,) = place.look()
     assert told[0] == "warning" and told[1].endswith("was set aside: remove it when it is of no use any more")
     assert place.count() == 3 * 48 and place.readyz()[0] == 200
-    os.unlink(importer.set_aside_databases(place.settings.db)[0])
+    os.unlink(importer.retired_databases(place.settings.db)[0])
     assert place.look() == []
 
 
@@ -149,7 +149,7 @@ def test_of_the_databases_of_earlier_versions_the_newest_is_kept_and_others_are_
             db.executescript("CREATE TABLE %s(x); CREATE TABLE sources(x); CREATE TABLE t(x); PRAGMA user_version = %d" % (table, version))
         place.importing._import(None)
         place.kept.close()
-    kept = importer.set_aside_databases(place.settings.db)
+    kept = importer.retired_databases(place.settings.db)
     assert len(kept) == 2 and [level for level, _ in place.look()] == ["warning", "note"]
     with contextlib.closing(sqlite3.connect(kept[0])) as db:
         assert db.execute("PRAGMA user_version").fetchone() in ((2,), (7,))
