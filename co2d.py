@@ -1634,7 +1634,7 @@ COMM_FILE = "ou-comm-config.json"
 SCHEDULE_FILE = "schedule.json"
 
 _NICKNAME = re.compile(r"(?! |None\Z)[^\x00-\x1f\x7f&%\ud800-\udfff]{1,64}(?<! )\Z")
-_URL = re.compile(r"(https?)://([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
+_URL = re.compile(r"(https?)://((?:[A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63})(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
 _HOST_NAME = re.compile(r'"[A-Za-z0-9.-]{1,253}"\Z')            # as JSON
 _EVERY = "([1-9]|[1-5][0-9]|60)"
 _HOUR = "(1?[0-9]|2[0-3])"

@@ -1362,7 +1362,7 @@ def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[byt
         rest += file.read(min(BLOCK, end - start))
         complete = rest.rfind(b"\n") + 1
         if len(rest) > complete:
-            complete += (len(rest) - complete - 1) // LONGEST_LINE * LONGEST_LINE
+            complete += (len(rest) - complete) // LONGEST_LINE * LONGEST_LINE
         if complete:
             account.checksum = zlib.crc32(rest[:complete], account.checksum)
             yield rest[:complete]

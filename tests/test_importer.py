@@ -1254,6 +1254,13 @@ def test_verify_finds_what_does_not_agree(place, damage, found):
     assert any(found in problem for problem in problems), problems
 
 
+@pytest.mark.parametrize("put", [Place.readings, Place.errors])
+def test_verify_agrees_about_the_first_pieces_of_a_line_whose_end_has_not_come(place, put):
+    put(place, (reading(0) if put is Place.readings else "----- 2019-09-12 08:30:00 WARN x\n") + "\0" * 70000)
+    place.run()
+    assert len(place.rejects()) == 1 and importer.verify(place.archive) == []
+
+
 def test_verify_finds_text_that_changed_behind_the_ledgers_back(place):
     path = place.readings(reading(0) + reading(30))
     place.run()

@@ -390,7 +390,7 @@ def test_no_unit_ever_sees_a_half_of_an_update(place):
     assert seen <= {0, 62}
 
 
-@pytest.mark.parametrize("url", ["http://host:8080/", "http://host/SECRET/", "http://[::1]:8080", "http://host:8080?x", "host:8080",
+@pytest.mark.parametrize("url", ["http://host:8080/", "http://..", "http://a..b", "http://%s" % ("a" * 64), "http://host/SECRET/", "http://[::1]:8080", "http://host:8080?x", "host:8080",
                                  "ftp://host"])
 def test_a_url_that_would_cut_units_off_is_refused(place, url, capsys):
     assert publish(place, UNIT, "--sync-dest", url) == 1
