@@ -778,6 +778,8 @@ def alive(station: Station, request: Request, unit: str) -> Response:
 def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None]) -> None:
     def told(file: str, problem: Optional[Exception]) -> None:
         station.count("co2d_pings_lost_total" if problem else "co2d_pings_total")
+        text = "pings are answered, but not stored: %s" % problem if problem else ""
+        station.health.report("pings", importer.CRITICAL, text)
         if problem:
             log.error("ping of %s NOT STORED: %s", unit, problem)
         else:

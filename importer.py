@@ -483,6 +483,8 @@ def parse_secret(text: str) -> str:
 
 def parse_path(text: str) -> str:
     """A path; relative ones count from the file that names them, on the command line from the current directory."""
+    if "\0" in text:
+        raise ValueError("no path has a NUL in it")
     return text
 
 
@@ -490,7 +492,7 @@ def parse_directory(text: str) -> str:
     """A path that cannot be empty."""
     if not text:
         raise ValueError("no directory is named")
-    return text
+    return parse_path(text)
 
 
 class Settings(NamedTuple):

@@ -95,6 +95,17 @@ def test_a_ping_that_cannot_be_stored_is_answered_all_the_same(station):
     assert station.counters["co2d_pings_lost_total", ()] == 1
 
 
+def test_pings_that_are_lost_are_a_problem_until_one_is_stored_again(station):
+    directory, station.pings.directory = station.pings.directory, __file__
+    ask(station, "POST", "/ou/co2unit-1/alive")
+    problem, = station.health.problems()
+    assert (problem.key, problem.level, problem.unit) == ("pings", importer.CRITICAL, "")
+    assert problem.text.startswith("pings are answered, but not stored: [Errno 20] Not a directory")
+    station.pings.directory = directory
+    ask(station, "POST", "/ou/co2unit-1/alive")
+    assert station.health.problems() == []
+
+
 def test_recent_pings_come_newest_first_over_all_files(station):
     station.pings.size_limit = 200
     for n in range(30):
@@ -651,6 +662,7 @@ def run_co2d(*arguments, **environ):
     ("[co2d]\nupload_dirs = data updates\n", ":2: upload_dirs: 'updates' cannot take uploads"),
     ("[co2d]\nstatus_allow = 10.0.0.0/99\n", ":2: status_allow: '10.0.0.0/99' does not appear to be an IPv4 or IPv6 network"),
     ("[co2d]\n\nport 80\n", ":3: not a line like: name = value"),
+    ("[co2d]\ndata_dir = a\0b\n", ":2: data_dir: no path has a NUL in it"),
     ("port = 80\n", ":1: a [co2d] line must come first"),
     ("[co2d]\nport = 80\nport = 81\n", ":3: 'port' is there twice"),
     ("[DEFAULT]\nport = 80\n", ":1: unknown section [DEFAULT], expected [co2d]"),
