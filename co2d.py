@@ -99,8 +99,8 @@ LONGEST_FILE = 3 * 255                  # bytes of a name on a card: FAT allows 
 RECOUNT = 60                            # seconds; before that, what a unit takes on the disk is not counted anew
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 LOOK = 60.0                             # seconds between two looks for problems
-DATABASE_PATIENCE = 60                  # seconds between imports, at most, when one fails or takes long
-REST = 4                                # see Importing.run
+LONGEST_PAUSE = 60                      # seconds between imports when one fails or takes long
+PAUSE = 4                               # times as long as an import took: uploads have priority
 
 log = logging.getLogger("co2d")
 
@@ -2932,11 +2932,11 @@ class Importing(threading.Thread):
             began = time.monotonic()
             if not self._import_what_is_due(began):
                 self.stopping.wait(patience)
-                patience = min(2 * patience, DATABASE_PATIENCE)
+                patience = min(2 * patience, LONGEST_PAUSE)
                 continue
             patience = 1.0
-            pause = REST * (time.monotonic() - began)
-            if self.stopping.wait(min(pause, DATABASE_PATIENCE)):
+            pause = PAUSE * (time.monotonic() - began)
+            if self.stopping.wait(min(pause, LONGEST_PAUSE)):
                 break
             self.station.something_changed.wait(self.station.settings.import_scan)
             self.stopping.wait(self.station.settings.import_delay)

@@ -1132,7 +1132,7 @@ def _canonical(ts: Optional[int]) -> str:
 ODD = 1 << 28                           # more than ten values of seven digits
 MISSED = ODD << 4                         # there are at most ten of each
 OF_TEMP = MISSED << 4                     # times the bits of `qc` for the temperature
-BROKEN = OF_TEMP << 10
+BROKEN = OF_TEMP << 20                  # `qc` has at most 20 bits
 NEVER = -FOREVER
 MOST_TEXTS = 1 << 16                    # that a table remembers; no sensor has so many values
 
@@ -4362,9 +4362,6 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
 def check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
     """BadArguments for options that do not go together."""
     psql, package, what = arguments.psql, arguments.package, arguments.what
-    if arguments.resume:
-        raise BadArguments("--resume is no more: rows change after they were exported, and a file cannot take them back."
-                           " Export the whole file again, or into a database with --psql")
     if package and (what or psql or arguments.output):
         raise BadArguments("--package DIR writes %s: nothing else can be named with it" % ", ".join(PACKAGED))
     if not package and not what:
@@ -4446,7 +4443,6 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     add("--psql", metavar="CONNINFO",
         help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
     add("--package", metavar="DIR", help="write a data package: %s as CSV, and a description" % ", ".join(PACKAGED))
-    add("--resume", action="store_true", help=argparse.SUPPRESS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1180,9 +1180,9 @@ def bars(
     return styled(chars)
 
 
-def shown(form: str, value: float | None, none: str = "") -> str:
-    """A number, or what stands for none."""
-    return none if value is None else form % value
+def shown(form: str, value: float | None) -> str:
+    """A number; nothing for none."""
+    return "" if value is None else form % value
 
 
 # -- co2: a row per site ----------------------------------------------------------------------------------------------
@@ -3356,7 +3356,7 @@ class Links(NamedTuple):
     )
 
 
-HERE = Links(LIVE, site_link)
+LIVE_LINKS = Links(LIVE, site_link)
 
 
 def legend(strips: Iterable[Strip]) -> Iterator[tuple[str, str]]:
@@ -3544,7 +3544,7 @@ def document(
     now: float,
     widths: Sequence[int] = (DESK, PHONE),
     *,
-    links: Links = HERE,
+    links: Links = LIVE_LINKS,
     problems: Sequence[Problem] = (),
 ) -> str:
     """A whole HTML document: pictures, or text drawn wide and narrow for phones, or only text of one width; no script,
@@ -3621,7 +3621,7 @@ def web_page(
             o,
             now,
             widths,
-            links=HERE._replace(query=query),
+            links=LIVE_LINKS._replace(query=query),
             problems=problems,
         )
     texts: list[str] = [

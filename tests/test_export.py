@@ -162,7 +162,6 @@ def test_units_shows_the_first_and_the_last_ping_and_the_days_with_pings_of_each
     (["pings", "--flag", "1"], 2, "pings: no option 'flag'; there are unit, site, since, until"),
     (["units", "--since", "2019-01-01"], 2, "units: no option 'since'; there are unit, site"),
     (["readings", "--since", "yesterday"], 2, "since is no ISO date: yesterday"),
-    (["readings", "--resume", "-o", "x"], 2, "--resume is no more: "),
 ])
 def test_an_option_that_makes_no_sense_is_refused_by_name(place, options, status, reason):          # noqa: F811
     place.readings("%s\tnorth\t%s" % (A, FIELDS), A)

@@ -74,6 +74,18 @@ def test_nothing_is_left_to_be_filled_in():
     assert not re.search(r"^@[A-Z]+@$", README, re.M)
 
 
+@pytest.mark.parametrize("limit", importer.Limits._fields)
+def test_every_limit_is_named(limit):
+    section = README[README.index("Section `[quality]`"):]
+    assert "`%s`" % limit in section[:section.index("</details>")]
+
+
+@pytest.mark.parametrize("anchor", sorted(set(re.findall(r"\(#([\w-]+)\)", README))))
+def test_every_link_within_leads_to_a_heading(anchor):
+    headings = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)", README, re.M)]
+    assert anchor in headings
+
+
 @pytest.mark.parametrize("option", ["site", "recent-days", "tz"])
 def test_options_in_the_url_that_is_shown_are_options_of_the_pages(option):
     assert "%s=" % option in README and option.replace("-", "_") in plot_ascii.OPTIONS
