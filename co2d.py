@@ -1072,8 +1072,9 @@ def data(what: str, form: str) -> Callable[..., Response]:
             raise Refused(503, str(error))
         except OSError as error:
             raise Refused(507, "cannot write the export: %s" % error.strerror)
+        size = os.fstat(file.fileno()).st_size
         response = file_response(file, DATA_TYPES[form], (("X-Content-Type-Options", "nosniff"),))
-        return response._replace(extra_seconds=os.fstat(file.fileno()).st_size / SLOWEST_READER if response.file else 0)
+        return response._replace(extra_seconds=size / SLOWEST_READER)
     return serve
 
 
