@@ -261,7 +261,11 @@ parent.document.title = JSON.stringify({width: innerWidth, over: document.docume
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --disable-background-networking "
          "--disable-component-update --dump-dom")
-in_browser = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+def in_browser(test: Any) -> Any:
+    """A test in a real browser, which takes seconds to start."""
+    return pytest.mark.long(pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")(test))
+
+
 LIGHT, DARK = "1", "0"                  # of Blink's setting preferredColorScheme
 
 

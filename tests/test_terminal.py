@@ -193,6 +193,7 @@ document.title = `worst=${worst.toFixed(2)} lines=${lines} pres=${shown.length} 
 </script>"""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pixels", [400, 1280])
 @pytest.mark.parametrize("view", ["alive", "index"])
 def test_columns_are_aligned_in_a_browser_and_fit_it(many: str, tmp_path: object, view: str, pixels: int) -> None:
