@@ -2470,6 +2470,7 @@ def open_db(path: str) -> sqlite3.Connection:
     if version != SCHEMA_VERSION:
         db.close()
         raise NoDatabase("%s was made by another version (./importer.py makes it anew)" % path)
+    db.execute("PRAGMA automatic_index = OFF")  # else SQLite indexes all readings anew for a page of some hundred columns
     return db
 
 
