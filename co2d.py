@@ -5,10 +5,10 @@ A *unit* wakes once a day, says that it is alive (a *ping*), looks for *updates*
 sleeps. Its firmware is fragile: one request per connection; a reply ends when the server closes; an unexpected status
 ends its day. So every reply has Content-Length and ``Connection: close``. All routes are in the table `ROUTES`.
 
-How a request flows: bytes -> `RequestReader` -> `Request` -> `respond(station, request)` -> `Response` -> bytes. Nothing
-in the middle touches a socket. Text files are the truth: a request only appends to them, durably (`seqfile`). One thread
-alone imports what is new into the database, moments later (`importer`). The status pages are drawn from the database
-(`plot_ascii`). Uploads and pings do not need the database.
+How a request flows: bytes -> `RequestReader` -> `Request` -> `respond(station, request)` -> `Response` -> bytes.
+Nothing in the middle touches a socket. Text files are the truth: a request only appends to them, durably (`seqfile`).
+One thread alone imports what is new into the database, moments later (`importer`). The status pages are drawn from the
+database (`plot_ascii`). Uploads and pings do not need the database.
 
 Threads:
 
@@ -95,7 +95,7 @@ MAX_FIELDS = 64
 SMALL_FILE = 64 << 10                   # bytes of a file that is sent at once
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
-LONGEST_FILE = 3 * 255                  # bytes of a name on a card: FAT allows 255 characters, of up to 3 bytes in UTF-8
+LONGEST_FILE = 3 * 255                  # bytes of a name on a card: FAT allows 255 characters, of 3 bytes in UTF-8
 RECOUNT = 60                            # seconds; before that, what a unit takes on the disk is not counted anew
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 LOOK = 60.0                             # seconds between two looks for problems
@@ -138,7 +138,7 @@ class Response(NamedTuple):
     content_type: str = "application/json"
     headers: Headers = ()
     note: str = ""                      # for the log
-    file: BinaryIO | None = None        # sent in place of `body`, piece by piece, up to the size that it has at the start
+    file: BinaryIO | None = None        # sent in place of `body`, piece by piece, up to the size that it has now
     extra_seconds: float = 0.0          # a long file may take so many more than `request_seconds`
     sent: Callable[[], None] | None = None          # called when the kernel has taken the last byte, before the end
     after: Callable[[Callable[[], None]], None] | None = None       # stores what belongs to it, and calls what sends it
@@ -617,7 +617,7 @@ class Count(NamedTuple):
 
 
 class Quota:
-    """How much of the disk each unit may take. A unit that only pings, or sends nothing that is stored, leaves no trace."""
+    """How much of the disk each unit may take. A unit that sends nothing that is stored leaves no trace."""
 
     def __init__(self, data_dir: str) -> None:
         self.data_dir = data_dir
@@ -1421,12 +1421,12 @@ def unit_states(station: Station, now: float) -> dict[str, int]:
 
 
 class Route(NamedTuple):
-    """An endpoint and when it answers. In the pattern, <path> takes one segment or more, and <file> the last, undecoded."""
+    """An endpoint and when it answers. In the pattern, <path> takes one segment or more, <file> the last, undecoded."""
 
     method: str
     pattern: str
     endpoint: Callable[..., Response]
-    lane: str = ""                      # what it does can take long: the thread of this lane answers, one after the other
+    lane: str = ""                      # it can take long: the thread of this lane answers, one after the other
 
 
 ROUTES = [
@@ -1637,7 +1637,8 @@ COMM_FILE = "ou-comm-config.json"
 SCHEDULE_FILE = "schedule.json"
 
 _NICKNAME = re.compile(r"(?! |None\Z)[^\x00-\x1f\x7f&%\ud800-\udfff]{1,64}(?<! )\Z")
-_URL = re.compile(r"(https?)://((?:[A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63})(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
+_URL = re.compile(r"(https?)://((?:[A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63})"
+                  r"(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
 _HOST_NAME = re.compile(r'"[A-Za-z0-9.-]{1,253}"\Z')            # as JSON
 _EVERY = "([1-9]|[1-5][0-9]|60)"
 _HOUR = "(1?[0-9]|2[0-3])"
@@ -2333,8 +2334,8 @@ def restore(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
-# A connection is an automaton: what it does in a state and where it goes from there is a row of STATES. No step waits. A
-# client that has to do something first is *parked*: it holds a descriptor, and no thread.
+# A connection is an automaton: what it does in a state and where it goes from there is a row of STATES. No step waits.
+# A client that has to do something first is *parked*: it holds a descriptor, and no thread.
 
 LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
 PIECE = 64 << 10                        # bytes that are read at once
@@ -2578,7 +2579,7 @@ WORKERS = 8                             # threads that serve; one that waits for
 LANES = ("people", "exports")           # each has a thread that answers what can take long
 MOST_WAITING = 16                       # requests in a lane
 LISTEN_QUEUE = 1024                     # clients that wait in the kernel until a worker has time
-SEND_BUFFER = 64 << 10                  # bytes in the kernel for each slow reader: together they must not take its memory
+SEND_BUFFER = 64 << 10                  # bytes in the kernel for each slow reader: all must not take its memory
 MOST_DESCRIPTORS = 65536
 FILE_DESCRIPTORS = 64                   # for files, directories and the database; of many, a quarter
 TICK = 0.5                              # seconds after which a thread that waits looks at the clock
@@ -2594,9 +2595,9 @@ class Server:
     """Workers that serve, a thread where connections are parked, and one for each of LANES.
 
     Half of the workers wait in accept, and each takes a connection as far as it goes: that of a unit that sends its
-    request at once, to the end. The others take those that were parked, as soon as there is something to do. The rest of
-    a crowd waits in the kernel's queue. A status page takes long, so a thread of its own draws them, one after the other:
-    all together would take all memory and all workers. An export takes longer, so it has another one.
+    request at once, to the end. The others take those that were parked, as soon as there is something to do. The rest
+    of a crowd waits in the kernel's queue. A status page takes long, so a thread of its own draws them, one after the
+    other: all together would take all memory and all workers. An export takes longer, so it has another one.
 
     `_open` holds all connections, `_parked` those of which the client has to do something first. What is written to
     `_open` are single operations on a dictionary, which Python makes whole.
@@ -2796,8 +2797,8 @@ class Server:
         late = now - DISK_PATIENCE
         hanging = sum(c.state == ANSWER and c.since < late and not c.is_slow for c in list(self._open))
         if hanging:
-            text = (f"{hanging} requests have waited for the disk for more than {DISK_PATIENCE:g} s, and others wait for "
-                    f"them: see with dmesg whether the disk of {self.station.settings.data_dir} fails")
+            text = (f"{hanging} requests have waited for the disk for more than {DISK_PATIENCE:g} s, and others wait "
+                    f"for them: see with dmesg whether the disk of {self.station.settings.data_dir} fails")
             self.station.health.report("hanging", importer.CRITICAL, text)
             if not self._is_hanging:
                 log.error("%s", text)
@@ -2924,7 +2925,7 @@ class Importing(threading.Thread):
         self.stopping = threading.Event()
         self._paths: set[str] | None = None                  # that the last import failed to take
         self._kept = importer.KeptOpen(station.settings.db)
-        self._scanned = float("-inf")                           # when all files were last looked at, as time.monotonic()
+        self._scanned = float("-inf")                           # time.monotonic() when all files were last looked at
 
     def run(self) -> None:
         """Import until `stop`. After an import of t seconds, pause 4 t: uploads have priority."""

@@ -180,8 +180,8 @@ def temp_flag(qc: int) -> int:
 
 CO2 = ["co2_%02d" % n for n in range(1, 11)]
 RAW = ["co2_filtered", "led_normalised", "led_signal", "zero_point", "sensor_temp"]
-# The rollup: a row for each unit and day. Of each quantity: number, sum, least and greatest of the usable values; number,
-# least and greatest of the suspect ones. `longest`: s between two readings.
+# The rollup: a row for each unit and day. Of each quantity: number, sum, least and greatest of the usable values;
+# number, least and greatest of the suspect ones. `longest`: s between two readings.
 SUMS = ["n", "sum", "min", "max", "off", "low", "peak"]
 _SUMMED = [what + "_" + name for what in QUANTITIES for name in SUMS]
 DAILY = ["unit_id", "day", "n", *_SUMMED, "first", "last", "longest"]
@@ -4129,7 +4129,8 @@ _BEGIN = """
     BEGIN;
     LOCK TABLE co2_exports IN EXCLUSIVE MODE;
     DO $$ BEGIN
-        IF (SELECT coalesce(max(identity || '|' || mark || '|' || stays), '') FROM co2_exports WHERE name = '{0}') <> '{1}'
+        IF (SELECT coalesce(max(identity || '|' || mark || '|' || stays), '')
+            FROM co2_exports WHERE name = '{0}') <> '{1}'
         THEN RAISE 'another export was faster: try again';
         END IF;
     END $$;
@@ -4171,7 +4172,9 @@ def feed(db: sqlite3.Connection, what: str, conninfo: str) -> str:
     with ProgressBar("rows") as bar:
         rows = (_counted(db.execute(query, day), bar) for day in days)
         run_psql(conninfo, chain(
-            [_BEGIN.format(what, "|".join(held) if noted else "")], [] if is_there == "t" else _new_table(what), deletions,
+            [_BEGIN.format(what, "|".join(held) if noted else "")],
+            [] if is_there == "t" else _new_table(what),
+            deletions,
             ["COPY %s FROM stdin;\n" % what], chain.from_iterable(rows), ["\\.\n"],
             [_COMMIT.format(what, identity, mark, stays)]))
     return "%s: %s, %d rows" % (what, done, bar.done)
