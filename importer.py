@@ -1247,7 +1247,8 @@ class Columns:
         is_plain = (
             max(sums) < BROKEN
             and self.first <= min(times) and max(times) <= self.latest
-            and units.count(unit) == nicks.count(nick) == text.count(_PREFIX) == len(lines))
+            and units.count(unit) == nicks.count(nick) == len(lines)
+            and (width == NEEDED or text.count(_PREFIX) == len(lines)))
         if not is_plain:
             broken = [
                 at for at, ts in enumerate(times)
@@ -2176,9 +2177,10 @@ class Days:
             open_days(self.db, cut.unit, [day - 1])
         times = columns["ts"]
         if any(map(operator.ge, times, times[1:])):             # not in order, or a time comes twice
-            open_days(self.db, cut.unit, {ts // DAY for ts in times})
-            self.kept = ("", {})
-            return
+            newest = accumulate(times, max)
+            late = [at for at, (ts, before) in enumerate(zip(times[1:], newest), 1) if ts <= before]
+            open_days(self.db, cut.unit, {times[at] // DAY for at in late})
+            take_out(late, columns.values())
         rows = []
         begin = bisect.bisect_left(times, day * DAY)
         last_day = bisect.bisect_left(times, times[-1] // DAY * DAY)
