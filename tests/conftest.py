@@ -1,4 +1,36 @@
-"""Lets the tests import the modules beside tests/, and leaves out what runs long unless it is asked for."""
+"""A guide to the tests, and what all of them share.
+
+    make test                                       all that is quick, in two minutes or so
+    make test-all                                   also what runs long (`@pytest.mark.long`)
+    make test TESTS=tests/test_seqfile.py           one file
+    python3 -m pytest tests -k "a name of a test"   some tests by name; --long runs the long ones
+
+Names of tests are sentences: a failure says what is not so any more. Expected texts and pages are literal. Programs that
+are not installed (chromium, strace, PostgreSQL ...) skip their tests and are named; in CI all are there.
+
+    file                    what it tests
+    test_seqfile            numbered files: what a chunk does, what is learned about a unit, strange names, durability
+    test_importer           lines, ledger, rules of quality, rebuild, queries, gaps; small inputs in cases/
+    test_export             names of units; exports as files, by URL, into PostgreSQL, as a data package
+    test_health             faults of a running station: each is told everywhere, and over when it is mended
+    test_plot_ascii         pages as text; test_pictures: pages as pictures, in Chromium; test_terminal: in a real terminal
+    test_co2d               the HTTP contract without sockets, the parser, the server over loopback; test_crowds (long):
+                            thousands of slow clients beside honest units
+    test_publish            updates: what may reach a unit, how it takes it, what is seen of it
+    test_process            the daemon as a process: signals, TLS, replies cut short, installation, backup;
+                            test_systemd (long): on a Debian that is booted for it
+    test_durability         what is on disk before a reply, full and broken disks, sudden death; test_power: power cuts
+    test_situations         simulated units day by day, in every situation in which data were lost or units were stuck
+    test_scale              two servers, copies, merged archives
+    test_readme             each block of README.md, run as it stands; each table of it, compared with the code
+    test_fipy, test_fleet   the two models: a unit, and an archive of a fleet
+    test_design             arrows between the files, plain code
+
+    fipy.py                 a unit: the firmware of the field, in simulated time, on a card that is a directory
+    fleet.py, sensors.py    an archive with known dirt; the lines that real sensors make
+    readme.py, heads.py     README.md as a program; request heads, good and bad
+    bench.py, soak.py, fuzz.py, check.py, demo.py           what `make bench`, `soak`, `fuzz`, `check` and `demo` run
+"""
 
 import glob
 import os
