@@ -4367,6 +4367,8 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
 
 def check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
     """BadArguments for options that do not go together."""
+    if arguments.resume:
+        raise BadArguments("a file cannot take rows back, so --resume has gone: use --psql CONNINFO, or --since for a part")
     psql, package, what = arguments.psql, arguments.package, arguments.what
     if package and (what or psql or arguments.output):
         raise BadArguments("--package DIR writes %s: nothing else can be named with it" % ", ".join(PACKAGED))
@@ -4446,6 +4448,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     for name, (metavar, about) in OPTIONS.items():
         add("--" + name, metavar=metavar, help=about)
     add("-o", "--output", metavar="FILE", help="instead of stdout")
+    add("--resume", action="store_true", help=argparse.SUPPRESS)        # was there once; `check_export` names the new way
     add("--psql", metavar="CONNINFO",
         help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
     add("--package", metavar="DIR", help="write a data package: %s as CSV, and a description" % ", ".join(PACKAGED))

@@ -13,6 +13,7 @@ are not installed (chromium, strace, PostgreSQL ...) skip their tests and are na
     test_importer           lines, ledger, rules of quality, rebuild, queries, gaps; small inputs in cases/
     test_export             names of units; exports as files, by URL, into PostgreSQL, as a data package
     test_health             faults of a running station: each is told everywhere, and over when it is mended
+    test_views              the numbers of all pages against a reading of the text that shares no code with ours
     test_plot_ascii         pages as text; test_pictures: pages as pictures, in Chromium; test_terminal: in a real terminal
     test_co2d               the HTTP contract without sockets, the parser, the server over loopback; test_crowds (long):
                             thousands of slow clients beside honest units
