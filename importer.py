@@ -1760,6 +1760,8 @@ def kind_of(relative: str) -> Optional[Tuple[str, str]]:
 def find_sources(archive: Archive, unreadable: Troubles) -> Iterator[Source]:
     """All text files of an archive, in no order. What cannot be used is appended to `unreadable` with the reason."""
     for data_dir in archive.data_dirs:
+        if len(archive.data_dirs) > 1 and not os.path.isdir(data_dir):
+            unreadable.append((data_dir, "there is no such directory"))
         for entry in _scan(data_dir, unreadable):
             for folder in FOLDERS if entry.is_dir(follow_symlinks=False) else ():
                 yield from _collect(data_dir, "data/", os.path.join(entry.path, folder), unreadable)

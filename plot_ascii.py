@@ -3775,15 +3775,18 @@ def check(command: Command, o: Options) -> int:
             counts.update(
                 state.verdict for state in importer.fleet_state(db, c.now, c.stays)
             )
-        if not units:
-            raise Unusable("no units yet")
         problems = [
             problem
             for problem in command.problems(c.now, True)
             if problem.unit not in others
         ]
+        if not units:
+            problems.append(
+                Problem("units", importer.CRITICAL, "", "no units yet", now)
+            )
     except (Unusable, sqlite3.Error) as error:
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
+        problems += command.problems(now, False)
     weights = {importer.CRITICAL: 2, importer.WARNING: 1, importer.NOTE: 0}
     worst = max([weights[problem.level] for problem in problems], default=0)
     said = [clean(problem.text, o.glyphs == "ascii") for problem in problems]

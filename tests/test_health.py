@@ -378,3 +378,18 @@ def test_root_acts_as_the_owner_and_others_are_told_what_to_type(open_place, mon
     assert os.waitpid(child, 0)[1] == 0
     status = os.stat(db)
     assert (pwd.getpwuid(status.st_uid).pw_name, status.st_mode & 0o777) == ("nobody", 0o640)
+
+
+@pytest.mark.parametrize("has_database", [True, False])
+def test_a_check_tells_what_the_daemon_knows_before_there_is_any_unit(tmp_path, capfd, has_database):
+    import plot_ascii
+    settings = co2d.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"))
+    station = co2d.Station(settings._replace(db=str(tmp_path / "var/db.sqlite3")))
+    if has_database:
+        importer.import_new(station.archive)
+    full = importer.Problem("disk", importer.CRITICAL, "", "no space left", 0)
+    importer.write_health(settings.var_dir, [full], int(station.clock()))
+    (tmp_path / "co2d.conf").write_text("[co2d]\ndata_dir = data\nvar_dir = var\n")
+    assert plot_ascii.main(["status", "--check", "--config", str(tmp_path / "co2d.conf")]) == 2
+    said = capfd.readouterr().out
+    assert "no space left" in said and ("no units yet" if has_database else "no database yet") in said

@@ -1254,6 +1254,13 @@ def test_verify_finds_what_does_not_agree(place, damage, found):
     assert any(found in problem for problem in problems), problems
 
 
+def test_of_several_data_directories_one_that_is_not_there_is_told(place):
+    place.readings(reading(0))
+    missing = place.root + "/misspelt"
+    summary = importer.import_new(place.archive._replace(data_dirs=(place.data, missing)), now=NOW)
+    assert summary.unreadable == [(missing, "there is no such directory")]
+
+
 @pytest.mark.parametrize("put", [Place.readings, Place.errors])
 def test_verify_agrees_about_the_first_pieces_of_a_line_whose_end_has_not_come(place, put):
     put(place, (reading(0) if put is Place.readings else "----- 2019-09-12 08:30:00 WARN x\n") + "\0" * 70000)

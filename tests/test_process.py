@@ -136,7 +136,8 @@ def idle(tmp_path):
     daemon = co2d.Daemon(co2d.settings_of(arguments), arguments)
     yield daemon
     daemon.server.socket.close()
-    os.close(daemon.claim)
+    for held in daemon.claims:
+        os.close(held)
 
 
 def test_neither_a_directory_that_is_gone_nor_a_lack_of_threads_ends_the_daemon(idle, tmp_path, monkeypatch, caplog):
@@ -165,7 +166,7 @@ def test_threads_leave_descriptors_for_the_files(start):
 def test_a_taken_port_is_one_clear_line(start, tmp_path):
     one = start()
     done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", str(one.port), "--data-dir", str(tmp_path / "other"),
-                           "--var-dir", one.var], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+                           "--var-dir", str(tmp_path / "others")], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
     assert (done.returncode, done.stderr) == (1, "co2d: cannot start: [Errno 98] 127.0.0.1 port %d: Address already in use\n" % one.port)
 
 
@@ -174,6 +175,13 @@ def test_a_second_daemon_on_the_same_data_is_refused(start):
     done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", "0", "--data-dir", one.data,
                            "--var-dir", one.var], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
     assert (done.returncode, done.stderr) == (1, "co2d: cannot start: [Errno 16] another co2d uses it: %r\n" % one.data)
+
+
+def test_a_second_daemon_that_would_write_the_same_pings_and_database_is_refused(start, tmp_path):
+    one = start()
+    done = subprocess.run([sys.executable, CO2D, "--listen", "127.0.0.1", "--port", "0", "--data-dir", str(tmp_path / "other"),
+                           "--var-dir", one.var], stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "co2d: cannot start: [Errno 16] another co2d uses it: %r\n" % one.var)
 
 
 def test_a_reload_takes_new_limits_and_keeps_the_old_ones_when_the_file_is_bad(start, tmp_path):

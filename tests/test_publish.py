@@ -408,6 +408,18 @@ def test_what_is_published_lies_in_the_files_and_keys_that_the_firmware_reads(pl
     assert written == {"ou-id.json": {"site_code": "varanger-04"}, "ou-comm-config.json": {"sync_dest": [url]}}
 
 
+def test_a_url_at_which_a_unit_would_be_refused_is_told(place, capsys):
+    server = co2d.Server(place.station)
+    server.start()
+    try:
+        url = "http://127.0.0.1:%d" % server.port
+        assert publish(place, UNIT, "--sync-dest", url, "--dry-run") == 0 and not capsys.readouterr().err
+        assert publish(place, UNIT, "--sync-dest", url + "/WRONG", "--dry-run") == 0
+        assert "no station answers at %s/WRONG: HTTP Error 404" % url in capsys.readouterr().err
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize("assignment, written", [
     ("ou-comm-config.send_chunk_size=2048", {"send_chunk_size": 2048}),
     ("ou-comm-config.json.total_connect_secs_max=600", {"total_connect_secs_max": 600}),
