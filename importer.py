@@ -2813,7 +2813,8 @@ def _build(path: str, listing: Listing, rules: Rules, progress: Progress, proces
                     with _connected(part) as other:
                         _fill(other, sources, rules, progress)
                 _unite(db, part)
-            db.executescript("PRAGMA threads = %d; BEGIN; %s" % (processes, INDEXES))        # to sort the indexes
+            # To sort the indexes; each thread takes as much memory as the cache may.
+            db.executescript("PRAGMA threads = %d; PRAGMA cache_size = -2000; BEGIN; %s" % (processes, INDEXES))
             run.settle_all()
             summary = Summary.of_new(db)
             db.execute("COMMIT")
