@@ -814,6 +814,51 @@ def test_all_files_that_hold_readings_by_the_layout_are_imported_under_whatever_
     assert place.ask("SELECT kind, imported FROM sources") == ([(kind, 1)] if kind else [])
 
 
+def changed(name, *changes):
+    """A copy of importer.py with these texts put in front of others, as a module."""
+    with open(importer.__file__) as file:
+        text = file.read()
+    for before, added in changes:
+        assert text.count(before) == 1
+        text = text.replace(before, added + before)
+    module = type(sys)(name)
+    module.__file__ = importer.__file__
+    sys.modules[name] = module
+    try:
+        exec(compile(text, name, "exec"), vars(module))
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def test_a_further_kind_of_file_needs_a_table_a_parser_and_a_row(place):
+    weather = changed(
+        "importer_with_weather",
+        ("CREATE TABLE pings(", "CREATE TABLE weather(unit_id TEXT, ts INTEGER, wind REAL, source INTEGER, offset INTEGER);\n"),
+        ("_PING = re.compile(", """
+def parse_weather(raw, rules):
+    unit, day, clock, wind = decode(raw).split(",")
+    return unit, instant(day, clock, rules.limits), parse_number(wind, TEMP)
+
+
+"""),
+        ('    "pings": Format(\n', """    "weather": Format(
+        table="weather", columns=["unit_id", "ts", "wind"], folder="data/weather",
+        place=uploads("data/weather", seqfile.Match("weather-", ".csv")), read=Reader.by_line, parse=parse_weather),
+"""))
+    place.put("remote_data/%s/data/weather/weather-0000.csv" % UNIT, UNIT + ",2019-09-12,08:30:00,3.5\n" + UNIT + ",2019-09-12,08:31:00,x\n")
+    place.readings(LINE)
+    summary = weather.import_new(place.archive, now=NOW)
+    assert str(summary).startswith("2 files, 1 readings, 1 weather, 0 pings")
+    assert place.ask("SELECT unit_id, ts, wind FROM weather") == [(UNIT, T, 3.5)]
+    assert [reason for _, _, reason in place.rejects()] == ["not a number"]
+    place.put("remote_data/%s/data/weather/weather-0000.csv" % UNIT, UNIT + ",2019-09-13,08:30:00,4\n", "ab")
+    weather.import_new(place.archive, now=NOW)
+    assert place.ask("SELECT wind FROM weather ORDER BY ts") == [(3.5,), (4.0,)]
+    assert place.ask("SELECT day FROM changes") == [(T // 86400 + 1,)]
+    assert weather.verify(place.archive) == []
+
+
 # -- any pieces, any order, any crash ---------------------------------------------------------------------------------
 
 
