@@ -1813,7 +1813,7 @@ def _source(path: str, root: str, prefix: str) -> Optional[Source]:
     except OSError:
         return source                                           # opening it will say why
     if not stat.S_ISREG(status.st_mode):
-        return None
+        return None if unit else source                         # what people put there must not be passed over silently
     return source._replace(size=status.st_size, ctime=status.st_ctime)
 
 
@@ -2331,7 +2331,7 @@ class Import:
         except sqlite3.Error:                                   # the database's trouble, not this source's
             raise
         except OSError as error:
-            trouble = error.strerror or str(error)
+            trouble = "a link, which is not followed" if error.errno == errno.ELOOP else error.strerror or str(error)
         except Exception as error:
             trouble = "%r at %s" % (error, place_of(error))
         account = self.ledger.account(source)
@@ -2474,7 +2474,8 @@ def open_db(path: str) -> sqlite3.Connection:
     if version != SCHEMA_VERSION:
         db.close()
         raise NoDatabase("%s was made by another version (./importer.py makes it anew)" % path)
-    db.execute("PRAGMA automatic_index = OFF")  # else SQLite indexes all readings anew for a page of some hundred columns
+    # Else SQLite makes an index of all readings for a page of some hundred columns.
+    db.execute("PRAGMA automatic_index = OFF")
     return db
 
 
@@ -4371,7 +4372,7 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
 def check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
     """BadArguments for options that do not go together."""
     if arguments.resume:
-        raise BadArguments("a file cannot take rows back, so --resume has gone: use --psql CONNINFO, or --since for a part")
+        raise BadArguments("--resume has gone, as a file cannot take rows back: use --psql CONNINFO, or --since")
     psql, package, what = arguments.psql, arguments.package, arguments.what
     if package and (what or psql or arguments.output):
         raise BadArguments("--package DIR writes %s: nothing else can be named with it" % ", ".join(PACKAGED))
@@ -4451,7 +4452,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     for name, (metavar, about) in OPTIONS.items():
         add("--" + name, metavar=metavar, help=about)
     add("-o", "--output", metavar="FILE", help="instead of stdout")
-    add("--resume", action="store_true", help=argparse.SUPPRESS)        # was there once; `check_export` names the new way
+    add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
     add("--psql", metavar="CONNINFO",
         help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
     add("--package", metavar="DIR", help="write a data package: %s as CSV, and a description" % ", ".join(PACKAGED))

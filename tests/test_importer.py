@@ -1608,3 +1608,11 @@ def test_whatever_fails_in_one_source_is_recorded_with_it_and_the_others_are_imp
     assert place.ask("SELECT count(*) FROM co2_readings") == [(1,)]
     monkeypatch.undo()
     assert place.run().rows["readings"] == 1 and place.dump() == place.rebuilt()
+
+
+def test_a_table_that_is_a_link_is_not_read_and_that_is_told(place):
+    table = place.deployments("unit_id\tsite\n")
+    os.rename(table, table + ".there")
+    os.symlink(table + ".there", table)
+    why = "a link, which is not followed; it is tried again each time"
+    assert place.run().unreadable == [("data/manual/deploy_durations_tiered.tsv", why)]
