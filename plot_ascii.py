@@ -799,6 +799,8 @@ class Context:
         self.db = db
         self.view = view  # one of VIEWS
         self.problems: Sequence[Problem] = ()
+        # quantity and step of columns -> what `read_buckets` has found
+        self.buckets: dict[tuple[str, str], list[Buckets]] = {}
         self.o = o
         self.rows = rows  # lines of the page; None: any number
         self.zone = Zone(o.tz)
@@ -1347,16 +1349,7 @@ def with_charts(
 ) -> list[SiteRow]:
     """The rows with a chart of each quantity, on one scale for all."""
     rows = [row._replace(charts={}) for row in rows]
-    found: dict[str, list[Buckets]] = {}
-    for axis in axes.values():  # quantities with the same columns are read at once
-        names = [
-            name
-            for name in axes
-            if name not in found and axes[name].edges == axis.edges
-        ]
-        if names:
-            spans = [row.within(Window(axis.edges[0], end)) for row in rows]
-            found.update(importer.buckets(c.db, names, spans, axis.edges))
+    found = read_buckets(c, rows, axes, end)
     states = importer.fleet_state(
         c.db, end, [stay for row in rows for stay in row.stays]
     )
@@ -1374,6 +1367,23 @@ def with_charts(
             chart = Chart(quantity, axes[quantity.name], buckets, scale)
             row.charts[quantity.name] = measured(c, chart, row, end, rhythms)
     return [row._replace(late=not late.isdisjoint(row.there(end))) for row in rows]
+
+
+def read_buckets(
+    c: Context, rows: Sequence[SiteRow], axes: Mapping[str, Axis], end: int
+) -> dict[str, list[Buckets]]:
+    """The buckets of all rows by quantity; those with the same columns are read at once, and once for a page."""
+    found = {}
+    for axis in axes.values():
+        same = [name for name in axes if axes[name].edges == axis.edges]
+        new = [name for name in same if (name, axis.step) not in c.buckets]
+        if new:
+            spans = [row.within(Window(axis.edges[0], end)) for row in rows]
+            for name, columns in importer.buckets(c.db, new, spans, axis.edges).items():
+                c.buckets[name, axis.step] = columns
+        for name in same:
+            found[name] = c.buckets[name, axis.step]
+    return found
 
 
 def measured(
