@@ -1965,7 +1965,7 @@ def files_to_publish(arguments: argparse.Namespace, settings: Settings) -> dict[
     elif arguments.names:
         files = read_update(arguments.names.pop())
     else:
-        raise Failed("which directory? co2d publish UNIT... DIR")
+        raise Failed("which update? co2d publish UNIT... DIR, or an option: --nickname, --sync-dest, --set")
     check_update(files, settings, arguments.force)
     return files
 

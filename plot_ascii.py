@@ -2115,9 +2115,10 @@ def unit_problems(c: Context, states: Iterable[UnitState]) -> list[Line]:
     told = ("late:", "never:", "weak:")
     lines: list[Line] = []
     for problem in c.problems:
-        if problem.unit in units and not problem.key.startswith(told):
+        room = c.rows is None or len(lines) < 3  # for whole sentences
+        if room and problem.unit in units and not problem.key.startswith(told):
             lines += problem_lines(c, problem)
-    return lines[: None if c.rows is None else 3]
+    return lines
 
 
 def view_status(c: Context) -> Page:

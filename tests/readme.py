@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -177,6 +178,9 @@ class Sandbox:
 
     def __init__(self, root: str, port: int) -> None:
         self.root, self.port = root, port
+        with socket.socket() as sock:                           # of the station that is tried without root
+            sock.bind(("127.0.0.1", 0))
+            self.trial = sock.getsockname()[1]
         self.source = os.path.join(root, "co2d")
         self.home = os.path.join(root, "home")
         self.bin = os.path.join(root, "stand-ins")
@@ -199,7 +203,7 @@ class Sandbox:
         """A text of README with the names of this sandbox."""
         text = inside(self.root, text)
         text = re.sub(r"\b(lab\.example\.org|localhost|lab-[ab])(?=:8080)", "127.0.0.1", text)
-        return text.replace(":8080", ":%d" % self.port)
+        return text.replace(":8080", ":%d" % self.port).replace("8081", str(self.trial))
 
     def shown(self, text: str) -> str:
         """What was printed, with the names of README."""
@@ -239,6 +243,7 @@ class Sandbox:
     def close(self) -> None:
         """Stop what runs."""
         _stop(self.root)
+        self.run("[ ! -f try/pid ] || kill $(cat try/pid)")
 
 
 if __name__ == "__main__":
