@@ -1719,6 +1719,7 @@ def detail_legend(c: Context, row: SiteRow, ribbons: Iterable[str]) -> list[Line
         ("", "col = " + row.charts["co2"].axis.step),
         ("", g.mean + " mean"),
         ("", g.range + " min–max"),
+        *newest_and_zero(g, row.charts.values()),
         (g.status[0], "deployed"),
         (g.status[1], "en route"),
         (g.status[2], "not deployed"),
@@ -1730,6 +1731,16 @@ def detail_legend(c: Context, row: SiteRow, ribbons: Iterable[str]) -> list[Line
     for chart in row.charts.values():
         here += "".join(g.of(mark) for mark in chart.marks)
     return c.legend(notes, here)
+
+
+def newest_and_zero(g: Glyphs, charts: Iterable[Chart]) -> list[Note]:
+    """Notes on the mark of the newest value and on the line at 0, if they are drawn."""
+    notes = []
+    if any(chart.last and not chart.stale for chart in charts):
+        notes.append(("", g.last + " newest"))
+    if any(chart.scale.low < 0 < chart.scale.high for chart in charts):
+        notes.append(("", g.zero + " 0"))
+    return notes
 
 
 def detail_title(c: Context, row: SiteRow, window: Window) -> Line:

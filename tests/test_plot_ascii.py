@@ -171,7 +171,7 @@ def test_site(four: str) -> None:
      4.5┤
     stat│████   ████████
           ╵13╵16╵19╵22
-    col = 1 d  ⠒ mean  ⠅ min–max  █ deployed
+    col = 1 d  ⠒ mean  ⠅ min–max  ◂ newest  █ deployed
     """)
 
 
@@ -191,7 +191,7 @@ def test_site_in_blocks(four: str) -> None:
      4.5┤
     stat│███████████████
           ╵13╵16╵19╵22
-    col = 1 d  ▀ mean  ░ min–max  █ deployed  ▲ off scale
+    col = 1 d  ▀ mean  ░ min–max  ◂ newest  █ deployed  ▲ off scale
     """)
 
 
@@ -211,7 +211,7 @@ def test_site_in_ascii(four: str) -> None:
      4.5+
     stat|===============
           |13|16|19|22
-    col = 1 d  * mean  : min-max  = deployed  ^ off scale
+    col = 1 d  * mean  : min-max  < newest  = deployed  ^ off scale
     """)
 
 
@@ -229,7 +229,7 @@ def test_panels_have_one_scale(four: str) -> None:
       -6+            ** < -4.5
     stat|==============
          |13|16|19|22
-    col = 1 d  * mean  : min-max  = deployed
+    col = 1 d  * mean  : min-max  < newest  . 0  = deployed
     +4 more (--all)
     """)
 
@@ -616,8 +616,8 @@ def test_the_ribbon_shows_what_a_unit_was_doing(moves: str) -> None:
      4.5+
     stat|...--==========
           |13|16|19|22
-    col = 1 d  * mean  : min-max  = deployed  - en route
-    . not deployed
+    col = 1 d  * mean  : min-max  < newest  = deployed
+    - en route  . not deployed
     """)
 
 
@@ -635,7 +635,7 @@ def test_a_swap_of_units_shows_in_the_ribbons(moves: str) -> None:
     unit│███████▂        unit-01
     unit│       ████████ unit-02
           ╵13╵16╵19╵22
-    col = 1 d  ⠒ mean  ⠅ min–max  █ deployed
+    col = 1 d  ⠒ mean  ⠅ min–max  ◂ newest  █ deployed
     ▂ under half of the readings
     """)
 
@@ -658,7 +658,7 @@ def test_the_year_stands_where_it_changes(tmp_path: object) -> None:
      417+
     stat|========================================
              |Dec |11  |21   |2020|11  |21  |Feb
-    col = 2 d  * mean  : min-max  = deployed
+    col = 2 d  * mean  : min-max  < newest  = deployed
     """)
     assert text_of("pings", db, end, width=70, recent_days=80) == picture("""
     pings · 1 unit · 22 Nov 2019 – 9 Feb 2020 UTC · 1 col = 2 d
@@ -719,7 +719,7 @@ def test_day_axis_when_the_clocks_change(tmp_path: object, oslo: str) -> None:
        5+************************************************ < +5.0
     stat|================================================
          |27 Oct     |06:00|09:00|12:00|15:00|18:00|21:00
-    col = 30 min  * mean  : min-max  = deployed
+    col = 30 min  * mean  : min-max  < newest  = deployed
     """)
     assert rise(datetime(2019, 3, 31)) == picture("""
     a  unit-01  31 Mar 2019 Europe/Oslo  46/46 = 100 %
@@ -731,7 +731,7 @@ def test_day_axis_when_the_clocks_change(tmp_path: object, oslo: str) -> None:
        5+********************************************** < +5.0
     stat|==============================================
          |31 Mar   |06:00|09:00|12:00|15:00|18:00|21:00
-    col = 30 min  * mean  : min-max  = deployed
+    col = 30 min  * mean  : min-max  < newest  = deployed
     """)
 
 
