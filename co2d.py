@@ -2961,9 +2961,13 @@ class Importing(threading.Thread):
         station = self.station
         try:
             if station.health.has("database") and os.path.exists(station.settings.db):
-                importer.rebuild(station.archive)               # it is damaged, or cannot be read
+                summary = importer.rebuild(station.archive)     # it is damaged, or cannot be read
             else:
-                importer.import_new(station.archive, paths)
+                summary = importer.import_new(station.archive, paths)
+            if paths is None:
+                known = station.archive.data_dirs               # told otherwise
+                hidden = ["%s cannot be read: %s" % row for row in summary.hidden if row[0] not in known]
+                station.health.report("folders", importer.CRITICAL, "; ".join(hidden))
             self._kept.renew()
             station.health.clear("import")
             return check_database(station)

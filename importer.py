@@ -2217,6 +2217,7 @@ class Summary:
         self.repeated = 0
         self.rejected: Counter[str] = Counter()
         self.unreadable: Troubles = []
+        self.hidden: Troubles = []      # of these, directories: their files are not known
         self.disputed: List[str] = []   # files of which two servers have different versions
 
     @classmethod
@@ -2674,6 +2675,7 @@ def _import_beside(archive: Archive, paths: Iterable[str] | None, now: float, pr
 def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
     """All that is new, and out with what is gone, unless that cannot be known."""
     run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
+    run.summary.hidden = list(listing.unreadable)
     missing = _not_mounted(run.db, archive)
     listing.unreadable += missing
     if missing:
@@ -2783,6 +2785,7 @@ def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -
         try:
             summary = _build(new, listing, Rules(archive.limits, now), progress, processes)
             summary.unreadable[:0] = listing.unreadable
+            summary.hidden = listing.unreadable
             summary.disputed = listing.disputed
             _swap_in(new, archive.db)
             _mark_data(archive)

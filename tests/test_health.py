@@ -193,6 +193,21 @@ def test_a_source_that_cannot_be_read_is_told_and_imported_later(place, monkeypa
     assert [told for told in place.look() if told[0] == "critical"] == []
 
 
+def test_a_directory_that_cannot_be_listed_is_told_until_it_can(place, monkeypatch):
+    folder, real = place.data(UNIT, "data", "readings"), os.scandir
+
+    def refuse(path="."):
+        if path == folder:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(importer.os, "scandir", refuse)
+    assert [(level, text.split(" (since")[0]) for level, text in place.look()] == [
+        ("critical", "%s cannot be read: Permission denied" % folder)]
+    monkeypatch.undo()
+    assert place.look() == []
+
+
 def test_a_refused_row_a_unit_in_no_row_and_another_nickname_are_told(place):
     os.makedirs(place.data("manual"))
     table = place.data("manual", "deploy_durations_tiered.tsv")
