@@ -2721,8 +2721,10 @@ class Panel(NamedTuple):
                 band += path(highs + lows[::-1], "z")
             if filled:
                 foot = [(xs[-1], zero), (xs[0], zero)]
-                above += path([(x, min(y, zero)) for x, y in means] + foot, "z")
-                below += path([(x, max(y, zero)) for x, y in means] + foot, "z")
+                if any(y < zero for _, y in means):
+                    above += path([(x, min(y, zero)) for x, y in means] + foot, "z")
+                if any(y > zero for _, y in means):
+                    below += path([(x, max(y, zero)) for x, y in means] + foot, "z")
         back = curve("above", above) + curve("below", below)
         back += curve(f"{name}-band band-{kind}", band)
         return back + curve(f"{name} line-{kind}", line)
@@ -2859,7 +2861,7 @@ def chart_strip(
         labels += panel.labels()
         front += panel.marks()
         curves += "".join(panel.level("grid", value) for value in panel.ticks())
-        if name == "temp":
+        if name == "temp" and chart.scale.low <= 0 <= chart.scale.high:
             curves += panel.level("zero", 0)
         curves += unit_curves(panel, row)
     height = top - ABOVE + 3
