@@ -1050,12 +1050,17 @@ def test_a_unit_that_calls_without_its_data_is_stuck_in_the_metrics(tmp_path):
 
 
 def test_after_an_import_that_took_long_units_have_the_machine_for_a_while(station, monkeypatch):
-    monkeypatch.setattr(co2d.importer, "import_new", lambda archive, paths: time.sleep(0.05))
+    def import_slowly(archive, paths):
+        time.sleep(0.05)
+        return co2d.importer.Summary()
+
+    monkeypatch.setattr(co2d.importer, "import_new", import_slowly)
     importing, waits = co2d.Importing(station), []
 
     class Stopping(threading.Event):
         def wait(self, timeout=None):
             waits.append(timeout)
+            self.set()
             return True
 
     importing.stopping = Stopping()
