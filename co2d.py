@@ -1029,7 +1029,8 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     html = not query.pop("text", "") and not accept.startswith("text/plain") and not agent.startswith("curl/")
     problems = station.health.problems()
     try:
-        text = plot_ascii.web_page(view, station.settings.db, query, html, request.now, problems=problems)
+        text = plot_ascii.web_page(view, station.settings.db, query, html, request.now, problems=problems,
+                                   archive=station.archive)
     except ValueError as error:
         raise Refused(400, str(error))
     except importer.UnknownName as error:
@@ -1411,7 +1412,7 @@ def unit_states(station: Station, now: float) -> dict[str, int]:
     try:
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
             return dict(
-                Counter(unit.verdict for unit in importer.fleet_state(db, int(now)))
+                Counter(unit.verdict for unit in importer.fleet_state(db, int(now), archive=station.archive))
             )
     except Exception:                                           # no database, or a broken one: readyz tells
         return {}

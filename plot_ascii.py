@@ -743,11 +743,11 @@ WIDE = 160  # cells; all columns fit
 
 
 class Options(SimpleNamespace):
-    """A value for each of OPTIONS."""
+    """A value for each of OPTIONS, and `archive`: where verdicts on units look for updates and fetches, or None."""
 
     def __init__(self, **given: Any) -> None:
         defaults = {name: option.default for name, option in OPTIONS.items()}
-        super().__init__(**{**defaults, **given})
+        super().__init__(**{**defaults, "archive": None, **given})
 
     def but(self, **changes: Any) -> Options:
         """The same with some changed."""
@@ -2134,7 +2134,7 @@ def unit_problems(c: Context, states: Iterable[UnitState]) -> list[Line]:
 
 def view_status(c: Context) -> Page:
     """How each unit does, worst first; pings and data are judged apart."""
-    states = importer.fleet_state(c.db, c.now, c.stays)
+    states = importer.fleet_state(c.db, c.now, c.stays, c.o.archive)
     window = Window(c.now - 13 * DAY, c.now + 1)
     axis = make_axis(c.zone, window, 14, FROM_DAYS)
     below = unit_problems(c, states)
@@ -3633,10 +3633,11 @@ def web_page(
     now: float,
     *,
     problems: Sequence[Problem] = (),
+    archive: importer.Archive | None = None,
 ) -> str:
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
     text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
-    o = Options.from_query(query)
+    o = Options.from_query(query).but(archive=archive)
     if html:
         widths = [o.width] if query.get("width") else (DESK, PHONE)
         return document(
@@ -3700,7 +3701,8 @@ class Command:
             text = getattr(self.a, name)
             if text is not None:
                 given[flag] = text
-        return Options.from_query(given)
+        archive = None if self.a.db else self.settings.archive()
+        return Options.from_query(given).but(archive=archive)
 
     def problems(self, now: int, whole: bool) -> Sequence[Problem]:
         """What the daemon knows to be wrong; where none runs and the whole truth is asked for, what the database shows.
@@ -3797,7 +3799,8 @@ def check(command: Command, o: Options) -> int:
             units = {stay.unit_id for stay in c.stays}
             others = {stay.unit_id for stay in importer.deployments(db)} - units
             counts.update(
-                state.verdict for state in importer.fleet_state(db, c.now, c.stays)
+                state.verdict
+                for state in importer.fleet_state(db, c.now, c.stays, o.archive)
             )
         problems = [
             problem

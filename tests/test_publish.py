@@ -19,6 +19,7 @@ import pytest
 import co2d
 import fipy
 import importer
+import plot_ascii
 import seqfile
 
 UNIT = "co2unit-30aea42a50bc"
@@ -608,3 +609,5 @@ def test_a_unit_that_was_sent_to_another_server_alone_is_not_late_here(place, ur
     with contextlib.closing(importer.open_db(place.station.settings.db)) as db:
         state, = importer.fleet_state(db, now + 20 * 86400, archive=place.station.archive)
     assert (state.verdict, state.why) == verdict
+    page = plot_ascii.web_page("alive", place.station.settings.db, {}, False, now + 20 * 86400, archive=place.station.archive)
+    assert ("\nLATE " in page) == (verdict[0] == "late")
