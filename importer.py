@@ -257,7 +257,7 @@ class Export(NamedTuple):
 
 def _columns(text: str) -> list[Column]:
     """Columns from lines; two blanks or more stand between name, kind, unit, value and what it is."""
-    return [Column(*re.split("  +", line, 4)) for line in text.strip().splitlines()]
+    return [Column(*re.split("  +", line, maxsplit=4)) for line in text.strip().splitlines()]
 
 
 QC_RULES = {
