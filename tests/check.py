@@ -88,14 +88,23 @@ def measure(source: str) -> Measure:
     """Count what the rules of plain code limit."""
     tree = ast.parse(source)
     documented = docstring_lines(tree)
-    tokens = [token for token in tokenize.tokenize(io.BytesIO(source.encode()).readline)
-              if token.type not in _LAYOUT and token.start[0] not in documented]
+    tokens = [token for token in _whole_strings(source) if token.type not in _LAYOUT and token.start[0] not in documented]
     lines: set[int] = set()
     for token in tokens:
         lines.update(range(token.start[0], token.end[0] + 1))
     crowded = [function.name for function in functions(tree) if len(_positional(function)) > MOST_PARAMETERS]
     long = [function.name for function in functions(tree) if _height(function) > LONGEST]
     return Measure(len(tokens), len(lines), list(_nested(tree)), crowded, long)
+
+
+def _whole_strings(source: str) -> Iterator[tokenize.TokenInfo]:
+    """All tokens, an f-string as one, as it is one before Python 3.12."""
+    begin, end = getattr(tokenize, "FSTRING_START", -1), getattr(tokenize, "FSTRING_END", -1)
+    depth = 0
+    for token in tokenize.tokenize(io.BytesIO(source.encode()).readline):
+        if depth == 0:
+            yield token
+        depth += (token.type == begin) - (token.type == end)
 
 
 def _nested(tree: ast.AST) -> Iterator[int]:
