@@ -24,12 +24,12 @@ demo:           ## a fleet of simulated units, end to end, in a temporary direct
 	@$(PYTHON) tests/demo.py
 
 # pytest in a virtual environment of its own; without network an installed pytest will do
-test:           ## run the tests, about 2 minutes (TESTS=tests/test_seqfile.py for some)
-	@echo "make test: about 2 minutes; what runs long is in make test-all"
+test:           ## run the tests, about 3 minutes (TESTS=tests/test_seqfile.py for some)
+	@echo "make test: about 3 minutes; what runs long is in make test-all"
 	@$(IN_MEMORY); $(RUN_TESTS)
 
-test-all:       ## the tests, also those that run long: soak, fuzz, scale, power cuts, systemd, a browser; about 20 minutes
-	@echo "make test-all: about 20 minutes; tests of programs that are not installed are skipped and say so"
+test-all:       ## the tests, also those that run long: soak, fuzz, scale, power cuts, systemd, a browser; about 10 minutes
+	@echo "make test-all: about 10 minutes; tests of programs that are not installed are skipped and say so"
 	@LONG=--long; $(RUN_TESTS)
 
 # Most of the time goes into syncs: a disk in memory takes them at once. make test-all uses the real disk.

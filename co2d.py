@@ -2025,13 +2025,13 @@ class Publishing:
         return list(dict.fromkeys(units))
 
     def _known_units(self) -> dict[str, set[str]]:
-        """Hardware id or nickname -> the units called so, of all that have sent anything; a ping is enough."""
+        """Hardware id, with and without its prefix, or nickname -> the units called so. A ping is enough."""
         with os.scandir(self.data_dir) as entries:
             units = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
         called: dict[str, set[str]] = {}
         for unit in units.union(self.runs):
             if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit):
-                called[unit] = {unit}
+                called[unit] = called[unit.removeprefix(seqfile.UNIT_PREFIX)] = {unit}
         for unit, runs in self.runs.items():
             if unit in called:
                 called.setdefault(runs[-1].nickname, set()).add(unit)

@@ -259,6 +259,7 @@ def test_what_must_not_reach_a_unit_is_refused(place, capsys, files, complaint):
 
 @pytest.mark.parametrize("arguments, complaint", [
     ([], "which update"), (["co2unit-ffff", "DIR"], "no unit is called 'co2unit-ffff'; the nearest names are co2unit-30ae"),
+    (["50bd", "DIR"], "no unit is called '50bd'; the nearest names are 30aea42a50bc"),
     (["DIR"], "for which units"), ([UNIT, "--set", "x"], "write FILE.KEY=VALUE"), ([UNIT, "--set", "ou-id=4"], "write FILE.KEY=VALUE"),
     ([UNIT, "DIR", "--name", "2026"], "must start with update-"), ([UNIT, "DIR", "--name", "update-../x"], "must start with update-"),
     ([UNIT, "--sync-dest", "ftp://x"], "is not a URL"), ([UNIT, "nowhere"], "nowhere"),
