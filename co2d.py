@@ -75,16 +75,12 @@ import threading
 import time
 from collections import Counter
 from http import HTTPStatus
-from typing import (TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional,
-                    Sequence, Set, Tuple, Union)
+from typing import Any, BinaryIO, Callable, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import importer
 import seqfile
 from importer import SEGMENT, SETTINGS, BadConfig, Settings
-
-if TYPE_CHECKING:
-    import ssl
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 OTHER_TASKS = 64                        # for systemd: threads beside those that serve
@@ -125,7 +121,7 @@ class Request(NamedTuple):
     peer: str = "127.0.0.1"
     now: float = 0.0                    # UTC seconds
 
-    def argument(self, name: str) -> str:
+    def argument(self, name):
         """The first value of a query argument, "" without one."""
         return dict(reversed(self.query)).get(name, "")
 
@@ -147,41 +143,41 @@ class Response(NamedTuple):
 class Refused(Exception):
     """A request that gets an error status. Raised anywhere, answered in one place."""
 
-    def __init__(self, status: int, reason: str, headers: Headers = ()) -> None:
+    def __init__(self, status, reason, headers=()):
         super().__init__(reason)
         self.status = status
         self.reason = reason
         self.headers = headers
 
-    def response(self) -> Response:
+    def response(self):
         """The status, with JSON that says why."""
         return json_response({"error": self.reason}, self.status, self.reason, self.headers)
 
 
-def json_response(value: Any, status: int = 200, note: str = "", headers: Headers = ()) -> Response:
+def json_response(value, status=200, note="", headers=()):
     """Compact JSON on one line."""
     body = _to_json(value).encode("utf-8", "surrogateescape") + b"\n"
     return Response(status, body, headers=headers, note=note)
 
 
-def text_response(text: str, kind: str = "text/plain", headers: Headers = ()) -> Response:
+def text_response(text, kind="text/plain", headers=()):
     """Text in UTF-8."""
     return Response(200, text.encode("utf-8", "replace"), kind + "; charset=utf-8", headers)
 
 
-def open_regular(root: str, parts: Sequence[str]) -> BinaryIO:
+def open_regular(root, parts):
     """A regular file below root, open for reading; no link on the way is followed."""
     with seqfile.open_directory(root, list(parts[:-1])) as directory:
         return os.fdopen(seqfile.open_file(directory, parts[-1], os.O_RDONLY), "rb")
 
 
-def read_regular(root: str, parts: Sequence[str]) -> bytes:
+def read_regular(root, parts):
     """The bytes of such a file."""
     with open_regular(root, parts) as file:
         return file.read()
 
 
-def file_response(file: BinaryIO, kind: str | None = None, headers: Headers = ()) -> Response:
+def file_response(file, kind=None, headers=()):
     """The content of an open file. A small one is read here, another goes from the disk to the socket by itself."""
     response = Response(200, b"", kind or "application/octet-stream", headers, file=file)
     if os.fstat(file.fileno()).st_size > SMALL_FILE:
@@ -190,12 +186,12 @@ def file_response(file: BinaryIO, kind: str | None = None, headers: Headers = ()
         return response._replace(body=file.read(), file=None)
 
 
-def http_date(now: float) -> str:
+def http_date(now):
     """UTC seconds as RFC 9110 wants them: Mon, 07 Oct 2019 03:23:39 GMT."""
     return seqfile.utc(now, "%a, %d %b %Y %H:%M:%S GMT")         # in English: nothing here sets LC_TIME
 
 
-def encode_head(response: Response, length: int, now: float) -> bytes:
+def encode_head(response, length, now):
     """Status line and header fields of a response whose body has `length` bytes."""
     head = f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\n"
     head += f"Date: {http_date(now)}\r\nServer: co2d\r\nConnection: close\r\n"
@@ -227,7 +223,7 @@ class RequestReader:
     `request` is there, without its body, as soon as the head is complete; `is_complete` says that all has come.
     """
 
-    def __init__(self, max_body: int) -> None:
+    def __init__(self, max_body):
         self.request: Request | None = None
         self.is_complete = False
         self._max_body = max_body
@@ -235,19 +231,19 @@ class RequestReader:
         self._searched = 0              # bytes of the buffer that hold no end of the head
         self._body_length = 0
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data):
         """Take what has come. Refused: this can never become a request."""
         self._buffer += data
         if self.request is None:
             self._take_head()
         self.is_complete = self.request is not None and len(self._buffer) >= self._body_length
 
-    def complete_request(self, peer: str, now: float) -> Request:
+    def complete_request(self, peer, now):
         """The request with its body, from the address `peer`, at UTC seconds `now`; not before `is_complete`."""
         assert self.request is not None
         return self.request._replace(body=self._buffer[:self._body_length], peer=peer, now=now)
 
-    def _take_head(self) -> None:
+    def _take_head(self):
         """Search only what is new: a head can come byte by byte."""
         start = max(0, self._searched - len(_END_OF_HEAD) + 1)
         end = self._buffer.find(_END_OF_HEAD, start)
@@ -264,7 +260,7 @@ class RequestReader:
         if self._body_length > self._max_body:
             raise Refused(413, f"body longer than {self._max_body} bytes")
 
-    def _check_beginning(self, start: int) -> None:
+    def _check_beginning(self, start):
         """Refuse a head as early as possible. Its bytes before `start` have been checked."""
         if _FORBIDDEN.search(self._buffer, start):
             raise Refused(400, "control character, or a line that does not end in CRLF")
@@ -275,7 +271,7 @@ class RequestReader:
             _parse_request_line(self._buffer[:end_of_line])
 
 
-def parse_head(head: bytes) -> Request:
+def parse_head(head):
     """The request of a complete head; Refused when it is malformed."""
     request_line, *field_lines = head[:-len(_END_OF_HEAD)].split(b"\r\n")
     method, target, origin, version = _parse_request_line(request_line)
@@ -287,7 +283,7 @@ def parse_head(head: bytes) -> Request:
     return Request(method.decode(), target.decode("utf-8", "replace"), path, segments[-1], _parse_query(query), headers)
 
 
-def _parse_request_line(line: bytes) -> tuple[bytes, ...]:
+def _parse_request_line(line):
     """Method, target, the target without scheme and host, version."""
     found = _REQUEST_LINE.match(line)
     if not found:
@@ -299,10 +295,10 @@ def _parse_request_line(line: bytes) -> tuple[bytes, ...]:
     return found.groups()
 
 
-def _parse_fields(lines: Sequence[bytes]) -> dict[str, str]:
+def _parse_fields(lines):
     if len(lines) > MAX_FIELDS:
         raise Refused(431, f"more than {MAX_FIELDS} header fields")
-    headers: dict[str, str] = {}
+    headers = {}
     for line in lines:
         found = _FIELD.match(line)
         if not found:
@@ -314,7 +310,7 @@ def _parse_fields(lines: Sequence[bytes]) -> dict[str, str]:
     return headers
 
 
-def _check_headers(headers: dict[str, str], version: bytes) -> None:
+def _check_headers(headers, version):
     """A client that expects a 100 Continue gets none: after a second it sends its body all the same."""
     if "transfer-encoding" in headers:
         is_smuggling = "content-length" in headers or version == b"1.0"
@@ -327,11 +323,11 @@ def _check_headers(headers: dict[str, str], version: bytes) -> None:
         raise Refused(400, "malformed Host")
 
 
-def _decode(raw: bytes) -> str:
+def _decode(raw):
     return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
 
 
-def _parse_query(query: bytes) -> list[tuple[str, str]]:
+def _parse_query(query):
     """Arguments in order. A plus stays a plus: the units do not encode anything, and nicknames may hold one."""
     pairs = []
     for part in filter(None, query.split(b"&")):
@@ -348,14 +344,14 @@ MOST_LINES = 10000                      # lines that wait to be written; a line 
 _WORD = re.compile(r"""([^\s/?&="'\\]+)""")
 
 
-def escape_unprintable(text: str) -> str:
+def escape_unprintable(text):
     """Control characters, line separators, marks of direction and the like as \\x1b or \\u202e."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def mask_secret(secret: str, text: str) -> str:
+def mask_secret(secret, text):
     """Each word that holds the secret, or half of it (somebody has mistyped it), becomes `*`."""
     if not secret:
         return text
@@ -375,7 +371,7 @@ class LogWriter(logging.Handler):
     When MOST_LINES wait, because nobody reads, further lines are dropped and counted.
     """
 
-    def __init__(self, fd: int, is_journald: bool = False) -> None:
+    def __init__(self, fd, is_journald=False):
         super().__init__()
         self.secret = ""                                        # is not written
         self.dropped = 0                                        # the handler's own lock guards this and the next
@@ -384,7 +380,7 @@ class LogWriter(logging.Handler):
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = _started(functools.partial(self._write_all, fd), "log")
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record):
         """Called with the handler's lock held."""
         if self._lines.qsize() >= MOST_LINES:
             self.dropped += 1
@@ -392,7 +388,7 @@ class LogWriter(logging.Handler):
             self._speak_of_dropped()
             self._lines.put(self.line(record))
 
-    def line(self, record: logging.LogRecord) -> str:
+    def line(self, record):
         """One line: a priority for journald when it reads the log (sd-daemon(3)), else a UTC time."""
         if self._is_journald:
             start = "<%d>" % {"ERROR": 3, "WARNING": 4}.get(record.levelname, 6)
@@ -400,26 +396,26 @@ class LogWriter(logging.Handler):
             start = f"{seqfile.utc(record.created)}Z {record.levelname} "
         return start + mask_secret(self.secret, escape_unprintable(record.getMessage().rstrip()))
 
-    def _speak_of_dropped(self) -> None:
+    def _speak_of_dropped(self):
         if self._told < self.dropped:
             self._lines.put(f"{self.dropped - self._told} lines are missing here: nobody read the log")
             self._told = self.dropped
 
-    def _write_all(self, fd: int) -> None:
+    def _write_all(self, fd):
         for line in iter(self._lines.get, ""):
             data = line.encode("utf-8", "backslashreplace") + b"\n"
             with contextlib.suppress(OSError):                  # whoever reads the log has gone
                 while data:
                     data = data[os.write(fd, data):]
 
-    def finish(self, seconds: float) -> None:
+    def finish(self, seconds):
         """Wait until all is written, but not for longer than that."""
         self._speak_of_dropped()
         self._lines.put("")
         self._thread.join(seconds)
 
 
-def _started(work: Callable[[], None], name: str) -> threading.Thread:
+def _started(work, name):
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     return thread
@@ -434,14 +430,14 @@ class Health:
     `_lock` guards `_reported` and `_found`.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock):
         self.clock = clock
         self.changed = threading.Event()
         self._lock = threading.Lock()
         self._reported: dict[str, importer.Problem] = {}
         self._found: list[importer.Problem] = []
 
-    def report(self, key: str, level: str, text: str, unit: str = "") -> None:
+    def report(self, key, level, text, unit=""):
         """Something is wrong, or still is: `key` is the same for as long as it lasts. With no text, it is over."""
         with self._lock:
             before = self._reported.pop(key, None)
@@ -452,21 +448,21 @@ class Health:
         if bool(before) != bool(text):
             self.changed.set()
 
-    def clear(self, key: str) -> None:
+    def clear(self, key):
         """It is over, if it was there at all."""
         if self.has(key):
             self.report(key, "", "")
 
-    def has(self, key: str) -> bool:
+    def has(self, key):
         """Whether it was reported, and is not over."""
         return key in self._reported
 
-    def find(self, found: list[importer.Problem]) -> None:
+    def find(self, found):
         """What database and directories show, in place of what they showed before."""
         with self._lock:
             self._found = found
 
-    def problems(self) -> list[importer.Problem]:
+    def problems(self):
         """All that is wrong, worst first."""
         with self._lock:
             return importer.worst_first([*self._reported.values(), *self._found])
@@ -485,13 +481,13 @@ MOST_NIGHTS = 3                         # to spend on one update; an update goes
 class Course:
     """How far one unit is with one update, from the rows about both."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.days: list[str] = []       # with STARTED, in order
         self.taken: set[str] = set()    # paths, until all were handed over
         self.complete_at = ""           # UTC, the last time; "": never
         self.is_over = True             # complete since it last started
 
-    def learn(self, when: str, what: str) -> None:
+    def learn(self, when, what):
         """Take a row in."""
         if what == STARTED:
             self.is_over = False
@@ -505,11 +501,11 @@ class Course:
             self.taken.add(what)
 
     @property
-    def had_at(self) -> str:
+    def had_at(self):
         """UTC time at which the unit had all, "" when it does not have it."""
         return self.complete_at if self.is_over else ""
 
-    def nights_in_vain(self, now: float) -> int:
+    def nights_in_vain(self, now):
         """Days on which the unit began, and could not finish; today does not count: it may still."""
         today = seqfile.utc(now, "%Y-%m-%d")
         begun = list(self.days)
@@ -521,9 +517,9 @@ class Course:
 Courses = dict[tuple[str, str], Course]                         # by unit and update
 
 
-def read_courses(*directories: str) -> Courses:
+def read_courses(*directories):
     """How far units are with their updates, from all rows of such directories as var/fetches."""
-    courses: Courses = {}
+    courses = {}
     for directory in directories:
         for when, unit, name, what in importer.read_rows(directory, seqfile.FETCHES, 4):
             course = courses.setdefault((unit, name), Course())
@@ -534,15 +530,15 @@ def read_courses(*directories: str) -> Courses:
 class Fetches:
     """The log of what units take of their updates, and what of it decides whether an update is still listed."""
 
-    def __init__(self, directory: str, sync: seqfile.Sync) -> None:
+    def __init__(self, directory, sync):
         self.log = seqfile.RowLog(directory, seqfile.FETCHES, sync=sync)
         self._lock = threading.Lock()                           # guards _courses and what is in it
         self._courses = read_courses(directory)
 
-    def _course_locked(self, unit: str, name: str) -> Course:
+    def _course_locked(self, unit, name):
         return self._courses.setdefault((unit, name), Course())
 
-    def note(self, unit: str, name: str, what: str, now: float) -> None:
+    def note(self, unit, name, what, now):
         """Add a row. What the unit asks for is noted before the reply, so that rows keep its order."""
         when = seqfile.utc(now, fraction=True)
         with self._lock:
@@ -550,8 +546,7 @@ class Fetches:
         row = "\t".join([when, unit, name, what]) + "\n"
         self.log.append(row.encode(), _told_of_fetch)
 
-    def handed_over(self, unit: str, name: str, path: str,
-                    files: Sequence[str], now: float) -> None:
+    def handed_over(self, unit, name, path, files, now):
         """The last byte of a file was handed over; `files` are all files of the update."""
         self.note(unit, name, path, now)
         with self._lock:
@@ -562,7 +557,7 @@ class Fetches:
         if is_news:
             self.note(unit, name, COMPLETE, now)
 
-    def is_given_up(self, unit: str, name: str, now: float) -> bool:
+    def is_given_up(self, unit, name, now):
         """Whether the unit has spent so many nights on an update that it is to send its data first."""
         with self._lock:
             nights = self._course_locked(unit, name).nights_in_vain(now)
@@ -571,7 +566,7 @@ class Fetches:
         return nights >= MOST_NIGHTS
 
 
-def _told_of_fetch(file: str, problem: Optional[Exception]) -> None:
+def _told_of_fetch(file, problem):
     if problem:
         log.error("what a unit took of an update is NOT NOTED: %s", problem)
 
@@ -582,14 +577,14 @@ def _told_of_fetch(file: str, problem: Optional[Exception]) -> None:
 class Room:
     """Whether a disk has more free than is kept back: asked of the disk once a second, and counted down between."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory):
         """`directory`: a directory of that disk; made again when somebody has removed it."""
         self.directory = directory
         self._lock = threading.Lock()                           # guards the next two
         self._left = 0.0                                        # bytes
         self._asked = 0.0                                       # UTC seconds
 
-    def take(self, length: int, keep_free: float, now: float) -> bool:
+    def take(self, length, keep_free, now):
         """Whether there is room to write; `length` bytes count as written then. `keep_free` is in percent."""
         with self._lock:
             if self._left <= 0 or abs(now - self._asked) >= 1:
@@ -599,7 +594,7 @@ class Room:
             self._left -= length
         return has_room
 
-    def _ask(self, keep_free: float) -> float:
+    def _ask(self, keep_free):
         try:
             disk = os.statvfs(self.directory)
         except FileNotFoundError:
@@ -619,12 +614,12 @@ class Count(NamedTuple):
 class Quota:
     """How much of the disk each unit may take. A unit that sends nothing that is stored leaves no trace."""
 
-    def __init__(self, data_dir: str) -> None:
+    def __init__(self, data_dir):
         self.data_dir = data_dir
         self._lock = threading.Lock()                           # guards the next
         self._counts: dict[str, Count] = {}
 
-    def check(self, chunk: seqfile.Chunk, settings: Settings) -> None:
+    def check(self, chunk, settings):
         """Refuse a chunk that would exceed a limit."""
         with self._lock:
             count = self._counts.get(chunk.unit)
@@ -640,14 +635,14 @@ class Quota:
             limits = (settings.max_unit_bytes, settings.max_unit_files)
             raise Refused(507, "unit would exceed %d bytes or %d files" % limits)
 
-    def _exceeds(self, count: Count, chunk: seqfile.Chunk, settings: Settings) -> bool:
+    def _exceeds(self, count, chunk, settings):
         if count.bytes + len(chunk.data) > settings.max_unit_bytes:
             return True
         if count.files < settings.max_unit_files:
             return False
         return not os.path.lexists(os.path.join(self.data_dir, *chunk.key, chunk.kept))
 
-    def _count(self, chunk: seqfile.Chunk) -> Count:
+    def _count(self, chunk):
         """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
         usage = seqfile.usage_of(os.path.join(self.data_dir, chunk.unit))
         count = Count(usage.bytes, usage.files, chunk.now)
@@ -655,7 +650,7 @@ class Quota:
             self._counts[chunk.unit] = count
         return count
 
-    def charge(self, chunk: seqfile.Chunk, receipt: seqfile.Receipt) -> None:
+    def charge(self, chunk, receipt):
         """Add what a chunk took."""
         with self._lock:
             count = self._counts.get(chunk.unit, Count(0, 0, chunk.now))
@@ -665,8 +660,7 @@ class Quota:
 class Station:
     """All state of the daemon that outlives a request. `clock` gives UTC seconds."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time,
-                 sync: seqfile.Sync = seqfile.fdatasync) -> None:
+    def __init__(self, settings, clock=time.time, sync=seqfile.fdatasync):
         self.settings, self.clock, self._sync = settings, clock, sync
         for directory in (settings.data_dir, settings.var_dir, *map(self.var, ("pings", "fetches", "pub"))):
             seqfile.make_directory(directory, settle=True)
@@ -677,25 +671,25 @@ class Station:
         self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync)
         self.started = self._latest = clock()
         self._lock = threading.Lock()
-        self.counters: Dict[Tuple[str, Labels], float] = Counter()    # type: ignore[assignment]
-        self.changed: Set[str] = set()
+        self.counters: dict[tuple[str, Labels], float] = Counter()
+        self.changed: set[str] = set()
         self._changed_since = self.started
-        self.connections: Callable[[], int] = lambda: 0         # the server's, once there is one
+        self.connections = lambda: 0            # the server's, once there is one
         self.log_writer: LogWriter | None = None                # what writes the log, once there is one
         self.something_changed = threading.Event()
         self.quota = Quota(settings.data_dir)
         self.room_for_data = Room(settings.data_dir)
         self.room_for_pings = Room(settings.var_dir)
 
-    def var(self, *names: str) -> str:
+    def var(self, *names):
         """A path below the server's own directory."""
         return os.path.join(self.settings.var_dir, *names)
 
-    def data(self, *names: str) -> str:
+    def data(self, *names):
         """A path below the units' directories."""
         return os.path.join(self.settings.data_dir, *names)
 
-    def sync(self, fd: int) -> None:
+    def sync(self, fd):
         """Make the data of an open file durable, and count how long that took."""
         began = time.monotonic()
         self._sync(fd)
@@ -703,7 +697,7 @@ class Station:
             self.counters["co2d_syncs_total", ()] += 1
             self.counters["co2d_sync_seconds_total", ()] += time.monotonic() - began
 
-    def now(self) -> float:
+    def now(self):
         """UTC seconds. A clock that went back is logged: it dates pings and replaced bytes."""
         now = self.clock()
         with self._lock:
@@ -712,12 +706,12 @@ class Station:
             log.warning("the clock went back by %.0f s", back)
         return now
 
-    def count(self, name: str, amount: float = 1, **labels: Any) -> None:
+    def count(self, name, amount=1, **labels):
         """Add to a counter of /metrics."""
         with self._lock:
             self.counters[name, tuple(labels.items())] += amount
 
-    def samples(self) -> Dict[Tuple[str, Labels], float]:
+    def samples(self):
         """The counters, and the gauges of what goes on at this moment."""
         with self._lock:
             samples = dict(self.counters)
@@ -726,7 +720,7 @@ class Station:
             samples["co2d_import_lag_seconds", ()] = self.clock() - self._changed_since if self.changed else 0
         return samples
 
-    def touch(self, file: str) -> None:
+    def touch(self, file):
         """Tell the import thread that a file has changed."""
         with self._lock:
             if not self.changed:
@@ -734,14 +728,14 @@ class Station:
                 self.something_changed.set()
             self.changed.add(file)
 
-    def take_changed(self) -> Set[str]:
+    def take_changed(self):
         """The files that have changed since the last call."""
         with self._lock:
             taken, self.changed = self.changed, set()
             self.something_changed.clear()
         return taken
 
-    def admit(self, unit: str) -> None:
+    def admit(self, unit):
         """Refuse units that may not report."""
         if not any(fnmatch.fnmatchcase(unit, pattern) for pattern in self.settings.units.split()):
             raise Refused(403, "unit is not in the list of units")
@@ -750,7 +744,7 @@ class Station:
 # -- endpoints: units -------------------------------------------------------------------------------------------------
 
 
-def hello(station: Station, request: Request) -> Response:
+def hello(station, request):
     """Units get their hello, browsers an index."""
     if "text/html" in request.headers.get("accept", ""):
         return page(station, request, "index", 0)
@@ -760,14 +754,14 @@ def hello(station: Station, request: Request) -> Response:
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def ping_row(now: float, unit: str, request: Request) -> bytes:
+def ping_row(now, unit, request):
     """A line of pings-NNNN.tsv; control characters in values would forge lines."""
     said = dict(reversed(request.query))
     values = [_UNPRINTABLE.sub("?", said.get(name, "None"))[:128] for name in ("site_code", "rssi_raw", "rssi_dbm")]
     return "\t".join([seqfile.utc(now, fraction=True), unit, *values]).encode("utf-8", "replace") + b"\n"
 
 
-def alive(station: Station, request: Request, unit: str) -> Response:
+def alive(station, request, unit):
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.admit(unit)
     station.inbox.called(unit)
@@ -775,8 +769,8 @@ def alive(station: Station, request: Request, unit: str) -> Response:
     return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, row))
 
 
-def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None]) -> None:
-    def told(file: str, problem: Optional[Exception]) -> None:
+def _store_ping(station, unit, row, send):
+    def told(file, problem):
         station.count("co2d_pings_lost_total" if problem else "co2d_pings_total")
         text = "pings are answered, but not stored: %s" % problem if problem else ""
         station.health.report("pings", importer.CRITICAL, text)
@@ -792,7 +786,7 @@ def _store_ping(station: Station, unit: str, row: bytes, send: Callable[[], None
         told("", OSError("less than %g %% of the disk is free" % station.settings.keep_free))
 
 
-def push(station: Station, request: Request, unit: str, path: Tuple[str, ...], file: bytes) -> Response:
+def push(station, request, unit, path, file):
     """A chunk of a file, which may have any name that a card can hold; see seqfile for what becomes of it."""
     station.admit(unit)
     folders = station.settings.upload_dirs.split()
@@ -816,7 +810,7 @@ def push(station: Station, request: Request, unit: str, path: Tuple[str, ...], f
     return _acknowledge(receipt)
 
 
-def _store(station: Station, chunk: seqfile.Chunk) -> seqfile.Receipt:
+def _store(station, chunk):
     has_room = station.room_for_data.take(len(chunk.data), station.settings.keep_free, chunk.now)
     if chunk.is_strange:
         return station.inbox.receive_strange(chunk, keep=has_room)
@@ -826,7 +820,7 @@ def _store(station: Station, chunk: seqfile.Chunk) -> seqfile.Receipt:
     return station.inbox.receive(chunk)
 
 
-def _note_receipt(station: Station, chunk: seqfile.Chunk, receipt: seqfile.Receipt) -> None:
+def _note_receipt(station, chunk, receipt):
     """Count what was done, and tell the log and the import thread."""
     station.quota.charge(chunk, receipt)
     station.count("co2d_chunks_total", kind=receipt.kind)
@@ -843,7 +837,7 @@ def _note_receipt(station: Station, chunk: seqfile.Chunk, receipt: seqfile.Recei
         station.touch(station.data(*chunk.key, chunk.kept))
 
 
-def _acknowledge(receipt: seqfile.Receipt) -> Response:
+def _acknowledge(receipt):
     """What seqfile has decided, in the words of PROTOCOL.md, section 3."""
     name, position = receipt.ack
     answer = {"ack_file": [name, position, position]}
@@ -856,7 +850,7 @@ def _acknowledge(receipt: seqfile.Receipt) -> Response:
     return json_response(answer, note=receipt.kind)
 
 
-def _storage_refusal(station: Station, unit: str, error: Exception) -> Refused:
+def _storage_refusal(station, unit, error):
     """How an upload ends that a quota or the disk refused: the unit comes back next day."""
     refused = error if isinstance(error, Refused) else Refused(503, "cannot store: %s" % error)
     if isinstance(error, OSError):
@@ -878,7 +872,7 @@ class NotServable(Exception):
     """An update that no unit could fetch completely; says why."""
 
 
-def update_files(directory: int, prefix: str = "") -> Iterator[str]:
+def update_files(directory, prefix=""):
     """Relative paths of all files below an open directory; NotServable where a unit could not fetch one."""
     names = sorted(os.listdir(directory))
     if not names:
@@ -897,7 +891,7 @@ def update_files(directory: int, prefix: str = "") -> Iterator[str]:
             yield path
 
 
-def files_of_update(data_dir: str, unit: str, name: str) -> list[str]:
+def files_of_update(data_dir, unit, name):
     """Relative paths of the files of an update; NotServable when a unit could not fetch it completely."""
     if not (name.startswith(seqfile.UPDATE_PREFIX) and SEGMENT.match(name)):
         raise NotServable("its name does not start with %s, or has characters that units cannot ask for"
@@ -909,7 +903,7 @@ def files_of_update(data_dir: str, unit: str, name: str) -> list[str]:
         raise NotServable(str(error))
 
 
-def visible_updates(data_dir: str, unit: str) -> list[str]:
+def visible_updates(data_dir, unit):
     """Names of what lies in a unit's directory of updates, servable or not, in the order in which units sort them."""
     try:
         with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER]) as directory:
@@ -918,7 +912,7 @@ def visible_updates(data_dir: str, unit: str) -> list[str]:
         return []
 
 
-def servable_updates(data_dir: str, unit: str) -> list[str]:
+def servable_updates(data_dir, unit):
     """Names of the updates that a unit can fetch: complete, not empty, nothing strange in them."""
     names = []
     for name in visible_updates(data_dir, unit):
@@ -930,7 +924,7 @@ def servable_updates(data_dir: str, unit: str) -> list[str]:
     return names
 
 
-def list_updates(station: Station, request: Request, unit: str) -> Response:
+def list_updates(station, request, unit):
     """The updates there are for a unit, or 404. A unit takes the last one; if it cannot, its data go first."""
     station.admit(unit)
     try:
@@ -945,7 +939,7 @@ def list_updates(station: Station, request: Request, unit: str) -> Response:
     return json_response(names)
 
 
-def update(station: Station, request: Request, unit: str, path: tuple[str, ...]) -> Response:
+def update(station, request, unit, path):
     """A file of an update, or the list of what is in a directory of it."""
     station.admit(unit)
     name = path[0]
@@ -964,7 +958,7 @@ def update(station: Station, request: Request, unit: str, path: tuple[str, ...])
     return file_response(file)._replace(sent=taken)
 
 
-def _list_files(station: Station, request: Request, parts: list[str]) -> Response:
+def _list_files(station, request, parts):
     """The answer for a directory of an update. Asking for all that is below one is how a unit begins to take it."""
     unit, _, name, *below = parts
     with seqfile.open_directory(station.settings.data_dir, parts) as directory:
@@ -979,7 +973,7 @@ def _list_files(station: Station, request: Request, parts: list[str]) -> Respons
 # -- endpoints: people ------------------------------------------------------------------------------------------------
 
 
-def recent(station: Station, request: Request) -> Response:
+def recent(station, request):
     """The newest pings as text."""
     allow(request, station.settings.status_allow)
     rows = [_short_ping(line) for line in newest_pings(station.var("pings"), RECENT_PINGS)] or ["No recent pings"]
@@ -991,9 +985,9 @@ def recent(station: Station, request: Request) -> Response:
     return text_response("\n".join(lines) + "\n", headers=headers)
 
 
-def newest_pings(directory: str, number: int) -> List[str]:
+def newest_pings(directory, number):
     """The last lines over all ping files, newest first."""
-    lines: List[str] = []
+    lines = []
     for name in reversed(seqfile.files_in_sequence(directory, seqfile.PINGS)):
         lines += reversed(_lines_of(os.path.join(directory, name)))
         if len(lines) >= number:
@@ -1001,7 +995,7 @@ def newest_pings(directory: str, number: int) -> List[str]:
     return lines[:number]
 
 
-def _lines_of(file: str) -> List[str]:
+def _lines_of(file):
     try:
         with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
             return [line for line in stream.read().split("\n") if line]
@@ -1009,7 +1003,7 @@ def _lines_of(file: str) -> List[str]:
         return []
 
 
-def _short_ping(line: str) -> str:
+def _short_ping(line):
     when, _, rest = line.partition("\t")
     rest = rest[len(seqfile.UNIT_PREFIX):] if rest.startswith(seqfile.UNIT_PREFIX) else rest
     fields = [when.split(".")[0], *rest.split("\t")]
@@ -1020,7 +1014,7 @@ _CSP = ("Content-Security-Policy",
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
-def page(station: Station, request: Request, view: str, refresh: int) -> Response:
+def page(station, request, view, refresh):
     """A status page drawn from the database: HTML, or plain text for curl and whoever asks for it."""
     allow(request, station.settings.status_allow)
     accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
@@ -1043,12 +1037,12 @@ def page(station: Station, request: Request, view: str, refresh: int) -> Respons
     return text_response(text, "text/html" if html else "text/plain", tuple(headers))
 
 
-def alive_summary(station: Station, request: Request) -> Response:
+def alive_summary(station, request):
     """The chart of pings and the table of units."""
     return page(station, request, "alive", 600)
 
 
-def co2_summary(station: Station, request: Request) -> Response:
+def co2_summary(station, request):
     """Recent CO2 and all CO2."""
     return page(station, request, "co2", 3600)
 
@@ -1059,9 +1053,9 @@ LEAST_FREE = 1 << 30                    # bytes of the disk that exports leave f
 SLOWEST_READER = 32 << 10               # bytes/s; whoever takes an export faster gets it whole
 
 
-def data(what: str, form: str) -> Callable[..., Response]:
+def data(what, form):
     """An endpoint for a table as `importer.py export` writes it; the arguments of the URL are its options."""
-    def serve(station: Station, request: Request) -> Response:
+    def serve(station, request):
         allow(request, station.settings.status_allow)
         try:
             file = write_export(station, request, what, form)
@@ -1079,7 +1073,7 @@ def data(what: str, form: str) -> Callable[..., Response]:
     return serve
 
 
-def write_export(station: Station, request: Request, what: str, form: str) -> BinaryIO:
+def write_export(station, request, what, form):
     """An export as a temporary file, so that it takes no memory and is complete before its first byte is sent."""
     import tempfile
     file = tempfile.TemporaryFile(dir=station.settings.var_dir)
@@ -1098,9 +1092,9 @@ def write_export(station: Station, request: Request, what: str, form: str) -> Bi
     return file
 
 
-def published(max_age: int) -> Callable[..., Response]:
+def published(max_age):
     """An endpoint for the files below var/pub."""
-    def serve(station: Station, request: Request, path: Tuple[str, ...]) -> Response:
+    def serve(station, request, path):
         allow(request, station.settings.status_allow)
         try:
             file = open_regular(station.var("pub"), path)
@@ -1115,7 +1109,7 @@ def published(max_age: int) -> Callable[..., Response]:
     return serve
 
 
-def _changed_since(date: str, changed: float) -> bool:
+def _changed_since(date, changed):
     from email.utils import parsedate_to_datetime               # 1 MB that the units never ask for
     try:
         return int(changed) > parsedate_to_datetime(date).timestamp()
@@ -1123,7 +1117,7 @@ def _changed_since(date: str, changed: float) -> bool:
         return True
 
 
-def allow(request: Request, allowed: str) -> None:
+def allow(request, allowed):
     """Refuse peers that are in none of the networks."""
     peer = ipaddress.ip_address(request.peer.split("%")[0])
     peer = getattr(peer, "ipv4_mapped", None) or peer
@@ -1134,17 +1128,17 @@ def allow(request: Request, allowed: str) -> None:
 # -- endpoints: monitoring --------------------------------------------------------------------------------------------
 
 
-def healthz(station: Station, request: Request) -> Response:
+def healthz(station, request):
     """The process answers, by the way that a ping takes: behind the rows that wait, whatever the disk makes of them."""
     allow(request, station.settings.metrics_allow)
 
-    def wait(send: Callable[[], None]) -> None:
+    def wait(send):
         station.pings.append(b"", lambda *_: send())
 
     return text_response("ok\n")._replace(after=wait)
 
 
-def readyz(station: Station, request: Request) -> Response:
+def readyz(station, request):
     """All that is wrong, a line each. Disk and database are tried for real. Problems of units leave it ready."""
     allow(request, station.settings.metrics_allow)
     check_disk(station)
@@ -1159,7 +1153,7 @@ def readyz(station: Station, request: Request) -> Response:
     )
 
 
-def check_disk(station: Station) -> None:
+def check_disk(station):
     """Write, sync and remove a file where uploads go, and report what is wrong."""
     station.inbox.close_files()
     probe = os.path.join(station.settings.data_dir, ".probe-%d" % threading.get_ident())
@@ -1181,7 +1175,7 @@ def check_disk(station: Station) -> None:
     station.health.report("disk", importer.CRITICAL, text)
 
 
-def check_log(station: Station, before: int) -> int:
+def check_log(station, before):
     """Report that lines of the log are lost, if there are more than `before`; their number."""
     dropped = station.log_writer.dropped if station.log_writer else 0
     text = (
@@ -1192,7 +1186,7 @@ def check_log(station: Station, before: int) -> int:
     return dropped
 
 
-def check_database(station: Station) -> bool:
+def check_database(station):
     """Report what is wrong with the database; whether it can be read. None yet is well."""
     path = station.settings.db
     _attempt(station, "writing", lambda: importer.try_to_write(path))
@@ -1201,7 +1195,7 @@ def check_database(station: Station) -> bool:
     )
 
 
-def _attempt(station: Station, key: str, attempt: Callable[[], None]) -> bool:
+def _attempt(station, key, attempt):
     """Try something with the database, and report what it raises; whether it worked."""
     text = ""
     try:
@@ -1218,7 +1212,7 @@ def _attempt(station: Station, key: str, attempt: Callable[[], None]) -> bool:
     return not text
 
 
-def unit_directories(data_dir: str) -> Iterator[importer.Problem]:
+def unit_directories(data_dir):
     """Units whose directory takes no uploads, as it is a link or not ours to write; and those with strange files."""
     with contextlib.suppress(OSError), os.scandir(data_dir) as entries:
         for entry in entries:
@@ -1250,7 +1244,7 @@ def unit_directories(data_dir: str) -> Iterator[importer.Problem]:
                 )
 
 
-def _stays_behind(directory: str) -> bool:
+def _stays_behind(directory):
     """Whether a unit has acknowledged strange files behind its newest error log: it never looks back at that."""
     strange = os.path.join(directory, seqfile.STRANGE, seqfile.ERRORS_FOLDER)
     errors = os.path.join(directory, seqfile.ERRORS_FOLDER)
@@ -1263,20 +1257,20 @@ def _stays_behind(directory: str) -> bool:
 class Watching(threading.Thread):
     """Looks for problems every minute, and when one is reported. The log hears what is new or over, health.json all."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station):
         super().__init__(name="health", daemon=True)
         self.station, self.stopping = station, False
         self._told: dict[str, importer.Problem] = {}
         self._lines_dropped = 0
 
-    def run(self) -> None:
+    def run(self):
         """Until `stop`."""
         while not self.stopping:
             self.station.health.changed.clear()
             self.look()
             self.station.health.changed.wait(LOOK)
 
-    def look(self) -> None:
+    def look(self):
         """Look once."""
         station, health = self.station, self.station.health
         self._lines_dropped = check_log(station, self._lines_dropped)
@@ -1296,7 +1290,7 @@ class Watching(threading.Thread):
             text = "%s cannot be written: %s" % (importer.HEALTH_FILE, error)
         health.report("health", importer.CRITICAL, text)
 
-    def _ask_database(self) -> list[importer.Problem]:
+    def _ask_database(self):
         """What the database shows. While imports fail, units are judged as of their last success."""
         station, health = self.station, self.station.health
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
@@ -1313,7 +1307,7 @@ class Watching(threading.Thread):
             )
         return [problem for problem in found if not health.has(problem.key)]
 
-    def _tell(self, problems: Sequence[importer.Problem]) -> None:
+    def _tell(self, problems):
         """Tell the log what is new and what is over."""
         levels = {
             importer.CRITICAL: logging.ERROR,
@@ -1326,14 +1320,14 @@ class Watching(threading.Thread):
         for key in told.keys() - self._told.keys():
             log.info("over: %s", told[key].text)
 
-    def stop(self) -> None:
+    def stop(self):
         """Look no more."""
         self.stopping = True
         self.station.health.changed.set()
         self.join(10)
 
 
-def metrics(station: Station, request: Request) -> Response:
+def metrics(station, request):
     """Counters and gauges in Prometheus' text format."""
     allow(request, station.settings.metrics_allow)
     return Response(
@@ -1366,7 +1360,7 @@ METRICS = {                             # family: type and help
 }
 
 
-def format_metrics(station: Station, now: float) -> str:
+def format_metrics(station, now):
     """All metrics that have samples."""
     samples = station.samples()
     samples["co2d_uptime_seconds", ()] = now - station.started
@@ -1387,7 +1381,7 @@ def format_metrics(station: Station, now: float) -> str:
         (("co2d_units", (("state", state),)), number)
         for state, number in unit_states(station, now).items()
     )
-    lines: list[str] = []
+    lines = []
     for name, (kind, help) in METRICS.items():
         rows = sorted(
             (labels, value)
@@ -1401,13 +1395,13 @@ def format_metrics(station: Station, now: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _labels(labels: Labels) -> str:
+def _labels(labels):
     escape = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})
     pairs = ['%s="%s"' % (name, str(value).translate(escape)) for name, value in labels]
     return "{%s}" % ",".join(pairs) if pairs else ""
 
 
-def unit_states(station: Station, now: float) -> dict[str, int]:
+def unit_states(station, now):
     """How many units are in which state; empty without a database."""
     try:
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
@@ -1457,7 +1451,7 @@ _PLACEHOLDERS = {
 }
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile(pattern):
     """A regular expression for paths; what stands in < > are plain names, but for <file>."""
     form = re.escape(pattern)
     for name, segments in _PLACEHOLDERS.items():
@@ -1468,10 +1462,10 @@ def _compile(pattern: str) -> re.Pattern[str]:
 _COMPILED = [(route, _compile(route.pattern)) for route in ROUTES]
 
 
-def find_route(request: Request) -> tuple[Route, dict[str, Any]]:
+def find_route(request):
     """The first route that fits, and what the request fills in; 405 when only the method does not fit."""
     place = "/" + "/".join(segment.replace("/", "\0") for segment in request.path)
-    allowed: list[str] = []
+    allowed = []
     for route, form in _COMPILED:
         found = form.match(place)
         if found:
@@ -1484,9 +1478,9 @@ def find_route(request: Request) -> tuple[Route, dict[str, Any]]:
     raise Refused(404, "not found")
 
 
-def _filled(route: Route, found: re.Match[str], request: Request) -> dict[str, Any]:
+def _filled(route, found, request):
     """Arguments of the endpoint."""
-    filled: dict[str, Any] = found.groupdict()
+    filled = found.groupdict()
     if "path" in filled:
         filled["path"] = tuple(filled["path"].split("/"))
     if route.pattern.endswith("<file>"):
@@ -1494,7 +1488,7 @@ def _filled(route: Route, found: re.Match[str], request: Request) -> dict[str, A
     return filled
 
 
-def strip_secret(secret: str, request: Request) -> Request:
+def strip_secret(secret, request):
     """The request without its secret; units' routes need the right one."""
     if not secret:
         return request
@@ -1507,7 +1501,7 @@ def strip_secret(secret: str, request: Request) -> Request:
     return request
 
 
-def unit_of(secret: str, request: Request) -> str:
+def unit_of(secret, request):
     """The id of the unit that a request comes from, as it says; "" where it is no unit's request."""
     with contextlib.suppress(Refused):
         path = strip_secret(secret, request).path
@@ -1516,7 +1510,7 @@ def unit_of(secret: str, request: Request) -> str:
     return ""
 
 
-def request_for_log(secret: str, request: Request) -> str:
+def request_for_log(secret, request):
     """Method and target, to stand between quotes. Where a secret is expected, what stands in its place is not shown."""
     target = request.target
     if secret:
@@ -1529,7 +1523,7 @@ def request_for_log(secret: str, request: Request) -> str:
     return request.method + " " + target.replace("\\", r"\x5c").replace('"', r"\x22")
 
 
-def respond(station: Station, request: Request, lane: Optional[str] = None) -> Union[Response, str]:
+def respond(station, request, lane=None):
     """The answer to a well-formed request, whatever happens; or the lane that it is for, if that is not `lane`."""
     name = "none"
     try:
@@ -1556,12 +1550,12 @@ class Failed(Exception):
     """A command that cannot be carried out; says why, and what to do."""
 
 
-def program() -> str:
+def program():
     """The name that this program was called by."""
     return os.path.basename(sys.argv[0]) or "co2d"
 
 
-def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+def command_parser(command, description, examples):
     """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help."""
     examples = examples.replace("co2d ", program() + " ")
     parser = argparse.ArgumentParser(
@@ -1579,7 +1573,7 @@ def command_parser(command: str, description: str, examples: str) -> argparse.Ar
     return parser
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
+def settings_of(arguments):
     """The settings in force; what is to be told about them is told."""
     settings = importer.load_settings(arguments.config, vars(arguments))
     for line in settings.warnings:
@@ -1587,18 +1581,18 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
-def warn(text: str) -> None:
+def warn(text):
     """Tell who called a command."""
     print("co2d: warning: " + text, file=sys.stderr)
 
 
-def daemon_user(settings: Settings) -> os.stat_result:
+def daemon_user(settings):
     """What belongs to the user who runs the daemon: the directory of pings, which the daemon makes itself."""
     pings = os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)
     return os.stat(pings if os.path.isdir(pings) else settings.data_dir)
 
 
-def user_name(uid: int) -> str:
+def user_name(uid):
     """The name of a user, or its number."""
     import pwd                                                  # the daemon does not need it
     try:
@@ -1607,7 +1601,7 @@ def user_name(uid: int) -> str:
         return "#%d" % uid
 
 
-def become_daemon_user(settings: Settings) -> None:
+def become_daemon_user(settings):
     """Go on as the daemon's user, with the mode of the data directory for what is written: so the daemon can read it.
 
     Root can; PermissionError for others.
@@ -1652,24 +1646,24 @@ TASKS = [                               # that old firmware can carry out, as JS
 ]
 
 
-def as_list(value: Any) -> list[Any]:
+def as_list(value):
     """A list as it is; else the value alone."""
     return value if isinstance(value, list) else [value]
 
 
-def is_url(text: str) -> bool:
+def is_url(text):
     """Whether a unit can append /ou/... to it, and parse it."""
     found = _URL.match(text)
     return found is not None and 0 < int(found[3] or 80) < 65536
 
 
-def are_urls(value: Any, settings: Settings) -> bool:
+def are_urls(value, settings):
     """Whether it is a URL, or a list of URLs, to which a unit can append /ou/..."""
     urls = as_list(value)
     return bool(urls) and all(is_url(str(url)) for url in urls)
 
 
-def are_directories(value: Any, settings: Settings) -> bool:
+def are_directories(value, settings):
     """Whether it is a list of [directory, way] that this server answers, with those that cannot be missed."""
     uploads = r'\["(?:%s)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*","push_sequential"\]' % (
         "|".join(settings.upload_dirs.split()))
@@ -1679,7 +1673,7 @@ def are_directories(value: Any, settings: Settings) -> bool:
     return needed <= set(entries) and all(re.fullmatch(uploads, entry) for entry in others)
 
 
-def are_tasks(value: Any, settings: Settings) -> bool:
+def are_tasks(value, settings):
     """Whether old firmware goes on with this schedule: where it raises an exception, it does so at each wake."""
     pattern = "|".join(TASKS)
     if not all(re.fullmatch(pattern, _to_json(entry)) for entry in as_list(value)):
@@ -1744,11 +1738,11 @@ CONFIGURATION = [
 ]
 
 
-def _refuse_constant(word: str) -> Any:
+def _refuse_constant(word):
     raise ValueError("%s is no number that a unit could read" % word)
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text):
     """The value of a JSON text; ValueError for what is none, NaN and Infinity included."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
@@ -1756,7 +1750,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("too deep")
 
 
-def check_patch(name: str, content: bytes, settings: Settings) -> list[str]:
+def check_patch(name, content, settings):
     """Failed when a file below conf-patch/ would harm a unit; else what in it no firmware reads."""
     file = name[len(PATCHES):]
     if "/" in file:
@@ -1779,7 +1773,7 @@ def check_patch(name: str, content: bytes, settings: Settings) -> list[str]:
             for word in sorted(patch.keys() - keys.keys())]
 
 
-def check_update(files: dict[str, bytes], settings: Settings, force: bool = False) -> None:
+def check_update(files, settings, force=False):
     """Failed unless a unit can take these files. `force`: with keys and files that no firmware reads."""
     _check_sizes({name: len(content) for name, content in files.items()})
     unread = []
@@ -1796,13 +1790,13 @@ def check_update(files: dict[str, bytes], settings: Settings, force: bool = Fals
         warn(what)
 
 
-def _check_sizes(sizes: dict[str, int]) -> None:
+def _check_sizes(sizes):
     """Failed when these files (path -> bytes) are too many or too big, or fall into one on a unit's card."""
     total = sum(sizes.values())
     if total > MAX_UPDATE_BYTES or len(sizes) > MAX_UPDATE_FILES:
         raise Failed("%d bytes in %d files: a unit can take %d bytes in %d files"
                      % (total, len(sizes), MAX_UPDATE_BYTES, MAX_UPDATE_FILES))
-    seen: dict[str, str] = {}
+    seen = {}
     for name, length in sizes.items():
         if length > MAX_UPDATE_FILE:
             raise Failed("%s has %d bytes: a file of more than %d is not through before the unit's watchdog "
@@ -1815,7 +1809,7 @@ def _check_sizes(sizes: dict[str, int]) -> None:
                 raise Failed("%s and %s are the same file on a card (FAT)" % (other, path))
 
 
-def read_update(directory: str) -> dict[str, bytes]:
+def read_update(directory):
     """The files of an update by relative path; Failed when they cannot all be read and fetched."""
     try:
         with seqfile.open_directory(directory, []) as opened:
@@ -1839,7 +1833,7 @@ class Run(NamedTuple):
     last: str
 
 
-def _logs(settings: Settings, folder: str) -> Iterator[tuple[str, str]]:
+def _logs(settings, folder):
     """Where the rows of this server lie, and of each whose var/ was copied here: its name ("": this one), directory."""
     yield "", os.path.join(settings.var_dir, folder)
     for name in sorted(os.listdir(settings.data_dir)):
@@ -1847,15 +1841,15 @@ def _logs(settings: Settings, folder: str) -> Iterator[tuple[str, str]]:
             yield name, os.path.join(settings.data_dir, name, "var", folder)
 
 
-def known_courses(settings: Settings) -> Courses:
+def known_courses(settings):
     """How far units are with their updates, as far as it is known here."""
     directories = [directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)]
     return read_courses(*directories)
 
 
-def read_runs(settings: Settings) -> dict[str, list[Run]]:
+def read_runs(settings):
     """All pings that are known here, by unit; of each server in order of time."""
-    runs: dict[str, list[Run]] = {}
+    runs = {}
     for server, directory in _logs(settings, seqfile.PINGS_FOLDER):
         for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5):
             of_unit = runs.setdefault(unit, [])
@@ -1866,7 +1860,7 @@ def read_runs(settings: Settings) -> dict[str, list[Run]]:
     return runs
 
 
-def _progress(course: Course, files: Sequence[str], now: float) -> str:
+def _progress(course, files, now):
     """How far a unit is with an update of these files."""
     if not course.days and not course.taken:
         return "not fetched"
@@ -1880,7 +1874,7 @@ def _progress(course: Course, files: Sequence[str], now: float) -> str:
     return state
 
 
-def _effect(patch: dict[str, Any], runs: Sequence[Run]) -> str:
+def _effect(patch, runs):
     """What is seen of an update, from the configuration that it sets and the pings since the unit had all of it.
 
     Pings alone prove little: a unit that is switched on sends two.
@@ -1901,7 +1895,7 @@ def _effect(patch: dict[str, Any], runs: Sequence[Run]) -> str:
     return "has not called since"
 
 
-def _effect_of_move(urls: Any, runs: Sequence[Run]) -> str:
+def _effect_of_move(urls, runs):
     """Silence here is what is expected of a unit that went to another server."""
     for run in runs:
         if not run.server:
@@ -1911,9 +1905,9 @@ def _effect_of_move(urls: Any, runs: Sequence[Run]) -> str:
     return "went to " + " or ".join(as_list(urls))
 
 
-def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict[str, Any]:
+def _patch_of(data_dir, unit, name, files):
     """The keys that an update sets, of all its files."""
-    patch: dict[str, Any] = {}
+    patch = {}
     for file in files:
         if file.startswith(PATCHES):
             parts = [unit, seqfile.UPDATES_FOLDER, name, *file.split("/")]
@@ -1928,7 +1922,7 @@ def _patch_of(data_dir: str, unit: str, name: str, files: Sequence[str]) -> dict
 WITHDRAWN = re.compile(r"\.withdrawn-(.+)-[0-9]+\Z")
 
 
-def default_name(used: set[str], now: float) -> str:
+def default_name(used, now):
     """update-2026-11-25z130405: with the second (UTC), so that two servers do not give the same name; behind `used`.
 
     The z sorts behind update-2026-11-25a and the like.
@@ -1941,7 +1935,7 @@ def default_name(used: set[str], now: float) -> str:
     raise Failed("the name of today does not sort after %s: give one that does with --name" % latest)
 
 
-def check_name(name: str, unit: str, used: set[str]) -> None:
+def check_name(name, unit, used):
     """Failed unless a unit would take an update of this name after those that it has been offered."""
     latest = max(used, default=seqfile.UPDATE_PREFIX)
     is_well = SEGMENT.match(name) and name.startswith(seqfile.UPDATE_PREFIX)
@@ -1950,9 +1944,9 @@ def check_name(name: str, unit: str, used: set[str]) -> None:
                      % (unit, name, seqfile.UPDATE_PREFIX, latest))
 
 
-def files_to_publish(arguments: argparse.Namespace, settings: Settings) -> dict[str, bytes]:
+def files_to_publish(arguments, settings):
     """The files of the update that the command line asks for, checked."""
-    patches: dict[str, dict[str, Any]] = {}
+    patches = {}
     for assignment in arguments.set or []:
         file, key, value = parse_assignment(assignment)
         patches.setdefault(file, {})[key] = value
@@ -1971,7 +1965,7 @@ def files_to_publish(arguments: argparse.Namespace, settings: Settings) -> dict[
     return files
 
 
-def parse_assignment(text: str) -> tuple[str, str, Any]:
+def parse_assignment(text):
     """FILE.KEY=VALUE -> file, key, value. The value is JSON, or a text that is no JSON."""
     place, equals, written = text.partition("=")
     file, _, key = place.rpartition(".")
@@ -1986,7 +1980,7 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
     return file if file.endswith(".json") else file + ".json", key, value
 
 
-def _warn_of_silence(files: dict[str, bytes]) -> None:
+def _warn_of_silence(files):
     """Tell where no station answers at a URL that units are sent to: a refusal there would cut them off."""
     import ssl
     from urllib import request
@@ -2003,7 +1997,7 @@ def _warn_of_silence(files: dict[str, bytes]) -> None:
 class Publishing:
     """One call of `co2d publish`."""
 
-    def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
+    def __init__(self, settings, arguments):
         self.settings = settings
         self.data_dir = settings.data_dir
         self.arguments = arguments
@@ -2011,7 +2005,7 @@ class Publishing:
         self.courses = known_courses(settings)
         self.runs = read_runs(settings)
 
-    def units(self) -> list[str]:
+    def units(self):
         """The units that the command line names: by id, the end of an id, nickname, site, or all."""
         called = self._known_units()
         everybody = set().union(*called.values())
@@ -2024,11 +2018,11 @@ class Publishing:
             raise Failed("for which units? Name them, or --all, or --site SITE")
         return list(dict.fromkeys(units))
 
-    def _known_units(self) -> dict[str, set[str]]:
+    def _known_units(self):
         """Hardware id, with and without its prefix, or nickname -> the units called so. A ping is enough."""
         with os.scandir(self.data_dir) as entries:
             units = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
-        called: dict[str, set[str]] = {}
+        called = {}
         for unit in units.union(self.runs):
             if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit):
                 called[unit] = called[unit.removeprefix(seqfile.UNIT_PREFIX)] = {unit}
@@ -2037,7 +2031,7 @@ class Publishing:
                 called.setdefault(runs[-1].nickname, set()).add(unit)
         return called
 
-    def _units_at(self, site: str) -> list[str]:
+    def _units_at(self, site):
         with contextlib.closing(importer.open_db(self.settings.db)) as db:
             stays = importer.deployments(db)
         there = [stay for stay in stays if stay.site == site]
@@ -2048,7 +2042,7 @@ class Publishing:
             raise Failed("no unit stands at %s today" % site)
         return units
 
-    def _used_names(self, unit: str) -> set[str]:
+    def _used_names(self, unit):
         """Names of updates that the unit has been offered, here or at a server that is known here.
 
         What it has on its card under one of them, it will never fetch again.
@@ -2063,7 +2057,7 @@ class Publishing:
                     names.add(found[1])
         return names
 
-    def publish(self) -> None:
+    def publish(self):
         """Check everything, then offer the update to one unit after the other."""
         files = files_to_publish(self.arguments, self.settings)     # as who calls: DIR may be closed to others
         units = self.units()
@@ -2088,7 +2082,7 @@ class Publishing:
                 warn("%s has not fetched %s yet, and now will not: a unit takes the last update only"
                      % (unit, before[-1]))
 
-    def _install(self, unit: str, name: str, files: dict[str, bytes]) -> None:
+    def _install(self, unit, name, files):
         """Stage under a hidden name, sync, publish with one rename; no update stays behind when that fails."""
         place = [unit, seqfile.UPDATES_FOLDER]
         try:
@@ -2097,7 +2091,7 @@ class Publishing:
         except OSError as error:
             raise Failed("%s: %s" % (unit, error))
 
-    def withdraw(self, name: str) -> None:
+    def withdraw(self, name):
         """Hide an update from the units that it is offered to."""
         units = self.units()
         having = [unit for unit in units if name in visible_updates(self.data_dir, unit)]
@@ -2116,13 +2110,13 @@ class Publishing:
                 warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted"
                      % (unit, others[-1]))
 
-    def _hide(self, unit: str, name: str) -> None:
+    def _hide(self, unit, name):
         hidden = ".withdrawn-%s-%d" % (name, self.now)
         with seqfile.open_directory(self.data_dir, [unit, seqfile.UPDATES_FOLDER]) as updates:
             os.rename(name, hidden, src_dir_fd=updates, dst_dir_fd=updates)
             os.fsync(updates)
 
-    def report(self, unit: str) -> list[str]:
+    def report(self, unit):
         """A line for each update: when it was published, how much was fetched, and what is seen of it since."""
         lines = []
         until = "9"                                             # later: when the unit had the next one, which undoes it
@@ -2136,7 +2130,7 @@ class Publishing:
             until = course.had_at or until
         return lines[::-1]
 
-    def _columns(self, unit: str, name: str, course: Course, until: str) -> list[str]:
+    def _columns(self, unit, name, course, until):
         files = files_of_update(self.data_dir, unit, name)
         place = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER, name)
         published = seqfile.utc(os.stat(place).st_mtime)
@@ -2149,7 +2143,7 @@ class Publishing:
         return columns
 
 
-def publish_parser() -> argparse.ArgumentParser:
+def publish_parser():
     """Options of `co2d publish`."""
     keys = ""
     for key in CONFIGURATION:
@@ -2181,7 +2175,7 @@ what the firmware reads (--set):
     return parser
 
 
-def publish(settings: Settings, arguments: argparse.Namespace) -> int:
+def publish(settings, arguments):
     """`co2d publish`; the exit status."""
     if not os.path.isdir(settings.data_dir):
         raise Failed("there is no data directory %s" % settings.data_dir)
@@ -2205,7 +2199,7 @@ def publish(settings: Settings, arguments: argparse.Namespace) -> int:
 KEPT_FOLDERS = [seqfile.PINGS_FOLDER, seqfile.FETCHES_FOLDER, seqfile.PUB_FOLDER]       # of the server's directory
 
 
-def _places(settings: Settings, backup_dir: str) -> Iterator[tuple[str, str]]:
+def _places(settings, backup_dir):
     """(directory of the station, directory of the backup)"""
     yield settings.data_dir, os.path.join(backup_dir, "remote_data")
     for folder in KEPT_FOLDERS:
@@ -2213,7 +2207,7 @@ def _places(settings: Settings, backup_dir: str) -> Iterator[tuple[str, str]]:
         yield own, os.path.join(backup_dir, "var", folder)
 
 
-def copy_tree(source: str, target: str) -> None:
+def copy_tree(source, target):
     """Copy the files that differ; what is only in the target stays."""
     shutil.copytree(
         source,
@@ -2223,7 +2217,7 @@ def copy_tree(source: str, target: str) -> None:
         dirs_exist_ok=True)
 
 
-def _copy_changed(file: str, copy: str) -> None:
+def _copy_changed(file, copy):
     """Copy a file as a whole, if size or time differ, with the time that it had before: it may grow at any moment."""
     with contextlib.suppress(FileNotFoundError):                # it was there for a moment only
         status = os.stat(file)
@@ -2237,25 +2231,25 @@ def _copy_changed(file: str, copy: str) -> None:
         os.replace(part, copy)
 
 
-def _size_and_time(status: os.stat_result) -> tuple[int, int]:
+def _size_and_time(status):
     return status.st_size, status.st_mtime_ns
 
 
-def _passed_over(folder: str, names: list[str]) -> list[str]:
+def _passed_over(folder, names):
     """Links, which nothing of ours follows, and updates that are being published."""
     staged = [name for name in names if name.startswith("." + seqfile.UPDATE_PREFIX)]
     links = [name for name in names if os.path.islink(os.path.join(folder, name))]
     return staged + links
 
 
-def _files_below(*directories: str) -> Iterator[str]:
+def _files_below(*directories):
     for directory in directories:
         for where, _, names in os.walk(directory):
             for name in names:
                 yield os.path.join(where, name)
 
 
-def _give_to(owner: os.stat_result, directories: Sequence[str]) -> None:
+def _give_to(owner, directories):
     for directory in directories:
         for where, _, names in os.walk(directory):
             for name in [".", *names]:
@@ -2263,13 +2257,13 @@ def _give_to(owner: os.stat_result, directories: Sequence[str]) -> None:
                 os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def _tell_copied(done: str, files: Iterable[str], directory: str) -> None:
+def _tell_copied(done, files, directory):
     times = [os.stat(file).st_mtime for file in files]
     newest = seqfile.utc(max(times)) if times else "never"
     print("%s: %d files in %s, the newest of %s UTC" % (done, len(times), directory, newest))
 
 
-def backup_parser() -> argparse.ArgumentParser:
+def backup_parser():
     """Options of `co2d backup`."""
     parser = command_parser("backup", "Copy text, updates and configuration to a directory, also while the daemon "
                             "runs. The next time only what has changed is copied.", """\
@@ -2280,7 +2274,7 @@ def backup_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def backup(settings: Settings, arguments: argparse.Namespace) -> int:
+def backup(settings, arguments):
     """`co2d backup`; the exit status."""
     target = os.path.realpath(arguments.directory)
     pings = os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)
@@ -2300,7 +2294,7 @@ def backup(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def restore_parser() -> argparse.ArgumentParser:
+def restore_parser():
     """Options of `co2d restore`."""
     parser = command_parser("restore", "Bring a backup back into the directories of the configuration, which are to be "
                             "empty. The database is made anew from the text.", """\
@@ -2311,7 +2305,7 @@ def restore_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def restore(settings: Settings, arguments: argparse.Namespace) -> int:
+def restore(settings, arguments):
     """`co2d restore`; the exit status."""
     copied = os.path.join(arguments.directory, "remote_data")
     if not os.path.isdir(copied):
@@ -2362,9 +2356,9 @@ class Connection:
     included, until the whole reply is handed over.
     """
 
-    def __init__(self, sock: socket.socket, peer: str, station: Station, tls: ssl.SSLContext | None) -> None:
-        self.sock: Any = sock           # from the handshake on, an ssl.SSLSocket
-        self._flags: int = socket.MSG_DONTWAIT                  # saves to set each socket non-blocking
+    def __init__(self, sock, peer, station, tls):
+        self.sock = sock                        # from the handshake on, an ssl.SSLSocket
+        self._flags = socket.MSG_DONTWAIT       # saves to set each socket non-blocking
         self.peer = peer
         self.station = station
         self.tls = tls
@@ -2379,12 +2373,12 @@ class Connection:
         self._position = self._size = 0                         # of the file that is sent
         self.enter("tls" if tls else "head")
 
-    def enter(self, state: str) -> None:
+    def enter(self, state):
         """From here on the time counts for another state."""
         self.state = state
         self.since = time.monotonic()
 
-    def deadline(self) -> float:
+    def deadline(self):
         """When the state is to be over, as time.monotonic()."""
         row = STATES[self.state]
         allowed = getattr(self.station.settings, row.limit, 0.0)
@@ -2392,7 +2386,7 @@ class Connection:
             allowed += self.response.extra_seconds
         return max(self.accepted + allowed, self.since + row.at_least)
 
-    def advance(self) -> None:
+    def advance(self):
         """Go on until the client has to do something, or the answer is to be found, or all is over."""
         while self.state not in (ANSWER, CLOSED):
             row = STATES[self.state]
@@ -2403,7 +2397,7 @@ class Connection:
             except Refused as refused:
                 self.refuse(refused)
 
-    def refuse(self, refused: Refused) -> None:
+    def refuse(self, refused):
         """Answer a request that is not complete."""
         state = STATES[self.state].refused
         if state == CLOSED:
@@ -2412,7 +2406,7 @@ class Connection:
         self.request = self.reader.request
         self.reply(refused.response(), state)
 
-    def reply(self, response: Response, state: str = "reply") -> None:
+    def reply(self, response, state="reply"):
         """From here on the response is sent."""
         self.response = response
         size = os.fstat(response.file.fileno()).st_size if response.file else len(response.body)
@@ -2423,7 +2417,7 @@ class Connection:
         self._unsent = memoryview(data)
         self.enter(state)
 
-    def _attempt(self, event: int, call: Callable[..., Any], *arguments: Any) -> Any:
+    def _attempt(self, event, call, *arguments):
         """The result of a call on the socket; None if it would have to wait, for `self.event`."""
         try:
             result = call(*arguments)
@@ -2440,7 +2434,7 @@ class Connection:
 
     # The steps: each returns whether the state has all that it needs.
 
-    def shake_hands(self) -> bool:
+    def shake_hands(self):
         """Begin TLS if the client does; plain HTTP goes on if it may."""
         if not hasattr(self.sock, "do_handshake"):
             first = self._attempt(READ, self.sock.recv, 1, socket.MSG_PEEK | self._flags)
@@ -2454,21 +2448,21 @@ class Connection:
                 return first is not None
         return self._attempt(READ, lambda: [self.sock.do_handshake()]) is not None
 
-    def read_head(self) -> bool:
+    def read_head(self):
         """Read the head of the request."""
         while not self.reader.request:
             if not self._read():
                 return False
         return True
 
-    def read_body(self) -> bool:
+    def read_body(self):
         """Read what follows the head."""
         while not self.reader.is_complete:
             if not self._read():
                 return False
         return True
 
-    def _read(self) -> bool:
+    def _read(self):
         is_first = self.heard == self.accepted
         data = self._attempt(READ, self.sock.recv, PIECE, self._flags)
         if data is None:
@@ -2478,7 +2472,7 @@ class Connection:
         self.reader.feed(data)
         return True
 
-    def write(self) -> bool:
+    def write(self):
         """Hand over what is left of the reply; of a file one piece, then others have their turn."""
         while self._unsent:
             count = self._attempt(WRITE, self.sock.send, self._unsent, self._flags)
@@ -2493,7 +2487,7 @@ class Connection:
         self.is_complete = True
         return True
 
-    def _send_piece(self) -> int:
+    def _send_piece(self):
         """Hand over bytes of the file, which do not pass through this process unless TLS encrypts them."""
         assert self.response and self.response.file
         fd = self.response.file.fileno()
@@ -2509,7 +2503,7 @@ class Connection:
             raise Gone("the file has become shorter")
         return count or 0
 
-    def write_refusal(self) -> bool:
+    def write_refusal(self):
         """Hand over the refusal, and say that nothing follows."""
         if not self.write():
             return False
@@ -2518,17 +2512,17 @@ class Connection:
             self.sock.shutdown(socket.SHUT_WR)
         return True
 
-    def drain(self) -> bool:
+    def drain(self):
         """Read away what still comes: closing before would take the refusal back from the client."""
         return bool(self._attempt(READ, self.sock.recv, PIECE, self._flags) == b"")
 
-    def _say_goodbye(self) -> None:
+    def _say_goodbye(self):
         """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
         if hasattr(self.sock, "unwrap"):
             with contextlib.suppress(OSError, ValueError):      # said before, or nobody there to hear it
                 self.sock.unwrap()
 
-    def close(self) -> None:
+    def close(self):
         """End the connection."""
         if self.is_complete:
             self._say_goodbye()
@@ -2536,7 +2530,7 @@ class Connection:
         if self.response and self.response.file:
             self.response.file.close()
 
-    def log(self) -> None:
+    def log(self):
         """One line about a reply that is complete, and the bytes for /metrics."""
         assert self.response
         settings = self.station.settings
@@ -2604,7 +2598,7 @@ class Server:
     `_open` are single operations on a dictionary, which Python makes whole.
     """
 
-    def __init__(self, station: Station, listener: socket.socket | None = None) -> None:
+    def __init__(self, station, listener=None):
         self.station = station
         self.tls = _tls_context(station.settings)
         self.is_inherited = listener is not None
@@ -2619,14 +2613,14 @@ class Server:
         self._parked: dict[Connection, None] = {}
         self._selector = selectors.DefaultSelector()
         self._ready: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
-        self._lanes: dict[str, queue.SimpleQueue[Connection | None]] = {lane: queue.SimpleQueue() for lane in LANES}
+        self._lanes = {lane: queue.SimpleQueue() for lane in LANES}
         self._threads: list[threading.Thread] = []
         self._acceptors: list[threading.Thread] = []
         self._most = _most_connections()
         self._is_hanging = False
         station.connections = self._open.__len__
 
-    def _set_options(self) -> None:
+    def _set_options(self):
         """Options of the listener. Accepted sockets inherit them, which saves system calls for each."""
         tick = struct.pack("@ll", 0, int(TICK * 1e6))           # struct timeval
         self.socket.setblocking(True)
@@ -2634,7 +2628,7 @@ class Server:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
-    def start(self) -> None:
+    def start(self):
         """Begin to serve."""
         threading.stack_size(512 * 1024)
         self._threads.append(_started(self._watch_parked, "parked"))
@@ -2646,7 +2640,7 @@ class Server:
 
     # The workers
 
-    def _accept_new(self) -> None:
+    def _accept_new(self):
         """Take new connections, but first those that are ready to go on."""
         while not self._accepts_no_more.is_set():
             if not self._ready.empty():
@@ -2657,11 +2651,11 @@ class Server:
             else:
                 self._serve(self._accept())
 
-    def _resume_ready(self) -> None:
+    def _resume_ready(self):
         for connection in iter(self._ready.get, None):
             self._serve(connection)
 
-    def _accept(self) -> Connection | None:
+    def _accept(self):
         try:
             sock, address = self.socket.accept()                # the kernel wakes one thread for one connection
         except BlockingIOError:                                 # nobody came within TICK
@@ -2673,7 +2667,7 @@ class Server:
         self._open[connection] = None
         return connection
 
-    def _serve(self, connection: Connection | None) -> None:
+    def _serve(self, connection):
         """Go on until the client has to do something, or another thread goes on, or all is over."""
         while connection and self._advance(connection):
             if connection.state == CLOSED:
@@ -2684,7 +2678,7 @@ class Server:
         if connection:
             self._park(connection)
 
-    def _advance(self, connection: Connection) -> bool:
+    def _advance(self, connection):
         """Go on as far as the client lets us: to the answer or the end; False when it has to do something before."""
         try:
             connection.advance()
@@ -2696,12 +2690,12 @@ class Server:
             self._fail(connection, error)
         return connection.state in (ANSWER, CLOSED)
 
-    def _fail(self, connection: Connection, error: Exception) -> None:
+    def _fail(self, connection, error):
         """A mistake in the program costs one connection, no thread."""
         log.error("%s: %r at %s", connection.peer, error, importer.place_of(error))
         connection.enter(CLOSED)
 
-    def _answer(self, connection: Connection, lane: str = "") -> bool:
+    def _answer(self, connection, lane=""):
         """Find the answer; False when another thread goes on with the connection."""
         try:
             connection.request = connection.reader.complete_request(connection.peer, self.station.now())
@@ -2716,12 +2710,12 @@ class Server:
             self._fail(connection, error)
         return True
 
-    def _reply(self, connection: Connection, response: Response) -> None:
+    def _reply(self, connection, response):
         """Send what had to wait for the disk."""
         connection.reply(response)
         self._serve(connection)
 
-    def _leave_to(self, lane: str, connection: Connection) -> bool:
+    def _leave_to(self, lane, connection):
         if self._lanes[lane].qsize() < MOST_WAITING:
             connection.is_slow = True
             self._lanes[lane].put(connection)
@@ -2729,13 +2723,13 @@ class Server:
         connection.reply(Refused(503, "too many requests of this kind at once", (("Retry-After", "60"),)).response())
         return True
 
-    def _answer_lane(self, lane: str) -> None:
+    def _answer_lane(self, lane):
         """Answer what can take long, one after the other."""
         for connection in iter(self._lanes[lane].get, None):
             self._answer(connection, lane)
             self._serve(connection)
 
-    def _end(self, connection: Connection) -> None:
+    def _end(self, connection):
         """Close a connection; note before that the reply was sent, and log it after that."""
         response = connection.response
         if connection.is_complete and response and response.sent:
@@ -2747,13 +2741,13 @@ class Server:
 
     # Where connections are parked
 
-    def _park(self, connection: Connection) -> None:
+    def _park(self, connection):
         """Leave a connection until its client has done something."""
         with self._lock:
             self._parked[connection] = None
             self._selector.register(connection.sock, connection.event, connection)
 
-    def _unpark(self, connection: Connection) -> None:
+    def _unpark(self, connection):
         """Go on with a connection, or end it."""
         with self._lock:
             del self._parked[connection]
@@ -2763,7 +2757,7 @@ class Server:
         else:
             self._ready.put(connection)
 
-    def _watch_parked(self) -> None:
+    def _watch_parked(self):
         """Read what parked clients send, keep their deadlines, and hand over to the workers what they have to do."""
         looked_at = 0.0
         while not self._is_over.is_set():
@@ -2775,13 +2769,13 @@ class Server:
                 looked_at = now
                 self._look_after(now)
 
-    def _wake(self, connection: Connection) -> None:
+    def _wake(self, connection):
         """The client of a parked connection has done something."""
         event = connection.event
         if STATES[connection.state].needs_worker or self._advance(connection) or connection.event != event:
             self._unpark(connection)
 
-    def _look_after(self, now: float) -> None:
+    def _look_after(self, now):
         """Keep the deadlines, make room when there is none, and tell of a disk that hangs."""
         is_stopped = now > self._stopped_at + STOP_PATIENCE
         for connection in list(self._parked):
@@ -2793,7 +2787,7 @@ class Server:
             self._make_room(now)
         self._tell_of_hanging(now)
 
-    def _tell_of_hanging(self, now: float) -> None:
+    def _tell_of_hanging(self, now):
         """Workers that wait for the disk can serve nobody else. All that looks at the disk may hang, so log it here."""
         late = now - DISK_PATIENCE
         hanging = sum(c.state == ANSWER and c.since < late and not c.is_slow for c in list(self._open))
@@ -2807,7 +2801,7 @@ class Server:
             self.station.health.clear("hanging")
         self._is_hanging = bool(hanging)
 
-    def _come_too_late(self, connection: Connection) -> None:
+    def _come_too_late(self, connection):
         try:
             connection.refuse(Refused(408, f"{connection.state} took too long"))
         except Gone as gone:
@@ -2815,14 +2809,14 @@ class Server:
         else:
             self._unpark(connection)
 
-    def _drop(self, connection: Connection, reason: str) -> None:
+    def _drop(self, connection, reason):
         """End a parked connection."""
         if not self.station.settings.quiet:
             log.info("%s dropped in its %s: %s", connection.peer, connection.state, reason)
         connection.enter(CLOSED)
         self._unpark(connection)
 
-    def _make_room(self, now: float) -> None:
+    def _make_room(self, now):
         """Drop some of those that are the first in DROP_ORDER, the ones that have been silent the longest."""
         parked = sorted(self._parked, key=lambda connection: connection.heard)
         for kind, patience in DROP_ORDER.items():
@@ -2833,7 +2827,7 @@ class Server:
             if silent:
                 return
 
-    def _kind_of(self, connection: Connection) -> str:
+    def _kind_of(self, connection):
         """A key of DROP_ORDER."""
         request = connection.reader.request
         if request is None or connection.state in ("refusal", "linger"):
@@ -2843,17 +2837,17 @@ class Server:
             return "page"
         return "unit" if os.path.isdir(self.station.data(unit)) else "unknown unit"
 
-    def _is_full(self) -> bool:
+    def _is_full(self):
         return len(self._open) >= self._most
 
-    def _is_waited_for(self) -> bool:
+    def _is_waited_for(self):
         """Clients wait in the kernel's queue."""
         with contextlib.suppress(ValueError, OSError), selectors.DefaultSelector() as selector:
             selector.register(self.socket, READ)
             return bool(selector.select(0))
         return False                                            # the socket is closed, or there is no descriptor for us
 
-    def stop(self) -> None:
+    def stop(self):
         """Finish running requests and those that wait in the kernel's queue, then close.
 
         The queue of an inherited socket is left to the next daemon.
@@ -2876,11 +2870,11 @@ class Server:
         for thread in self._threads:
             thread.join(TICK)
 
-    def _has_stopped_for(self, seconds: float) -> bool:
+    def _has_stopped_for(self, seconds):
         return time.monotonic() > self._stopped_at + seconds
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings):
     family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
     try:
         return socket.create_server((settings.listen, settings.port), family=family, backlog=LISTEN_QUEUE,
@@ -2890,7 +2884,7 @@ def _listen(settings: Settings) -> socket.socket:
         raise OSError(error.errno, f"{settings.listen} port {settings.port}: {reason}")
 
 
-def _most_connections() -> int:
+def _most_connections():
     """Connections that may be open at once: as many descriptors as there may be, without those for files."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit <= 0:                                              # no limit
@@ -2898,7 +2892,7 @@ def _most_connections() -> int:
     return limit - max(limit // 4, min(FILE_DESCRIPTORS, limit // 2))
 
 
-def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
+def _tls_context(settings):
     if not settings.tls_cert:
         return None
     import ssl                                                  # brings 4 MB of OpenSSL
@@ -2920,7 +2914,7 @@ def _tls_context(settings: Settings) -> Optional[ssl.SSLContext]:
 class Importing(threading.Thread):
     """Imports what requests have written, moments later, and now and then looks for what came in by other ways."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station):
         super().__init__(name="import", daemon=True)
         self.station = station
         self.stopping = threading.Event()
@@ -2928,7 +2922,7 @@ class Importing(threading.Thread):
         self._kept = importer.KeptOpen(station.settings.db)
         self._scanned = float("-inf")                           # time.monotonic() when all files were last looked at
 
-    def run(self) -> None:
+    def run(self):
         """Import until `stop`. After an import of t seconds, pause 4 t: uploads have priority."""
         patience = 1.0
         while not self.stopping.is_set():
@@ -2945,7 +2939,7 @@ class Importing(threading.Thread):
             self.stopping.wait(self.station.settings.import_delay)
         self._kept.close()
 
-    def _import_what_is_due(self, now: float) -> bool:
+    def _import_what_is_due(self, now):
         """Import what has changed, now and then all; False when that failed, and is to be tried again."""
         self._paths = self._paths or self.station.take_changed()
         has_expired = now - self._scanned > self.station.settings.import_scan
@@ -2958,7 +2952,7 @@ class Importing(threading.Thread):
         self._paths = None
         return True
 
-    def _import(self, paths: set[str] | None) -> bool:
+    def _import(self, paths):
         station = self.station
         try:
             if station.health.has("database") and os.path.exists(station.settings.db):
@@ -2979,7 +2973,7 @@ class Importing(threading.Thread):
             station.health.report("import", importer.CRITICAL, text)
             return False
 
-    def stop(self) -> None:
+    def stop(self):
         """Let a running import finish."""
         self.stopping.set()
         self.station.something_changed.set()
@@ -2989,13 +2983,13 @@ class Importing(threading.Thread):
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
-def under_journald() -> bool:
+def under_journald():
     """Whether stderr goes to the journal (see JOURNAL_STREAM in systemd.exec(5))."""
     status = os.fstat(2)
     return os.environ.get("JOURNAL_STREAM") == "%d:%d" % (status.st_dev, status.st_ino)
 
 
-def notify(state: str) -> None:
+def notify(state):
     """Tell systemd, if it listens (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
@@ -3004,7 +2998,7 @@ def notify(state: str) -> None:
             sock.sendall(state.encode())
 
 
-def inherited_listener() -> Optional[socket.socket]:
+def inherited_listener():
     """The listening socket that systemd hands over, if any (sd_listen_fds(3))."""
     is_for_us = os.environ.get("LISTEN_PID") == str(os.getpid())
     number = os.environ.get("LISTEN_FDS", "0")
@@ -3087,17 +3081,17 @@ WantedBy=multi-user.target
 }
 
 
-def _word(path: str) -> str:
+def _word(path):
     """A path as systemd reads it (systemd.syntax(7))."""
     escaped = re.sub(r'(["\\])', r"\\\1", path).replace("%", "%%")
     return '"%s"' % escaped if re.search(r"""[\s"'\\;]""", path) else escaped
 
 
-def _host_port(address: str, port: int) -> str:
+def _host_port(address, port):
     return ("[%s]:%d" if ":" in address else "%s:%d") % (address, port)
 
 
-def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -> str:
+def systemd_unit(kind, settings, arguments):
     """A complete systemd unit for this installation."""
     directories = [settings.data_dir, settings.var_dir]
     if os.path.dirname(settings.db) != settings.var_dir:
@@ -3121,7 +3115,7 @@ def systemd_unit(kind: str, settings: Settings, arguments: argparse.Namespace) -
     }
 
 
-def claim(directory: str) -> int:
+def claim(directory):
     """A lock on a directory, held as long as the descriptor is open; OSError when another daemon holds it.
 
     Two daemons would write the same files, each trusting what it remembers of them.
@@ -3139,7 +3133,7 @@ def claim(directory: str) -> int:
 class Daemon:
     """The running process: what the signals set, what the main thread does in between."""
 
-    def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
+    def __init__(self, settings, arguments):
         self.arguments, self.station = arguments, Station(settings)
         self.claims = [claim(directory) for directory in (settings.data_dir, settings.var_dir)]
         self.server = Server(self.station, inherited_listener())
@@ -3150,7 +3144,7 @@ class Daemon:
         self.watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         self.fed = 0.0
 
-    def run(self) -> int:
+    def run(self):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         self.server.start()
@@ -3166,13 +3160,13 @@ class Daemon:
             pass
         return self._stop()
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number, frame):
         if number == signal.SIGINT and self.interrupted:
             os._exit(130)
         self.interrupted |= number == signal.SIGINT
         self.signals.put(number)
 
-    def _feed_watchdog(self) -> None:
+    def _feed_watchdog(self):
         """Tell systemd that we live, if we answer a request. No restart mends a disk that is full or fails."""
         if self.watchdog and time.monotonic() - self.fed > self.watchdog:
             self.fed = time.monotonic()
@@ -3181,7 +3175,7 @@ class Daemon:
             except RuntimeError as error:
                 log.error("watchdog: %s", error)
 
-    def _probe(self) -> None:
+    def _probe(self):
         try:
             with socket.create_connection((self._own_address(), self.server.port), timeout=self.watchdog) as sock:
                 if self.server.tls:
@@ -3197,11 +3191,11 @@ class Daemon:
         else:
             log.error("watchdog: no answer from ourselves")
 
-    def _own_address(self) -> str:
+    def _own_address(self):
         listen = str(self.server.socket.getsockname()[0])
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
 
-    def _tick(self) -> bool:
+    def _tick(self):
         """Wait for a signal, but not for long; whether to go on."""
         self._feed_watchdog()
         with contextlib.suppress(queue.Empty):
@@ -3210,7 +3204,7 @@ class Daemon:
             self.reload()
         return True
 
-    def reload(self) -> None:
+    def reload(self):
         """Read the configuration again; a bad one changes nothing."""
         notify("RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
         old = self.station.settings
@@ -3230,7 +3224,7 @@ class Daemon:
             log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
         notify("READY=1")
 
-    def _stop(self) -> int:
+    def _stop(self):
         log.info("stopping")
         notify("STOPPING=1")
         self.server.stop()
@@ -3242,7 +3236,7 @@ class Daemon:
         return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser():
     """Options of `co2d run`; one for every setting."""
     commands = "\n".join("  %-10s%s" % (name, command.help) for name, command in COMMANDS.items())
     parser = command_parser("", "The daemon that CO2 sensor units report to.\n\ncommands (COMMAND --help tells more):\n"
@@ -3267,7 +3261,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(settings: Settings, arguments: argparse.Namespace) -> int:
+def run(settings, arguments):
     """`co2d run`: take what units send until a signal ends it; or tell about the configuration."""
     if arguments.print_config:
         print(importer.format_config(settings), end="")
@@ -3281,7 +3275,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def serve_until_stopped(settings: Settings, arguments: argparse.Namespace) -> int:
+def serve_until_stopped(settings, arguments):
     """Set up logging, then be the daemon."""
     writer = LogWriter(sys.stderr.fileno(), under_journald())
     writer.secret = settings.secret
@@ -3321,7 +3315,7 @@ COMMANDS = {
 }
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv=None):
     """Run the daemon, or one of the other commands; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and not words[0].startswith("-") else "run"

@@ -55,7 +55,7 @@ from bisect import bisect_right
 from collections import Counter
 from datetime import date
 from itertools import accumulate, chain, compress, count, groupby, repeat, zip_longest
-from typing import (Annotated, Any, Callable, Dict, IO, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
+from typing import (Annotated, Any, Callable, Dict, IO, List, NamedTuple, Optional,
                     Sequence, Set, Tuple, get_type_hints)
 
 import seqfile
@@ -98,7 +98,7 @@ class Rejected(Exception):
     """A line that cannot be imported; says why."""
 
 
-def place_of(error: BaseException) -> str:
+def place_of(error):
     """File and line where an exception was raised."""
     trace = error.__traceback__
     while trace and trace.tb_next:
@@ -106,7 +106,7 @@ def place_of(error: BaseException) -> str:
     return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
 
 
-def _printable(text: str) -> str:
+def _printable(text):
     """Without control characters: names and texts from outside reach no terminal as they are."""
     return re.sub("[\x00-\x1f\x7f-\x9f]", "?", text.encode("utf-8", "replace").decode())
 
@@ -159,7 +159,7 @@ class Limits(NamedTuple):
 LIMITS = Limits()
 
 
-def co2_flag(qc: int) -> int:
+def co2_flag(qc):
     """QARTOD flag of the CO2 value of a row with these bits."""
     if qc & QC_CO2_MISSING:
         return MISSING
@@ -168,7 +168,7 @@ def co2_flag(qc: int) -> int:
     return SUSPECT if qc & QC_CO2_SUSPECT else PASS
 
 
-def temp_flag(qc: int) -> int:
+def temp_flag(qc):
     """QARTOD flag of the temperature of a row with these bits."""
     if qc & QC_TEMP_MISSING:
         return MISSING
@@ -235,7 +235,7 @@ class Column(NamedTuple):
     about: str
 
     @property
-    def sql(self) -> str:
+    def sql(self):
         """The column of a query."""
         return "%s AS %s" % (_ISO % self.value if self.kind == "time" else self.value, self.name)
 
@@ -250,12 +250,12 @@ class Export(NamedTuple):
     begin: str = "NULL"                 # SQL: the UTC seconds that a row is about, from ...
     end: str = "NULL"                   # ... to
 
-    def select(self, more: str = "") -> str:
+    def select(self, more=""):
         """The query for its columns, and for `more`."""
         return "SELECT %s FROM %s" % (", ".join(column.sql for column in self.columns) + more, self.rows)
 
 
-def _columns(text: str) -> list[Column]:
+def _columns(text):
     """Columns from lines; two blanks or more stand between name, kind, unit, value and what it is."""
     return [Column(*re.split("  +", line, maxsplit=4)) for line in text.strip().splitlines()]
 
@@ -394,10 +394,10 @@ class Setting(NamedTuple):
     restart: bool = False               # a reload cannot change it
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
+def whole(low, high):
     """A parser for whole numbers from `low` to `high`."""
 
-    def parse_number(text: str) -> int:
+    def parse_number(text):
         if not re.match(r"[0-9]{1,18}\Z", text) or not low <= int(text) <= high:
             raise ValueError("%r is not a whole number from %d to %d" % (text, low, high))
         return int(text)
@@ -408,7 +408,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def parse_size(text: str) -> int:
+def parse_size(text):
     """Bytes, with an optional K, M or G (1024s)."""
     found = re.match(r"([0-9]{1,12}) ?([KMG]?)\Z", text)
     if not found:
@@ -416,14 +416,14 @@ def parse_size(text: str) -> int:
     return int(found[1]) * _SIZES[found[2]]
 
 
-def parse_seconds(text: str) -> float:
+def parse_seconds(text):
     """A positive number of seconds."""
     if not re.match(r"[0-9]{1,6}(\.[0-9]{1,3})?\Z", text) or float(text) <= 0:
         raise ValueError("%r is not a number of seconds" % text)
     return float(text)
 
 
-def parse_percent(text: str) -> float:
+def parse_percent(text):
     """A number from 0 to 99."""
     if not re.match(r"[0-9]{1,2}(\.[0-9]{1,3})?\Z", text):
         raise ValueError("%r is not a percentage from 0 to 99" % text)
@@ -433,14 +433,14 @@ def parse_percent(text: str) -> float:
 _SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 
 
-def parse_switch(text: str) -> bool:
+def parse_switch(text):
     """yes or no."""
     if text.lower() not in _SWITCH:
         raise ValueError("%r is neither yes nor no" % text)
     return _SWITCH[text.lower()]
 
 
-def parse_address(text: str) -> str:
+def parse_address(text):
     """An IP address: a name would have to be looked up."""
     import ipaddress                                            # only for who configures it: pages start sooner
 
@@ -448,7 +448,7 @@ def parse_address(text: str) -> str:
     return text
 
 
-def parse_networks(text: str) -> str:
+def parse_networks(text):
     """Networks as 192.168.0.0/16, separated by spaces."""
     import ipaddress
 
@@ -457,14 +457,14 @@ def parse_networks(text: str) -> str:
     return text
 
 
-def parse_patterns(text: str) -> str:
+def parse_patterns(text):
     """Names or patterns, separated by spaces."""
     if not text.split():
         raise ValueError("at least one is needed; * is all")
     return text
 
 
-def parse_segments(text: str) -> str:
+def parse_segments(text):
     """Path segments separated by spaces, none of which is ours."""
     for word in text.split() or [text]:
         if not SEGMENT.match(word) or word in ("updates", seqfile.SET_ASIDE):
@@ -472,7 +472,7 @@ def parse_segments(text: str) -> str:
     return text
 
 
-def parse_secret(text: str) -> str:
+def parse_secret(text):
     """Empty, or one path segment."""
     if text and not SEGMENT.match(text):
         raise ValueError(
@@ -481,14 +481,14 @@ def parse_secret(text: str) -> str:
     return text
 
 
-def parse_path(text: str) -> str:
+def parse_path(text):
     """A path; relative ones count from the file that names them, on the command line from the current directory."""
     if "\0" in text:
         raise ValueError("no path has a NUL in it")
     return text
 
 
-def parse_directory(text: str) -> str:
+def parse_directory(text):
     """A path that cannot be empty."""
     if not text:
         raise ValueError("no directory is named")
@@ -537,16 +537,16 @@ class Settings(NamedTuple):
     limits: Limits = LIMITS             # section [quality]
     warnings: tuple[str, ...] = ()      # what is to be told, though the configuration can be used
 
-    def archive(self) -> Archive:
+    def archive(self):
         """Where its files lie, and by which limits they are judged."""
         return Archive((self.data_dir,), self.var_dir, self.db, self.limits)
 
 
-SETTINGS: dict[str, Setting] = {
+SETTINGS = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
     if hasattr(hint, "__metadata__")}
 # Settings and limits that there were once: name -> what to know. They are accepted, so an upgrade stops no station.
-GONE: dict[str, str] = {
+GONE = {
     "flat_count": "a flat line is told by its duration, flat_time",
     "threads": "a client that has to be waited for holds no thread",
 }
@@ -559,7 +559,7 @@ class Said(NamedTuple):
     where: str                          # "file:line", or the option
 
 
-def read_ini(file: str) -> dict[str, dict[str, Said]]:
+def read_ini(file):
     """section -> name -> what a configuration file says; BadConfig names file, line and reason."""
     try:
         with open(
@@ -575,7 +575,7 @@ def read_ini(file: str) -> dict[str, dict[str, Said]]:
         )
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig("%s: %s" % (file, error))
-    sections: dict[str, dict[str, Said]] = {"co2d": {}, "quality": {}}
+    sections = {"co2d": {}, "quality": {}}
     section = ""
     for number, line in enumerate(lines, 1):
         where = "%s:%d" % (file, number)
@@ -599,7 +599,7 @@ def read_ini(file: str) -> dict[str, dict[str, Said]]:
     return sections
 
 
-def config_file(config: str | None, environ: Mapping[str, str] = os.environ) -> str:
+def config_file(config, environ=os.environ):
     """The configuration file in force, "" for none: as named, else by CO2D_CONF, else beside this script."""
     beside = os.path.realpath(
         os.path.join(HERE, "co2d.conf")
@@ -607,15 +607,13 @@ def config_file(config: str | None, environ: Mapping[str, str] = os.environ) -> 
     return config or environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
 
 
-def load_settings(
-    config: str | None, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ
-) -> Settings:
+def load_settings(config, given, environ=os.environ):
     """Defaults, then the configuration file, then `given`: name of a setting -> text; None and other names are passed
     over. BadConfig when that cannot be used."""
     file = config_file(config, environ)
     sections = read_ini(file) if file else {}
-    warnings: list[str] = []
-    values: dict[str, Any] = {}
+    warnings = []
+    values = {}
     base = os.path.dirname(os.path.abspath(file))
     for name, said in _known(sections.get("co2d", {}), SETTINGS, warnings):
         values[name] = _parse_setting(name, said, base)
@@ -626,7 +624,7 @@ def load_settings(
     }
     for name, said in _known(options, SETTINGS, warnings):
         values[name] = _parse_setting(name, said, os.getcwd())
-    limits: dict[str, Any] = {}
+    limits = {}
     for name, said in _known(sections.get("quality", {}), Limits._fields, warnings):
         limits[name] = _parse_limit(name, said)
     settings = Settings(**values, limits=LIMITS._replace(**limits), warnings=tuple(warnings))
@@ -634,9 +632,7 @@ def load_settings(
     return settings._replace(db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
 
 
-def _known(
-    said: Mapping[str, Said], names: Iterable[str], warnings: list[str]
-) -> Iterator[tuple[str, Said]]:
+def _known(said, names, warnings):
     """What is said about names that there are; BadConfig for others, a warning for those that have gone."""
     for name, what in said.items():
         if name in GONE:
@@ -647,7 +643,7 @@ def _known(
             raise BadConfig("%s: unknown setting %r" % (what.where, name))
 
 
-def _parse_setting(name: str, said: Said, base: str) -> Any:
+def _parse_setting(name, said, base):
     parse = SETTINGS[name].parse
     try:
         value = parse(said.text.strip())
@@ -656,10 +652,10 @@ def _parse_setting(name: str, said: Said, base: str) -> Any:
     return os.path.join(base, value) if value and parse in (parse_path, parse_directory) else value
 
 
-def _parse_limit(name: str, said: Said) -> float:
+def _parse_limit(name, said):
     kind = type(getattr(LIMITS, name))
     try:
-        value: float = kind(said.text)
+        value = kind(said.text)
     except ValueError:
         value = float("nan")
     if not abs(value) < 1e9:                                    # nor is nan
@@ -670,7 +666,7 @@ def _parse_limit(name: str, said: Said) -> float:
     return value
 
 
-def _check_together(settings: Settings, where: str) -> None:
+def _check_together(settings, where):
     """BadConfig when settings contradict each other, or the disk."""
     limits = settings.limits
     for low, high in (("co2_low", "co2_high"), ("temp_low", "temp_high")):
@@ -691,7 +687,7 @@ def _check_together(settings: Settings, where: str) -> None:
         raise BadConfig("%s: tls_key without tls_cert: there would be no TLS" % where)
 
 
-def format_config(settings: Settings, example: bool = False) -> str:
+def format_config(settings, example=False):
     """The settings as a configuration file; in the example every line is commented out."""
     off = "#" if example else ""
     lines = [
@@ -714,7 +710,7 @@ def format_config(settings: Settings, example: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def format_value(value: Any, example: bool = False) -> str:
+def format_value(value, example=False):
     """A setting as text; in the example paths beside this script are relative."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -735,7 +731,7 @@ class Rules(NamedTuple):
     now: float                          # UTC seconds; time of the import
 
     @property
-    def latest(self) -> float:
+    def latest(self):
         """What is dated later is dated in the future."""
         return self.now + self.limits.future
 
@@ -747,7 +743,7 @@ class Number(NamedTuple):
     convert: Callable[[str], Any]
 
 
-def _number(pattern: str, convert: Callable[[str], Any]) -> Number:
+def _number(pattern, convert):
     return Number(re.compile(pattern + r"\Z", re.ASCII), convert)
 
 
@@ -780,7 +776,7 @@ class Piece(NamedTuple):
     refused: str = ""                   # why, whatever it holds
 
 
-def pieces_of(raw: bytes) -> list[Piece]:
+def pieces_of(raw):
     """The parts of a line of readings: most have one.
 
     NULs in front, which a power cut leaves, are no part of the line behind them. A hardware id inside a later field
@@ -805,18 +801,18 @@ def pieces_of(raw: bytes) -> list[Piece]:
     return pieces + [Piece(starts[-1], raw[starts[-1]:])]
 
 
-def without_last_field(raw: bytes) -> bytes:
+def without_last_field(raw):
     """A piece of a line with `?` for its last field."""
     return raw[:raw.rfind(b"\t") + 1] + b"?"
 
 
-def decode(raw: bytes) -> str:
+def decode(raw):
     """A line as text, without its end; never depends on the locale."""
     text = raw.decode("utf-8", "replace").rstrip("\n")
     return text[:-1] if text.endswith("\r") else text
 
 
-def check_text(text: str) -> None:
+def check_text(text):
     """Rejected for a text with control characters, and for none."""
     if _CONTROL.search(text):
         raise Rejected("control character")
@@ -824,7 +820,7 @@ def check_text(text: str) -> None:
         raise Rejected("empty line")
 
 
-def parse_day(text: str) -> int:
+def parse_day(text):
     """UTC seconds of the begin of a day, YYYY-MM-DD."""
     try:
         if _DAY.match(text):
@@ -834,7 +830,7 @@ def parse_day(text: str) -> int:
     raise Rejected(NO_TIME)
 
 
-def parse_clock(text: str) -> int:
+def parse_clock(text):
     """Seconds since midnight, HH:MM:SS."""
     found = _CLOCK.match(text)
     if not found:
@@ -843,7 +839,7 @@ def parse_clock(text: str) -> int:
     return hours * HOUR + minutes * 60 + seconds
 
 
-def instant(day: str, clock: str, limits: Limits) -> int:
+def instant(day, clock, limits):
     """UTC seconds; Rejected for a clock that was not set, too."""
     ts = parse_day(day) + parse_clock(clock)
     if int(day[:4]) < limits.first_year:
@@ -851,7 +847,7 @@ def instant(day: str, clock: str, limits: Limits) -> int:
     return ts
 
 
-def parse_number(text: str, number: Number) -> Any:
+def parse_number(text, number):
     """The value of a field, None where it says `None`."""
     if text == "None":
         return None
@@ -860,21 +856,21 @@ def parse_number(text: str, number: Number) -> Any:
     return number.convert(text)
 
 
-def parse_raw(text: str) -> Optional[float]:
+def parse_raw(text):
     """A value that is behind those that are needed; None where it is no number."""
     try:
-        value: Optional[float] = parse_number(text, RAW_VALUE)
+        value = parse_number(text, RAW_VALUE)
         return value
     except Rejected:
         return None
 
 
-def nickname(text: str) -> Optional[str]:
+def nickname(text):
     """None for those of misconfigured units."""
     return None if text in ("", "None") or text.endswith("NICK") else text
 
 
-def co2_bits(usable: int, missing: int) -> int:
+def co2_bits(usable, missing):
     """The bits of `qc` for ten values of which so many are usable, and so many missing."""
     if usable == len(CO2):
         return 0
@@ -883,7 +879,7 @@ def co2_bits(usable: int, missing: int) -> int:
     return QC_NO_CO2 | QC_CO2_MISSING if missing == len(CO2) else QC_NO_CO2
 
 
-def temp_bits(degrees: Optional[float], limits: Limits) -> int:
+def temp_bits(degrees, limits):
     """The bits of `qc` for a temperature."""
     if degrees is None:
         return QC_TEMP_MISSING
@@ -892,12 +888,12 @@ def temp_bits(degrees: Optional[float], limits: Limits) -> int:
     return QC_POWER_ON if degrees == 85 else QC_TEMP_RANGE
 
 
-def is_usable(ppm: Optional[int], limits: Limits) -> bool:
+def is_usable(ppm, limits):
     """Whether one of the ten values enters their mean."""
     return ppm is not None and limits.co2_low <= ppm < limits.co2_high
 
 
-def parse_reading(raw: bytes, rules: Rules) -> Row:
+def parse_reading(raw, rules):
     """The row of a reading: the 16 original columns, ts, co2, co2_flag, temp_flag, qc, five raw values."""
     fields = decode(raw).split("\t")
     check_text("\t".join(fields[:NEEDED]))
@@ -931,7 +927,7 @@ _PING = re.compile(r"(([0-9]{4}-[0-9]{2}-[0-9]{2})T(([0-9]{2}:[0-9]{2}:[0-9]{2})
 DBM = _number("-?[0-9]{1,4}", int)
 
 
-def parse_ping(raw: bytes, rules: Rules) -> Row:
+def parse_ping(raw, rules):
     """The row of a ping without source and offset."""
     text = decode(raw)
     check_text(text)
@@ -954,9 +950,9 @@ ERROR_TYPES = {                         # words -> type; where several are there
 RUN_LOG = "run log leading up to this"  # such an entry lists what went well, too: it has no type
 
 
-def hide_secrets(text: str) -> str:
+def hide_secrets(text):
     """The path of each URL up to its last `/ou/`, or all of it, becomes `/***`: it can be a secret."""
-    def hide(found: re.Match[str]) -> str:
+    def hide(found):
         host, path = found.groups()
         known = path.rfind("/ou/")
         if known == 0 or path == "/":
@@ -965,13 +961,13 @@ def hide_secrets(text: str) -> str:
     return _URL.sub(hide, text)
 
 
-def decode_log(raw: bytes) -> str:
+def decode_log(raw):
     """A line of an error log as text; control characters do not hide it, they are escaped."""
     text = raw.decode("utf-8", "replace").rstrip("\r\n")
     return hide_secrets(_CONTROL.sub(lambda found: "\\x%02x" % ord(found[0]), text))
 
 
-def error_type(said: str) -> Optional[str]:
+def error_type(said):
     """One of ERROR_TYPES, or None, for what an entry says."""
     lower = said.lower()
     if lower.startswith(RUN_LOG):
@@ -983,7 +979,7 @@ def error_type(said: str) -> Optional[str]:
 class Entry:
     """An entry of an error log: its headline, then further lines."""
 
-    def __init__(self, offset: int, day: str, clock: str, level: Optional[str], message: str) -> None:
+    def __init__(self, offset, day, clock, level, message):
         self.offset = offset            # byte in the file
         self.day = day
         self.clock = clock
@@ -991,21 +987,21 @@ class Entry:
         self.message = message
         self.text: List[str] = []
         self.length = 0                 # characters of the text
-        self.inferred: Row = (day, clock, parse_day(day) + parse_clock(clock))
+        self.inferred = (day, clock, parse_day(day) + parse_clock(clock))
 
-    def follow(self, before: Optional[Entry]) -> None:
+    def follow(self, before):
         """An entry dated 1970 takes the time of the nearest earlier dated one as inferred time."""
         if self.day.startswith("1970"):
             self.inferred = before.inferred if before else (None, None, None)
 
-    def add(self, text: str) -> None:
+    def add(self, text):
         """A further line; Rejected when there are so many that they are no text for people."""
         self.length += len(text) + 1
         if self.length > LONGEST_LINE:
             raise Rejected("entry longer than %d characters" % LONGEST_LINE)
         self.text.append(text)
 
-    def row(self, unit: str) -> Row:
+    def row(self, unit):
         """The row without source and offset. Early logs have the message on the line behind the headline."""
         lines = self.text or [""]
         if self.message:
@@ -1016,7 +1012,7 @@ class Entry:
         return (unit, day, clock, etype, self.day, self.clock, self.level, lines[0], ts, text)
 
 
-def parse_headline(text: str, offset: int) -> Optional[Entry]:
+def parse_headline(text, offset):
     """The entry that a line begins, None when it goes on with one; Rejected for a headline that makes no sense."""
     if not text.startswith("-----"):
         return None
@@ -1042,7 +1038,7 @@ _INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{1,2}:[0-9]{2})
                       re.ASCII)
 
 
-def parse_instant(text: str, what: str) -> Optional[int]:
+def parse_instant(text, what):
     """UTC seconds of an ISO date or date-time, also as in 2026-10-01 0:00; None for an empty one."""
     if not text:
         return None
@@ -1055,7 +1051,7 @@ def parse_instant(text: str, what: str) -> Optional[int]:
     raise Rejected("%s is no ISO date: %s" % (what, text))
 
 
-def cells_of(raw: bytes) -> list[str]:
+def cells_of(raw):
     """The cells of a line of a table that people write, without the blanks around them. Cells may be quoted; a quote
     that is not closed spoils its own line only. Text that is not UTF-8 is taken for a spreadsheet's (Windows-1252)."""
     import csv                                                  # only who changes the table needs it
@@ -1073,7 +1069,7 @@ def cells_of(raw: bytes) -> list[str]:
     return [cell.strip() for row in rows for cell in row]
 
 
-def parse_header(cells: Sequence[str]) -> list[str]:
+def parse_header(cells):
     """The columns of a table of deployments."""
     if len(cells) < 2:
         raise Rejected("no tabs in the header line")
@@ -1084,7 +1080,7 @@ def parse_header(cells: Sequence[str]) -> list[str]:
     return columns
 
 
-def parse_deployment(cells: Sequence[str], columns: Sequence[str]) -> Row:
+def parse_deployment(cells, columns):
     """The row of a deployment without source and offset."""
     if any(cells[len(columns):]):
         raise Rejected("more fields than columns")
@@ -1108,7 +1104,7 @@ def parse_deployment(cells: Sequence[str], columns: Sequence[str]) -> Row:
     return (*[fields.get(column) or None for column in DEPLOYMENT_COLUMNS], since, until)
 
 
-def _canonical(ts: Optional[int]) -> str:
+def _canonical(ts):
     """The same text for the same time, however people wrote it: a date, or a date-time."""
     if ts is None:
         return ""
@@ -1140,12 +1136,12 @@ MOST_TEXTS = 1 << 16                    # that a table remembers; no sensor has 
 class Lookup(Dict[Any, Any]):
     """What a function makes of a text (or a sum), worked out once for each."""
 
-    def __init__(self, function: Callable[[Any], Any], rejected: Any = None) -> None:
+    def __init__(self, function, rejected=None):
         super().__init__()
         self.function = function
         self.rejected = rejected        # the value of what the function rejects
 
-    def __missing__(self, key: Any) -> Any:
+    def __missing__(self, key):
         try:
             value = self.function(key)
         except Rejected:
@@ -1155,7 +1151,7 @@ class Lookup(Dict[Any, Any]):
         self[key] = value
         return value
 
-    def column(self, keys: Iterable[Any]) -> list[Any]:
+    def column(self, keys):
         """The values of a column."""
         return list(map(self.__getitem__, keys))
 
@@ -1173,7 +1169,7 @@ class Cut(NamedTuple):
     times: list[int]                    # UTC seconds
     columns: list[list[Any]]            # in the order of PLAIN_COLUMNS, then raw values
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name):
         """The values of a column; None for raw values that the lines do not have."""
         at = [*PLAIN_COLUMNS, *RAW].index(name)
         return self.columns[at] if at < len(self.columns) else [None] * len(self.times)
@@ -1182,7 +1178,7 @@ class Cut(NamedTuple):
 class Columns:
     """Cuts lines of readings into columns."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules):
         self.limits = rules.limits
         self.first = parse_day("%04d-01-01" % max(1, rules.limits.first_year))
         self.latest = rules.latest
@@ -1197,14 +1193,14 @@ class Columns:
         self.ppm_codes = Lookup(self._code_of_ppm, BROKEN)
         self.meanings = Lookup(self.meaning)
 
-    def _code_of_temp(self, text: str) -> int:
+    def _code_of_temp(self, text):
         return temp_bits(parse_number(text, TEMP), self.limits) * OF_TEMP
 
-    def _code_of_flashes(self, text: str) -> int:
+    def _code_of_flashes(self, text):
         parse_number(text, FLASHES)
         return 0
 
-    def _code_of_ppm(self, text: str) -> int:
+    def _code_of_ppm(self, text):
         ppm = parse_number(text, PPM)
         if ppm is None:
             return MISSED
@@ -1212,7 +1208,7 @@ class Columns:
             raise Rejected("cannot be added up with others")
         return int(ppm) if is_usable(ppm, self.limits) else ODD
 
-    def meaning(self, code: int) -> Row:
+    def meaning(self, code):
         """co2, co2_flag, temp_flag and qc of a line with this sum."""
         total = code % ODD
         odd = code // ODD % 16
@@ -1221,7 +1217,7 @@ class Columns:
         qc = co2_bits(usable, missing) | code // OF_TEMP
         return total / usable if usable else None, co2_flag(qc), temp_flag(qc), qc
 
-    def cut(self, lines: list[str]) -> Optional[Cut]:
+    def cut(self, lines):
         """The plain ones of these lines (bytes as Latin-1, without newline); None: there are hardly any."""
         unit, nick, width = _usual(lines)
         tabs = list(map(str.count, lines, repeat("\t")))
@@ -1264,7 +1260,7 @@ class Columns:
         name = nickname(nick.encode("latin-1").decode("utf-8", "replace"))
         return Cut(unit, name, width, odd, times, columns)
 
-    def _explain(self, columns: list[list[Any]]) -> None:
+    def _explain(self, columns):
         """Put what the sums mean in their place."""
         at = PLAIN_COLUMNS.index("co2")
         meanings = self.meanings.column(columns[at])
@@ -1272,14 +1268,14 @@ class Columns:
         columns[at:at + 1] = [list(map(part, meanings)) for part in parts]
 
 
-def take_out(numbers: Sequence[int], columns: Iterable[list[Any]]) -> None:
+def take_out(numbers, columns):
     """Delete the items with these numbers, which are few, from each column."""
     for column in columns:
         for number in reversed(numbers):
             del column[number]
 
 
-def _usual(lines: Sequence[str]) -> Tuple[str, str, int]:
+def _usual(lines):
     """Unit, nickname and number of fields of most lines: those of the first line from the middle on that looks plain; a
     number that no line has when none of a few does."""
     middle = len(lines) // 2
@@ -1305,13 +1301,13 @@ class Source(NamedTuple):
     until: Optional[int] = None         # byte up to which to read; None: to its end
 
     @property
-    def id(self) -> int:
+    def id(self):
         """The same for the same key in every database."""
         return _id_of(self.key)
 
 
 @functools.lru_cache(maxsize=1)         # row by row the same
-def _id_of(key: str) -> int:
+def _id_of(key):
     raw = key.encode()                                          # hashlib would bring 4 MB of OpenSSL for this
     return zlib.crc32(raw) << 20 | zlib.crc32(raw[::-1]) & 0xfffff
 
@@ -1324,7 +1320,7 @@ class Line(NamedTuple):
     raw: bytes                          # with its newline
     whole: bool                         # False: a piece of a line that is too long
 
-    def content(self) -> bytes:
+    def content(self):
         """Its bytes; Rejected for a piece."""
         if not self.whole:
             raise Rejected("line longer than %d bytes" % LONGEST_LINE)
@@ -1334,7 +1330,7 @@ class Line(NamedTuple):
 class Account:
     """One row of the ledger, while an import runs."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key):
         self.key = key
         self.size = 0                   # bytes of the file when it was read last
         self.done = 0                   # bytes that were imported or rejected
@@ -1355,7 +1351,7 @@ class Account:
 ACCOUNT_COLUMNS = [name for name in vars(Account("")) if name not in ("key", "inside")]
 
 
-def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[bytes]:
+def complete_blocks(file, account, end):
     """What is new up to byte `end`, in blocks of complete lines. What has no newline within LONGEST_LINE bytes comes in
     pieces of that size. Whoever takes a block moves the account on."""
     file.seek(max(0, account.done - 1))
@@ -1372,7 +1368,7 @@ def complete_blocks(file: IO[bytes], account: Account, end: int) -> Iterator[byt
             rest = rest[complete:]
 
 
-def lines_of(block: bytes, account: Account) -> Iterator[Line]:
+def lines_of(block, account):
     """The lines of a block; the account moves along."""
     begin = 0
     while begin < len(block):
@@ -1392,19 +1388,19 @@ def lines_of(block: bytes, account: Account) -> Iterator[Line]:
 class News:
     """What came or went of one unit in one table."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.first = FOREVER            # times of what is new
         self.last = -FOREVER
         self.days: Set[int] = set()     # of what is new and of what went
 
-    def add(self, times: Sequence[int]) -> None:
+    def add(self, times):
         """New rows have these times."""
         self.first = min(self.first, min(times))
         self.last = max(self.last, max(times))
         self.days.update({ts // DAY for ts in times})
 
 
-def insert_sql(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
+def insert_sql(table, columns, verb="INSERT"):
     """A statement for one row."""
     names = ", ".join(columns)
     places = ", ".join("?" * len(columns))
@@ -1414,7 +1410,7 @@ def insert_sql(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
 ROWS_AT_ONCE = 12                       # which saves SQLite starts; before 3.32 it binds at most 999 values
 
 
-def insert_plain_sql(raws: int, rows: int) -> str:
+def insert_plain_sql(raws, rows):
     """A statement for so many rows of a `Cut`. Unit, nickname and source are bound once; then the columns, each from
     its first row to its last."""
     columns = [*PLAIN_COLUMNS, *RAW[:raws], "offset"]
@@ -1437,7 +1433,7 @@ class Reader:
     """Reads what is new in one source into the database. A format names one of `by_column`, `by_line`, `as_log` and
     `as_table`; each deals with every byte up to the end of the last complete line."""
 
-    def __init__(self, run: Import, source: Source, account: Account) -> None:
+    def __init__(self, run, source, account):
         self.run = run
         self.db = run.db
         self.source = source
@@ -1451,7 +1447,7 @@ class Reader:
         self.left_unfollowed = account.rejected > 0             # there may be such in the database
         self.reasons: Counter[str] = Counter()
 
-    def by_column(self, file: IO[bytes], end: int) -> None:
+    def by_column(self, file, end):
         """Readings: many plain lines at once, others one by one."""
         for block in complete_blocks(file, self.account, end):
             if len(block) < FEW or self.account.inside or not block.endswith(b"\n"):
@@ -1460,14 +1456,14 @@ class Reader:
                 self._take_columns(block)
             self.flush()
 
-    def by_line(self, file: IO[bytes], end: int) -> None:
+    def by_line(self, file, end):
         """Lines that are judged one by one."""
         for block in complete_blocks(file, self.account, end):
             self._take_lines(block)
 
-    def as_log(self, file: IO[bytes], end: int) -> None:
+    def as_log(self, file, end):
         """An error log: entries of several lines."""
-        entry: Optional[Entry] = None
+        entry = None
         try:
             for block in complete_blocks(file, self.account, end):
                 for line in lines_of(block, self.account):
@@ -1475,7 +1471,7 @@ class Reader:
         finally:
             self._finish_entry(entry)
 
-    def _take_log_line(self, line: Line, entry: Optional[Entry]) -> Optional[Entry]:
+    def _take_log_line(self, line, entry):
         """The entry to which further lines belong."""
         try:
             text = decode_log(line.content())
@@ -1494,7 +1490,7 @@ class Reader:
         self.account.imported_bytes += len(line.raw)
         return begun or entry
 
-    def _finish_entry(self, entry: Optional[Entry]) -> None:
+    def _finish_entry(self, entry):
         if entry:
             row = entry.row(self.source.unit_id)
             ts = row[self.at["ts"]]
@@ -1502,14 +1498,14 @@ class Reader:
                 self._note(self.source.unit_id, ts)
             self._insert(row, entry.offset)
 
-    def as_table(self, file: IO[bytes], end: int) -> None:
+    def as_table(self, file, end):
         """A table that people write: with a header line, with any ends of lines, complete without a last newline."""
         if end > LARGEST_TABLE:
             raise OSError(errno.EFBIG, "larger than %d bytes" % LARGEST_TABLE)
         data = file.read(end)
         account = self.account
         account.checksum = zlib.crc32(data)
-        columns: List[str] = []
+        columns = []
         refused = ""                    # why the header line cannot be used: the same holds for all that follow
         for raw in data.splitlines(keepends=True):
             line = Line(account.lines + 1, account.done, raw, len(raw) <= LONGEST_LINE)
@@ -1523,7 +1519,7 @@ class Reader:
                 refused = refused if columns else str(why)
                 self._reject(line, Piece(0, raw), str(why))
 
-    def _take_table_line(self, line: Line, columns: List[str]) -> List[str]:
+    def _take_table_line(self, line, columns):
         raw = line.content()
         if raw.strip() and not raw.lstrip(b"\xef\xbb\xbf ").startswith(b"#"):
             cells = cells_of(raw)
@@ -1535,11 +1531,11 @@ class Reader:
         self.account.imported_bytes += len(raw)
         return columns
 
-    def _take_lines(self, block: bytes) -> None:
+    def _take_lines(self, block):
         for line in lines_of(block, self.account):
             self._take_line(line)
 
-    def _take_line(self, line: Line) -> None:
+    def _take_line(self, line):
         """Judge a line, or its pieces, each alone."""
         try:
             pieces = self.format.pieces(line.content())
@@ -1557,7 +1553,7 @@ class Reader:
             else:
                 self._accept(row, line.offset + piece.begin, piece.raw)
 
-    def _accept(self, row: Row, offset: int, raw: bytes) -> None:
+    def _accept(self, row, offset, raw):
         ts = row[self.at["ts"]]
         self._passed([ts])
         self._note(row[self.at["unit_id"]], ts)
@@ -1567,7 +1563,7 @@ class Reader:
         self.account.extra_fields += max(0, fields - self.format.fields)
         self._insert(row, offset)
 
-    def _take_columns(self, block: bytes) -> None:
+    def _take_columns(self, block):
         """Plain lines by column; between them, the others one by one."""
         account = self.account
         lines = block.decode("latin-1").split("\n")
@@ -1604,7 +1600,7 @@ class Reader:
         else:
             self.times.setdefault(cut.unit, []).extend(cut.times)
 
-    def _insert_plain(self, cut: Cut, offsets: Sequence[int]) -> None:
+    def _insert_plain(self, cut, offsets):
         columns = [*cut.columns, offsets]
         raws = len(cut.columns) - len(PLAIN_COLUMNS)
         many = len(offsets) // ROWS_AT_ONCE * ROWS_AT_ONCE
@@ -1614,16 +1610,16 @@ class Reader:
         rest = [column[many:] for column in columns]
         self.db.executemany(INSERT_PLAIN[raws, 1], zip(*same, *rest))
 
-    def _insert(self, row: Row, offset: int) -> None:
+    def _insert(self, row, offset):
         self.rows.append((*row, self.source.id, offset))
         if len(self.rows) >= MOST_WAITING:
             self.flush()
 
-    def _note(self, unit: str, ts: int) -> None:
+    def _note(self, unit, ts):
         """A row has this time."""
         self.times.setdefault(unit, []).append(ts)
 
-    def _passed(self, times: Sequence[int]) -> None:
+    def _passed(self, times):
         """Good lines with these times came: the first is behind the rejected lines so far."""
         if not times:
             return
@@ -1636,7 +1632,7 @@ class Reader:
             self.left_unfollowed = False
         self.account.last_ts = times[-1]
 
-    def _reject(self, line: Line, piece: Piece, reason: str) -> None:
+    def _reject(self, line, piece, reason):
         self.account.rejected += 1
         self.account.rejected_bytes += len(piece.raw)
         self.reasons[reason] += 1
@@ -1648,7 +1644,7 @@ class Reader:
         if len(self.rejects) >= MOST_WAITING:
             self.flush()
 
-    def flush(self) -> None:
+    def flush(self):
         """Write what waits in memory."""
         for unit, times in self.times.items():
             if not self.run.days:
@@ -1691,19 +1687,19 @@ class Format(NamedTuple):
     clean: Callable[[str], str] = str   # of the text of rejected lines
 
     @property
-    def insert(self) -> str:
+    def insert(self):
         """The statement for a row."""
         return insert_sql(self.table, [*self.columns, "source", "offset"])
 
 
-def uploads(folder: str, match: seqfile.Match) -> re.Pattern[str]:
+def uploads(folder, match):
     """Where files of a sequence lie that units upload: in their folder, or set aside."""
     name = "%s[^/]*%s(?:%s)?" % (re.escape(match.prefix), re.escape(match.suffix), seqfile.ASIDE_ENDING)
     return re.compile(r"([^/]+)/(?:%s/)?%s/%s\Z" % (seqfile.SET_ASIDE, re.escape(folder), name))
 
 
 OWN_PINGS = re.compile(r"var/%s/%s[0-9]+%s\Z" % (seqfile.PINGS_FOLDER, *map(re.escape, seqfile.PINGS)))
-FORMATS: Dict[str, Format] = {
+FORMATS = {
     "readings": Format(
         table="co2_readings",
         columns=["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2,
@@ -1748,7 +1744,7 @@ FOLDERS += [seqfile.SET_ASIDE + "/" + folder for folder in FOLDERS]
 _SAME_ID = "its name gives the same id as that of %s: rename one of them"
 
 
-def kind_of(relative: str) -> Optional[Tuple[str, str]]:
+def kind_of(relative):
     """Kind and unit of a path below a data directory; None: not ours to read."""
     for kind, each in FORMATS.items():
         found = each.place.match(relative)
@@ -1757,7 +1753,7 @@ def kind_of(relative: str) -> Optional[Tuple[str, str]]:
     return None
 
 
-def find_sources(archive: Archive, unreadable: Troubles) -> Iterator[Source]:
+def find_sources(archive, unreadable):
     """All text files of an archive, in no order. What cannot be used is appended to `unreadable` with the reason."""
     for data_dir in archive.data_dirs:
         if len(archive.data_dirs) > 1 and not os.path.isdir(data_dir):
@@ -1771,7 +1767,7 @@ def find_sources(archive: Archive, unreadable: Troubles) -> Iterator[Source]:
         yield from _collect(os.path.dirname(home), "data/", os.path.join(home, "var", "pings"), unreadable)
 
 
-def _other_homes(archive: Archive) -> list[str]:
+def _other_homes(archive):
     """Of data directories that are merged, those above them: HOME/var has the pings of that server. Their keys are
     those of a copy in HOME's name below a data directory."""
     homes = [os.path.dirname(os.path.realpath(data_dir)) for data_dir in archive.data_dirs]
@@ -1779,7 +1775,7 @@ def _other_homes(archive: Archive) -> list[str]:
     return [home for home in homes if len(homes) > 1 and os.path.join(home, "var") != own]
 
 
-def _scan(directory: str, unreadable: Troubles) -> Iterator[os.DirEntry[str]]:
+def _scan(directory, unreadable):
     try:
         with os.scandir(directory) as entries:
             yield from entries
@@ -1789,14 +1785,14 @@ def _scan(directory: str, unreadable: Troubles) -> Iterator[os.DirEntry[str]]:
         unreadable.append((directory, error.strerror or str(error)))
 
 
-def _collect(root: str, prefix: str, folder: str, unreadable: Troubles) -> Iterator[Source]:
+def _collect(root, prefix, folder, unreadable):
     for entry in _scan(folder, unreadable):
         source = _source(entry.path, root, prefix)
         if source:
             yield source
 
 
-def _source(path: str, root: str, prefix: str) -> Optional[Source]:
+def _source(path, root, prefix):
     """The source at a path below a data directory or the server's; None when it is no file of ours, or a link."""
     key = prefix + path[len(root):].lstrip("/")
     found = kind_of(key[len(prefix):]) if prefix == "data/" else None
@@ -1817,12 +1813,12 @@ def _source(path: str, root: str, prefix: str) -> Optional[Source]:
     return source._replace(size=status.st_size, ctime=status.st_ctime)
 
 
-def _storable(name: str) -> str:
+def _storable(name):
     """A file name as UTF-8, whatever its bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _distinct(same: List[Source]) -> Iterator[Source]:
+def _distinct(same):
     """Of the same file in several data directories the longest; others only where they are not its beginning."""
     if len(same) > 1:
         same.sort(key=lambda source: (-source.size, _checksum(source.path, source.size)))
@@ -1862,7 +1858,7 @@ class Listing:
     The table belongs to `db`, or to a database of its own, which is closed at the end of a `with`.
     """
 
-    def __init__(self, archive: Archive, db: Optional[sqlite3.Connection] = None) -> None:
+    def __init__(self, archive, db=None):
         self.db = db or sqlite3.connect("", isolation_level=None)
         self.is_own = db is None
         self.unreadable: Troubles = []
@@ -1878,7 +1874,7 @@ class Listing:
         self.db.execute(_ONLY_TIERED)                           # the older, simpler table is read only without that
         self.db.execute("COMMIT")
 
-    def _each_once(self) -> Iterator[Source]:
+    def _each_once(self):
         rows = self.db.execute("SELECT *, NULL FROM found ORDER BY key")
         for key, same in groupby(map(_listed, rows), operator.attrgetter("key")):
             versions = list(_distinct(list(same)))
@@ -1886,18 +1882,18 @@ class Listing:
                 self.disputed.append(key)
             yield from versions
 
-    def between(self, first: str = "", last: str = chr(sys.maxunicode)) -> Iterator[Source]:
+    def between(self, first="", last=chr(sys.maxunicode)):
         """The sources with these keys."""
         query = "SELECT %s FROM files f WHERE f.key BETWEEN ? AND ? ORDER BY f.key" % _LISTED
         return map(_listed, self.db.execute(query, (first, last)))
 
-    def shares(self, processes: int) -> List[Share]:
+    def shares(self, processes):
         """The keys cut into ranges that take about the same time."""
         total = self.db.execute("SELECT total(%s) FROM files" % _COST).fetchone()[0]
         number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
         return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
 
-    def limit(self, ledger: Iterable[Row]) -> list[str]:
+    def limit(self, ledger):
         """Keep only what a ledger (rows of path, done) knows, as far as it was read; the keys of what is gone."""
         self.db.execute("CREATE TEMP TABLE known(path TEXT PRIMARY KEY, done INTEGER)")
         self.db.executemany("INSERT INTO known VALUES (?, ?)", ledger)
@@ -1906,29 +1902,29 @@ class Listing:
         gone = self.db.execute("SELECT path FROM known WHERE path NOT IN (SELECT key FROM files) ORDER BY path")
         return [path for path, in gone]
 
-    def __enter__(self) -> Listing:
+    def __enter__(self):
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_):
         if self.is_own:
             self.db.close()
 
 
-def _to_list(source: Source) -> Row:
+def _to_list(source):
     return (source.key, os.fsencode(source.path), *source[2:6])
 
 
-def _listed(row: Row) -> Source:
+def _listed(row):
     return Source(row[0], os.fsdecode(row[1]), *row[2:])
 
 
-def _checksum(path: str, size: int) -> int:
+def _checksum(path, size):
     with contextlib.suppress(OSError), open(path, "rb") as file:
         return _checksum_of(file, size)
     return 0
 
 
-def _checksum_of(file: IO[bytes], size: int) -> int:
+def _checksum_of(file, size):
     checksum = 0
     for start in range(0, size, BLOCK):
         checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
@@ -1948,7 +1944,7 @@ _REPEATS = """
     WHERE n > 1"""
 
 
-def drop_repeats(db: sqlite3.Connection, kind: str, unit: str, first: int, last: int) -> int:
+def drop_repeats(db, kind, unit, first, last):
     """Of exact repeats between two times leave the one with the smallest (source, offset); how many went."""
     table, same = FORMATS[kind].table, FORMATS[kind].repeats
     dropped = 0
@@ -1974,7 +1970,7 @@ _MEANS = """
     WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {0} = 0 AND %s""".format(QC_ROW | QC_NO_CO2)
 
 
-def judge(values: Sequence[Value], first: int, last: int, limits: Limits) -> Dict[int, int]:
+def judge(values, first, last, limits):
     """Lone spikes and flat stretches between two times: rowid -> new qc where it changes.
 
     `values` are in order and go on before and behind these times, as far as neighbours count.
@@ -1993,7 +1989,7 @@ def judge(values: Sequence[Value], first: int, last: int, limits: Limits) -> Dic
     return changed
 
 
-def stands_out(before: Value, value: Value, after: Value, limits: Limits) -> bool:
+def stands_out(before, value, after, limits):
     """ioos_qc's spike_test (method differential), for neighbours that are near."""
     if value.ts - before.ts > limits.spike_gap or after.ts - value.ts > limits.spike_gap:
         return False
@@ -2002,14 +1998,14 @@ def stands_out(before: Value, value: Value, after: Value, limits: Limits) -> boo
     return rise * fall > 0 and min(abs(rise), abs(fall)) > limits.spike
 
 
-def is_flat(time: int, limits: Limits) -> bool:
+def is_flat(time, limits):
     """Whether so many seconds of the same mean are too many; readings may be a little early or late."""
     return time >= limits.flat_time - JITTER
 
 
-def flat_rows(values: Sequence[Value], limits: Limits) -> Set[int]:
+def flat_rows(values, limits):
     """The rowids of all flat stretches, each as a whole. Of a gap inside a stretch, `spike_gap` counts at most."""
-    flat: Set[int] = set()
+    flat = set()
     for _, stretch in groupby(values, operator.attrgetter("co2")):
         same = list(stretch)
         steps = [after.ts - before.ts for before, after in zip(same, same[1:])]
@@ -2021,13 +2017,13 @@ def flat_rows(values: Sequence[Value], limits: Limits) -> Set[int]:
 _SAME_AS_BEFORE = re.compile(rb"\x01+")
 
 
-def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[int], limits: Limits) -> list[int]:
+def suspicious_times(times, co2, bits, limits):
     """Times where there may be a spike, and those of what may be flat stretches: too many rather than too few."""
     if max(bits) >= QC_NO_CO2:
         there = [value is not None for value in co2]
         times = list(compress(times, there))
         co2 = list(compress(co2, there))
-    found: List[int] = []
+    found = []
     same = bytes(map(operator.eq, co2[1:], co2))                # 1: as the value before
     for run in _SAME_AS_BEFORE.finditer(same):
         if is_flat(times[run.end()] - times[run.start()], limits):
@@ -2038,7 +2034,7 @@ def suspicious_times(times: Sequence[int], co2: Sequence[Any], bits: Sequence[in
     return found
 
 
-def judge_days(db: sqlite3.Connection, unit: str, first: int, last: int, limits: Limits) -> Set[int]:
+def judge_days(db, unit, first, last, limits):
     """Judge days in which rows came or went, and all readings whose stretch of equal means reaches up to them. The days
     in which something changed."""
     begin = _end_of_stretch(db, (unit, first * DAY), "ts < ? ORDER BY ts DESC, co2 DESC", limits)
@@ -2057,10 +2053,10 @@ def judge_days(db: sqlite3.Connection, unit: str, first: int, last: int, limits:
     return {value.ts // DAY for value in values if value.rowid in changed}
 
 
-def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str, limits: Limits) -> int:
+def _end_of_stretch(db, edge, beyond, limits):
     """Time of the last reading beyond an edge (unit, time) that belongs to the first stretch of equal means there; what
     is behind enough of them to be flat was judged before."""
-    last: Optional[Value] = None
+    last = None
     lasted = 0
     for row in db.execute(_MEANS % beyond, edge):
         value = Value._make(row)
@@ -2072,15 +2068,15 @@ def _end_of_stretch(db: sqlite3.Connection, edge: Tuple[str, int], beyond: str, 
     return last.ts if last else edge[1]
 
 
-def set_qc(db: sqlite3.Connection, changed: Mapping[int, int]) -> None:
+def set_qc(db, changed):
     """New bits for readings, by rowid, and the flags that follow from them."""
     rows = [(qc, co2_flag(qc), temp_flag(qc), rowid) for rowid, qc in changed.items()]
     db.executemany("UPDATE co2_readings SET qc = ?, co2_flag = ?, temp_flag = ? WHERE rowid = ?", rows)
 
 
-def sum_of(values: Sequence[Any], bits: Sequence[int], bad: int) -> Row:
+def sum_of(values, bits, bad):
     """The SUMS of a quantity on a day. `bad` are the bits of `qc` that make a value suspect."""
-    odd: Sequence[float] = ()
+    odd = ()
     if max(bits) > QC_SOME_CO2:                                 # else that bit is the only one: all are usable
         pairs = zip(values, bits)
         there = [(value, qc) for value, qc in pairs if value is not None and not qc & QC_ROW]
@@ -2098,9 +2094,9 @@ _READINGS_OF_DAYS = """
     WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts""" % ", ".join(_OF_READINGS)
 
 
-def day_of(times: Sequence[int], bits: Sequence[int], *quantities: Sequence[Any]) -> Row:
+def day_of(times, bits, *quantities):
     """The row of `daily` for the readings of a day, without the unit."""
-    sums: list[Any] = []
+    sums = []
     for values, bad in zip(quantities, QUANTITIES.values()):
         sums += sum_of(values, bits, bad)
     first, last = times[0], times[-1]
@@ -2108,7 +2104,7 @@ def day_of(times: Sequence[int], bits: Sequence[int], *quantities: Sequence[Any]
     return (first // DAY, len(times), *sums, first, last, longest)
 
 
-def roll_up(db: sqlite3.Connection, unit: str, first: int, last: int) -> None:
+def roll_up(db, unit, first, last):
     """Make the rollup of these days from the readings."""
     rows = []
     readings = db.execute(_READINGS_OF_DAYS, (unit, first * DAY, (last + 1) * DAY))
@@ -2119,7 +2115,7 @@ def roll_up(db: sqlite3.Connection, unit: str, first: int, last: int) -> None:
     db.executemany(insert_sql("daily", DAILY), rows)
 
 
-def settle_days(db: sqlite3.Connection, unit: str, days: Set[int], limits: Limits) -> Set[int]:
+def settle_days(db, unit, days, limits):
     """Judge days in which rows came or went, and make the rollups. These days, and others that changed with them."""
     changed = set(days)
     for first, last in runs_of(days):
@@ -2129,9 +2125,9 @@ def settle_days(db: sqlite3.Connection, unit: str, days: Set[int], limits: Limit
     return changed
 
 
-def runs_of(days: Iterable[int]) -> Iterator[Tuple[int, int]]:
+def runs_of(days):
     """First and last day of each run of days that follow each other, a week at most."""
-    run: List[int] = []
+    run = []
     for day in sorted(days):
         if run and (day > run[-1] + 1 or len(run) == 7):
             yield run[0], run[-1]
@@ -2151,7 +2147,7 @@ _INSERT_DAY = insert_sql("daily", DAILY) + _OR_OPEN
 _OPEN_DAY = insert_sql("daily", ["unit_id", "day", "n"]) + _OR_OPEN
 
 
-def open_days(db: sqlite3.Connection, unit: str, days: Iterable[int]) -> None:
+def open_days(db, unit, days):
     """These days are to be settled."""
     db.executemany(_OPEN_DAY, [(unit, day, OPEN) for day in days])
 
@@ -2160,13 +2156,13 @@ class Days:
     """Makes the rollups of a new database. Open become: the first day and the last of a unit (of each run of cuts that
     follow each other), days that come twice, and suspicious ones."""
 
-    def __init__(self, db: sqlite3.Connection, limits: Limits) -> None:
+    def __init__(self, db, limits):
         self.db = db
         self.limits = limits
         # The last two days of the cut before: its unit; the columns _OF_READINGS. The last day is not in `daily` yet.
-        self.kept: Tuple[str, Dict[str, list[Any]]] = ("", {})
+        self.kept = ("", {})
 
-    def add(self, cut: Cut) -> None:
+    def add(self, cut):
         """Take the days of a cut; its last one may go on in the next cut."""
         columns = {name: cut.column(name) for name in _OF_READINGS}
         unit, before = self.kept
@@ -2197,7 +2193,7 @@ class Days:
         two_days = bisect.bisect_left(times, (times[-1] // DAY - 1) * DAY)
         self.kept = (cut.unit, {name: column[two_days:] for name, column in columns.items()})
 
-    def finish(self) -> None:
+    def finish(self):
         """No cut follows that goes on with the last day."""
         unit, columns = self.kept
         if unit:
@@ -2211,7 +2207,7 @@ class Days:
 class Summary:
     """What an import did."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.files = 0
         self.rows: Counter[str] = Counter()
         self.repeated = 0
@@ -2221,7 +2217,7 @@ class Summary:
         self.disputed: List[str] = []   # files of which two servers have different versions
 
     @classmethod
-    def of_new(cls, db: sqlite3.Connection) -> Summary:
+    def of_new(cls, db):
         """What is in a new database."""
         new = cls()
         for kind, imported, repeated, files in db.execute(
@@ -2233,7 +2229,7 @@ class Summary:
         new.unreadable += db.execute("SELECT path, trouble FROM sources WHERE trouble IS NOT NULL").fetchall()
         return new
 
-    def __str__(self) -> str:
+    def __str__(self):
         rows = ["%d %s" % (self.rows[kind], kind) for kind in FORMATS]
         lines = ["%d files, %s" % (self.files, ", ".join(rows))]
         if self.repeated:
@@ -2247,12 +2243,12 @@ class Summary:
 class Ledger:
     """The table `sources` while an import runs: what is known of each source, and what has changed."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db):
         self.db = db
         self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
         self.changed: Dict[int, Source] = {}
 
-    def account(self, source: Source) -> Account:
+    def account(self, source):
         """The account of a source; that of another source if there is one with the same id."""
         if source.id not in self.accounts:
             account = Account(source.key)
@@ -2263,7 +2259,7 @@ class Ledger:
             self.accounts[source.id] = account
         return self.accounts[source.id]
 
-    def write(self) -> None:
+    def write(self):
         """Write the accounts of what changed, and forget them: there may be many."""
         values = operator.attrgetter(*ACCOUNT_COLUMNS)
         rows = []
@@ -2279,7 +2275,7 @@ class Ledger:
 class Import:
     """One run into an open database; the caller's transaction makes it atomic."""
 
-    def __init__(self, db: sqlite3.Connection, rules: Rules, progress: Progress = None, is_new: bool = False) -> None:
+    def __init__(self, db, rules, progress=None, is_new=False):
         self.db = db
         self.days = Days(db, rules.limits) if is_new else None  # the database is empty, and has no indexes yet
         self.rules = rules
@@ -2291,7 +2287,7 @@ class Import:
         self.changes = db.total_changes
         self.summary = Summary()
 
-    def take(self, sources: Iterable[Source]) -> None:
+    def take(self, sources):
         """Import what is new in these sources."""
         for source in sources:
             self.take_one(source)
@@ -2299,7 +2295,7 @@ class Import:
             if len(self.ledger.accounts) > MOST_ACCOUNTS:
                 self.ledger.write()
 
-    def take_again(self, sources: Iterable[Source]) -> None:
+    def take_again(self, sources):
         """Read those once more that may hold repeats of what was taken out."""
         ids = set(self.again)
         for source in sources:
@@ -2308,14 +2304,14 @@ class Import:
                 self.ledger.accounts[source.id] = Account(source.key)
                 self.take_one(source)
 
-    def forget(self, gone: Iterable[Row]) -> None:
+    def forget(self, gone):
         """Take out the rows of files that are gone (the text is the truth): id, path, kind, unit of each."""
         for id, key, kind, unit in gone:
             self._remove_rows(Source(key, "", kind, unit, 0, 0.0))
             self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
             del self.ledger.accounts[id]
 
-    def take_one(self, source: Source) -> None:
+    def take_one(self, source):
         """Import what is new in a source. Whatever fails is recorded with it, and it is tried again the next time."""
         account = self.ledger.account(source)
         if account.key != source.key:
@@ -2344,7 +2340,7 @@ class Import:
         else:
             self.summary.files += 1
 
-    def _take_file(self, source: Source, file: IO[bytes], size: int) -> None:
+    def _take_file(self, source, file, size):
         account = self.ledger.account(source)
         each = FORMATS[source.kind]
         if each.is_whole or size < account.done or _checksum_of(file, account.done) != account.checksum:
@@ -2355,7 +2351,7 @@ class Import:
         kept = self.days and self.days.kept
         self.db.execute("SAVEPOINT source")
         reader = Reader(self, source, account)
-        failure: Optional[Exception] = None
+        failure = None
         try:
             each.read(reader, file, size)
         except sqlite3.Error:
@@ -2376,7 +2372,7 @@ class Import:
         if failure:
             raise failure
 
-    def _remove_rows(self, source: Source) -> None:
+    def _remove_rows(self, source):
         """Take out the rows of a source, and have the files read again that may hold repeats of them."""
         gone = self._delete(source, "source = ? AND unit_id = ?", source.unit_id)
         if gone < self.ledger.account(source).imported:         # others are of other units: no index leads there
@@ -2387,7 +2383,7 @@ class Import:
             self.again.update(id for id, in others)
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
 
-    def _delete(self, source: Source, which: str, *values: str) -> int:
+    def _delete(self, source, which, *values):
         rows = "FROM %s WHERE %s" % (FORMATS[source.kind].table, which)
         bound = (source.id, *values)
         if "ts" in FORMATS[source.kind].columns:
@@ -2395,7 +2391,7 @@ class Import:
                 self.news.setdefault((source.kind, unit), News()).days.add(day)
         return self.db.execute("DELETE " + rows, bound).rowcount
 
-    def release_future(self) -> None:
+    def release_future(self):
         """Readings whose time has come since are no longer dated in the future."""
         rows = self.db.execute("SELECT rowid, unit_id, ts / 86400, qc FROM co2_readings WHERE qc & 64 AND ts <= ?",
                                (self.rules.latest,)).fetchall()
@@ -2403,7 +2399,7 @@ class Import:
         for _, unit, day, _ in rows:
             self.news.setdefault(("readings", unit), News()).days.add(day)
 
-    def settle(self) -> None:
+    def settle(self):
         """After all was read: the ledger, repeats, rules on neighbours, rollups, and what has changed."""
         self.ledger.write()
         for (kind, unit), news in sorted(self.news.items()):
@@ -2417,13 +2413,13 @@ class Import:
             days = [(unit, day) for day in news.days]
             self.db.executemany("INSERT OR REPLACE INTO changes SELECT ?, ?, mark FROM last_import", days)
 
-    def finish(self) -> None:
+    def finish(self):
         """Write down all that is known of sources that were read into a new database."""
         if self.days:
             self.days.finish()
         self.ledger.write()
 
-    def settle_all(self) -> None:
+    def settle_all(self):
         """The same in a new database, into which other databases may have been copied."""
         for kind, each in FORMATS.items():
             if each.repeats and kind != "readings":
@@ -2437,13 +2433,13 @@ class Import:
             settle_days(self.db, unit, days, self.rules.limits)
         self.db.execute("UPDATE last_import SET at = ?, mark = 1", (self.rules.now,))
 
-    def _drop_repeats(self, kind: str, unit: str, first: int, last: int) -> None:
+    def _drop_repeats(self, kind, unit, first, last):
         dropped = drop_repeats(self.db, kind, unit, first, last)
         self.summary.rows[kind] -= dropped
         self.summary.repeated += dropped
 
 
-def _open_no_link(path: str, flags: int) -> int:
+def _open_no_link(path, flags):
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
@@ -2456,7 +2452,7 @@ def _open_no_link(path: str, flags: int) -> int:
 # needs no such files.
 
 
-def open_db(path: str) -> sqlite3.Connection:
+def open_db(path):
     """Read-only; NoDatabase when there is none that can be read. Temporary tables are possible."""
     if not os.path.exists(path):
         raise NoDatabase("no database yet: %s (./importer.py makes it)" % path)
@@ -2480,24 +2476,24 @@ def open_db(path: str) -> sqlite3.Connection:
     return db
 
 
-def _is_frozen(path: str) -> bool:
+def _is_frozen(path):
     """Whether nobody can write to a database while it is read."""
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY) and not os.path.exists(path + "-wal")
 
 
-def _quote(path: str) -> str:
+def _quote(path):
     return os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 class KeptOpen:
     """Keeps a database open for others to read: see above. For one thread."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path):
         self.path = path
         self.db: sqlite3.Connection | None = None
         self.number = 0                 # inode of the open file
 
-    def renew(self) -> None:
+    def renew(self):
         """Open the database, also after it was replaced by another file."""
         number = os.stat(self.path).st_ino if os.path.exists(self.path) else 0
         if number != self.number:
@@ -2507,7 +2503,7 @@ class KeptOpen:
                 self.db = open_db(self.path)
             self.number = number
 
-    def close(self) -> None:
+    def close(self):
         """Leave the database in the mode DELETE if nobody else has it open."""
         if self.db:
             self.db.close()
@@ -2517,7 +2513,7 @@ class KeptOpen:
 
 
 @contextlib.contextmanager
-def _writing(path: str) -> Iterator[sqlite3.Connection]:
+def _writing(path):
     """A connection that writes beside readers; OperationalError when one keeps the database busy in the mode DELETE."""
     with _connected(path) as db:
         db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
@@ -2529,13 +2525,13 @@ def _writing(path: str) -> Iterator[sqlite3.Connection]:
             _leave(db)
 
 
-def _leave(db: sqlite3.Connection) -> None:
+def _leave(db):
     with contextlib.suppress(sqlite3.OperationalError):         # others have it open
         db.execute("PRAGMA busy_timeout = 0")
         db.execute("PRAGMA journal_mode = DELETE")
 
 
-def ownership(path: str) -> str:
+def ownership(path):
     """What to do about a file or directory that this process cannot write."""
     import pwd
     try:
@@ -2547,7 +2543,7 @@ def ownership(path: str) -> str:
     return "%s belongs to %s: sudo chown %s %s" % (path, names[0], names[1], path)
 
 
-def remedy(error: Exception, path: str) -> str:
+def remedy(error, path):
     """What to do about an error that came while the database at `path` was written or read: to be put behind it."""
     for place in (os.path.dirname(os.path.abspath(path)), path, path + ".lock", path + "-wal", path + "-shm"):
         if os.path.exists(place) and not os.access(place, os.W_OK):
@@ -2561,7 +2557,7 @@ def remedy(error: Exception, path: str) -> str:
     return "; this is an error of the program, at " + place_of(error)
 
 
-def try_to_write(path: str) -> None:
+def try_to_write(path):
     """Raise what an import would raise when the database, or its lock, cannot be written."""
     open(path + ".lock", "a").close()
     if os.path.exists(path):
@@ -2574,7 +2570,7 @@ def try_to_write(path: str) -> None:
                     raise
 
 
-def act_as_owner(path: str) -> None:
+def act_as_owner(path):
     """Be the user to whom a file belongs, before it is replaced, so that it stays theirs. Root becomes that user, for
     good; Unusable for others, with the command to type."""
     places = [place for place in (path, os.path.dirname(os.path.abspath(path))) if os.path.exists(place)]
@@ -2595,7 +2591,7 @@ def act_as_owner(path: str) -> None:
 
 
 @contextlib.contextmanager
-def only_writer(path: str, patience: float = PATIENCE) -> Iterator[None]:
+def only_writer(path, patience=PATIENCE):
     """Be the one that writes; Unusable when another does for too long."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(path + ".lock", "a+") as lock:
@@ -2615,12 +2611,11 @@ def only_writer(path: str, patience: float = PATIENCE) -> Iterator[None]:
         yield
 
 
-def _connected(path: str) -> contextlib.closing[sqlite3.Connection]:
+def _connected(path):
     return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
 
-def import_new(archive: Archive, paths: Iterable[str] | None = None, now: float | None = None,
-               progress: Progress = None, processes: int = 1) -> Summary:
+def import_new(archive, paths=None, now=None, progress=None, processes=1):
     """Import what is new: in these files, or in all. Unusable, OSError or sqlite3.Error when that cannot be."""
     now = time.time() if now is None else now
     with only_writer(archive.db):
@@ -2638,7 +2633,7 @@ def import_new(archive: Archive, paths: Iterable[str] | None = None, now: float 
         return _rebuild(archive, now, progress, processes)
 
 
-def _import_new(archive: Archive, paths: Iterable[str] | None, now: float, progress: Progress) -> Summary:
+def _import_new(archive, paths, now, progress):
     named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
     with contextlib.ExitStack() as stack:
         db = stack.enter_context(_writing(archive.db))
@@ -2658,7 +2653,7 @@ def _import_new(archive: Archive, paths: Iterable[str] | None, now: float, progr
     return run.summary
 
 
-def _import_beside(archive: Archive, paths: Iterable[str] | None, now: float, progress: Progress) -> Summary:
+def _import_beside(archive, paths, now, progress):
     """Import into a copy and put it in place: somebody reads the database all the time, and keeps the old one."""
     new = archive.db + ".new"
     try:
@@ -2672,7 +2667,7 @@ def _import_beside(archive: Archive, paths: Iterable[str] | None, now: float, pr
     return summary
 
 
-def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
+def _take_all(run, archive, listing):
     """All that is new, and out with what is gone, unless that cannot be known."""
     run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
     run.summary.hidden = list(listing.unreadable)
@@ -2694,16 +2689,16 @@ def _take_all(run: Import, archive: Archive, listing: Listing) -> None:
 DATA_MARK = ".co2d-data"
 
 
-def _mark_data(archive: Archive) -> None:
+def _mark_data(archive):
     with contextlib.suppress(OSError):                          # a copy that cannot be written to needs no mark
         for directory in (archive.data_dirs[0], archive.var_dir):
             open(os.path.join(directory, DATA_MARK), "a").close()
 
 
-def _not_mounted(db: sqlite3.Connection, archive: Archive) -> Troubles:
+def _not_mounted(db, archive):
     """Data directories that are not those from which files were imported."""
     known = db.execute("SELECT 1 FROM sources WHERE path LIKE 'data/%' LIMIT 1").fetchone()
-    found: Troubles = []
+    found = []
     for directory in archive.data_dirs if known else ():
         is_marked = os.path.exists(os.path.join(directory, DATA_MARK))
         is_expected = directory == archive.data_dirs[0] and os.path.exists(os.path.join(archive.var_dir, DATA_MARK))
@@ -2714,7 +2709,7 @@ def _not_mounted(db: sqlite3.Connection, archive: Archive) -> Troubles:
     return found
 
 
-def _named(archive: Archive, paths: Iterable[str]) -> list[Source] | None:
+def _named(archive, paths):
     """The sources at these paths; None when all must be looked at, because a table of deployments is among them."""
     found = [_source(os.path.abspath(path), os.path.abspath(root), prefix) for path in sorted(set(paths))
              for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/"))
@@ -2724,7 +2719,7 @@ def _named(archive: Archive, paths: Iterable[str]) -> list[Source] | None:
     return [source for source in found if source]
 
 
-def _is_ours(path: str) -> bool:
+def _is_ours(path):
     """Whether the database is of this schema; one that is not is put out of the way."""
     if not os.path.exists(path):
         return False
@@ -2739,7 +2734,7 @@ def _is_ours(path: str) -> bool:
     return False
 
 
-def _retire(path: str) -> None:
+def _retire(path):
     """Put a database that cannot be used out of the way. Of those that we made earlier the newest is kept; what is not
     ours, or damaged, is never removed."""
     aside = "%s.before-%s" % (path, seqfile.utc(time.time(), "%Y%m%dT%H%M%SZ"))
@@ -2755,7 +2750,7 @@ def _retire(path: str) -> None:
                 _remove(other)
 
 
-def retired_databases(path: str) -> list[str]:
+def retired_databases(path):
     """The databases that were put out of the way of the one at `path`."""
     directory, name = os.path.split(os.path.abspath(path))
     names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -2763,7 +2758,7 @@ def retired_databases(path: str) -> list[str]:
                   if other.startswith(name + ".before-") and not other.endswith(("-wal", "-shm")))
 
 
-def _is_earlier_version(path: str) -> bool:
+def _is_earlier_version(path):
     with contextlib.suppress(sqlite3.Error):
         with contextlib.closing(sqlite3.connect("file:%s?immutable=1" % _quote(path), uri=True)) as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -2772,14 +2767,14 @@ def _is_earlier_version(path: str) -> bool:
     return False
 
 
-def rebuild(archive: Archive, now: float | None = None, progress: Progress = None, processes: int = 1) -> Summary:
+def rebuild(archive, now=None, progress=None, processes=1):
     """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
     with only_writer(archive.db):
         _is_ours(archive.db)                                    # else it is set aside, not replaced
         return _rebuild(archive, time.time() if now is None else now, progress, processes)
 
 
-def _rebuild(archive: Archive, now: float, progress: Progress, processes: int) -> Summary:
+def _rebuild(archive, now, progress, processes):
     new = archive.db + ".new"
     with Listing(archive) as listing:
         try:
@@ -2799,11 +2794,11 @@ PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PR
 """
 
 
-def _build(path: str, listing: Listing, rules: Rules, progress: Progress, processes: int) -> Summary:
+def _build(path, listing, rules, progress, processes):
     """A database at `path` from nothing. Several processes read a share of the text each; one unites and settles it."""
     own, *others = listing.shares(processes)
     shares = {"%s-part%d" % (path, n): list(listing.between(first, last)) for n, (first, last, _) in enumerate(others)}
-    helpers: Dict[str, int] = {}
+    helpers = {}
     for file in (path, *shares):
         _remove(file)
     try:
@@ -2832,7 +2827,7 @@ def _build(path: str, listing: Listing, rules: Rules, progress: Progress, proces
     return summary
 
 
-def _fill(db: sqlite3.Connection, sources: Iterable[Source], rules: Rules, progress: Progress) -> Import:
+def _fill(db, sources, rules, progress):
     """The rows of a share of the text in an empty database, without what depends on other rows."""
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, rules, progress, is_new=True)
@@ -2842,7 +2837,7 @@ def _fill(db: sqlite3.Connection, sources: Iterable[Source], rules: Rules, progr
     return run
 
 
-def _start_helper(path: str, sources: Iterable[Source], rules: Rules) -> int:
+def _start_helper(path, sources, rules):
     """The id of a process that fills a database; 0 where the system has none left. A program with threads must not ask
     for helpers: they are forked."""
     try:
@@ -2859,11 +2854,11 @@ def _start_helper(path: str, sources: Iterable[Source], rules: Rules) -> int:
     return pid
 
 
-def _has_succeeded(pid: int) -> bool:
+def _has_succeeded(pid):
     return pid > 0 and os.waitpid(pid, 0)[1] == 0
 
 
-def _unite(db: sqlite3.Connection, part: str) -> None:
+def _unite(db, part):
     """Add the rows of another database that was filled with a share."""
     db.execute("ATTACH ? AS part", (part,))
     for table in (*TABLES.values(), "rejects", "sources"):      # SQLite copies pages
@@ -2872,7 +2867,7 @@ def _unite(db: sqlite3.Connection, part: str) -> None:
     db.execute("DETACH part")
 
 
-def _swap_in(new: str, path: str) -> None:
+def _swap_in(new, path):
     """Rename. Nothing may be left of the old one's log, which the new one would take for its own: what is in it goes
     into the old file as far as its readers allow; a crash in between would lose nothing that is not in the text."""
     with open(new, "rb") as file:
@@ -2885,7 +2880,7 @@ def _swap_in(new: str, path: str) -> None:
     os.rename(new, path)
 
 
-def _remove(path: str, suffixes: Sequence[str] = ("", "-journal", "-wal", "-shm")) -> None:
+def _remove(path, suffixes=("", "-journal", "-wal", "-shm")):
     for suffix in suffixes:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + suffix)
@@ -2944,7 +2939,7 @@ class Pings(NamedTuple):
     total: float                        # their dBm summed up
 
     @property
-    def dbm(self) -> float | None:
+    def dbm(self):
         """The mean."""
         return self.total / self.heard if self.heard else None
 
@@ -2989,7 +2984,7 @@ _OF_DAYS = """
     GROUP BY p.i, p.j"""
 
 
-def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]) -> None:
+def _lay_out(db, spans, edges):
     """Put spans and columns where SQL can join them."""
     db.executescript(_LAY_OUT)
     db.executemany(
@@ -3002,27 +2997,22 @@ def _lay_out(db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
     db.execute(_MEET)
 
 
-def buckets(
-    db: sqlite3.Connection,
-    quantities: Sequence[str],
-    rows: Sequence[Sequence[Span]],
-    edges: Sequence[int],
-) -> dict[str, list[list[Bucket | None]]]:
+def buckets(db, quantities, rows, edges):
     """Each of the quantities (co2, temp) for each row of a page and each of its columns, None where nothing was read.
 
     The spans of a row are joined (a site with several units). Where a unit measures more seldom than a column is wide,
     columns in which no reading was due are filled from the left (`Bucket.held`).
     """
-    owners: list[int] = []
-    spans: list[Span] = []
+    owners = []
+    spans = []
     for number, row in enumerate(rows):
         owners += [number] * len(row)
         spans += row
     _lay_out(db, spans, edges)
     db.executescript(_CUT)
-    found: dict[str, list[list[Bucket | None]]] = {}
+    found = {}
     for what in quantities:
-        table: list[list[Bucket | None]] = [[None] * (len(edges) - 1) for _ in rows]
+        table = [[None] * (len(edges) - 1) for _ in rows]
         for query in (_OF_ENDS, _OF_DAYS):
             for i, j, *values in db.execute(query.format(what=what, bad=QUANTITIES[what])):
                 cells, bucket = table[owners[i]], Bucket(*values)
@@ -3033,7 +3023,7 @@ def buckets(
     return found
 
 
-def _joined(bucket: Bucket | None, other: Bucket) -> Bucket:
+def _joined(bucket, other):
     """Two buckets of the same column as one."""
     if bucket is None:
         return other
@@ -3051,13 +3041,11 @@ def _joined(bucket: Bucket | None, other: Bucket) -> Bucket:
     )
 
 
-def _end(choose: Callable[..., float | None], *values: float | None) -> float | None:
+def _end(choose, *values):
     return choose((value for value in values if value is not None), default=None)
 
 
-def _hold(
-    db: sqlite3.Connection, cells: list[Bucket | None], row: Sequence[Span], edges: Sequence[int]
-) -> None:
+def _hold(db, cells, row, edges):
     """Fill the columns between two readings of a unit that are no more than a rhythm apart."""
     if None not in cells:
         return
@@ -3081,9 +3069,7 @@ def _hold(
             before = ts
 
 
-def count_outside(
-    db: sqlite3.Connection, what: str, spans: Sequence[Span], low: float, high: float
-) -> tuple[int, int]:
+def count_outside(db, what, spans, low, high):
     """How many values, suspect ones included, are below and above the limits; looks only into days that have some."""
     _lay_out(db, spans, ())
     query = """
@@ -3102,9 +3088,7 @@ _DAYS_OF_SPANS = """
     WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400"""
 
 
-def quantiles(
-    db: sqlite3.Connection, what: str, spans: Sequence[Span], shares: Sequence[float]
-) -> list[float | None]:
+def quantiles(db, what, spans, shares):
     """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS days, then of an
     evenly spread sample of days."""
     _lay_out(db, spans, ())
@@ -3122,7 +3106,7 @@ def quantiles(
     return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
 
 
-def _units_in(db: sqlite3.Connection, table: str) -> set[str]:
+def _units_in(db, table):
     """The units of a table that has an index by unit: a skip through that, not a scan."""
     return {unit for unit, in db.execute("""
         WITH RECURSIVE known(unit) AS (
@@ -3132,7 +3116,7 @@ def _units_in(db: sqlite3.Connection, table: str) -> set[str]:
         SELECT unit FROM known WHERE unit IS NOT NULL""".format(table))}
 
 
-def _units(db: sqlite3.Connection) -> list[str]:
+def _units(db):
     """All units of which anything is known."""
     found = {unit for unit, in db.execute("SELECT DISTINCT unit_id FROM deploy_durations_tiered")}
     for table in ("daily", "pings", "error_logs"):
@@ -3140,7 +3124,7 @@ def _units(db: sqlite3.Connection) -> list[str]:
     return sorted(found)
 
 
-def _own_name(db: sqlite3.Connection, unit: str) -> str | None:
+def _own_name(db, unit):
     """What a unit last called itself."""
     for table in ("pings", "co2_readings"):
         row = db.execute(
@@ -3153,12 +3137,12 @@ def _own_name(db: sqlite3.Connection, unit: str) -> str | None:
     return None
 
 
-def _nickname(db: sqlite3.Connection, unit: str) -> str:
+def _nickname(db, unit):
     """What a unit last called itself, else its id without the prefix that all share."""
     return _own_name(db, unit) or unit.removeprefix(seqfile.UNIT_PREFIX)
 
 
-def deployments(db: sqlite3.Connection) -> list[Deployment]:
+def deployments(db):
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
     stays = [
         Deployment(*row)
@@ -3180,7 +3164,7 @@ def deployments(db: sqlite3.Connection) -> list[Deployment]:
     return stays + sorted(others, key=lambda stay: stay.nickname)
 
 
-def whereabouts(stays: Iterable[Deployment], at: int) -> dict[str, Deployment]:
+def whereabouts(stays, at):
     """Each unit's stay at a time, else its latest."""
     return {
         stay.unit_id: stay
@@ -3188,9 +3172,7 @@ def whereabouts(stays: Iterable[Deployment], at: int) -> dict[str, Deployment]:
     }
 
 
-def extent(
-    db: sqlite3.Connection, table: str, units: Sequence[str], now: int
-) -> tuple[int | None, int | None]:
+def extent(db, table, units, now):
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
     query = """
         SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)
@@ -3202,9 +3184,7 @@ def extent(
     )
 
 
-def last_value(
-    db: sqlite3.Connection, what: str, spans: Sequence[Span]
-) -> tuple[int, float] | None:
+def last_value(db, what, spans):
     """Time and value of the newest usable one. It is old news when that was more than two rhythms ago."""
     query = (
         "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
@@ -3218,27 +3198,25 @@ def last_value(
 _NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= :now)"
 
 
-def _recent(db: sqlite3.Connection, table: str, unit: str, now: int) -> list[int]:
+def _recent(db, table, unit, now):
     """Times of the last pings or readings up to now, newest first."""
     query = "SELECT ts FROM %s WHERE unit_id = :unit AND ts <= :now %s ORDER BY ts DESC LIMIT %d"
     valid = "AND " + _NOT_FUTURE if table == "co2_readings" else ""
     return [ts for ts, in db.execute(query % (table, valid, RECENT), {"unit": unit, "now": now})]
 
 
-def _rhythm(times: Sequence[int], least: int, default: int) -> int:
+def _rhythm(times, least, default):
     """The median distance; with fewer than three distances there is none yet."""
     steps = sorted(a - b for a, b in zip(times, times[1:]) if a > b)
     return max(least, steps[len(steps) // 2]) if len(steps) > 2 else default
 
 
-def cadence(db: sqlite3.Connection, unit: str, now: int) -> int:
+def cadence(db, unit, now):
     """Seconds between two readings of a unit, as of late."""
     return _rhythm(_recent(db, "co2_readings", unit, now), 1, HOUR // 2)
 
 
-def pings(
-    db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
-) -> dict[tuple[int, int], Pings]:
+def pings(db, spans, edges):
     """Pings by number of span and number of column."""
     _lay_out(db, spans, edges)
     return {(i, j): Pings(*values) for i, j, *values in db.execute("""
@@ -3247,7 +3225,7 @@ def pings(
         GROUP BY p.i, p.j""")}
 
 
-def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> list[tuple[int, int, int]]:
+def signals(db, unit, a, b):
     """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
     return db.execute(
         """
@@ -3257,13 +3235,11 @@ def signals(db: sqlite3.Connection, unit: str, a: int, b: int) -> list[tuple[int
     ).fetchall()
 
 
-def errors(
-    db: sqlite3.Connection, spans: Sequence[Span], edges: Sequence[int]
-) -> dict[tuple[int, int], dict[tuple[str, bool], int]]:
+def errors(db, spans, edges):
     """Entries of the error logs by number of span and number of column: (type, more than INFO) -> number; the type ''
     is none of the known."""
     _lay_out(db, spans, edges)
-    found: dict[tuple[int, int], dict[tuple[str, bool], int]] = {}
+    found = {}
     for i, j, kind, serious, n in db.execute("""
             SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
             FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
@@ -3272,11 +3248,9 @@ def errors(
     return found
 
 
-def newest_errors(
-    db: sqlite3.Connection, units: Sequence[str], a: int, b: int, limit: int
-) -> list[tuple[int, str, str, str, str]]:
+def newest_errors(db, units, a, b, limit):
     """The newest entries: time, unit, level, type, message. Those of level INFO come last, if there is room."""
-    rows: list[tuple[int, str, str, str, str]] = []
+    rows = []
     for unit in units:
         rows += db.execute(
             "SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') "
@@ -3287,9 +3261,7 @@ def newest_errors(
     return sorted(rows, key=lambda row: (row[2] == "INFO", -row[0]))[:limit]
 
 
-def read_rows(
-    directory: str, match: seqfile.Match, fields: int, since: float = 0.0
-) -> Iterator[list[str]]:
+def read_rows(directory, match, fields, since=0.0):
     """The rows of a log of ours that have so many fields, in order, without files that ended before `since`."""
     try:
         names = seqfile.files_in_sequence(directory, match)
@@ -3329,7 +3301,7 @@ class Problem(NamedTuple):
     since: int                          # UTC seconds
 
 
-def worst_first(found: Iterable[Problem]) -> list[Problem]:
+def worst_first(found):
     """Problems in the order in which they are told: what is critical before warnings, the station before units."""
     levels = (CRITICAL, WARNING, NOTE)
     return sorted(
@@ -3337,7 +3309,7 @@ def worst_first(found: Iterable[Problem]) -> list[Problem]:
     )
 
 
-def when(ts: int) -> str:
+def when(ts):
     """A time in the text of a problem."""
     return seqfile.utc(ts, "%Y-%m-%d %H:%M UTC")
 
@@ -3392,12 +3364,7 @@ class UnitState(NamedTuple):
     why: str = ""                       # in words: what is wrong, since when, what to do
 
 
-def fleet_state(
-    db: sqlite3.Connection,
-    now: int,
-    stays: Sequence[Deployment] | None = None,
-    archive: Archive | None = None,
-) -> list[UnitState]:
+def fleet_state(db, now, stays=None, archive=None):
     """Every unit's state, worst first, then by tier and site. `archive`: where updates and fetches can be looked up."""
     stays = deployments(db) if stays is None else stays
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
@@ -3410,18 +3377,18 @@ def fleet_state(
     )
 
 
-def _lateness(state: UnitState) -> float:
+def _lateness(state):
     return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
 
 
-def _is_weak(signal: Sequence[int]) -> bool:
+def _is_weak(signal):
     return bool(signal) and sorted(signal)[len(signal) // 2] < WEAK
 
 
 class _Judge:
     """Finds what is to be said of each unit at a time."""
 
-    def __init__(self, db: sqlite3.Connection, now: int, archive: Archive | None) -> None:
+    def __init__(self, db, now, archive):
         self.db, self.now, self.archive = db, now, archive
         self.has_table = bool(
             db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone()
@@ -3441,7 +3408,7 @@ class _Judge:
         ):
             self.rejecting.setdefault(unit, []).append(source)
 
-    def state(self, stay: Deployment) -> UnitState:
+    def state(self, stay):
         """The state of one unit, with its verdict."""
         unit = stay.unit_id
         called = _recent(self.db, "pings", unit, self.now)
@@ -3477,7 +3444,7 @@ class _Judge:
         )
         return self._judged(state, len(nights), self._misses_days(called) and _is_weak(signal))
 
-    def _judged(self, state: UnitState, nights: int, is_weak: bool) -> UnitState:
+    def _judged(self, state, nights, is_weak):
         """The state with its verdict."""
         verdict, why = self._verdict(state, nights)
         if verdict == "ok" and is_weak:
@@ -3489,7 +3456,7 @@ class _Judge:
             level = WARNING
         return state._replace(verdict=verdict, level=level, why=why)
 
-    def _signal(self, unit: str) -> list[int]:
+    def _signal(self, unit):
         """dBm of the last two weeks of pings, newest first."""
         return [
             dbm
@@ -3500,7 +3467,7 @@ class _Judge:
             )
         ]
 
-    def _is_judged(self, stay: Deployment) -> bool:
+    def _is_judged(self, stay):
         if not self.has_table or stay.unit_id in self.refused_units:
             return True
         if stay.status is not None:
@@ -3515,12 +3482,12 @@ class _Judge:
         ).fetchone()[0]
         return bool(reads) or days >= 3
 
-    def _misses_days(self, called: Sequence[int]) -> bool:
+    def _misses_days(self, called):
         """Whether more than one of the last 14 days went by without a ping."""
         days = {ts // DAY for ts in called if ts > self.now - 14 * DAY}
         return len(days) < min(13, (self.now - called[-1]) // DAY if called else 0)
 
-    def _verdict(self, state: UnitState, nights: int) -> tuple[str, str]:
+    def _verdict(self, state, nights):
         """Verdict, and why. `nights`: that went into updates since the last data."""
         if not state.alarms:
             return "off", ""
@@ -3552,7 +3519,7 @@ class _Judge:
         why = self._sensor(state)
         return "sensor" if why else "ok", why
 
-    def _refused(self, state: UnitState) -> str:
+    def _refused(self, state):
         """Why the newest lines of a unit are rejected; "" when they are not."""
         last = state.last_data or 0
         count, reason = self.db.execute(
@@ -3566,7 +3533,7 @@ class _Judge:
             return ""
         return "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, reason)
 
-    def _sensor(self, state: UnitState) -> str:
+    def _sensor(self, state):
         """Since when no reading has usable CO2; "" when one of the last day has."""
         rows, usable = self.db.execute(
             "SELECT count(*), total(co2_flag = 1) FROM co2_readings WHERE unit_id = :unit AND ts > :last - 86400 "
@@ -3580,7 +3547,7 @@ class _Judge:
         since = self.db.execute(query, (state.unit_id, good[0])).fetchone()[0]
         return "readings come, but no usable CO2 since %s" % when(since)
 
-    def _has_other_server(self, state: UnitState) -> bool:
+    def _has_other_server(self, state):
         """Whether another server takes the unit's data, as far as is known here."""
         marks = ", ".join(map(str, self.other_servers))
         query = (
@@ -3594,9 +3561,9 @@ class _Judge:
         )
 
 
-def _nights_of_updates(archive: Archive, now: int) -> dict[str, set[int]]:
+def _nights_of_updates(archive, now):
     """Unit -> days since 1970 on which it fetched files of an update."""
-    nights: dict[str, set[int]] = {}
+    nights = {}
     directory = os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER)
     for when, unit, _, _ in read_rows(directory, seqfile.FETCHES, 4, now - NEW_UNIT):
         with contextlib.suppress(Rejected):
@@ -3607,7 +3574,7 @@ def _nights_of_updates(archive: Archive, now: int) -> dict[str, set[int]]:
 COMM_PATCH = "conf-patch/ou-comm-config.json"                   # in an update: what of it says where to report
 
 
-def _servers_of(archive: Archive, unit: str) -> int:
+def _servers_of(archive, unit):
     """How many servers the newest configuration names that was published for a unit here; 0 for none."""
     for data_dir in archive.data_dirs:
         with contextlib.suppress(OSError):
@@ -3620,7 +3587,7 @@ def _servers_of(archive: Archive, unit: str) -> int:
     return 0
 
 
-def _servers_in(data_dir: str, unit: str, update: str) -> list[str]:
+def _servers_in(data_dir, unit, update):
     """The servers that an update sends a unit to; none where it sets no such key."""
     try:
         with open(
@@ -3633,15 +3600,15 @@ def _servers_in(data_dir: str, unit: str, update: str) -> list[str]:
     return servers if isinstance(servers, list) else [servers]
 
 
-def _moves(archive: Archive) -> dict[str, tuple[int, str]]:
+def _moves(archive):
     """Unit -> when it took a configuration that names one server alone, and that server: it may not call here again."""
-    taken: dict[str, tuple[str, str]] = {}
+    taken = {}
     for when, unit, update, path in read_rows(
         os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4
     ):
         if path == COMM_PATCH:
             taken[unit] = when, update
-    moves: dict[str, tuple[int, str]] = {}
+    moves = {}
     for unit, (when, update) in taken.items():
         for data_dir in archive.data_dirs:
             servers = _servers_in(data_dir, unit, update)
@@ -3670,9 +3637,9 @@ class Gap(NamedTuple):
     calls: int                          # pings in the meantime
 
 
-def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) -> list[Gap]:
+def gaps(db, stays, a, now):
     """Stretches of more than HOLE rhythms without readings between a and now, and what became of them."""
-    found: list[Gap] = []
+    found = []
     for unit in sorted({stay.unit_id for stay in stays}):
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
         step = cadence(db, unit, now)
@@ -3696,13 +3663,11 @@ def gaps(db: sqlite3.Connection, stays: Sequence[Deployment], a: int, now: int) 
     return found
 
 
-def _is_deployed(stay: Deployment, a: int, b: int) -> bool:
+def _is_deployed(stay, a, b):
     return stay.status == "deployed" and stay.since < b and a < stay.until
 
 
-def _holes(
-    db: sqlite3.Connection, unit: str, a: int, now: int, longest: float
-) -> Iterator[tuple[int, int | None]]:
+def _holes(db, unit, a, now, longest):
     """Times of the reading before and the one after where these are further apart than `longest`; the last hole may be
     open. Most days need no look at their readings."""
     row = db.execute(
@@ -3727,7 +3692,7 @@ def _holes(
         yield newest[0], None
 
 
-def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
+def _why(db, unit, start, end):
     """What became of readings that are missing between two that are there, by the files these two came from."""
     files = db.execute(
         """
@@ -3751,7 +3716,7 @@ def _why(db: sqlite3.Connection, unit: str, start: int, end: int) -> str:
     return "resend" if next_number > number + 1 or size < seqfile.FILE_SIZE else "lost"
 
 
-def _number_of(path: str | None) -> int | None:
+def _number_of(path):
     return seqfile.extract_sequence_number(os.path.basename(path or ""), seqfile.READINGS)
 
 
@@ -3767,7 +3732,7 @@ _IN_THE_LEDGER = """
     FROM rejects r JOIN sources s ON s.id = r.source WHERE kind = 'deployments'"""
 
 
-def problems(db: sqlite3.Connection, archive: Archive, now: int) -> list[Problem]:
+def problems(db, archive, now):
     """What the database and the directories of the archive show."""
     found = [Problem(*row) for row in db.execute(_IN_THE_LEDGER)]
     missing = missing_data(db, archive)
@@ -3782,12 +3747,12 @@ def problems(db: sqlite3.Connection, archive: Archive, now: int) -> list[Problem
     return worst_first(problem._replace(text=_printable(problem.text)) for problem in found)
 
 
-def missing_data(db: sqlite3.Connection, archive: Archive) -> str:
+def missing_data(db, archive):
     """What is wrong with the data directories; "" when they are those from which files were imported."""
     return "; ".join("data directory %s is %s" % trouble for trouble in _not_mounted(db, archive))
 
 
-def _unit_problems(state: UnitState) -> Iterator[Problem]:
+def _unit_problems(state):
     """What is wrong with one unit."""
     name = "%s (%s)" % (state.site or "no site", state.nickname)
     told = [(state.verdict, state.level, state.why)] if state.level else []
@@ -3815,7 +3780,7 @@ def _unit_problems(state: UnitState) -> Iterator[Problem]:
         )
 
 
-def write_health(var_dir: str, found: Sequence[Problem], now: int) -> None:
+def write_health(var_dir, found, now):
     """Replace health.json; OSError when that cannot be."""
     text = json.dumps(
         {"written": now, "problems": [problem._asdict() for problem in found]}, indent=1
@@ -3832,7 +3797,7 @@ def write_health(var_dir: str, found: Sequence[Problem], now: int) -> None:
             stream.truncate()
 
 
-def read_health(var_dir: str, now: int) -> list[Problem] | None:
+def read_health(var_dir, now):
     """What the daemon wrote last; None when there is no such file. When it is old, this is one more problem."""
     file = os.path.join(var_dir, HEALTH_FILE)
     try:
@@ -3853,7 +3818,7 @@ def read_health(var_dir: str, now: int) -> list[Problem] | None:
     return worst_first(found)
 
 
-def known_problems(archive: Archive, now: int) -> list[Problem]:
+def known_problems(archive, now):
     """What is wrong, for pages and `status --check`: by the daemon's list, or by the database where no daemon runs."""
     told = read_health(archive.var_dir, now)
     if told is not None and not any(problem.key == "health" for problem in told):
@@ -3873,13 +3838,13 @@ class UnknownName(Unusable):
     """A name that nothing has, or that several units have; says which names there are."""
 
 
-def find_units(db: sqlite3.Connection, text: str) -> list[str]:
+def find_units(db, text):
     """Hardware ids of the units that `text` names: one name, or several with commas between, or patterns with `*`.
 
     A name is a hardware id, the end of one (four letters or more), or a nickname: what a unit calls itself, or what the
     table of deployments calls it. UnknownName when nothing has that name, or when several units have it.
     """
-    called: dict[str, set[str]] = {}
+    called = {}
     for unit in _units(db):
         for name in (unit, unit.removeprefix(seqfile.UNIT_PREFIX), _nickname(db, unit)):
             called.setdefault(name, set()).add(unit)
@@ -3888,17 +3853,17 @@ def find_units(db: sqlite3.Connection, text: str) -> list[str]:
     return find_names("unit", called, text)
 
 
-def find_sites(db: sqlite3.Connection, text: str) -> list[str]:
+def find_sites(db, text):
     """The sites that `text` names, as in `find_units`."""
     sites = db.execute("SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> ''")
     return find_names("site", {site: {site} for site, in sites}, text)
 
 
-def find_names(what: str, called: Mapping[str, set[str]], text: str) -> list[str]:
+def find_names(what, called, text):
     """What is called so, by `called`: name -> all that have it. `what` they are is for the exception."""
     from fnmatch import filter as matching
     everything = set().union(*called.values())
-    found: list[str] = []
+    found = []
     for name in map(str.strip, text.split(",")):
         names = matching(called, name) if "*" in name else [name]
         owners = set().union(*(called.get(known, ()) for known in names))
@@ -3912,7 +3877,7 @@ def find_names(what: str, called: Mapping[str, set[str]], text: str) -> list[str
     return list(dict.fromkeys(found))
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
+def unknown(what, name, known):
     """The exception that says that no `what` (unit, site, ...) has this name, and which names are nearest."""
     from difflib import get_close_matches
     nearest = get_close_matches(name, sorted(known), NEAREST, 0.3)
@@ -3923,7 +3888,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
-def verify(archive: Archive, processes: int = 1) -> list[str]:
+def verify(archive, processes=1):
     """Read all text again and compare, row by row and byte by byte; what does not agree.
 
     Whoever may read the archive may call this, also while imports go on: what they add meanwhile is left out.
@@ -3964,7 +3929,7 @@ _ACCOUNTS = """
     FROM (SELECT {0} FROM main.sources EXCEPT SELECT {0} FROM fresh.sources)""".format(_ACCOUNT)
 
 
-def _differences(db: sqlite3.Connection, other: str) -> Iterator[str]:
+def _differences(db, other):
     """What of the database is not in `other`, or the other way round."""
     db.execute("ATTACH ? AS fresh", (other,))
     queries = [_ROLLUP, _ACCOUNTS]
@@ -4013,8 +3978,7 @@ _CONDITIONS = {"since": "last >= %s", "until": "first < %s", "unit": "unit_id IN
                "flag": "co2_flag = %s"}
 
 
-def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, str],
-           now: float) -> Iterator[str]:
+def export(db, what, form, given, now):
     """Lines of text, each with its newline: a header, except in jsonl, then the rows.
 
     `given` holds texts of `OPTIONS`. BadArguments when they make no sense, UnknownName for names that nothing has.
@@ -4029,7 +3993,7 @@ def export(db: sqlite3.Connection, what: str, form: str, given: Mapping[str, str
     return lines if form == "jsonl" else chain([header], lines)
 
 
-def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, str]) -> list[str]:
+def read_options(db, what, given):
     """The options that are given, as conditions in SQL."""
     conditions = []
     options = EXPORTS[what].options.split()
@@ -4043,7 +4007,7 @@ def read_options(db: sqlite3.Connection, what: str, given: Mapping[str, str]) ->
     return conditions
 
 
-def _option_in_sql(db: sqlite3.Connection, name: str, text: str) -> Any:
+def _option_in_sql(db, name, text):
     if name == "unit":
         return _quoted(find_units(db, text))
     if name == "site":
@@ -4055,12 +4019,12 @@ def _option_in_sql(db: sqlite3.Connection, name: str, text: str) -> Any:
     return parse_instant(text or "''", name)
 
 
-def _quoted(names: Iterable[str]) -> str:
+def _quoted(names):
     """Names as a list in SQL."""
     return ", ".join("'%s'" % name.replace("'", "''") for name in names)
 
 
-def lines_query(what: str, form: str, conditions: Sequence[str] = ()) -> str:
+def lines_query(what, form, conditions=()):
     """The query for lines of text. The conditions are on columns of the export, and on its times `first` and `last`."""
     table, how = EXPORTS[what], FORMS[form]
     places = [how.place.format(column.name) for column in table.columns]
@@ -4071,7 +4035,7 @@ def lines_query(what: str, form: str, conditions: Sequence[str] = ()) -> str:
     return "SELECT printf('%s', %s) FROM (%s) WHERE %s ORDER BY unit_id, first" % (line, ", ".join(values), rows, where)
 
 
-def _as_text(column: Column, form: Form) -> str:
+def _as_text(column, form):
     value = column.name
     if column.kind == "text":
         value = form.text.format(value)
@@ -4080,7 +4044,7 @@ def _as_text(column: Column, form: Form) -> str:
     return "ifnull(%s, '%s')" % (value, form.null)
 
 
-def _list_gaps(db: sqlite3.Connection, now: int) -> None:
+def _list_gaps(db, now):
     """All gaps, as rows for the export."""
     stays = deployments(db)
     here = whereabouts(stays, now)
@@ -4091,29 +4055,29 @@ def _list_gaps(db: sqlite3.Connection, now: int) -> None:
         db.execute("INSERT INTO temp.gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*gap, place.nickname, place.site))
 
 
-def _iso(ts: float | None) -> str | None:
+def _iso(ts):
     return None if ts is None else seqfile.utc(ts) + "Z"
 
 
 class ProgressBar:
     """A line on stderr, where that is a terminal, for what takes longer than a moment. Counts what is done."""
 
-    def __init__(self, unit: str, total: int = 0) -> None:
+    def __init__(self, unit, total=0):
         self.unit = unit
         self.of = " of %s" % format(total, ",") if total else ""
         self.done = 0
         self.next = time.monotonic() + 0.5 if sys.stderr.isatty() else float("inf")
 
-    def __call__(self, number: int) -> None:
+    def __call__(self, number):
         self.done += number
         if time.monotonic() > self.next:
             self.next = time.monotonic() + 0.1
             sys.stderr.write("\r%s%s %s " % (format(self.done, ","), self.of, self.unit))
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self):
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_):
         if self.next < float("inf"):
             sys.stderr.write("\r\033[K")                        # leave the line clean
 
@@ -4154,7 +4118,7 @@ _STAYS = """
     ORDER BY unit_id, since, until, site, tier"""
 
 
-def feed(db: sqlite3.Connection, what: str, conninfo: str) -> str:
+def feed(db, what, conninfo):
     """Bring a table of a PostgreSQL database up to date; says what was done. The caller has begun a transaction.
 
     `conninfo` is what psql takes for --dbname. Passwords are read from ~/.pgpass, by psql.
@@ -4192,13 +4156,13 @@ def feed(db: sqlite3.Connection, what: str, conninfo: str) -> str:
 _DELETE_DAY = "DELETE FROM %s WHERE unit_id = %s AND time >= '%s' AND time < '%s';\n"
 
 
-def _counted(rows: Iterable[Row], bar: ProgressBar) -> Iterator[str]:
+def _counted(rows, bar):
     for line, in rows:
         bar(1)
         yield line
 
 
-def run_psql(conninfo: str, lines: Iterable[str]) -> str:
+def run_psql(conninfo, lines):
     """What psql prints when it has read these lines. Unusable when it fails: it says why on stderr."""
     from subprocess import PIPE, Popen                          # no page needs it
     options = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
@@ -4219,7 +4183,7 @@ def run_psql(conninfo: str, lines: Iterable[str]) -> str:
     return said
 
 
-def _new_table(what: str) -> Iterator[str]:
+def _new_table(what):
     table = EXPORTS[what]
     columns = ["%s %s" % (column.name, _POSTGRES_TYPES[column.kind]) for column in table.columns]
     yield "CREATE TABLE %s(%s);\n" % (what, ", ".join(columns))
@@ -4239,7 +4203,7 @@ PACKAGED = ("readings", "pings", "deployments")
 DESCRIPTOR = "datapackage.json"
 
 
-def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, str], now: float) -> None:
+def write_package(db, directory, given, now):
     """Write the package into a directory. The caller has begun a transaction; `given` as in `export`.
 
     BadArguments for a directory that holds something else.
@@ -4267,8 +4231,7 @@ def write_package(db: sqlite3.Connection, directory: str, given: Mapping[str, st
         json.dump(package, out, ensure_ascii=False, indent=2)
 
 
-def _write_resource(db: sqlite3.Connection, directory: str, what: str, given: Mapping[str, str],
-                    now: float) -> dict[str, Any]:
+def _write_resource(db, directory, what, given, now):
     """Write a table as CSV; the description of it."""
     path = what + ".csv"
     with open(os.path.join(directory, path), "w", encoding="utf-8", newline="") as file:
@@ -4286,12 +4249,12 @@ def _write_resource(db: sqlite3.Connection, directory: str, what: str, given: Ma
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
-def _cores() -> int:
+def _cores():
     """How many this process may use; in a container that is not all there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def command_import(archive: Archive, arguments: argparse.Namespace) -> int:
+def command_import(archive, arguments):
     """Import what is new, or everything anew, and print a summary."""
     run = rebuild if arguments.command == "rebuild" else import_new
     act_as_owner(archive.db)
@@ -4319,20 +4282,20 @@ _REJECTS = """                         -- where neither neighbour is known, NULL
     FROM rejects r JOIN sources s ON s.id = r.source ORDER BY s.path, r.line"""
 
 
-def command_status(archive: Archive, arguments: argparse.Namespace) -> int:
+def command_status(archive, arguments):
     """What became of each file: bytes, rows, repeats, refused lines, unknown further fields; what could not be read."""
     print("     bytes   imported  rejected   not yet     rows  repeats  rejects    extra  file")
     print_lines(archive, _LEDGER)
     return 1 if print_lines(archive, _TROUBLED) else 0
 
 
-def command_rejects(archive: Archive, arguments: argparse.Namespace) -> int:
+def command_rejects(archive, arguments):
     """Lines that were refused: file, line, offset, reason, times of the neighbours, text."""
     print_lines(archive, _REJECTS)
     return 0
 
 
-def print_lines(archive: Archive, query: str) -> int:
+def print_lines(archive, query):
     """Print what a query gives; how many lines that was."""
     number = 0
     with contextlib.closing(open_db(archive.db)) as db:
@@ -4342,7 +4305,7 @@ def print_lines(archive: Archive, query: str) -> int:
     return number
 
 
-def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
+def command_verify(archive, arguments):
     """Prove that database and text agree."""
     problems = verify(archive, _cores())
     for line in problems:
@@ -4351,7 +4314,7 @@ def command_verify(archive: Archive, arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
+def command_export(archive, arguments):
     """Take data elsewhere: as CSV, TSV or JSON lines, into a PostgreSQL database, or as a data package."""
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
     what = arguments.what
@@ -4372,7 +4335,7 @@ def command_export(archive: Archive, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def check_export(arguments: argparse.Namespace, given: Mapping[str, str]) -> None:
+def check_export(arguments, given):
     """BadArguments for options that do not go together."""
     if arguments.resume:
         raise BadArguments("--resume has gone, as a file cannot take rows back: use --psql CONNINFO, or --since")
@@ -4420,7 +4383,7 @@ EXAMPLES = {                            # command -> what stands at the end of i
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser():
     """The command line; the common options may stand before the command or behind it."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description="From text files to SQLite, every byte accounted for.",
@@ -4438,7 +4401,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common_options(parser: argparse.ArgumentParser, default: str | None) -> None:
+def _add_common_options(parser, default):
     for name, metavar, about in (
             ("--config", "FILE", "configuration (default: CO2D_CONF, or co2d.conf beside the script)"),
             ("--var-dir", "DIR", "server directory (pings, database)"),
@@ -4448,7 +4411,7 @@ def _add_common_options(parser: argparse.ArgumentParser, default: str | None) ->
                         help="data directory; several are merged, each with the pings in DIR/../var")
 
 
-def _add_export_options(parser: argparse.ArgumentParser) -> None:
+def _add_export_options(parser):
     add = parser.add_argument
     add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
     add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
@@ -4461,7 +4424,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     add("--package", metavar="DIR", help="write a data package: %s as CSV, and a description" % ", ".join(PACKAGED))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv=None):
     """Run a command; the exit status."""
     parser = make_parser()
     name = parser.prog.removesuffix(".py")
@@ -4499,7 +4462,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return failed
 
 
-def _drop_stdout() -> None:
+def _drop_stdout():
     """Let Python find no unwritten text when it ends: it would complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

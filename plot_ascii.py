@@ -56,9 +56,6 @@ from types import SimpleNamespace
 from typing import (
     Any,
     Callable,
-    Collection,
-    Iterable,
-    Iterator,
     Mapping,
     NamedTuple,
     Optional,
@@ -107,7 +104,7 @@ class Glyphs(NamedTuple):
     degree: str = "°C"
     sub: int = 2  # places above each other in one cell of a large plot
 
-    def of(self, mark: str) -> str:
+    def of(self, mark):
         """The character of up, down, suspect or nothing."""
         return str(getattr(self, mark)) if mark else " "
 
@@ -184,7 +181,7 @@ LATIN = str.maketrans(
 # -- text: foreign text made harmless, width in cells -----------------------------------------------------------------
 
 
-def clean(text: object, ascii: bool = False) -> str:
+def clean(text, ascii=False):
     """Foreign text for a terminal: what does not print becomes ?, any space a plain one; ASCII letters lose marks."""
     found = str(text)
     if found.isascii() and found.isprintable():
@@ -199,7 +196,7 @@ def clean(text: object, ascii: bool = False) -> str:
     return found.encode("ascii", "replace").decode() if ascii else found
 
 
-def _printable(char: str) -> str:
+def _printable(char):
     import unicodedata
 
     if "\ufe00" <= char <= "\ufe0f":  # variation selectors: nobody knows their width
@@ -214,13 +211,13 @@ def _printable(char: str) -> str:
 _NARROW = re.compile("[ -~¡-ſ–…₂−─-▿⠀-⣿]*").fullmatch
 
 
-def width(text: str) -> int:
+def width(text):
     """Cells that clean text takes on a terminal."""
     return len(text) if _NARROW(text) else sum(map(_cells, text))
 
 
 @lru_cache(maxsize=4096)
-def _cells(char: str) -> int:
+def _cells(char):
     import unicodedata
 
     if unicodedata.category(char) in ("Mn", "Me") or "\u1160" <= char <= "\u11ff":
@@ -228,7 +225,7 @@ def _cells(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def cut(text: str, cells: int) -> str:
+def cut(text, cells):
     """Clean text in at most so many cells; a ~ stands for what is missing."""
     if width(text) <= cells:
         return text
@@ -237,7 +234,7 @@ def cut(text: str, cells: int) -> str:
     return (text + "~")[:cells]
 
 
-def cut_middle(text: str, cells: int) -> str:
+def cut_middle(text, cells):
     """Clean text in at most so many cells, of which the last third shows its end: values of messages stand there."""
     if width(text) <= cells:
         return text
@@ -272,7 +269,7 @@ STYLES = {
 }
 
 
-def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
+def pad(spans, cells, right=False):
     """Spans made so many cells wide; a single one is cut."""
     free = cells - sum(width(span.text) for span in spans)
     if free < 0 and len(spans) == 1:
@@ -282,7 +279,7 @@ def pad(spans: Sequence[Span], cells: int, right: bool = False) -> Line:
     return [fill, *spans] if right else [*spans, fill]
 
 
-def styled(chars: Iterable[tuple[str, str]]) -> Line:
+def styled(chars):
     """Characters with their styles, as one span for each run of a style."""
     line = []
     for style, group in groupby(chars, key=lambda pair: pair[1]):
@@ -290,19 +287,19 @@ def styled(chars: Iterable[tuple[str, str]]) -> Line:
     return line
 
 
-def count(n: int, what: str) -> str:
+def count(n, what):
     """1 unit, 2 units."""
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def compact(value: float | None) -> str:
+def compact(value):
     """A number in at most four characters: 411, 1200, 10k."""
     if value is None:
         return ""
     return f"{value:.0f}" if -950 < value < 9950 else f"{value / 1000:.0f}k"
 
 
-def ago(seconds: float) -> str:
+def ago(seconds):
     """A time in at most eight characters: 12 min, 11 h, 9 d 02 h, 13 d."""
     hours = int(seconds) // 3600
     if hours == 0:
@@ -312,7 +309,7 @@ def ago(seconds: float) -> str:
     return "%d d %02d h" % divmod(hours, 24) if hours < 240 else f"{hours // 24} d"
 
 
-def percent(part: float, whole: float) -> str:
+def percent(part, whole):
     """A share, rounded down: 99.6 % is not all."""
     return f"{min(100, int(100 * part / max(whole, 1)))} %"
 
@@ -320,7 +317,7 @@ def percent(part: float, whole: float) -> str:
 # -- time: zones, calendar steps, axes, ticks -------------------------------------------------------------------------
 
 
-def read_zone(name: str) -> Any:
+def read_zone(name):
     """A time zone of this machine."""
     from zoneinfo import ZoneInfo  # here, because most pages are in UTC
 
@@ -335,24 +332,24 @@ def read_zone(name: str) -> Any:
 class Zone:
     """Local times as naive datetimes, and back. Where clocks are set back, the first of the two is meant."""
 
-    def __init__(self, name: str = "UTC") -> None:
+    def __init__(self, name="UTC"):
         self.name = clean(name)
         self.info = timezone.utc if name.upper() == "UTC" else read_zone(name)
 
-    def local(self, ts: float) -> datetime:
+    def local(self, ts):
         """UTC seconds as local time."""
         return datetime.fromtimestamp(ts, self.info).replace(tzinfo=None)
 
-    def seconds(self, local: datetime) -> int:
+    def seconds(self, local):
         """Local time as UTC seconds."""
         return int(local.replace(tzinfo=self.info).timestamp())
 
-    def iso(self, ts: float) -> str:
+    def iso(self, ts):
         """For data: to the minute, with the offset, 2019-09-26T14:00+02:00; Z for UTC."""
         text = datetime.fromtimestamp(ts, self.info).isoformat(timespec="minutes")
         return text.replace("+00:00", "Z")
 
-    def parse(self, text: str) -> int:
+    def parse(self, text):
         """UTC seconds of a date or date-time in this zone, or in the one that it says: ...Z, ...+02:00."""
         try:
             found = datetime.fromisoformat(
@@ -372,14 +369,14 @@ class Zone:
             else int((local - ahead - EPOCH).total_seconds())
         )
 
-    def short(self, ts: int, now: int) -> str:
+    def short(self, ts, now):
         """26 Sep 12:00, or 26 Sep 2018 when it was in another year."""
         local = self.local(ts)
         if local.year == self.local(now).year:
             return _date(local) + _clock(local)
         return _date(local) + _year(local)
 
-    def period(self, window: Window, to: str) -> list[str]:
+    def period(self, window, to):
         """A range for a title, with the zone, in shorter and shorter forms. Of whole days the last is named."""
         begin = self.local(window.a)
         end = self.local(window.b)
@@ -398,15 +395,15 @@ class Zone:
         return [f"{long} {self.name}", short, last]
 
 
-def _date(local: datetime) -> str:
+def _date(local):
     return f"{local.day} {MONTHS[local.month - 1]}"
 
 
-def _year(local: datetime) -> str:
+def _year(local):
     return f" {local.year}"
 
 
-def _clock(local: datetime) -> str:
+def _clock(local):
     return local.strftime(" %H:%M")
 
 
@@ -455,7 +452,7 @@ TICKS += [Step("date", n) for n in (1, 2, 3, 5, 10, 15)]
 TICKS += [Step("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
 
 
-def snap(local: datetime, step: Step, on: int = 0) -> datetime:
+def snap(local, step, on=0):
     """Where the calendar step begins in which a time falls, or one that many steps later. Weeks begin on Monday. Dates
     count from the 1st of their month, and leave out one that is too close to the next 1st."""
     unit, n = step
@@ -472,7 +469,7 @@ def snap(local: datetime, step: Step, on: int = 0) -> datetime:
     return day + timedelta(days=n * on - (day.toordinal() - 1) % n)
 
 
-def length(step: Step) -> int:
+def length(step):
     """Seconds of a step at the most, but for days that clocks make longer."""
     return step.n * {"min": 60, "month": 31 * DAY}.get(step.unit, DAY)
 
@@ -493,26 +490,24 @@ class Axis(NamedTuple):
     ticks: list[Tick]
 
     @property
-    def cells(self) -> int:
+    def cells(self):
         """One for each column."""
         return len(self.edges) - 1
 
-    def columns(self) -> list[tuple[int, int]]:
+    def columns(self):
         """Begin and end of each column."""
         return list(zip(self.edges, self.edges[1:]))
 
-    def column_of(self, ts: int) -> int:
+    def column_of(self, ts):
         """The number of the column with this time, which is on the axis."""
         return bisect_right(self.edges, ts) - 1
 
-    def heading(self) -> str:
+    def heading(self):
         """A line with the ticks and their labels."""
         return heading(self.ticks, self.cells)
 
 
-def make_axis(
-    zone: Zone, window: Window, cells: int, steps: Sequence[str] = ALL_STEPS
-) -> Axis:
+def make_axis(zone, window, cells, steps=ALL_STEPS):
     """Columns of the shortest of these steps that fit so many cells."""
     a, b, exact = window
     fitting = [
@@ -535,7 +530,7 @@ def make_axis(
     return Axis(edges, name, make_ticks(zone, edges))
 
 
-def heading(ticks: Iterable[Tick], cells: int) -> str:
+def heading(ticks, cells):
     """A line with ticks and their labels; ╷ stands at the tick."""
     line = ""
     for tick in ticks:
@@ -543,7 +538,7 @@ def heading(ticks: Iterable[Tick], cells: int) -> str:
     return line.ljust(cells)
 
 
-def make_ticks(zone: Zone, edges: Sequence[int]) -> list[Tick]:
+def make_ticks(zone, edges):
     """Ticks on the smallest calendar steps whose labels do not meet."""
     cells = len(edges) - 1
     times = [zone.local(edge) for edge in edges]
@@ -562,7 +557,7 @@ def make_ticks(zone: Zone, edges: Sequence[int]) -> list[Tick]:
     return chosen
 
 
-def _tick_label(tick: datetime, step: Step) -> str:
+def _tick_label(tick, step):
     if step.unit == "min" and (tick.hour or tick.minute):
         return tick.strftime("%H:%M")
     if tick.month == tick.day == 1:
@@ -572,9 +567,9 @@ def _tick_label(tick: datetime, step: Step) -> str:
     return MONTHS[tick.month - 1] if tick.day == 1 else str(tick.day)
 
 
-def spaced(ticks: Iterable[Tick], cells: int) -> list[Tick]:
+def spaced(ticks, cells):
     """Ticks whose labels have room, from the left; but a year goes before the label left of it."""
-    kept: list[Tick] = []
+    kept = []
     for tick in ticks:
         year = len(tick.label) == 4 and tick.label.isdigit()
         if kept and year and _end(kept[-1]) >= tick.cell:
@@ -584,7 +579,7 @@ def spaced(ticks: Iterable[Tick], cells: int) -> list[Tick]:
     return kept
 
 
-def _end(tick: Tick) -> int:
+def _end(tick):
     return tick.cell + len(tick.label)
 
 
@@ -597,13 +592,13 @@ class Scale(NamedTuple):
     low: float
     high: float
 
-    def level(self, value: float, levels: int) -> int:
+    def level(self, value, levels):
         """0 ... levels - 1, the outermost for what is outside."""
         at = int((value - self.low) / (self.high - self.low) * levels)
         return min(max(at, 0), levels - 1)
 
 
-def nice(size: float) -> float:
+def nice(size):
     """The next of 1, 2, 5, 10, 20 ... that is not smaller."""
     power = 10.0 ** floor(log10(size))
     for n in (1, 2, 5):
@@ -615,9 +610,7 @@ def nice(size: float) -> float:
 Buckets = list[Optional[Bucket]]
 
 
-def make_scale(
-    buckets: Iterable[Bucket | None], narrow: float, top: float | None = None
-) -> Scale:
+def make_scale(buckets, narrow, top=None):
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance the fence believes."""
     ends = _extremes(buckets) or [0, 4 * narrow]
     lower = ends[len(ends) // 4]
@@ -633,10 +626,10 @@ def make_scale(
     return Scale(low if low < high else high / 2, high)
 
 
-def _extremes(buckets: Iterable[Bucket | None]) -> list[Any]:
+def _extremes(buckets):
     """Least and greatest usable values, sorted; where none is usable, the suspect ones."""
-    usable: list[Any] = []
-    suspect: list[Any] = []
+    usable = []
+    suspect = []
     for bucket in buckets:
         if bucket and bucket.n:
             usable += bucket.low, bucket.high
@@ -653,7 +646,7 @@ _ROW_STEPS = [
 ]
 
 
-def make_rows(scale: Scale, rows: int) -> tuple[Scale, list[str]]:
+def make_rows(scale, rows):
     """A scale stretched so that the middles of a plot's rows are round numbers, and the rows' labels, from below."""
     unit = nice(scale.high - scale.low) / 1000
     for n in _ROW_STEPS:
@@ -669,17 +662,17 @@ def make_rows(scale: Scale, rows: int) -> tuple[Scale, list[str]]:
     return Scale((first - 0.5) * step, (first + rows - 0.5) * step), labels
 
 
-def _row_label(value: float) -> str:
+def _row_label(value):
     return f"{value:.4g}" if abs(value) < 10000 else f"{value / 1000:.4g}k"
 
 
 # -- what a page is asked for -----------------------------------------------------------------------------------------
 
 
-def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
+def number(low, high, kind=float):
     """A parser of numbers in a range."""
 
-    def parse(text: str) -> Any:
+    def parse(text):
         try:
             value = kind(text)
         except ValueError:
@@ -695,14 +688,14 @@ def number(low: float, high: float, kind: Any = float) -> Callable[[str], Any]:
     return parse
 
 
-def glyph_set(text: str) -> str:
+def glyph_set(text):
     """The name of a set of glyphs."""
     if text not in GLYPHS:
         raise ValueError("glyphs are one of " + ", ".join(GLYPHS))
     return text
 
 
-def switch(text: str) -> bool:
+def switch(text):
     """Whether a switch is on."""
     return text not in ("0", "no", "false")
 
@@ -745,16 +738,16 @@ WIDE = 160  # cells; all columns fit
 class Options(SimpleNamespace):
     """A value for each of OPTIONS, and `archive`: where verdicts on units look for updates and fetches, or None."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **given):
         defaults = {name: option.default for name, option in OPTIONS.items()}
         super().__init__(**{**defaults, "archive": None, **given})
 
-    def but(self, **changes: Any) -> Options:
+    def but(self, **changes):
         """The same with some changed."""
         return Options(**{**self.__dict__, **changes})
 
     @classmethod
-    def from_query(cls, query: Mapping[str, str]) -> Options:
+    def from_query(cls, query):
         """From the arguments of a URL or of a command line. What is empty is not given."""
         given = {}
         for flag, text in query.items():
@@ -788,17 +781,10 @@ class View(NamedTuple):
 class Context:
     """What a view draws with: the database, the options, and the time that is now on the page (UTC seconds)."""
 
-    def __init__(
-        self,
-        db: sqlite3.Connection,
-        view: str,
-        o: Options,
-        now: float,
-        rows: int | None,
-    ) -> None:
+    def __init__(self, db, view, o, now, rows):
         self.db = db
         self.view = view  # one of VIEWS
-        self.problems: Sequence[Problem] = ()
+        self.problems = ()
         # quantity and step of columns -> what `read_buckets` has found
         self.buckets: dict[tuple[str, str], list[Buckets]] = {}
         self.o = o
@@ -807,23 +793,23 @@ class Context:
         self.now = (
             int(now) if o.xmax is None else min(int(now), self.zone.parse(o.xmax))
         )
-        self.width: int = max(o.width, WIDE) if o.wide else o.width
+        self.width = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = o.glyphs == "ascii"
 
-    def room(self, others: int) -> int | None:
+    def room(self, others):
         """How many rows a page has room for beside other lines; None: for any number."""
         return None if self.rows is None else max(1, self.rows - others)
 
-    def say(self, text: str) -> str:
+    def say(self, text):
         """Our own text in the page's characters."""
         return text.translate(PLAIN) if self.ascii else text
 
-    def name(self, text: object) -> str:
+    def name(self, text):
         """Foreign text in the page's characters."""
         return clean(text, self.ascii)
 
-    def title(self, parts: Iterable[Part], style: str = "head") -> Line:
+    def title(self, parts, style="head"):
         """A line of parts, in order, as far as they fit."""
         left = []
         for rank, text in parts:
@@ -841,9 +827,7 @@ class Context:
             else:
                 left.pop(worst)
 
-    def wrapped(
-        self, notes: Iterable[str], between: str = "  ", style: str = "dim"
-    ) -> list[Line]:
+    def wrapped(self, notes, between="  ", style="dim"):
         """Notes in as many lines as they take."""
         lines = [""]
         for note in notes:
@@ -854,9 +838,7 @@ class Context:
                 lines.append(note)
         return [[Span(cut(line, self.width), style)] for line in lines if line]
 
-    def legend(
-        self, notes: Iterable[Note], here: Collection[str], before: Sequence[str] = ()
-    ) -> list[Line]:
+    def legend(self, notes, here, before=()):
         """What those characters mean that are here."""
         said = list(before)
         for chars, meaning in notes:
@@ -866,7 +848,7 @@ class Context:
         return self.wrapped(map(self.say, said))
 
     @cached_property
-    def stays(self) -> list[Deployment]:
+    def stays(self):
         """The deployments that are asked for, highest tier first; units that never had one come last."""
         o = self.o
         stays = importer.deployments(self.db)
@@ -878,7 +860,7 @@ class Context:
             stays = [stay for stay in stays if stay.unit_id in units]
         return [stay for stay in stays if self.has_tier(stay)]
 
-    def has_tier(self, stay: Deployment) -> bool:
+    def has_tier(self, stay):
         """Whether a deployment has the tier that is asked for, if one is."""
         low = self.o.min_tier
         high = self.o.max_tier
@@ -886,7 +868,7 @@ class Context:
             return low is None and high is None
         return (low is None or stay.tier >= low) and (high is None or stay.tier <= high)
 
-    def window(self, spans: Iterable[importer.Span], alone: bool = False) -> Window:
+    def window(self, spans, alone=False):
         """The range of the page. Without --xmax it ends now, or with the newest row of the spans when none has come for
         as long as the page shows; without --xmin it begins no earlier than the first row."""
         o = self.o
@@ -897,7 +879,7 @@ class Context:
             first = max(first, min(since))
             last = min(last, max(until) - 1)
         asked = None if o.xmin is None else self.zone.parse(o.xmin)
-        days: float = view.days_alone if alone else view.days
+        days = view.days_alone if alone else view.days
         if o.recent_days is not None:
             days = o.recent_days or 1e5
         end = self.now
@@ -933,7 +915,7 @@ class Page(NamedTuple):
     window: Window = Window(0, 0)
 
 
-def nothing(view: str, why: str) -> Page:
+def nothing(view, why):
     """A page that says why it is empty."""
     return Page(view, {}, [], [], [[Span(why)]], empty=why)
 
@@ -944,12 +926,12 @@ class Cell(NamedTuple):
     values: Sequence[Any]
     spans: Sequence[Span]
 
-    def texts(self) -> list[str]:
+    def texts(self):
         """What is drawn."""
         return [span.text for span in self.spans]
 
 
-def cell(text: str, value: Any, style: str = "", link: str = "") -> Cell:
+def cell(text, value, style="", link=""):
     """One value, one span."""
     return Cell([value], [Span(text, style, link)])
 
@@ -966,14 +948,7 @@ class Column:
     steps: Sequence[str] = ()
     most = 0  # of names: cells of the longest; they are taken if they are left
 
-    def __init__(
-        self,
-        fields: str,
-        head: str,
-        cells: int,
-        fill: Callable[[Table, Any], Cell],
-        **other: Any,
-    ) -> None:
+    def __init__(self, fields, head, cells, fill, **other):
         self.fields = fields.split()  # the names of its values in TSV and JSON
         self.head = head
         self.cells = cells  # of a chart the least
@@ -988,7 +963,7 @@ class Ruler(NamedTuple):
     step: int  # dB
     cells: int
 
-    def place(self, dbm: int) -> int:
+    def place(self, dbm):
         """The column of a strength."""
         return (dbm - self.low) // self.step
 
@@ -1002,13 +977,7 @@ class Table:
 
     ruler: Ruler  # of a chart of dBm
 
-    def __init__(
-        self,
-        c: Context,
-        columns: Sequence[Column],
-        window: Window = Window(0, 1),
-        rows: int = 1,
-    ) -> None:
+    def __init__(self, c, columns, window=Window(0, 1), rows=1):
         self.c = c
         self.columns = columns
         self.window = window
@@ -1028,36 +997,29 @@ class Table:
             column.head = " " * column.margin + c.say(axis.heading())
             column.cells = axis.cells + 2 * column.margin
 
-    def column(self, field: str) -> Column:
+    def column(self, field):
         """The column with a field."""
         return next(column for column in self.columns if field in column.fields)
 
-    def longest(self, field: str, rows: Iterable[Any]) -> int:
+    def longest(self, field, rows):
         """Cells that the longest text of a column takes."""
         fill = self.column(field).fill
         return max(sum(map(width, fill(self, row).texts())) for row in rows)
 
-    def spare(self) -> int:
+    def spare(self):
         """Cells that no column takes."""
         return self.c.width + 1 - sum(column.cells + column.gap for column in self.kept)
 
-    def line(self, cells: Sequence[Sequence[Span]]) -> Line:
+    def line(self, cells):
         """One line of the table, of the cells of all its columns."""
-        line: Line = []
+        line = []
         for column, spans in zip(self.columns, cells):
             if column in self.kept:
                 line.append(Span(" " * column.gap if line else ""))
                 line += pad(spans, column.cells, column.right)
         return line
 
-    def page(
-        self,
-        title: Iterable[Part],
-        rows: Sequence[Any],
-        of: int,
-        notes: Sequence[Note],
-        **facts: Any,
-    ) -> Page:
+    def page(self, title, rows, of, notes, **facts):
         """Title, headings, rows, and a legend of the characters that are here. The rows are the first of so many."""
         for column in self.kept:
             column.cells = max(
@@ -1096,15 +1058,13 @@ class Table:
             self.window,
         )
 
-    def fill(self, row: Any) -> list[Cell]:
+    def fill(self, row):
         """What a row has in each column."""
         return [column.fill(self, row) for column in self.columns]
 
-    def legend(
-        self, filled: Sequence[Sequence[Cell]], of: int, notes: Sequence[Note]
-    ) -> list[Line]:
+    def legend(self, filled, of, notes):
         """How many rows are not here, and what the characters mean in columns that hold no names."""
-        here: set[str] = set()
+        here = set()
         for cells in filled:
             for column, drawn in zip(self.columns, cells):
                 if column in self.kept and not column.most:
@@ -1113,16 +1073,10 @@ class Table:
         return self.c.legend(notes, here, [f"+{hidden} more (--all)"] if hidden else [])
 
 
-def name_column(
-    c: Context,
-    field: str,
-    rows: Iterable[Any],
-    names: Callable[[Any], str],
-    rank: int = 0,
-) -> Column:
+def name_column(c, field, rows, names, rank=0):
     """A column of names: an eighth of the page, or more where nothing else takes it."""
 
-    def fill(t: Table, row: Any) -> Cell:
+    def fill(t, row):
         name = names(row)
         return cell(
             c.name(name or "[no site]"),
@@ -1137,7 +1091,7 @@ def name_column(
     )
 
 
-def who(c: Context, rows: Sequence[Any], rank: int = 3) -> list[Column]:
+def who(c, rows, rank=3):
     """Columns for rows with a `stay`: its site, the unit, and its hardware id where there is room."""
     return [
         name_column(c, "site", rows, lambda row: row.stay.site or ""),
@@ -1146,31 +1100,23 @@ def who(c: Context, rows: Sequence[Any], rank: int = 3) -> list[Column]:
     ]
 
 
-def id_cell(t: Table, row: Any) -> Cell:
+def id_cell(t, row):
     """The hardware id; all of them begin alike."""
     unit = row.stay.unit_id
     return cell(t.c.name(unit.removeprefix("co2unit-")), unit)
 
 
-def number_column(
-    head: str, cells: int, get: Callable[[Any], Any], rank: int, none: str = ""
-) -> Column:
+def number_column(head, cells, get, rank, none=""):
     """A column of whole numbers."""
 
-    def fill(t: Table, row: Any) -> Cell:
+    def fill(t, row):
         value = get(row)
         return cell(none if value is None else str(value), value)
 
     return Column(head.lower(), head, cells, fill, rank=rank, right=True)
 
 
-def bars(
-    c: Context,
-    values: Iterable[float | None],
-    scale: Scale,
-    style: str = "",
-    marks: Sequence[str] = (),
-) -> Line:
+def bars(c, values, scale, style="", marks=()):
     """Values as bars. A marked one has another colour; where there is none, it is a ?."""
     chars = []
     for value, mark in zip_longest(values, marks):
@@ -1182,7 +1128,7 @@ def bars(
     return styled(chars)
 
 
-def shown(form: str, value: float | None) -> str:
+def shown(form, value):
     """A number; nothing for none."""
     return "" if value is None else form % value
 
@@ -1208,7 +1154,7 @@ QUANTITIES = [CO2, TEMP]
 NAMES = [quantity.name for quantity in QUANTITIES]
 
 
-def mean(bucket: Bucket | None) -> float | None:
+def mean(bucket):
     """Of its usable values; None without any."""
     return bucket.total / bucket.n if bucket and bucket.n else None
 
@@ -1226,17 +1172,17 @@ class Chart(NamedTuple):
     stale: bool = False  # it is so old that the unit should have called twice since
 
     @property
-    def means(self) -> list[float | None]:
+    def means(self):
         """Of the usable values of each column; None without any."""
         return list(map(mean, self.buckets))
 
     @property
-    def marks(self) -> list[str]:
+    def marks(self):
         """What is to be said of each column, see `mark`."""
         return [mark(bucket, self.scale) for bucket in self.buckets]
 
     @property
-    def ends(self) -> tuple[float | None, float | None]:
+    def ends(self):
         """Least and greatest value, suspect ones included."""
         values = [
             value for bucket in self.buckets if bucket for value in extremes(bucket)
@@ -1244,13 +1190,13 @@ class Chart(NamedTuple):
         return min(values, default=None), max(values, default=None)
 
 
-def extremes(bucket: Bucket) -> list[float]:
+def extremes(bucket):
     """The least and the greatest value of those that are usable and of those that are suspect."""
     ends = bucket.low, bucket.high, bucket.suspect_low, bucket.suspect_high
     return [end for end in ends if end is not None]
 
 
-def mark(bucket: Bucket | None, scale: Scale) -> str:
+def mark(bucket, scale):
     """up or down where values are off the scale, suspect where there are readings and none is usable."""
     if bucket is None:
         return ""
@@ -1282,16 +1228,16 @@ class SiteRow(NamedTuple):
     late: bool = False  # no readings for longer than is usual
     strands: Sequence[Strand] = ()  # only of a site in detail
 
-    def within(self, window: Window) -> list[importer.Span]:
+    def within(self, window):
         """The spans, cut to a range."""
         return cut_spans(self.spans, window)
 
-    def there(self, ts: int) -> list[str]:
+    def there(self, ts):
         """The units at a time."""
         return [stay.unit_id for stay in self.stays if stay.since <= ts < stay.until]
 
 
-def cut_spans(spans: Iterable[importer.Span], window: Window) -> list[importer.Span]:
+def cut_spans(spans, window):
     """What of the spans is in a range."""
     cut_to = [
         (unit, max(since, window.a), min(until, window.b))
@@ -1300,17 +1246,17 @@ def cut_spans(spans: Iterable[importer.Span], window: Window) -> list[importer.S
     return [(unit, since, until) for unit, since, until in cut_to if since < until]
 
 
-def spans_of(stays: Iterable[Deployment]) -> list[importer.Span]:
+def spans_of(stays):
     """When each unit stayed there."""
     return [(stay.unit_id, stay.since, stay.until) for stay in stays]
 
 
-def is_deployed(stay: Deployment) -> bool:
+def is_deployed(stay):
     """Not in the lab, and not on its way."""
     return stay.status not in ("lab_check", "en_route")
 
 
-def spans_there(stays: Sequence[Deployment]) -> list[importer.Span]:
+def spans_there(stays):
     """Which unit stands for a site: those that are deployed there; only while none is, those that are to come."""
     spans = spans_of(filter(is_deployed, stays))
     taken = sorted((since, until) for _, since, until in spans)
@@ -1325,9 +1271,9 @@ def spans_there(stays: Sequence[Deployment]) -> list[importer.Span]:
     return spans
 
 
-def rows_of(stays: Sequence[Deployment], by_unit: bool) -> list[SiteRow]:
+def rows_of(stays, by_unit):
     """One row for each site, or for each unit."""
-    groups: dict[str, list[Deployment]] = {}
+    groups = {}
     for stay in stays:
         groups.setdefault(
             stay.unit_id if by_unit or not stay.site else "site " + stay.site, []
@@ -1344,9 +1290,7 @@ def rows_of(stays: Sequence[Deployment], by_unit: bool) -> list[SiteRow]:
     return rows
 
 
-def with_charts(
-    c: Context, rows: Iterable[SiteRow], axes: Mapping[str, Axis], end: int
-) -> list[SiteRow]:
+def with_charts(c, rows, axes, end):
     """The rows with a chart of each quantity, on one scale for all."""
     rows = [row._replace(charts={}) for row in rows]
     found = read_buckets(c, rows, axes, end)
@@ -1369,9 +1313,7 @@ def with_charts(
     return [row._replace(late=not late.isdisjoint(row.there(end))) for row in rows]
 
 
-def read_buckets(
-    c: Context, rows: Sequence[SiteRow], axes: Mapping[str, Axis], end: int
-) -> dict[str, list[Buckets]]:
+def read_buckets(c, rows, axes, end):
     """The buckets of all rows by quantity; those with the same columns are read at once, and once for a page."""
     found = {}
     for axis in axes.values():
@@ -1386,9 +1328,7 @@ def read_buckets(
     return found
 
 
-def measured(
-    c: Context, chart: Chart, row: SiteRow, end: int, rhythms: Mapping[str, int]
-) -> Chart:
+def measured(c, chart, row, end, rhythms):
     """The chart with its newest value, and with the number of values that are off its scale."""
     name = chart.quantity.name
     spans = row.within(Window(chart.axis.edges[0], end))
@@ -1412,7 +1352,7 @@ def measured(
     return chart._replace(below=below, above=above)
 
 
-def co2_rows(c: Context) -> tuple[list[SiteRow], Window, bool]:
+def co2_rows(c):
     """The sites, or units, that have readings in the time that is asked for; whether it is one by name."""
     by_unit = bool(c.o.unit and not c.o.site)
     rows = rows_of(c.stays, by_unit)
@@ -1426,7 +1366,7 @@ def co2_rows(c: Context) -> tuple[list[SiteRow], Window, bool]:
     return [row for row in rows if row.within(window)], window, alone
 
 
-def view_co2(c: Context) -> Page:
+def view_co2(c):
     """All sites; or one site or unit in detail; or, with --panels, every stay in detail."""
     rows, window, alone = co2_rows(c)
     if not rows:
@@ -1436,13 +1376,7 @@ def view_co2(c: Context) -> Page:
     return site(c, rows[0], window) if alone else fleet(c, rows, window)
 
 
-def fleet(
-    c: Context,
-    rows: Sequence[SiteRow],
-    window: Window,
-    range_cells: int = 7,
-    flag_cells: int = 3,
-) -> Page:
+def fleet(c, rows, window, range_cells=7, flag_cells=3):
     """A row per site: all on one time axis, and on one scale."""
     here = rows[: c.room(3)]
     t = fleet_table(c, rows, window, range_cells, flag_cells)
@@ -1473,13 +1407,7 @@ def fleet(
     return t.page(title, drawn, len(rows), notes, co2_scale=scale, temp_scale=warmth)
 
 
-def fleet_table(
-    c: Context,
-    rows: Sequence[SiteRow],
-    window: Window,
-    range_cells: int,
-    flag_cells: int,
-) -> Table:
+def fleet_table(c, rows, window, range_cells, flag_cells):
     """Its columns. Of very many rows the charts' columns are days, which are read from rollups."""
     n = len(rows[: c.room(3)])
     many = n > 250 and window.b - window.a > 3 * DAY
@@ -1500,10 +1428,10 @@ def fleet_table(
 Fill = Callable[[Table, SiteRow], Cell]
 
 
-def chart_of(quantity: Quantity) -> Fill:
+def chart_of(quantity):
     """A column with the chart of a quantity."""
 
-    def fill(t: Table, row: SiteRow) -> Cell:
+    def fill(t, row):
         chart = row.charts[quantity.name]
         return Cell(
             [chart.means],
@@ -1513,23 +1441,17 @@ def chart_of(quantity: Quantity) -> Fill:
     return fill
 
 
-def last_of(quantity: Quantity) -> Fill:
+def last_of(quantity):
     """A column with the newest value, unless it is old, and its age."""
 
-    def fill(t: Table, row: SiteRow) -> Cell:
+    def fill(t, row):
         chart = row.charts[quantity.name]
         return last_cell(quantity, chart.last, chart.stale, t.window.b)
 
     return fill
 
 
-def last_cell(
-    quantity: Quantity,
-    last: tuple[int, float] | None,
-    stale: bool,
-    end: int,
-    none: str = "",
-) -> Cell:
+def last_cell(quantity, last, stale, end, none=""):
     """The newest value and its age in s. A stale one is not shown."""
     if last is None:
         return Cell([None, None], [Span(none)])
@@ -1538,17 +1460,17 @@ def last_cell(
     return Cell([value, end - ts], [Span(none if stale else text)])
 
 
-def range_cell(t: Table, row: SiteRow) -> Cell:
+def range_cell(t, row):
     """Least and greatest value of CO2."""
     low, high = ends = row.charts["co2"].ends
     text = "" if low is None else compact(low) + "–" + compact(high)
     return Cell(ends, [Span(t.c.say(text))])
 
 
-def flags_cell(t: Table, row: SiteRow) -> Cell:
+def flags_cell(t, row):
     """L where data is late; where values are off the scale, how many."""
     text = "L" if row.late else ""
-    values: list[int] = [row.late]
+    values = [row.late]
     for chart in row.charts.values():
         values += chart.above, chart.below
         for glyph, n in ((t.c.g.up, chart.above), (t.c.g.down, chart.below)):
@@ -1565,7 +1487,7 @@ def flags_cell(t: Table, row: SiteRow) -> Cell:
 # nothing, thin is less than half.
 
 
-def panels(c: Context, rows: Sequence[SiteRow], window: Window) -> Page:
+def panels(c, rows, window):
     """Every stay in detail, with one time axis and one scale for all."""
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[: c.rows and max(1, (c.rows - 1) // height)]
@@ -1573,8 +1495,8 @@ def panels(c: Context, rows: Sequence[SiteRow], window: Window) -> Page:
     here = with_charts(c, here, dict.fromkeys(NAMES, axis), window.b)
     hidden = len(rows) - len(here)
     pages = [detail(c, row, window, height - bool(hidden)) for row in here]
-    lines: list[Line] = []
-    records: list[list[Any]] = []
+    lines = []
+    records = []
     for row, page in zip(here, pages):
         lines += page.lines
         records += [
@@ -1594,7 +1516,7 @@ def panels(c: Context, rows: Sequence[SiteRow], window: Window) -> Page:
     )
 
 
-def site(c: Context, row: SiteRow, window: Window) -> Page:
+def site(c, row, window):
     """One site or unit."""
     axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
     (row,) = with_charts(c, [row], dict.fromkeys(NAMES, axis), window.b)
@@ -1602,7 +1524,7 @@ def site(c: Context, row: SiteRow, window: Window) -> Page:
     return detail(c, row, window, lines)
 
 
-def detail(c: Context, row: SiteRow, window: Window, lines: int) -> Page:
+def detail(c, row, window, lines):
     """A row with its charts, in so many lines."""
     axis = row.charts["co2"].axis
     row = row._replace(strands=strands_of(c, row, axis, window.b))
@@ -1621,7 +1543,7 @@ def detail(c: Context, row: SiteRow, window: Window, lines: int) -> Page:
             [Span(("stat" if one else "unit") + c.plot.side + chars), Span(name, "dim")]
         )
     drawn.append([Span("     " + c.say(axis.heading().replace("╷", c.plot.foot)))])
-    facts: dict[str, Any] = {"site": row.name}
+    facts = {"site": row.name}
     facts["units"] = [strand.nickname for strand in row.strands]
     facts["unit_ids"] = [strand.unit_id for strand in row.strands]
     fields = ["from", "to"]
@@ -1645,14 +1567,14 @@ def detail(c: Context, row: SiteRow, window: Window, lines: int) -> Page:
     )
 
 
-def bucket_values(bucket: Bucket | None) -> list[Any]:
+def bucket_values(bucket):
     """For programs: usable values, their mean, least and greatest, suspect values."""
     if bucket is None:
         return [0, None, None, None, 0]
     return [bucket.n, mean(bucket), bucket.low, bucket.high, bucket.suspects]
 
 
-def panel_heights(room: int) -> dict[str, int]:
+def panel_heights(room):
     """Lines for each quantity; where they are few, only the first has some."""
     room = max(room, 3)
     heights = dict.fromkeys(NAMES, 0)
@@ -1665,10 +1587,10 @@ def panel_heights(room: int) -> dict[str, int]:
     return heights
 
 
-def strands_of(c: Context, row: SiteRow, axis: Axis, end: int) -> list[Strand]:
+def strands_of(c, row, axis, end):
     """The units of a row, the first three of them."""
     window = Window(axis.edges[0], end)
-    units: dict[str, list[Deployment]] = {}
+    units = {}
     for stay in row.stays:
         units.setdefault(stay.unit_id, []).append(stay)
     spans = (
@@ -1692,7 +1614,7 @@ def strands_of(c: Context, row: SiteRow, axis: Axis, end: int) -> list[Strand]:
     return strands
 
 
-def ribbon_text(c: Context, strand: Strand, axis: Axis, end: int) -> str:
+def ribbon_text(c, strand, axis, end):
     """What a unit was doing, where there are readings of it."""
     chars = ""
     for bucket, (begin, until) in zip(strand.buckets["co2"], axis.columns()):
@@ -1712,7 +1634,7 @@ def ribbon_text(c: Context, strand: Strand, axis: Axis, end: int) -> str:
     return chars
 
 
-def detail_legend(c: Context, row: SiteRow, ribbons: Iterable[str]) -> list[Line]:
+def detail_legend(c, row, ribbons):
     """What the characters of the page mean that are on it."""
     g = c.plot
     notes = [
@@ -1733,7 +1655,7 @@ def detail_legend(c: Context, row: SiteRow, ribbons: Iterable[str]) -> list[Line
     return c.legend(notes, here)
 
 
-def newest_and_zero(g: Glyphs, charts: Iterable[Chart]) -> list[Note]:
+def newest_and_zero(g, charts):
     """Notes on the mark of the newest value and on the line at 0, if they are drawn."""
     notes = []
     if any(chart.last and not chart.stale for chart in charts):
@@ -1743,7 +1665,7 @@ def newest_and_zero(g: Glyphs, charts: Iterable[Chart]) -> list[Note]:
     return notes
 
 
-def detail_title(c: Context, row: SiteRow, window: Window) -> Line:
+def detail_title(c, row, window):
     """Name, units, time, and how many of the readings that should be there are."""
     buckets = [bucket for bucket in row.charts["co2"].buckets if bucket]
     here = sum(bucket.rows for bucket in buckets)
@@ -1773,7 +1695,7 @@ def detail_title(c: Context, row: SiteRow, window: Window) -> Line:
     )
 
 
-def panel(c: Context, row: SiteRow, chart: Chart, end: int, lines: int) -> list[Line]:
+def panel(c, row, chart, end, lines):
     """A heading with the numbers; marks, if there are any; the plot, labels left, newest value right."""
     g = c.plot
     quantity = chart.quantity
@@ -1817,7 +1739,7 @@ def panel(c: Context, row: SiteRow, chart: Chart, end: int, lines: int) -> list[
     return drawn + rows[::-1]
 
 
-def newest_value(g: Glyphs, chart: Chart, end: int) -> tuple[str, str]:
+def newest_value(g, chart, end):
     """What is said of the newest value in the heading, and beside the plot: there only as long as it is new."""
     if chart.last is None:
         return "", ""
@@ -1830,7 +1752,7 @@ def newest_value(g: Glyphs, chart: Chart, end: int) -> tuple[str, str]:
     )
 
 
-def off_scale(g: Glyphs, chart: Chart) -> str:
+def off_scale(g, chart):
     """The least and the greatest value and the number of those that are off the scale."""
     low, high = chart.ends
     said = []
@@ -1855,7 +1777,7 @@ class Places(NamedTuple):
     reach: range  # from the least to the greatest value
 
 
-def plot(g: Glyphs, chart: Chart, scale: Scale, rows: int) -> list[Line]:
+def plot(g, chart, scale, rows):
     """The rows of a plot, from below."""
     levels = rows * g.sub
     means = [
@@ -1883,9 +1805,7 @@ def plot(g: Glyphs, chart: Chart, scale: Scale, rows: int) -> list[Line]:
     return lines
 
 
-def trace(
-    means: Sequence[int | None], connect: bool
-) -> tuple[list[range], list[range]]:
+def trace(means, connect):
     """The places that the line of the means takes in the left and in the right half of each column."""
     left = [range(0) if at is None else range(at, at + 1) for at in means]
     right = list(left)
@@ -1903,9 +1823,7 @@ def trace(
     return left, right
 
 
-def plot_char(
-    g: Glyphs, column: Places, at: range, style: str, blank: str
-) -> tuple[str, str]:
+def plot_char(g, column, at, style, blank):
     """The character of a column in the row of a plot that has these places, and its style."""
     line = [place in column.left or place in column.right for place in at]
     inside = [place in column.reach for place in at]
@@ -1922,7 +1840,7 @@ def plot_char(
     return "█" if all(line) else "▄", style
 
 
-def braille(column: Places, at: range, inside: Sequence[bool]) -> str:
+def braille(column, at, inside):
     """The means, and of the range every other dot on the left."""
     bits = 0
     for i, place in enumerate(at):
@@ -1947,22 +1865,22 @@ class PingRow(NamedTuple):
     state: Any = None  # importer.UnitState of the last unit
 
     @property
-    def stay(self) -> Deployment:
+    def stay(self):
         """The last of them."""
         return self.stays[-1]
 
-    def within(self, window: Window) -> list[importer.Span]:
+    def within(self, window):
         """The stays, cut to a range."""
         return cut_spans(spans_of(self.stays), window)
 
-    def sited(self) -> list[Deployment]:
+    def sited(self):
         """Without those of units that never had a site."""
         return [stay for stay in self.stays if stay.site]
 
 
-def lanes(stays: Iterable[Deployment]) -> list[list[Deployment]]:
+def lanes(stays):
     """The stays of each site, in as many rows as there are units at once."""
-    sites: dict[str, list[list[Deployment]]] = {}
+    sites = {}
     for stay in sorted(stays, key=lambda stay: stay.since):
         rows = sites.setdefault(stay.site or stay.unit_id, [])
         for row in rows:
@@ -1975,7 +1893,7 @@ def lanes(stays: Iterable[Deployment]) -> list[list[Deployment]]:
     return [row for site in order for row in sites[site]]
 
 
-def view_pings(c: Context) -> Page:
+def view_pings(c):
     """A row per site: on how many days of each column the unit there has called; silence is not the same as absence."""
     window = c.window(spans_of(c.stays))
     found = [PingRow(stays) for stays in lanes(c.stays)]
@@ -2026,9 +1944,9 @@ PING_LEVELS = {
 }
 
 
-def with_pings(c: Context, row: PingRow, axis: Axis, window: Window) -> PingRow:
+def with_pings(c, row, axis, window):
     """The row with its pings by column, and with the silence of the unit that is there."""
-    columns: list[Pings | None] = [None] * axis.cells
+    columns = [None] * axis.cells
     for (_, j), pings in importer.pings(c.db, row.within(window), axis.edges).items():
         columns[j] = Pings._make(map(sum, zip(pings, columns[j] or (0, 0, 0, 0))))
     late = None
@@ -2039,7 +1957,7 @@ def with_pings(c: Context, row: PingRow, axis: Axis, window: Window) -> PingRow:
     return PingRow(row.stays, columns, late, state)
 
 
-def ping_cell(t: Table, row: PingRow) -> Cell:
+def ping_cell(t, row):
     """Pings by column, silence while deployed, and in the cells outside the bounds of stays."""
     g = t.c.g
     axis = t.axes["pings"]
@@ -2066,7 +1984,7 @@ def ping_cell(t: Table, row: PingRow) -> Cell:
     return Cell([[pings.n if pings else 0 for pings in row.columns]], styled(line))
 
 
-def days_of(stays: Iterable[Deployment], window: Window) -> float:
+def days_of(stays, window):
     """Days of stays in a range."""
     return (
         sum(until - since for _, since, until in cut_spans(spans_of(stays), window))
@@ -2074,7 +1992,7 @@ def days_of(stays: Iterable[Deployment], window: Window) -> float:
     )
 
 
-def late_cell(t: Table, row: PingRow) -> Cell:
+def late_cell(t, row):
     """Since when the unit that is there is silent, if it is late."""
     if row.late is None:
         return cell("", None)
@@ -2114,17 +2032,17 @@ class StatusRow(NamedTuple):
     days: list[Pings | None]
 
 
-def problem_lines(c: Context, problem: Problem) -> list[Line]:
+def problem_lines(c, problem):
     """What is wrong, in as many lines as it takes."""
     style = "bad" if problem.level == importer.CRITICAL else "warn"
     return c.wrapped(c.name(problem.text).split(), " ", style)
 
 
-def unit_problems(c: Context, states: Iterable[UnitState]) -> list[Line]:
+def unit_problems(c, states):
     """What is wrong with units beside what the table says; of three where lines are few."""
     units = {state.unit_id for state in states}
     told = ("late:", "never:", "weak:")
-    lines: list[Line] = []
+    lines = []
     for problem in c.problems:
         room = c.rows is None or len(lines) < 3  # for whole sentences
         if room and problem.unit in units and not problem.key.startswith(told):
@@ -2132,7 +2050,7 @@ def unit_problems(c: Context, states: Iterable[UnitState]) -> list[Line]:
     return lines
 
 
-def view_status(c: Context) -> Page:
+def view_status(c):
     """How each unit does, worst first; pings and data are judged apart."""
     states = importer.fleet_state(c.db, c.now, c.stays, c.o.archive)
     window = Window(c.now - 13 * DAY, c.now + 1)
@@ -2159,7 +2077,7 @@ def view_status(c: Context) -> Page:
     return page._replace(lines=page.lines + below)
 
 
-def status_columns(c: Context, states: Iterable[UnitState]) -> list[Column]:
+def status_columns(c, states):
     """The columns of the page."""
     return [
         Column("state", "", 4, state_cell),
@@ -2175,7 +2093,7 @@ def status_columns(c: Context, states: Iterable[UnitState]) -> list[Column]:
     ]
 
 
-def status_title(c: Context, counts: Counter[str]) -> list[Part]:
+def status_title(c, counts):
     """When, and how many units have which verdict; where there is no room, only what is wrong."""
     each = [
         (name, f"{counts[name]} {VERDICTS[name].long}")
@@ -2192,20 +2110,18 @@ def status_title(c: Context, counts: Counter[str]) -> list[Part]:
     ]
 
 
-def pings_of(
-    found: Mapping[tuple[int, int], Pings], i: int, axis: Axis
-) -> list[Pings | None]:
+def pings_of(found, i, axis):
     """The pings of one row by column."""
     return [found.get((i, j)) for j in range(axis.cells)]
 
 
-def state_cell(t: Table, row: StatusRow) -> Cell:
+def state_cell(t, row):
     """The verdict."""
     verdict = VERDICTS[row.stay.verdict]
     return cell(verdict.short, row.stay.verdict, verdict.style)
 
 
-def age_cell(t: Table, row: StatusRow) -> Cell:
+def age_cell(t, row):
     """How long ago the last ping and the last reading were; shown is the one that the verdict is about."""
     state = row.stay
     ages = [
@@ -2220,16 +2136,16 @@ def age_cell(t: Table, row: StatusRow) -> Cell:
     )
 
 
-def days_cell(t: Table, row: StatusRow) -> Cell:
+def days_cell(t, row):
     """Whether it called on each day."""
     numbers = [pings.n if pings else 0 for pings in row.days]
     return Cell([numbers], [Span("".join(t.c.g.pings[min(n, 2)] for n in numbers))])
 
 
-def newest_of(quantity: Quantity) -> Callable[[Table, StatusRow], Cell]:
+def newest_of(quantity):
     """A column with the newest value of a unit, unless it is old."""
 
-    def fill(t: Table, row: StatusRow) -> Cell:
+    def fill(t, row):
         c = t.c
         last = importer.last_value(
             c.db, quantity.name, [(row.stay.unit_id, 0, c.now + 1)]
@@ -2240,7 +2156,7 @@ def newest_of(quantity: Quantity) -> Callable[[Table, StatusRow], Cell]:
     return fill
 
 
-def rssi_cell(c: Context, columns: Sequence[Pings | None], per_bar: int = 1) -> Cell:
+def rssi_cell(c, columns, per_bar=1):
     """The mean strength of the signal by column, and drawn of so many columns together."""
     signal = [pings.dbm if pings else None for pings in columns]
     means = []
@@ -2262,7 +2178,7 @@ class SignalRow(NamedTuple):
     ]  # dBm from the weakest, how many, when the last was
     days: Sequence[Pings | None] = ()
 
-    def quarters(self) -> list[int]:
+    def quarters(self):
         """Least, quartiles and greatest."""
         values = [dbm for dbm, n, _ in self.levels for _ in range(n)]
         return [
@@ -2270,12 +2186,12 @@ class SignalRow(NamedTuple):
             for quarter in range(5)
         ]
 
-    def last(self) -> int:
+    def last(self):
         """The newest."""
         return max(self.levels, key=lambda level: level[2])[0]
 
 
-def view_signal(c: Context) -> Page:
+def view_signal(c):
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
     stays = importer.whereabouts(c.stays, c.now)
     window = c.window([(unit, 0, FOREVER) for unit in stays])
@@ -2316,7 +2232,7 @@ def view_signal(c: Context) -> Page:
     return t.page(title, here, len(rows), notes)
 
 
-def signal_columns(c: Context, rows: Sequence[SignalRow]) -> list[Column]:
+def signal_columns(c, rows):
     """The columns of the page; units that share a site are told apart."""
     shared = len({row.stay.site for row in rows}) < len(rows)
     return [
@@ -2328,7 +2244,7 @@ def signal_columns(c: Context, rows: Sequence[SignalRow]) -> list[Column]:
     ]
 
 
-def lay_ruler(t: Table, rows: Sequence[SignalRow]) -> Ruler:
+def lay_ruler(t, rows):
     """The ruler that has room for the signals of all rows; its ticks become a heading."""
     box = t.column("median")
     low = min([-113, *(row.levels[0][0] for row in rows)])
@@ -2343,7 +2259,7 @@ def lay_ruler(t: Table, rows: Sequence[SignalRow]) -> Ruler:
     return Ruler(low, step, box.cells)
 
 
-def box_cell(t: Table, row: SignalRow) -> Cell:
+def box_cell(t, row):
     """Range, quartiles, median and newest value on the ruler, with the limits behind them."""
     g = t.c.g
     line = [" "] * t.ruler.cells
@@ -2374,12 +2290,12 @@ class ErrorRow(NamedTuple):
     columns: list[int]  # WARN and EXC in each column
     kinds: Counter[str]  # all entries by type
 
-    def weight(self) -> tuple[int, int]:
+    def weight(self):
         """What rows are sorted by: first those that are not INFO."""
         return sum(self.columns), sum(self.kinds.values())
 
 
-def view_errors(c: Context) -> Page:
+def view_errors(c):
     """Entries of the units' error logs by type, what is more than INFO by column; below, the newest."""
     stays = importer.whereabouts(c.stays, c.now)
     window = c.window([(unit, 0, FOREVER) for unit in stays])
@@ -2425,7 +2341,7 @@ def view_errors(c: Context) -> Page:
     return page._replace(lines=page.lines + lines)
 
 
-def kind_column(kind: str) -> Column:
+def kind_column(kind):
     """How many entries there are of a type."""
     name = kind or "other"
     return number_column(
@@ -2433,10 +2349,10 @@ def kind_column(kind: str) -> Column:
     )
 
 
-def error_row(c: Context, stay: Deployment, axis: Axis, end: int) -> ErrorRow:
+def error_row(c, stay, axis, end):
     """The entries of one unit."""
     columns = [0] * axis.cells
-    kinds: Counter[str] = Counter()
+    kinds = Counter()
     found = importer.errors(c.db, [(stay.unit_id, axis.edges[0], end + 1)], axis.edges)
     for (_, j), entries in found.items():
         for (kind, serious), n in entries.items():
@@ -2445,13 +2361,13 @@ def error_row(c: Context, stay: Deployment, axis: Axis, end: int) -> ErrorRow:
     return ErrorRow(stay, columns, kinds)
 
 
-def digits_cell(t: Table, row: ErrorRow) -> Cell:
+def digits_cell(t, row):
     """Numbers of one digit; more are a +."""
     digits = [str(n) if n < 10 else "+" for n in row.columns]
     return Cell([row.columns], [Span("".join(digits).replace("0", " "))])
 
 
-def entry_line(c: Context, cells: int, stay: Deployment, entry: Sequence[Any]) -> Line:
+def entry_line(c, cells, stay, entry):
     """An entry of a log: when, where, how bad, what."""
     ts, _, level, kind, message = entry
     site = Span(c.name(stay.site or "[no site]"), "", stay.site or "")
@@ -2485,7 +2401,7 @@ class GapRow(NamedTuple):
     gap: importer.Gap
 
 
-def view_gaps(c: Context) -> Page:
+def view_gaps(c):
     """Stretches without readings, newest first, and what became of them."""
     window = c.window(spans_of(c.stays))
     rows = []
@@ -2520,7 +2436,7 @@ def view_gaps(c: Context) -> Page:
     return t.page(title, rows[: c.room(3)], len(rows), notes)
 
 
-def time_cell(t: Table, ts: int | None) -> Cell:
+def time_cell(t, ts):
     """A time; none is now."""
     zone = t.c.zone
     return (
@@ -2530,7 +2446,7 @@ def time_cell(t: Table, ts: int | None) -> Cell:
     )
 
 
-def gap_cell(t: Table, row: GapRow) -> Cell:
+def gap_cell(t, row):
     """What became of the readings."""
     return Cell([row.gap.state, row.gap.calls], [Span(*GAPS[row.gap.state])])
 
@@ -2576,25 +2492,23 @@ class Frame(NamedTuple):
     ticks: list[Tick]
     groups: list[tuple[int, int, str]]  # columns with one hover text: first, end, when
 
-    def share(self, ts: float) -> float:
+    def share(self, ts):
         """Where a time lies: 0 at the left edge, 1 at the right one."""
         start = self.edges[0]
         share = (ts - start) / (self.edges[-1] - start)
         return min(max(share, 0), 1)
 
-    def at(self, ts: float) -> int:
+    def at(self, ts):
         """The same, for points of curves."""
         return round(STRETCHED * self.share(ts))
 
-    def columns(self, stay: importer.Deployment) -> tuple[int, int]:
+    def columns(self, stay):
         """The first column that a stay is in, and the one behind its last."""
         return max(bisect_right(self.edges, stay.since) - 1, 0), bisect_left(
             self.edges, stay.until
         )
 
-    def runs(
-        self, stay: importer.Deployment, values: Sequence[object]
-    ) -> Iterator[Times]:
+    def runs(self, stay, values):
         """When values of columns are true while a stay lasts."""
         for first, end in stretches(values):
             start = max(self.edges[first], stay.since)
@@ -2602,13 +2516,13 @@ class Frame(NamedTuple):
             if start < until:
                 yield start, until
 
-    def rect(self, style: str, times: Times, top: float, height: float) -> str:
+    def rect(self, style, times, top, height):
         """A rectangle."""
         left, right = map(self.share, times)
         x = f'x="{left:.2%}" width="{right - left:.2%}"'
         return f'<rect class="{style}" {x} y="{top:g}" height="{height:g}"/>'
 
-    def word(self, style: str, times: Times, y: float, text: str) -> str:
+    def word(self, style, times, y, text):
         """A word in the middle of a time, if it has room there: on a phone three times as much."""
         left, right = map(self.share, times)
         if right - left < 0.06:
@@ -2617,7 +2531,7 @@ class Frame(NamedTuple):
             style += " more"
         return f'<text class="{style}" x="{(left + right) / 2:.2%}" y="{y:g}">{text}</text>'
 
-    def hover(self, tell: Callable[[int, int], str]) -> str:
+    def hover(self, tell):
         """What each day, or longer, says under the mouse."""
         drawn = ""
         for first, end, when in self.groups:
@@ -2626,23 +2540,23 @@ class Frame(NamedTuple):
             drawn += f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
         return f'<g class="hover">{drawn}</g>'
 
-    def fitted(self, height: int, curves: str) -> str:
+    def fitted(self, height, curves):
         """Lines on calendar steps, and curves, made as wide as the chart."""
         steps = "".join(f"M{self.at(tick.ts)} 0l0 {10 * height}" for tick in self.ticks)
         box = f'viewBox="0 0 {STRETCHED} {10 * height}" preserveAspectRatio="none"'
         return f'<svg {box} width="100%" height="{height}">{curve("grid", steps)}{curves}</svg>'
 
 
-def curve(style: str, d: str) -> str:
+def curve(style, d):
     """A path, unless it has no points."""
     return f'<path class="{style}" d="{d}"/>' if d else ""
 
 
-def path(points: Sequence[Point], end: str = "") -> str:
+def path(points, end=""):
     """The shortest text of a line through points; a single point becomes a dot."""
     x, y = points[0]
     text = f"M{x} {y}l"
-    steps: list[Point] = []
+    steps = []
     for next_x, next_y in points[1:] or points:
         if next_y == y and steps and steps[-1][1] == 0:
             x -= steps.pop()[0]  # two level steps are one
@@ -2652,7 +2566,7 @@ def path(points: Sequence[Point], end: str = "") -> str:
     return text + " ".join("%d %d" % step for step in steps).replace(" -", "-") + end
 
 
-def stretches(values: Iterable[object]) -> list[tuple[int, int]]:
+def stretches(values):
     """Where values are true: begin and end of each run."""
     found = []
     end = 0
@@ -2664,7 +2578,7 @@ def stretches(values: Iterable[object]) -> list[tuple[int, int]]:
     return found
 
 
-def signed(form: str, value: Any) -> str:
+def signed(form, value):
     """Numbers with a real minus."""
     return str(form % value).replace("-", "−")
 
@@ -2677,19 +2591,19 @@ class Panel(NamedTuple):
     top: int  # px
     height: int
 
-    def y(self, value: Any) -> int:
+    def y(self, value):
         """The height of a value; what is off the scale lies on the edge."""
         bottom = 10 * (self.top + self.height)
         return bottom - self.chart.scale.level(value, 10 * self.height)
 
-    def ticks(self) -> list[int]:
+    def ticks(self):
         """Round values, so far apart that their labels are legible."""
         low, high = self.chart.scale
         least = (high - low) * max(10.5 / self.height, 0.14)
         step = next((step for step in TICK_STEPS if step >= least), TICK_STEPS[-1])
         return list(range(ceil(low / step) * step, floor(high) + 1, step))
 
-    def labels(self) -> str:
+    def labels(self):
         """The round values."""
         drawn = ""
         for value in self.ticks():
@@ -2697,11 +2611,11 @@ class Panel(NamedTuple):
             drawn += f'<text class="{self.chart.quantity.name}-label" x="30" y="{y:g}">{signed("%d", value)}</text>'
         return drawn
 
-    def level(self, style: str, value: float) -> str:
+    def level(self, style, value):
         """A line at a value."""
         return curve(style, f"M0 {self.y(value)}l{STRETCHED} 0")
 
-    def curves(self, buckets: Buckets, kind: str) -> str:
+    def curves(self, buckets, kind):
         """One unit's range and mean, and what lies between the mean and 0; broken where no value is usable."""
         name = self.chart.quantity.name
         edges = self.frame.edges
@@ -2710,7 +2624,7 @@ class Panel(NamedTuple):
         zero = self.y(0)
         band = above = below = line = ""
         for start, end in stretches(bucket and bucket.n for bucket in buckets):
-            run: list[Any] = buckets[start:end]
+            run = buckets[start:end]
             columns = zip(edges[start:end], edges[start + 1 :])
             xs = [self.frame.at((begin + until) / 2) for begin, until in columns]
             means = [(x, self.y(mean(bucket))) for x, bucket in zip(xs, run)]
@@ -2729,7 +2643,7 @@ class Panel(NamedTuple):
         back += curve(f"{name}-band band-{kind}", band)
         return back + curve(f"{name} line-{kind}", line)
 
-    def marks(self) -> str:
+    def marks(self):
         """Signs above where values are suspect or off the scale: one for columns side by side."""
         drawn = ""
         for mark, group in groupby(enumerate(self.chart.marks), lambda each: each[1]):
@@ -2762,7 +2676,7 @@ HIGH = {"co2": 200, "temp": 130}  # px; in a page of one
 ABOVE = 9  # px over a panel, for marks
 
 
-def stands(row: SiteRow, stay: Deployment) -> bool:
+def stands(row, stay):
     """Whether it is the unit of this stay that stands for the site, all the time."""
     for unit, since, until in row.spans:
         if unit == stay.unit_id and since <= stay.since and stay.until <= until:
@@ -2770,7 +2684,7 @@ def stands(row: SiteRow, stay: Deployment) -> bool:
     return False
 
 
-def stay_bars(frame: Frame, strand: Strand, top: int) -> str:
+def stay_bars(frame, strand, top):
     """When a unit was there (a line), and when it measured (a bar)."""
     drawn = ""
     for stay in strand.stays:
@@ -2780,9 +2694,9 @@ def stay_bars(frame: Frame, strand: Strand, top: int) -> str:
     return drawn
 
 
-def spread(chart: Chart, first: int, end: int) -> str:
+def spread(chart, first, end):
     """Least, greatest and mean usable value of some columns."""
-    there: list[Any] = [
+    there = [
         bucket for bucket in chart.buckets[first:end] if bucket and bucket.n
     ]
     if not there:
@@ -2794,12 +2708,12 @@ def spread(chart: Chart, first: int, end: int) -> str:
     return chart.quantity.label + " " + signed(form, (low, high, mean))
 
 
-def told(row: SiteRow, first: int, end: int) -> str:
+def told(row, first, end):
     """The same of all quantities."""
     return "; ".join(spread(chart, first, end) for chart in row.charts.values())
 
 
-def beside(row: SiteRow, end: int) -> list[Text]:
+def beside(row, end):
     """Last values, range, how many are off the scale, lateness."""
     lines = []
     old = ""
@@ -2826,7 +2740,7 @@ def beside(row: SiteRow, end: int) -> list[Text]:
     return lines
 
 
-def unit_curves(panel: Panel, row: SiteRow) -> str:
+def unit_curves(panel, row):
     """A line for each unit, as its stay is; of a unit by itself all that it has measured."""
     drawn = ""
     for strand in row.strands:
@@ -2837,7 +2751,7 @@ def unit_curves(panel: Panel, row: SiteRow) -> str:
         for stay in stays:
             first, end = panel.frame.columns(stay)
             if first < end:
-                before: Buckets = [None] * first
+                before = [None] * first
                 kind = stay.status or "deployed"
                 if not stands(row, stay):
                     kind = "second"
@@ -2845,13 +2759,7 @@ def unit_curves(panel: Panel, row: SiteRow) -> str:
     return drawn
 
 
-def chart_strip(
-    frame: Frame,
-    row: SiteRow,
-    heights: Mapping[str, int],
-    gaps: Iterable[importer.Gap],
-    end: int,
-) -> Strip:
+def chart_strip(frame, row, heights, gaps, end):
     """Quantities of a site under each other; where readings are missing, and why."""
     top = ABOVE
     back = curves = front = labels = ""
@@ -2878,9 +2786,7 @@ def chart_strip(
     return Strip([], beside(row, end), height, drawn, labels)
 
 
-def fleet_strip(
-    frame: Frame, row: SiteRow, gaps: Iterable[importer.Gap], end: int
-) -> Strip:
+def fleet_strip(frame, row, gaps, end):
     """All quantities of a site in little room."""
     buckets = {name: chart.buckets for name, chart in row.charts.items()}
     stays = [stay for stay in row.stays if stands(row, stay)]
@@ -2894,9 +2800,7 @@ def fleet_strip(
     )
 
 
-def site_strips(
-    frame: Frame, row: SiteRow, gaps: Sequence[importer.Gap], end: int
-) -> list[Strip]:
+def site_strips(frame, row, gaps, end):
     """One site in detail: a strip for each quantity, and one for each unit."""
     strips = []
     for name, chart in row.charts.items():
@@ -2922,7 +2826,7 @@ def site_strips(
 SILENT_DAYS = 3  # shorter silence of a deployed unit is not coloured
 
 
-def lane(frame: Frame, row: PingRow, top: int, height: int) -> str:
+def lane(frame, row, top, height):
     """Days with pings as bars, stays as lines with ends, silence where a unit is deployed."""
     back = front = ""
     for stay in row.stays:
@@ -2943,7 +2847,7 @@ def lane(frame: Frame, row: PingRow, top: int, height: int) -> str:
     return back + front
 
 
-def ping_strip(frame: Frame, rows: Sequence[PingRow], end: int) -> Strip:
+def ping_strip(frame, rows, end):
     """A site; units that are there at the same time have lanes of their own, less high."""
     row = rows[0]
     drawn = lane(frame, row, 5, 14)
@@ -2987,7 +2891,7 @@ class Picture(NamedTuple):
     window: Window
 
 
-def make_frame(c: Context, axis: Axis) -> Frame:
+def make_frame(c, axis):
     """An axis with some 12 labels, and with a hover text for each day, or a longer time."""
     edges = axis.edges
     ticks = make_ticks(c.zone, edges[:: max(axis.cells // 48, 1)])
@@ -3008,7 +2912,7 @@ def make_frame(c: Context, axis: Axis) -> Frame:
     return Frame(edges, ticks, groups)
 
 
-def picture_co2(c: Context) -> Optional[Picture]:
+def picture_co2(c):
     """Sites, or one of them in detail."""
     rows, window, alone = co2_rows(c)
     if not rows:
@@ -3043,7 +2947,7 @@ def picture_co2(c: Context) -> Optional[Picture]:
     return Picture(" · ".join(about), frame, strips, numbers, window)
 
 
-def picture_pings(c: Context) -> Optional[Picture]:
+def picture_pings(c):
     """A strip for each site."""
     window = c.window(spans_of(c.stays))
     axis = make_axis(c.zone, window, SITE_COLUMNS, FROM_DAYS)
@@ -3071,7 +2975,7 @@ PICTURES = {"co2": picture_co2, "pings": picture_pings}
 # -- the same page as text, TSV, JSON, HTML ---------------------------------------------------------------------------
 
 
-def to_text(lines: Iterable[Line], colour: bool = False) -> str:
+def to_text(lines, colour=False):
     """Lines for a terminal, a file or a mail."""
     text = ""
     for line in lines:
@@ -3082,21 +2986,21 @@ def to_text(lines: Iterable[Line], colour: bool = False) -> str:
     return text
 
 
-def painted(span: Span) -> str:
+def painted(span):
     """Its text in the colour of its style."""
     if not span.style or not span.text.strip():
         return span.text
     return f"\x1b[{STYLES[span.style]}m{span.text}\x1b[0m"
 
 
-def rounded(value: Any) -> Any:
+def rounded(value):
     """For programs: round to one decimal, more means nothing."""
     if isinstance(value, list):
         return list(map(rounded, value))
     return round(value, 1) if isinstance(value, float) else value
 
 
-def to_tsv(page: Page, ascii: bool = False) -> str:
+def to_tsv(page, ascii=False):
     """Tab-separated values under a line with their names; a chart has one field a column, name@begin."""
     names = []
     for field in page.fields:
@@ -3107,21 +3011,21 @@ def to_tsv(page: Page, ascii: bool = False) -> str:
         )
     lines = [names] if names else []
     for record in page.records:
-        values: list[Any] = []
+        values = []
         for value in rounded(record):
             values += value if isinstance(value, list) else [value]
         lines.append([tsv_text(value, ascii) for value in values])
     return "".join("\t".join(line) + "\n" for line in lines)
 
 
-def tsv_text(value: Any, ascii: bool) -> str:
+def tsv_text(value, ascii):
     """A value in a field."""
     if value is None:
         return ""
     return clean(int(value) if isinstance(value, bool) else value, ascii)
 
 
-def to_json(page: Page) -> str:
+def to_json(page):
     """One object: the page's facts, where the columns of its charts begin, and its rows as objects."""
     import json
 
@@ -3132,7 +3036,7 @@ def to_json(page: Page) -> str:
     return json.dumps(said, indent=1) + "\n"
 
 
-def to_html(lines: Iterable[Line], link: Callable[[str], str]) -> str:
+def to_html(lines, link):
     """Lines for <pre>."""
     text = ""
     for line in lines:
@@ -3140,7 +3044,7 @@ def to_html(lines: Iterable[Line], link: Callable[[str], str]) -> str:
     return text
 
 
-def html_span(span: Span, link: Callable[[str], str]) -> str:
+def html_span(span, link):
     """A span as an element, if it has a style or leads to a site."""
     from html import escape
 
@@ -3150,7 +3054,7 @@ def html_span(span: Span, link: Callable[[str], str]) -> str:
     return f'<span class="{span.style}">{text}</span>' if span.style else text
 
 
-def boxed(text: str) -> str:
+def boxed(text):
     """Text in HTML. What a browser may take from another font is boxed to the width that it has on a terminal."""
     from html import escape
 
@@ -3314,14 +3218,14 @@ PHONE, DESK = 46, 100  # cells; one is 8 px wide at 13 px
 WEB_ROWS = 200  # lines of one section, unless ?all=1
 
 
-def site_link(name: str) -> str:
+def site_link(name):
     """Where the daemon has a site's page."""
     from urllib.parse import quote
 
     return LIVE["co2"] + "?site=" + quote(name, "", errors="replace")
 
 
-def station_problems(c: Context) -> list[Line]:
+def station_problems(c):
     """What is wrong with the station: the first lines of every page."""
     lines = []
     for problem in c.problems:
@@ -3330,15 +3234,7 @@ def station_problems(c: Context) -> list[Line]:
     return lines
 
 
-def draw(
-    view: str,
-    db: str,
-    o: Options,
-    now: float,
-    rows: int | None,
-    *,
-    problems: Sequence[Problem] = (),
-) -> Page:
+def draw(view, db, o, now, rows, *, problems=()):
     """One page of so many lines. NoDatabase: there is none; UnknownName: nothing has the name that is asked for."""
     with closing(importer.open_db(db)) as connection:
         c = Context(connection, view, o, now, rows)
@@ -3355,9 +3251,7 @@ def draw(
     return page._replace(lines=above + page.lines)
 
 
-def web_section(
-    section: Section, db: str, o: Options, now: float, problems: Sequence[Problem]
-) -> Page:
+def web_section(section, db, o, now, problems):
     """A page as a part of a web page, which itself says what is wrong with the station."""
     o = o.but(**section.changes)
     of_units = [problem for problem in problems if problem.unit]
@@ -3383,7 +3277,7 @@ class Links(NamedTuple):
 LIVE_LINKS = Links(LIVE, site_link)
 
 
-def legend(strips: Iterable[Strip]) -> Iterator[tuple[str, str]]:
+def legend(strips):
     """What is drawn in the strips: how it looks, what it means."""
     drawn = "".join(strip.chart for strip in strips)
     for style, meaning in LEGEND.items():
@@ -3396,7 +3290,7 @@ def legend(strips: Iterable[Strip]) -> Iterator[tuple[str, str]]:
             yield swatch, meaning
 
 
-def dates(frame: Frame, y: int) -> str:
+def dates(frame, y):
     """Labels of the time; a phone shows every third."""
     drawn = ""
     for number, tick in enumerate(frame.ticks):
@@ -3405,11 +3299,11 @@ def dates(frame: Frame, y: int) -> str:
     return drawn
 
 
-def picture_html(picture: Picture, links: Links) -> str:
+def picture_html(picture, links):
     """A picture for a page: what it is about, legend, strips; the same in words."""
     from html import escape
 
-    def paragraphs(lines: Iterable[Text]) -> str:
+    def paragraphs(lines):
         return "".join(
             f'<p class="{style}">{escape(text)}</p>' for style, text in lines
         )
@@ -3441,7 +3335,7 @@ def picture_html(picture: Picture, links: Links) -> str:
 CHART = 820  # px; width of a chart in a file
 
 
-def absolute(chart: str) -> str:
+def absolute(chart):
     """A drawing in pixels, without hover texts: papers and mails have one size."""
     chart = re.sub('<g class="hover">.*?</g>|</?svg[^>]*>', "", chart)
     chart = re.sub(
@@ -3449,7 +3343,7 @@ def absolute(chart: str) -> str:
     )
     units = cycle((CHART / STRETCHED, 0.1))  # of x and y, in turn
 
-    def pixels(d: re.Match[str]) -> str:
+    def pixels(d):
         return re.sub(
             "-?[0-9]+", lambda number: f"{int(number[0]) * next(units):g}", d[0]
         )
@@ -3457,7 +3351,7 @@ def absolute(chart: str) -> str:
     return re.sub(' d="[^"]*"', pixels, chart)
 
 
-def words(lines: Iterable[Text], x: int, anchor: str) -> str:
+def words(lines, x, anchor):
     """Lines as SVG."""
     from html import escape
 
@@ -3468,7 +3362,7 @@ def words(lines: Iterable[Text], x: int, anchor: str) -> str:
     return drawn
 
 
-def picture_file(title: str, picture: Picture) -> str:
+def picture_file(title, picture):
     """A picture as a file that browsers, Inkscape and LibreOffice open."""
     width = CHART + 320
     drawn = ""
@@ -3502,9 +3396,7 @@ def picture_file(title: str, picture: Picture) -> str:
 SPANS = {"14 days": "14", "30 days": "30", "1 year": "365", "all": "0"}
 
 
-def picture_links(
-    c: Context, window: Window, query: Mapping[str, str], now: float
-) -> str:
+def picture_links(c, window, query, now):
     """Other times of a picture, the sites before and after, its data."""
     from html import escape
     from urllib.parse import quote, urlencode
@@ -3537,9 +3429,7 @@ def picture_links(
     return f'<p class="links">{" ".join(links)}</p>\n'
 
 
-def picture_of(
-    view: str, db: str, o: Options, now: float, links: Optional[Links]
-) -> str:
+def picture_of(view, db, o, now, links):
     """A view as a picture, in a file where there are no links; nothing where there is nothing to draw."""
     if view not in PICTURES or o.panels:
         return ""
@@ -3561,16 +3451,7 @@ def picture_of(
         return ""
 
 
-def document(
-    page: str,
-    db: str,
-    o: Options,
-    now: float,
-    widths: Sequence[int] = (DESK, PHONE),
-    *,
-    links: Links = LIVE_LINKS,
-    problems: Sequence[Problem] = (),
-) -> str:
+def document(page, db, o, now, widths=(DESK, PHONE), *, links=LIVE_LINKS, problems=()):
     """A whole HTML document: pictures, or text drawn wide and narrow for phones, or only text of one width; no script,
     and all style inside."""
     from html import escape
@@ -3607,7 +3488,7 @@ def document(
     }
 
 
-def navigation(links: Links) -> str:
+def navigation(links):
     """Links to all pages."""
     from html import escape
 
@@ -3617,7 +3498,7 @@ def navigation(links: Links) -> str:
     )
 
 
-def problem_list(problems: Iterable[Problem]) -> str:
+def problem_list(problems):
     """What is wrong with the station."""
     from html import escape
 
@@ -3625,16 +3506,7 @@ def problem_list(problems: Iterable[Problem]) -> str:
     return "".join(f'<p class="bad">{text}</p>\n' for text in texts)
 
 
-def web_page(
-    view: str,
-    db: str,
-    query: Mapping[str, str],
-    html: bool,
-    now: float,
-    *,
-    problems: Sequence[Problem] = (),
-    archive: importer.Archive | None = None,
-) -> str:
+def web_page(view, db, query, html, now, *, problems=(), archive=None):
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
     text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
     o = Options.from_query(query).but(archive=archive)
@@ -3649,7 +3521,7 @@ def web_page(
             links=LIVE_LINKS._replace(query=query),
             problems=problems,
         )
-    texts: list[str] = [
+    texts = [
         clean(problem.text) + "\n" for problem in problems if not problem.unit
     ]
     above = None
@@ -3664,14 +3536,14 @@ def web_page(
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def put(text: str) -> None:
+def put(text):
     """To stdout, in UTF-8 or ASCII as it is, whatever Python thinks of the locale."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 
 
-def write_file(path: str, text: str) -> None:
+def write_file(path, text):
     """Replace a file in one step, so that nobody reads half of it."""
     with open(path + ".new", "w", encoding="utf-8") as file:
         file.write(text)
@@ -3681,9 +3553,7 @@ def write_file(path: str, text: str) -> None:
 class Command:
     """What the command line asks for, and where."""
 
-    def __init__(
-        self, a: Any, environ: Mapping[str, str], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, a, environ, clock):
         self.a = a
         self.environ = environ
         self.clock = clock
@@ -3692,7 +3562,7 @@ class Command:
             print(f"plot_ascii: {warning}", file=sys.stderr)
         self.terminal = sys.stdout.isatty() and not a.output
 
-    def options(self) -> Options:
+    def options(self):
         """From the command line, completed by what the environment says of the screen and the locale."""
         cells, lines = screen(self.environ)
         given = {"width": str(cells), "height": str(lines)}
@@ -3704,7 +3574,7 @@ class Command:
         archive = None if self.a.db else self.settings.archive()
         return Options.from_query(given).but(archive=archive)
 
-    def problems(self, now: int, whole: bool) -> Sequence[Problem]:
+    def problems(self, now, whole):
         """What the daemon knows to be wrong; where none runs and the whole truth is asked for, what the database shows.
         Of a database that --db names only that."""
         archive = self.settings.archive()
@@ -3717,7 +3587,7 @@ class Command:
         with closing(importer.open_db(self.a.db)) as db:
             return importer.problems(db, archive._replace(data_dirs=()), now)
 
-    def text(self, o: Options, rows: int | None) -> str:
+    def text(self, o, rows):
         """The page in the format that is asked for."""
         a = self.a
         now = self.clock()
@@ -3745,7 +3615,7 @@ class Command:
             return to_tsv(page, o.glyphs == "ascii")
         return to_text(page.lines, self.coloured())
 
-    def coloured(self) -> bool:
+    def coloured(self):
         """A flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
         if self.a.color != "auto":
             return bool(self.a.color == "always")
@@ -3755,7 +3625,7 @@ class Command:
             and self.environ.get("TERM") != "dumb"
         )
 
-    def run(self) -> int:
+    def run(self):
         """The exit status."""
         a = self.a
         o = self.options()
@@ -3778,21 +3648,21 @@ class Command:
         return 0
 
 
-def web_name(view: str) -> str:
+def web_name(view):
     """The web page that shows a view."""
     if view == "co2":
         return "co2"
     return "index" if view == "status" else "alive"
 
 
-def check(command: Command, o: Options) -> int:
+def check(command, o):
     """For monitoring: one line, then one for each further problem; 0 is well, 1 warning, 2 critical.
 
     With --changes it speaks only when what is wrong has changed, and every --repeat hours while it is.
     """
     a = command.a
     now = int(command.clock())
-    counts: Counter[str] = Counter()
+    counts = Counter()
     try:
         with closing(importer.open_db(command.settings.db)) as db:
             c = Context(db, "status", o, now, None)
@@ -3829,9 +3699,7 @@ def check(command: Command, o: Options) -> int:
     return worst
 
 
-def changed(
-    path: str, problems: Sequence[Problem], now: int, repeat: float, said: list[str]
-) -> bool:
+def changed(path, problems, now, repeat, said):
     """Whether the problems are news after those that the file has, which were told last; what is well again is said."""
     wrong = {problem.key: [problem.unit, clean(problem.text)] for problem in problems}
     try:
@@ -3879,7 +3747,7 @@ FILES = {
 }
 
 
-def arguments(argv: Sequence[str] | None) -> Any:
+def arguments(argv):
     """The command line; a wrong one ends the program with status 2."""
     import argparse
 
@@ -3925,7 +3793,7 @@ def arguments(argv: Sequence[str] | None) -> Any:
     return checked(parser, parser.parse_args(argv))
 
 
-def checked(parser: Any, a: Any) -> Any:
+def checked(parser, a):
     """The command line, if its options go together."""
     if a.changes and not a.check:
         parser.error("--changes goes with status --check")
@@ -3936,15 +3804,15 @@ def checked(parser: Any, a: Any) -> Any:
     return a
 
 
-def usual_days() -> str:
+def usual_days():
     """How long each page is without --recent-days."""
     days = [f"{name} {view.days}" for name, view in VIEWS.items() if name != "status"]
     return f" ({', '.join(days)}; one site {VIEWS['co2'].days_alone})"
 
 
-def screen(environ: Mapping[str, str]) -> list[int]:
+def screen(environ):
     """Cells and lines: COLUMNS and LINES, then the terminal, then 80x24."""
-    size: Sequence[int] = (80, 24)
+    size = (80, 24)
     if sys.stdout.isatty():
         size = os.get_terminal_size(sys.stdout.fileno())
     found = []
@@ -3959,7 +3827,7 @@ def screen(environ: Mapping[str, str]) -> list[int]:
     return found
 
 
-def speaks_unicode(environ: Mapping[str, str]) -> bool:
+def speaks_unicode(environ):
     """Whether the user's own locale is UTF-8. Python's encodings do not tell: it makes C into UTF-8. Nor does LC_CTYPE,
     which Python itself sets then (PEP 538); what the process was started with does."""
     ctype = environ.get("LC_CTYPE", "")
@@ -3973,7 +3841,7 @@ def speaks_unicode(environ: Mapping[str, str]) -> bool:
     return "utf-8" in locale or "utf8" in locale
 
 
-def write_site(directory: str, db: str, o: Options, now: float) -> None:
+def write_site(directory, db, o, now):
     """All pages as files for another web server, with links between them."""
     links = Links(
         {"index": "index.html", "alive": "status.html", "co2": "co2.html"}, file_link
@@ -3990,7 +3858,7 @@ def write_site(directory: str, db: str, o: Options, now: float) -> None:
         write_file(os.path.join(directory, file_link(name)), text)
 
 
-def file_link(name: str) -> str:
+def file_link(name):
     """The file of a site's page; names that would be the same as a file have a checksum."""
     from zlib import crc32
 
@@ -4002,7 +3870,7 @@ def file_link(name: str) -> str:
     )
 
 
-def page_through(text: str, environ: Mapping[str, str]) -> None:
+def page_through(text, environ):
     """Show text in the user's pager; without one that starts, print it."""
     import subprocess
 
@@ -4024,10 +3892,10 @@ class Resized(Exception):
     """The terminal has another size now."""
 
 
-def watch(command: Command) -> None:
+def watch(command):
     """Redraw in place until Ctrl-C, and at once when the terminal changes its size."""
 
-    def resized(*_: Any) -> None:
+    def resized(*_):
         raise Resized
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of finally
@@ -4051,7 +3919,7 @@ def watch(command: Command) -> None:
         put("\x1b[?25h\x1b[?1049l")
 
 
-def main(argv: Sequence[str] | None = None, now: float | None = None) -> int:
+def main(argv=None, now=None):
     """The command line; the exit status."""
     gc.set_threshold(1000000)  # a page is many small tuples and no cycles
     gc.enable()
@@ -4074,7 +3942,7 @@ def main(argv: Sequence[str] | None = None, now: float | None = None) -> int:
         return 0 if isinstance(error, BrokenPipeError) else fail(error, 1)
 
 
-def fail(error: Exception, status: int) -> int:
+def fail(error, status):
     """Say why in one line."""
     why = str(error)
     if isinstance(error, OSError):

