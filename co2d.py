@@ -28,7 +28,7 @@ Where they meet:
     Server._ready, Server._lanes            queues of connections that go on
     Station._lock   guards counters, `changed` and the last time that was seen
     Quota._lock     guards what units take on the disk; Room._lock: what is free on a disk
-    Health._lock    guards the list of problems
+    Health._lock    guards the list of problems; Station.probing: one try of the disk at a time
     Fetches._lock   guards what is known of the updates that units take
     LogWriter       (the lock of logging.Handler) guards the count of dropped lines
     (seqfile)       one lock per upload directory, one per row log
@@ -666,6 +666,7 @@ class Station:
             seqfile.make_directory(directory, settle=True)
         self.archive = settings.archive()
         self.health = Health(clock)
+        self.probing = threading.Lock()         # held from a try of the disk to its report: the latest is right
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
         self.pings = seqfile.RowLog(self.var("pings"), seqfile.PINGS, sync=self.sync)
         self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync)
@@ -1155,24 +1156,28 @@ def readyz(station, request):
 
 def check_disk(station):
     """Write, sync and remove a file where uploads go, and report what is wrong."""
+    with station.probing:
+        text = _probe_disk(station)
+        station.health.report("disk", importer.CRITICAL, text)
+
+
+def _probe_disk(station):
+    """What is wrong with the disk, or nothing."""
     station.inbox.close_files()
-    probe = os.path.join(station.settings.data_dir, ".probe-%d" % threading.get_ident())
-    text = ""
+    keep_free = station.settings.keep_free
+    data_dir = station.settings.data_dir
+    probe = os.path.join(data_dir, ".probe")
     try:
-        if not station.room_for_data.take(0, station.settings.keep_free, station.clock()):
-            text = "less than %g %% of the disk of %s is free" % (
-                station.settings.keep_free,
-                station.settings.data_dir,
-            )
+        has_room = station.room_for_data.take(0, keep_free, station.clock())
         with open(probe, "wb", buffering=0) as file:
             file.write(b"probe")
             station.sync(file.fileno())
     except OSError as error:
-        text = "uploads cannot be stored: %s" % error
+        return f"uploads cannot be stored: {error}"
     finally:
         with contextlib.suppress(OSError):
             os.unlink(probe)
-    station.health.report("disk", importer.CRITICAL, text)
+    return "" if has_room else f"less than {keep_free:g} % of the disk of {data_dir} is free"
 
 
 def check_log(station, before):
