@@ -3219,7 +3219,7 @@ class Daemon:
         except (BadConfig, OSError) as error:                   # OSError: the current directory is gone
             log.error("reload refused, the old settings stay: %s", error)
         else:
-            fixed = {name: getattr(old, name) for name, setting in SETTINGS.items() if setting.restart}
+            fixed = {name: getattr(old, name) for name, setting in SETTINGS.items() if setting.change == "restart"}
             later = [name for name in fixed if getattr(new, name) != fixed[name]]
             self.station.settings = new._replace(**fixed)
             self.station.archive = self.station.settings.archive()
@@ -3257,10 +3257,8 @@ def make_parser():
     add("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
         help="print a systemd unit for this installation and exit (default: service)")
     for name, setting in SETTINGS.items():
-        default = importer.format_value(getattr(Settings(), name), example=True)
-        text = "%s (default: %s)" % (setting.help, default or "none")
-        kind = setting.parse.__name__[len("parse_"):].upper()
-        add("--" + name.replace("_", "-"), metavar=kind, help=text.replace("%", "%%"))
+        text = f"{setting.help} (default: {setting.default or 'none'})"
+        add("--" + name.replace("_", "-"), metavar=setting.kind.upper(), help=text.replace("%", "%%"))
     for name in importer.GONE:
         add("--" + name.replace("_", "-"), help=argparse.SUPPRESS)
     return parser

@@ -52,11 +52,11 @@ import sys
 import time
 import zlib
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, namedtuple
 from datetime import date
 from itertools import accumulate, chain, compress, count, groupby, repeat, zip_longest
-from typing import (Annotated, Any, Callable, Dict, IO, List, NamedTuple, Optional,
-                    Sequence, Set, Tuple, get_type_hints)
+from typing import (Any, Callable, Dict, IO, List, NamedTuple, Optional,
+                    Sequence, Set, Tuple)
 
 import seqfile
 
@@ -104,6 +104,11 @@ def place_of(error):
     while trace and trace.tb_next:
         trace = trace.tb_next
     return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
+
+
+def rows_of(table):
+    """The rows of a table: a line each, two blanks or more between columns."""
+    return [re.split("  +", line) for line in table.strip().splitlines()]
 
 
 def _printable(text):
@@ -255,9 +260,9 @@ class Export(NamedTuple):
         return "SELECT %s FROM %s" % (", ".join(column.sql for column in self.columns) + more, self.rows)
 
 
-def _columns(text):
-    """Columns from lines; two blanks or more stand between name, kind, unit, value and what it is."""
-    return [Column(*re.split("  +", line, maxsplit=4)) for line in text.strip().splitlines()]
+def _columns(table):
+    """Columns from lines of name, kind, unit, value and what it is."""
+    return [Column(*row) for row in rows_of(table)]
 
 
 QC_RULES = {
@@ -370,11 +375,12 @@ EXPORTS = {
 SCHEMA += "CREATE VIEW readings AS %s;" % EXPORTS["readings"].select()
 
 # -- configuration ----------------------------------------------------------------------------------------------------
-# Each setting is declared once, in `Settings`: its default, how its text is read, what it means. The options of
-# co2d.py, --print-config, co2d.conf.example and README's table are made from that, or a test compares them with it.
-# All three scripts read co2d.conf here, so they refuse the same configuration with the same words.
+# Each setting is declared once, as a line of the table below. The options of co2d.py, --print-config, co2d.conf.example
+# and README's table are made from it, or a test compares them with it. All three scripts read co2d.conf here, so they
+# refuse the same configuration with the same words.
 
-SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")       # of a path that units may name
+_SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
+SEGMENT = re.compile(_SEGMENT + r"\Z")  # of a path that units may name
 
 
 class Archive(NamedTuple):
@@ -387,169 +393,96 @@ class Archive(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """How a setting is read, and what it means."""
+    """A line of the table of settings."""
 
-    parse: Callable[[str], Any]         # of its text; ValueError says what is wrong with that
+    kind: str                           # of _KINDS
+    change: str                         # what brings a change into effect: a restart, or a reload
+    default: str                        # as text; a path counts from the directory of this script
     help: str
-    restart: bool = False               # a reload cannot change it
 
 
-def whole(low, high):
-    """A parser for whole numbers from `low` to `high`."""
-
-    def parse_number(text):
-        if not re.match(r"[0-9]{1,18}\Z", text) or not low <= int(text) <= high:
-            raise ValueError("%r is not a whole number from %d to %d" % (text, low, high))
-        return int(text)
-
-    return parse_number
-
-
-_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def parse_size(text):
-    """Bytes, with an optional K, M or G (1024s)."""
-    found = re.match(r"([0-9]{1,12}) ?([KMG]?)\Z", text)
-    if not found:
-        raise ValueError("%r is not a size: write bytes, or a number with K, M or G" % text)
-    return int(found[1]) * _SIZES[found[2]]
-
-
-def parse_seconds(text):
-    """A positive number of seconds."""
-    if not re.match(r"[0-9]{1,6}(\.[0-9]{1,3})?\Z", text) or float(text) <= 0:
-        raise ValueError("%r is not a number of seconds" % text)
-    return float(text)
-
-
-def parse_percent(text):
-    """A number from 0 to 99."""
-    if not re.match(r"[0-9]{1,2}(\.[0-9]{1,3})?\Z", text):
-        raise ValueError("%r is not a percentage from 0 to 99" % text)
-    return float(text)
-
-
-_SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
-
-
-def parse_switch(text):
-    """yes or no."""
-    if text.lower() not in _SWITCH:
-        raise ValueError("%r is neither yes nor no" % text)
-    return _SWITCH[text.lower()]
-
-
-def parse_address(text):
-    """An IP address: a name would have to be looked up."""
-    import ipaddress                                            # only for who configures it: pages start sooner
-
-    ipaddress.ip_address(text)
-    return text
-
-
-def parse_networks(text):
-    """Networks as 192.168.0.0/16, separated by spaces."""
-    import ipaddress
-
-    for word in text.split():
-        ipaddress.ip_network(word)
-    return text
+# name, kind, change, default (- is the empty text), help; two blanks or more between them
+_SETTINGS = """
+listen           address    restart  0.0.0.0         address to listen on; :: for IPv6 and IPv4
+port             port       restart  8080            TCP port; 0 takes a free one and prints it
+data_dir         directory  restart  remote_data     one directory per unit
+var_dir          directory  restart  var             pings, database, files to serve
+db               path       restart  -               SQLite database; empty: db.sqlite3 in var_dir
+secret           secret     reload   -               path prefix that units must know: http://host:8080/SECRET/ou/...
+units            patterns   reload   *               ids of units that may report: names or patterns, separated by spaces
+upload_dirs      segments   reload   data errors     directories of a unit that take its uploads
+ask_older        switch     restart  yes             ask units for older files that are missing or short
+status_allow     networks   reload   0.0.0.0/0 ::/0  networks that may see the status pages
+metrics_allow    networks   reload   127.0.0.0/8 ::1/128  networks that may see /metrics, /healthz, /readyz
+tls_cert         path       restart  -               certificate chain (PEM), read again on reload; empty: no TLS
+tls_key          path       restart  -               private key (PEM); empty: in the certificate's file
+tls_only         switch     reload   yes             with a certificate: refuse plain HTTP on the same port
+max_body         size       reload   65536           bytes of one chunk
+max_file         size       reload   16777216        bytes of one uploaded file
+max_unit_bytes   size       reload   1073741824      bytes of all files of one unit
+max_unit_files   number     reload   10000           files of one unit
+max_units        number     reload   10000           units
+keep_free        percent    reload   0.1             percent of the disk that uploads leave free
+head_seconds     seconds    reload   30              seconds from accept to the end of the request's head
+request_seconds  seconds    reload   110             seconds from accept to the end of the reply
+import_delay     seconds    reload   1               seconds from an upload to its import
+import_scan      seconds    reload   300             seconds between looks for files that came in by other ways
+quiet            switch     reload   no              log only what went wrong
+"""
+# What a setting of each kind looks like, and what is said of another. `real` and `whole` are limits of quality rules.
+_KINDS = r"""
+address    \S+                                   %r does not appear to be an IPv4 or IPv6 address
+port       [0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]  %r is not a whole number from 0 to 65535
+number     [1-9][0-9]{0,8}                       %r is not a whole number from 1 to 999999999
+size       [0-9]{1,12} ?[KMG]?                   %r is not a size: write bytes, or a number with K, M or G
+seconds    (?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,3})?  %r is not a number of seconds
+percent    [0-9]{1,2}(\.[0-9]{1,3})?             %r is not a percentage from 0 to 99
+switch     (?i:yes|true|on|1|no|false|off|0)     %r is neither yes nor no
+path       [^\0]*                                no path has a NUL in it
+directory  [^\0]*                                no path has a NUL in it
+directory  (?s:.+)                               no directory is named
+secret     (SEGMENT)?                            a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot
+patterns   .+                                    at least one is needed; * is all
+segments   (?!(updates|set-aside)$)SEGMENT       %r cannot take uploads
+whole      -?[0-9]{1,9}                          %r is not a whole number
+real       -?[0-9]{1,9}(\.[0-9]{1,9})?           %r is not a number
+""".replace("SEGMENT", _SEGMENT)
+_MANY = ("networks", "segments")        # kinds of which a setting holds several words
+_SIZES = {"K": 10, "M": 20, "G": 30}
+_CONVERT = {                            # kinds that are no text -> how their text becomes a value
+    "port": int, "number": int, "whole": int, "percent": float, "seconds": float, "real": float,
+    "size": lambda text: int(text.rstrip(" KMG")) << _SIZES.get(text[-1], 0),
+    "switch": lambda text: text.lower() in ("yes", "true", "on", "1")}
 
 
-def parse_patterns(text):
-    """Names or patterns, separated by spaces."""
-    if not text.split():
-        raise ValueError("at least one is needed; * is all")
-    return text
+def _value_of(kind, text, base):
+    """The value that a text stands for; relative paths count from the directory `base`."""
+    if kind in ("path", "directory"):
+        return os.path.join(base, text) if text else ""
+    return _CONVERT.get(kind, str)(text)
 
 
-def parse_segments(text):
-    """Path segments separated by spaces, none of which is ours."""
-    for word in text.split() or [text]:
-        if not SEGMENT.match(word) or word in ("updates", seqfile.SET_ASIDE):
-            raise ValueError("%r cannot take uploads" % word)
-    return text
+SETTINGS = {
+    name: Setting(kind, change, default.strip("-"), help) for name, kind, change, default, help in rows_of(_SETTINGS)}
+_DEFAULTS = [_value_of(setting.kind, setting.default, HERE) for setting in SETTINGS.values()]
 
 
-def parse_secret(text):
-    """Empty, or one path segment."""
-    if text and not SEGMENT.match(text):
-        raise ValueError(
-            "a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot"
-        )
-    return text
-
-
-def parse_path(text):
-    """A path; relative ones count from the file that names them, on the command line from the current directory."""
-    if "\0" in text:
-        raise ValueError("no path has a NUL in it")
-    return text
-
-
-def parse_directory(text):
-    """A path that cannot be empty."""
-    if not text:
-        raise ValueError("no directory is named")
-    return parse_path(text)
-
-
-class Settings(NamedTuple):
-    """All that can be configured, with defaults. (Not a dataclass: to import that module takes 7 ms of each page.)"""
-
-    listen: Annotated[str, Setting(
-        parse_address, "address to listen on; :: for IPv6 and IPv4", restart=True)] = "0.0.0.0"
-    port: Annotated[int, Setting(whole(0, 65535), "TCP port; 0 takes a free one and prints it", restart=True)] = 8080
-    data_dir: Annotated[str, Setting(parse_directory, "one directory per unit", restart=True)] = (
-        os.path.join(HERE, "remote_data"))
-    var_dir: Annotated[str, Setting(parse_directory, "pings, database, files to serve", restart=True)] = (
-        os.path.join(HERE, "var"))
-    db: Annotated[str, Setting(parse_path, "SQLite database; empty: db.sqlite3 in var_dir", restart=True)] = ""
-    secret: Annotated[str, Setting(
-        parse_secret, "path prefix that units must know: http://host:8080/SECRET/ou/...")] = ""
-    units: Annotated[str, Setting(
-        parse_patterns, "ids of units that may report: names or patterns, separated by spaces")] = "*"
-    upload_dirs: Annotated[str, Setting(parse_segments, "directories of a unit that take its uploads")] = "data errors"
-    ask_older: Annotated[bool, Setting(
-        parse_switch, "ask units for older files that are missing or short", restart=True)] = True
-    status_allow: Annotated[str, Setting(parse_networks, "networks that may see the status pages")] = "0.0.0.0/0 ::/0"
-    metrics_allow: Annotated[str, Setting(
-        parse_networks, "networks that may see /metrics, /healthz, /readyz")] = "127.0.0.0/8 ::1/128"
-    tls_cert: Annotated[str, Setting(
-        parse_path, "certificate chain (PEM), read again on reload; empty: no TLS", restart=True)] = ""
-    tls_key: Annotated[str, Setting(
-        parse_path, "private key (PEM); empty: in the certificate's file", restart=True)] = ""
-    tls_only: Annotated[bool, Setting(parse_switch, "with a certificate: refuse plain HTTP on the same port")] = True
-    max_body: Annotated[int, Setting(parse_size, "bytes of one chunk")] = 64 << 10
-    max_file: Annotated[int, Setting(parse_size, "bytes of one uploaded file")] = 16 << 20
-    max_unit_bytes: Annotated[int, Setting(parse_size, "bytes of all files of one unit")] = 1 << 30
-    max_unit_files: Annotated[int, Setting(whole(1, 10 ** 9), "files of one unit")] = 10000
-    max_units: Annotated[int, Setting(whole(1, 10 ** 9), "units")] = 10000
-    keep_free: Annotated[float, Setting(parse_percent, "percent of the disk that uploads leave free")] = 0.1
-    head_seconds: Annotated[float, Setting(
-        parse_seconds, "seconds from accept to the end of the request's head")] = 30.0
-    request_seconds: Annotated[float, Setting(parse_seconds, "seconds from accept to the end of the reply")] = 110.0
-    import_delay: Annotated[float, Setting(parse_seconds, "seconds from an upload to its import")] = 1.0
-    import_scan: Annotated[float, Setting(
-        parse_seconds, "seconds between looks for files that came in by other ways")] = 300.0
-    quiet: Annotated[bool, Setting(parse_switch, "log only what went wrong")] = False
-    limits: Limits = LIMITS             # section [quality]
-    warnings: tuple[str, ...] = ()      # what is to be told, though the configuration can be used
+class Settings(namedtuple("Settings", [*SETTINGS, "limits", "warnings"], defaults=[*_DEFAULTS, LIMITS, ()])):
+    """The value of each of SETTINGS; the Limits of section [quality]; what is to be told though all can be used."""
 
     def archive(self):
         """Where its files lie, and by which limits they are judged."""
         return Archive((self.data_dir,), self.var_dir, self.db, self.limits)
 
 
-SETTINGS = {
-    name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
-    if hasattr(hint, "__metadata__")}
 # Settings and limits that there were once: name -> what to know. They are accepted, so an upgrade stops no station.
 GONE = {
     "flat_count": "a flat line is told by its duration, flat_time",
     "threads": "a client that has to be waited for holds no thread",
 }
+_SECTIONS = {                           # section -> name -> kind
+    "co2d": {name: setting.kind for name, setting in SETTINGS.items()},
+    "quality": {name: "whole" if isinstance(value, int) else "real" for name, value in LIMITS._asdict().items()}}
 
 
 class Said(NamedTuple):
@@ -557,53 +490,46 @@ class Said(NamedTuple):
 
     text: str
     where: str                          # "file:line", or the option
+    base: str                           # directory from which a relative path counts
 
 
 def read_ini(file):
     """section -> name -> what a configuration file says; BadConfig names file, line and reason."""
     try:
-        with open(
-            file, encoding="utf-8-sig"
-        ) as stream:                                            # some editors begin a file with a byte order mark
+        with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
             lines = stream.read().splitlines()
     except FileNotFoundError:
-        raise BadConfig("%s: no such file" % file)
+        raise BadConfig(f"{file}: no such file")
     except PermissionError:
-        raise BadConfig(
-            "%s: only root and its group may read it, as it can hold a secret: call this with sudo"
-            % file
-        )
+        raise BadConfig(f"{file}: only root and its group may read it, as it can hold a secret: call this with sudo")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadConfig("%s: %s" % (file, error))
-    sections = {"co2d": {}, "quality": {}}
-    section = ""
-    for number, line in enumerate(lines, 1):
-        where = "%s:%d" % (file, number)
-        line = line.strip()
+        raise BadConfig(f"{file}: {error}")
+    sections = {section: {} for section in _SECTIONS}
+    section = None
+    for number, line in enumerate(map(str.strip, lines), 1):
+        where = f"{file}:{number}"
+        name, *text = re.split(" *[=:] *", line, maxsplit=1)
+        name = name.lower()
         if not line or line[0] in "#;":
             continue
-        found = re.match(r"([^=:]+)[=:](.*)", line)
         if line[0] == "[":
             section = line.strip("[]")
             if section not in sections:
-                raise BadConfig("%s: unknown section [%s], expected [co2d]" % (where, section))
-        elif not section:
-            raise BadConfig("%s: a [co2d] line must come first" % where)
-        elif not found:
-            raise BadConfig("%s: not a line like: name = value" % where)
+                raise BadConfig(f"{where}: unknown section [{section}], expected [co2d]")
+        elif section is None:
+            raise BadConfig(f"{where}: a [co2d] line must come first")
+        elif not text:
+            raise BadConfig(f"{where}: not a line like: name = value")
+        elif name in sections[section]:
+            raise BadConfig(f"{where}: {name!r} is there twice")
         else:
-            name = found[1].strip().lower()
-            if name in sections[section]:
-                raise BadConfig("%s: %r is there twice" % (where, name))
-            sections[section][name] = Said(found[2].strip(), where)
+            sections[section][name] = Said(text[0], where, os.path.dirname(os.path.abspath(file)))
     return sections
 
 
 def config_file(config, environ=os.environ):
     """The configuration file in force, "" for none: as named, else by CO2D_CONF, else beside this script."""
-    beside = os.path.realpath(
-        os.path.join(HERE, "co2d.conf")
-    )                                                           # installed, it is a link to the one in /etc
+    beside = os.path.realpath(os.path.join(HERE, "co2d.conf"))  # installed, it is a link to the one in /etc
     return config or environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
 
 
@@ -611,85 +537,68 @@ def load_settings(config, given, environ=os.environ):
     """Defaults, then the configuration file, then `given`: name of a setting -> text; None and other names are passed
     over. BadConfig when that cannot be used."""
     file = config_file(config, environ)
-    sections = read_ini(file) if file else {}
+    sections = read_ini(file) if file else {"co2d": {}, "quality": {}}
+    options = {}
+    for name, text in given.items():
+        if text is not None and (name in SETTINGS or name in GONE):
+            options[name] = Said(text, "--" + name.replace("_", "-"), os.getcwd())
     warnings = []
-    values = {}
-    base = os.path.dirname(os.path.abspath(file))
-    for name, said in _known(sections.get("co2d", {}), SETTINGS, warnings):
-        values[name] = _parse_setting(name, said, base)
-    options = {
-        name: Said(text, "--" + name.replace("_", "-"))
-        for name, text in given.items()
-        if text is not None and (name in SETTINGS or name in GONE)
-    }
-    for name, said in _known(options, SETTINGS, warnings):
-        values[name] = _parse_setting(name, said, os.getcwd())
-    limits = {}
-    for name, said in _known(sections.get("quality", {}), Limits._fields, warnings):
-        limits[name] = _parse_limit(name, said)
-    settings = Settings(**values, limits=LIMITS._replace(**limits), warnings=tuple(warnings))
+    limits = LIMITS._replace(**_read("quality", sections["quality"], warnings))
+    values = {**_read("co2d", sections["co2d"], warnings), **_read("co2d", options, warnings)}
+    settings = Settings(**values, limits=limits, warnings=tuple(warnings))
     _check_together(settings, file or "the options")
     return settings._replace(db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
 
 
-def _known(said, names, warnings):
-    """What is said about names that there are; BadConfig for others, a warning for those that have gone."""
-    for name, what in said.items():
+def _read(section, said, warnings):
+    """name -> value of what is said; BadConfig for unknown names, a warning for those that have gone."""
+    values = {}
+    for name, (text, where, base) in said.items():
+        kind = _SECTIONS[section].get(name)
         if name in GONE:
-            warnings.append("%s: %s has no effect: %s" % (what.where, name, GONE[name]))
-        elif name in names:
-            yield name, what
+            warnings.append(f"{where}: {name} has no effect: {GONE[name]}")
+        elif not kind:
+            raise BadConfig(f"{where}: unknown setting {name!r}")
         else:
-            raise BadConfig("%s: unknown setting %r" % (what.where, name))
+            try:
+                _check(kind, text)
+            except ValueError as error:
+                raise BadConfig(f"{where}: {name}: {error}")
+            values[name] = _value_of(kind, text, base)
+    return values
 
 
-def _parse_setting(name, said, base):
-    parse = SETTINGS[name].parse
-    try:
-        value = parse(said.text.strip())
-    except ValueError as error:
-        raise BadConfig("%s: %s: %s" % (said.where, name, error))
-    return os.path.join(base, value) if value and parse in (parse_path, parse_directory) else value
+def _check(kind, text):
+    """ValueError for a text that is no setting of this kind."""
+    for word in text.split() or [""] if kind in _MANY else [text]:
+        for of, pattern, refusal in rows_of(_KINDS):
+            if of == kind and not re.fullmatch(pattern, word):
+                raise ValueError(refusal.replace("%r", repr(word)))
+        if word and kind in ("address", "networks"):
+            import ipaddress                                    # only for who configures it: pages start sooner
 
-
-def _parse_limit(name, said):
-    kind = type(getattr(LIMITS, name))
-    try:
-        value = kind(said.text)
-    except ValueError:
-        value = float("nan")
-    if not abs(value) < 1e9:                                    # nor is nan
-        raise BadConfig(
-            "%s: %s: %r is not a%s number"
-            % (said.where, name, said.text, " whole" if kind is int else "")
-        )
-    return value
+            parse = ipaddress.ip_address if kind == "address" else ipaddress.ip_network
+            parse(word)
 
 
 def _check_together(settings, where):
     """BadConfig when settings contradict each other, or the disk."""
-    limits = settings.limits
-    for low, high in (("co2_low", "co2_high"), ("temp_low", "temp_high")):
-        if getattr(limits, low) >= getattr(limits, high):
-            raise BadConfig(
-                "%s: %s = %g must be below %s = %g"
-                % (where, low, getattr(limits, low), high, getattr(limits, high))
-            )
+    for quantity in ("co2", "temp"):
+        low, high = getattr(settings.limits, quantity + "_low"), getattr(settings.limits, quantity + "_high")
+        if low >= high:
+            raise BadConfig(f"{where}: {quantity}_low = {low:g} must be below {quantity}_high = {high:g}")
     for name in ("data_dir", "var_dir"):
         place = getattr(settings, name)
         if os.path.exists(place) and not os.path.isdir(place):
-            raise BadConfig("%s: %s: %s is not a directory" % (where, name, place))
+            raise BadConfig(f"{where}: {name}: {place} is not a directory")
     if os.path.realpath(settings.data_dir) == os.path.realpath(settings.var_dir):
-        raise BadConfig(
-            "%s: data_dir and var_dir are the same directory, %s" % (where, settings.data_dir)
-        )
+        raise BadConfig(f"{where}: data_dir and var_dir are the same directory, {settings.data_dir}")
     if settings.tls_key and not settings.tls_cert:
-        raise BadConfig("%s: tls_key without tls_cert: there would be no TLS" % where)
+        raise BadConfig(f"{where}: tls_key without tls_cert: there would be no TLS")
 
 
-def format_config(settings, example=False):
-    """The settings as a configuration file; in the example every line is commented out."""
-    off = "#" if example else ""
+def format_config(settings):
+    """The settings as a configuration file."""
     lines = [
         "# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
         "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config",
@@ -697,27 +606,17 @@ def format_config(settings, example=False):
         "[co2d]",
     ]
     for name, setting in SETTINGS.items():
-        note = " (restart to change)" if setting.restart else ""
-        value = format_value(getattr(settings, name), example)
-        lines += ["", "# " + setting.help + note, "%s%s = %s" % (off, name, value)]
-    lines += [
-        "",
-        "# limits of quality rules (see importer.py); ./importer.py rebuild applies them to all",
-        "[quality]",
-    ]
+        note = " (restart to change)" if setting.change == "restart" else ""
+        value = getattr(settings, name)
+        if setting.kind == "switch":
+            value = "yes" if value else "no"
+        elif isinstance(value, float):
+            value = f"{value:g}"
+        lines += ["", f"# {setting.help}{note}", f"{name} = {value}"]
+    lines += ["", "# limits of quality rules (see importer.py); ./importer.py rebuild applies them to all", "[quality]"]
     for name, limit in settings.limits._asdict().items():
-        lines.append("%s%s = %g" % (off, name, limit))
+        lines.append(f"{name} = {limit:g}")
     return "\n".join(lines) + "\n"
-
-
-def format_value(value, example=False):
-    """A setting as text; in the example paths beside this script are relative."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return "%g" % value
-    text = str(value)
-    return os.path.relpath(text, HERE) if example and text.startswith(HERE) else text
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import select
 import shutil
 import socket
@@ -727,8 +728,9 @@ def test_the_printed_configuration_reads_back_as_itself(tmp_path):
 
 
 def test_the_example_names_every_setting_with_its_default():
+    text = importer.format_config(co2d.Settings()).replace(HERE + "/", "")
     with open(os.path.join(HERE, "co2d.conf.example"), encoding="utf-8") as file:
-        assert file.read() == importer.format_config(co2d.Settings(), example=True)
+        assert file.read() == re.sub("^(?=[a-z0-9_]+ = )", "#", text, flags=re.M)
 
 
 # -- over the wire ----------------------------------------------------------------------------------------------------

@@ -30,9 +30,9 @@ with open(os.path.join(PROJECT, "Makefile"), encoding="utf-8") as file:
 @pytest.mark.parametrize("name", list(importer.SETTINGS))
 def test_every_setting_has_its_line_with_its_default(name):
     setting = importer.SETTINGS[name]
-    default = importer.format_value(getattr(importer.Settings(), name), example=True)
-    note = " *(restart)*" if setting.restart else ""
-    assert "| `%s` | %s | %s%s |" % (name, "`%s`" % default if default else "", setting.help, note) in README
+    default = "`%s`" % setting.default if setting.default else ""
+    note = " *(restart)*" if setting.change == "restart" else ""
+    assert "| `%s` | %s | %s%s |" % (name, default, setting.help, note) in README
 
 
 @pytest.mark.parametrize("name", list(co2d.METRICS))
@@ -160,7 +160,7 @@ def parse_weather(raw, rules):
 
 
 """)
-    follower.edit("importer", "FORMATS: Dict[str, Format] = {\n", """\
+    follower.edit("importer", "FORMATS = {\n", """\
     "weather": Format("weather", ["unit_id", "ts", "wind"], uploads("data/weather", seqfile.SEQUENCES["data/weather"]),
                       "data/weather", Reader.by_line, parse_weather, fields=4, repeats="wind"),
 """)
