@@ -1555,18 +1555,14 @@ class Failed(Exception):
     """A command that cannot be carried out; says why, and what to do."""
 
 
-def program():
-    """The name that this program was called by."""
-    return os.path.basename(sys.argv[0]) or "co2d"
-
-
 def command_parser(command, description, examples):
     """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help."""
-    examples = examples.replace("co2d ", program() + " ")
+    program = os.path.basename(sys.argv[0])                     # as it was called
+    examples = examples.replace("co2d ", program + " ").replace("%", "%%")
     parser = argparse.ArgumentParser(
-        prog=(program() + " " + command).strip(),
+        prog=f"{program} {command}".strip(),
         description=description,
-        epilog="examples:\n" + examples.replace("%", "%%"),
+        epilog="examples:\n" + examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False)
     add = parser.add_argument
@@ -1591,36 +1587,15 @@ def warn(text):
     print("co2d: warning: " + text, file=sys.stderr)
 
 
-def daemon_user(settings):
-    """What belongs to the user who runs the daemon: the directory of pings, which the daemon makes itself."""
-    pings = os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)
-    return os.stat(pings if os.path.isdir(pings) else settings.data_dir)
-
-
-def user_name(uid):
-    """The name of a user, or its number."""
-    import pwd                                                  # the daemon does not need it
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return "#%d" % uid
-
-
 def become_daemon_user(settings):
-    """Go on as the daemon's user, with the mode of the data directory for what is written: so the daemon can read it.
+    """Go on as the user of the daemon: the owner of the directory of pings, which the daemon makes itself.
 
-    Root can; PermissionError for others.
+    Files and directories are made with the mode of the data directory, so that the daemon can read them. Unusable for
+    others than root and that user.
     """
-    user = daemon_user(settings)
     mode = os.stat(settings.data_dir).st_mode | 0o700
     os.umask(0o777 & ~mode)
-    if os.geteuid() == user.st_uid:
-        return
-    if os.geteuid() != 0:
-        raise PermissionError(errno.EPERM, "the daemon could not read what you write")
-    os.setgroups([user.st_gid])
-    os.setegid(user.st_gid)
-    os.seteuid(user.st_uid)
+    importer.act_as_owner(os.path.join(settings.var_dir, seqfile.PINGS_FOLDER))
 
 
 # -- publishing: what a unit can take ---------------------------------------------------------------------------------
@@ -1636,56 +1611,40 @@ ID_FILE = "ou-id.json"
 COMM_FILE = "ou-comm-config.json"
 SCHEDULE_FILE = "schedule.json"
 
-_NICKNAME = re.compile(r"(?! |None\Z)[^\x00-\x1f\x7f&%\ud800-\udfff]{1,64}(?<! )\Z")
-_URL = re.compile(r"(https?)://((?:[A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63})"
-                  r"(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._-]+)*)\Z")
-_HOST_NAME = re.compile(r'"[A-Za-z0-9.-]{1,253}"\Z')            # as JSON
+# What follows are regular expressions for compact JSON. The unit appends /ou/... to a URL, and must be able to parse it.
+_NICKNAME = r'"(?! |None")([^&%"\\\x00-\x1f\x7f\ud800-\udfff]|\\["\\]){1,64}(?<! )"'
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_URL = (r'"https?://([A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63}'
+        r"(:" + _PORT + r')?(/[A-Za-z0-9._-]+)*"')
+_URLS = rf"{_URL}|\[{_URL}(,{_URL})*\]"
 _EVERY = "([1-9]|[1-5][0-9]|60)"
 _HOUR = "(1?[0-9]|2[0-3])"
 _MINUTE = "[1-5]?[0-9]"
-TASKS = [                               # that old firmware can carry out, as JSON; 6 is to measure, 7 to communicate
-    r'\[[67],"minutes",%s,%s\]' % (_EVERY, _MINUTE),
-    r'\[[67],"daily",%s,%s\]' % (_HOUR, _MINUTE),
-    r'\[[67],"minutes_random",%s,%s,%s\]' % (_EVERY, _MINUTE, _MINUTE),       # the last two: from, to
-    r'\[[67],"daily_random",%s,%s,%s\]' % (_HOUR, _MINUTE, _MINUTE),
-]
+_TASK = (rf'\[[67],("minutes",{_EVERY}|"daily",{_HOUR}),{_MINUTE}\]'
+         rf'|\[[67],("minutes_random",{_EVERY}|"daily_random",{_HOUR}),{_MINUTE},{_MINUTE}\]')
+_TASKS = rf"\[(?=.*\[6,)(?=.*\[7,)({_TASK})(,({_TASK}))*\]"     # 6 is to measure, 7 to communicate
+_PULL = r'\["updates","pull_last_dir"\]'
 
 
-def as_list(value):
-    """A list as it is; else the value alone."""
-    return value if isinstance(value, list) else [value]
-
-
-def is_url(text):
-    """Whether a unit can append /ou/... to it, and parse it."""
-    found = _URL.match(text)
-    return found is not None and 0 < int(found[3] or 80) < 65536
-
-
-def are_urls(value, settings):
-    """Whether it is a URL, or a list of URLs, to which a unit can append /ou/..."""
-    urls = as_list(value)
-    return bool(urls) and all(is_url(str(url)) for url in urls)
+def as_json(pattern):
+    """A test for `Key.fits`: the value, as compact JSON, has this form (a regular expression)."""
+    return lambda value, settings: re.fullmatch(pattern, _to_json(value))
 
 
 def are_directories(value, settings):
     """Whether it is a list of [directory, way] that this server answers, with those that cannot be missed."""
-    uploads = r'\["(?:%s)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*","push_sequential"\]' % (
-        "|".join(settings.upload_dirs.split()))
-    entries = [_to_json(entry) for entry in as_list(value)]
-    needed = {'["updates","pull_last_dir"]', '["data/readings","push_sequential"]'}
-    others = set(entries) - needed
-    return needed <= set(entries) and all(re.fullmatch(uploads, entry) for entry in others)
+    uploads = "|".join(settings.upload_dirs.split())
+    push = rf'\["({uploads})(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*","push_sequential"\]'
+    entry = f"({_PULL}|{push})"
+    needed = rf'(?=.*{_PULL})(?=.*\["data/readings","push_sequential"\])'
+    return re.fullmatch(rf"\[{needed}{entry}(,{entry})*\]", _to_json(value))
 
 
 def are_tasks(value, settings):
     """Whether old firmware goes on with this schedule: where it raises an exception, it does so at each wake."""
-    pattern = "|".join(TASKS)
-    if not all(re.fullmatch(pattern, _to_json(entry)) for entry in as_list(value)):
-        return False
-    numbers = {entry[0] for entry in value}
-    spans = [entry[-2:] for entry in value if entry[1].endswith("_random")]
-    return numbers == {6, 7} and all(start < end for start, end in spans)
+    written = _to_json(value)
+    spans = re.findall('random",[0-9]+,([0-9]+),([0-9]+)', written)     # in each of them a minute is chosen
+    return re.fullmatch(_TASKS, written) and all(int(start) < int(end) for start, end in spans)
 
 
 class Key(NamedTuple):
@@ -1693,14 +1652,14 @@ class Key(NamedTuple):
 
     file: str
     name: str
-    fits: Callable[[Any, Settings], bool]
+    fits: Callable[[Any, Settings], object]
     reason: str                         # why any other value is refused, and what is needed
     help: str
 
 
 CONFIGURATION = [
     Key(ID_FILE, "site_code",
-        lambda value, _: isinstance(value, str) and bool(_NICKNAME.match(value)),
+        as_json(_NICKNAME),
         "cannot be sent: units send their nickname as it is, so it is a text of 1 to 64 characters without &, %, "
         "control characters, or a space at an end",
         "the nickname"),
@@ -1709,7 +1668,7 @@ CONFIGURATION = [
         "must not be published: this replaces the id of the hardware: the readings of two units would be mixed",
         "the id of the hardware; never published"),
     Key(COMM_FILE, "sync_dest",
-        are_urls,
+        as_json(_URLS),
         "is not a URL that a unit could reach: http(s)://name-or-IPv4[:port][/secret], without a slash at the end; "
         "with no server at all it would never report again",
         "URL of the server, or list of URLs, tried in order every night"),
@@ -1719,7 +1678,7 @@ CONFIGURATION = [
         'others are [directory, "push_sequential"] below upload_dirs: a refusal ends the night of a unit',
         "what is synced in which order: list of [directory, way]"),
     Key(COMM_FILE, "ntp_host",
-        lambda value, _: value is None or bool(_HOST_NAME.match(_to_json(value))),
+        as_json('null|"[A-Za-z0-9.-]{1,253}"'),
         "will not do: a host name is needed, or null for pool.ntp.org",
         "time server; null: pool.ntp.org"),
     Key(COMM_FILE, "send_chunk_size",
@@ -1731,7 +1690,7 @@ CONFIGURATION = [
         "will not do: seconds from 60 (it takes as long to connect) to 3600 (its battery) are needed",
         "seconds for one night; else 300"),
     Key(COMM_FILE, "connect_backoff_max",
-        lambda value, _: type(value) is int and 1 <= value <= 30,
+        as_json("[1-9]|[12][0-9]|30"),
         "will not do: a whole number from 1 to 30 is needed",
         "read, but no night is skipped any more; else 7"),
     Key(SCHEDULE_FILE, "tasks",
@@ -1744,86 +1703,85 @@ CONFIGURATION = [
 
 
 def _refuse_constant(word):
-    raise ValueError("%s is no number that a unit could read" % word)
-
-
-def parse_json(text):
-    """The value of a JSON text; ValueError for what is none, NaN and Infinity included."""
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError("too deep")
+    raise ValueError(f"{word} is no number that a unit could read")
 
 
 def check_patch(name, content, settings):
-    """Failed when a file below conf-patch/ would harm a unit; else what in it no firmware reads."""
+    """Failed when a file (bytes) below conf-patch/ would harm a unit; yields what in it no firmware reads."""
     file = name[len(PATCHES):]
     if "/" in file:
-        raise Failed("%s: with a directory in conf-patch/ a unit cannot install the update, nor go on: "
-                     "put the file directly into conf-patch/" % name)
+        raise Failed(f"{name}: with a directory in conf-patch/ a unit cannot install the update, nor go on: "
+                     "put the file directly into conf-patch/")
     try:
-        patch = parse_json(content.decode())
-    except ValueError as error:
-        raise Failed("%s: no JSON: %s" % (name, error))
+        patch = json.loads(content.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Failed(f"{name}: no JSON: {error}")
     if not name.endswith(".json") or not isinstance(patch, dict):
-        raise Failed("%s: a patch is a .json file with one object" % name)
+        raise Failed(f"{name}: a patch is a .json file with one object")
     keys = {key.name: key for key in CONFIGURATION if key.file == file.lower()}
     if not keys:
-        return ["%s: no firmware reads this file" % name]
-    for word in patch.keys() & keys.keys():
-        value = patch[word]
-        if not keys[word].fits(value, settings):
-            raise Failed("%s: %s: %s %s" % (name, word, _to_json(value), keys[word].reason))
-    return ["%s: no firmware uses the key %s, only %s" % (name, word, ", ".join(keys))
-            for word in sorted(patch.keys() - keys.keys())]
+        yield f"{name}: no firmware reads this file"
+        return
+    for word, value in patch.items():
+        if word not in keys:
+            yield f"{name}: no firmware uses the key {word}, only {', '.join(keys)}"
+        elif not keys[word].fits(value, settings):
+            raise Failed(f"{name}: {word}: {_to_json(value)} {keys[word].reason}")
 
 
-def check_update(files, settings, force=False):
-    """Failed unless a unit can take these files. `force`: with keys and files that no firmware reads."""
-    _check_sizes({name: len(content) for name, content in files.items()})
-    unread = []
+def check_update(files, settings, force):
+    """Failed when these files (path -> bytes) would harm a unit. `force`: with keys and files that no firmware reads."""
     for name, content in files.items():
-        if not name.startswith(("flash/", PATCHES)):
-            raise Failed("%s: only flash/ and conf-patch/ go to units" % name)
+        unread = []
         if name.startswith(PATCHES):
-            unread += check_patch(name, content, settings)
+            unread = check_patch(name, content, settings)
+        elif not name.startswith("flash/"):
+            raise Failed(f"{name}: only flash/ and conf-patch/ go to units")
         elif name.endswith(".mpy") and name.replace(".mpy", ".py") in files:
-            warn("%s: a unit would go on using the .py beside it" % name)
-    for what in unread:
-        if not force:
-            raise Failed(what + "; --force publishes it all the same")
-        warn(what)
+            warn(f"{name}: a unit would go on using the .py beside it")
+        for what in unread:
+            if not force:
+                raise Failed(what + "; --force publishes it all the same")
+            warn(what)
 
 
 def _check_sizes(sizes):
     """Failed when these files (path -> bytes) are too many or too big, or fall into one on a unit's card."""
     total = sum(sizes.values())
     if total > MAX_UPDATE_BYTES or len(sizes) > MAX_UPDATE_FILES:
-        raise Failed("%d bytes in %d files: a unit can take %d bytes in %d files"
-                     % (total, len(sizes), MAX_UPDATE_BYTES, MAX_UPDATE_FILES))
+        raise Failed(f"{total} bytes in {len(sizes)} files: a unit can take {MAX_UPDATE_BYTES} bytes in "
+                     f"{MAX_UPDATE_FILES} files")
     seen = {}
     for name, length in sizes.items():
         if length > MAX_UPDATE_FILE:
-            raise Failed("%s has %d bytes: a file of more than %d is not through before the unit's watchdog "
-                         "resets it, every night, before any data" % (name, length, MAX_UPDATE_FILE))
-        for end in re.finditer("/|$", name):                    # directories, too
-            path = name[:end.start()]
+            raise Failed(f"{name} has {length} bytes: a file of more than {MAX_UPDATE_FILE} is not through before the "
+                         "unit's watchdog resets it, every night, before any data")
+        for path in itertools.accumulate(name.split("/"), os.path.join):        # directories, too
             on_card = re.sub(r"\.+(?=/|$)", "", path.lower())
             other = seen.setdefault(on_card, path)
             if other != path:
-                raise Failed("%s and %s are the same file on a card (FAT)" % (other, path))
+                raise Failed(f"{other} and {path} are the same file on a card (FAT)")
 
 
 def read_update(directory):
-    """The files of an update by relative path; Failed when they cannot all be read and fetched."""
+    """The files of an update: path -> bytes; Failed when a unit could not take them all."""
     try:
         with seqfile.open_directory(directory, []) as opened:
             names = list(update_files(opened))
-        paths = {name: os.path.join(directory, name) for name in names}
-        _check_sizes({name: os.path.getsize(path) for name, path in paths.items()})
+        _check_sizes({name: os.path.getsize(os.path.join(directory, name)) for name in names})
         return {name: read_regular(directory, name.split("/")) for name in names}
     except (NotServable, OSError) as error:
-        raise Failed("%s: %s" % (directory, error))
+        raise Failed(f"{directory}: {error}")
+
+
+def patch_of(files):
+    """The keys that an update (path -> bytes) sets in the unit's configuration, and their values."""
+    patch = {}
+    for name, content in files.items():
+        if name.startswith(PATCHES):
+            with contextlib.suppress(ValueError, TypeError):    # not published by us
+                patch.update(json.loads(content))
+    return patch
 
 
 # -- publishing: what units have taken --------------------------------------------------------------------------------
@@ -1846,34 +1804,27 @@ def _logs(settings, folder):
             yield name, os.path.join(settings.data_dir, name, "var", folder)
 
 
-def known_courses(settings):
-    """How far units are with their updates, as far as it is known here."""
-    directories = [directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)]
-    return read_courses(*directories)
-
-
 def read_runs(settings):
-    """All pings that are known here, by unit; of each server in order of time."""
-    runs = {}
+    """All pings that are known here: unit -> list of `Run`; of each server in order of time."""
+    known = {}
     for server, directory in _logs(settings, seqfile.PINGS_FOLDER):
         for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5):
-            of_unit = runs.setdefault(unit, [])
+            runs = known.setdefault(unit, [])
             first = when
-            if of_unit and of_unit[-1].server == server and of_unit[-1].nickname == nickname:
-                first = of_unit.pop().first
-            of_unit.append(Run(nickname, server, first, when))
-    return runs
+            if runs and (runs[-1].nickname, runs[-1].server) == (nickname, server):
+                first = runs.pop().first
+            runs.append(Run(nickname, server, first, when))
+    return known
 
 
 def _progress(course, files, now):
     """How far a unit is with an update of these files."""
     if not course.days and not course.taken:
         return "not fetched"
+    held = len(files if course.complete_at else course.taken)
+    state = f"{held} of {len(files)} files in {len(course.days)} nights"
     if course.had_at:
         state = "complete " + course.had_at[:19]
-    else:
-        held = len(files) if course.complete_at else len(course.taken)
-        state = "%d of %d files in %d nights" % (held, len(files), len(course.days))
     if course.nights_in_vain(now) >= MOST_NIGHTS:
         state += ", not listed any more: publish it in smaller parts"
     return state
@@ -1884,42 +1835,33 @@ def _effect(patch, runs):
 
     Pings alone prove little: a unit that is switched on sends two.
     """
-    latest = max(runs, key=lambda run: run.last, default=None)
+    if not runs and "sync_dest" not in patch:
+        return "has not called since"
     seen = []
-    if "site_code" in patch and latest:
+    latest = max(runs, key=lambda run: run.last, default=None)
+    if latest and "site_code" in patch:
         if latest.nickname == patch["site_code"]:
-            seen.append("calls itself %s since %s" % (latest.nickname, latest.first[:19]))
+            seen.append(f"calls itself {latest.nickname} since {latest.first[:19]}")
         else:
             seen.append("still calls itself " + latest.nickname)
     if "sync_dest" in patch:
         seen.append(_effect_of_move(patch["sync_dest"], runs))
-    if seen:
-        return ", ".join(seen)
-    if latest:
-        return "called again, last " + latest.last[:19]
-    return "has not called since"
+    return ", ".join(seen) or f"called again, last {latest.last[:19]}"
+
+
+def as_list(value):
+    """A list as it is; else the value alone."""
+    return value if isinstance(value, list) else [value]
 
 
 def _effect_of_move(urls, runs):
     """Silence here is what is expected of a unit that went to another server."""
-    for run in runs:
-        if not run.server:
-            return "calls here, last " + run.last[:19]
-    for run in runs:
-        return "calls at %s since %s" % (run.server, run.first[:19])
-    return "went to " + " or ".join(as_list(urls))
-
-
-def _patch_of(data_dir, unit, name, files):
-    """The keys that an update sets, of all its files."""
-    patch = {}
-    for file in files:
-        if file.startswith(PATCHES):
-            parts = [unit, seqfile.UPDATES_FOLDER, name, *file.split("/")]
-            content = read_regular(data_dir, parts)
-            with contextlib.suppress(ValueError):               # not published by us
-                patch.update(parse_json(content.decode()))
-    return patch
+    run = min(runs, key=lambda run: run.server, default=None)   # one that reached this server, if there is one
+    if not run:
+        return "went to " + " or ".join(as_list(urls))
+    if run.server:
+        return f"calls at {run.server} since {run.first[:19]}"
+    return f"calls here, last {run.last[:19]}"
 
 
 # -- publishing: the command ------------------------------------------------------------------------------------------
@@ -1927,76 +1869,62 @@ def _patch_of(data_dir, unit, name, files):
 WITHDRAWN = re.compile(r"\.withdrawn-(.+)-[0-9]+\Z")
 
 
-def default_name(used, now):
-    """update-2026-11-25z130405: with the second (UTC), so that two servers do not give the same name; behind `used`.
+def default_name(latest, now):
+    """update-2026-11-25z130405: with the second (UTC), so that two servers do not give the same name; behind `latest`.
 
     The z sorts behind update-2026-11-25a and the like.
     """
-    latest = max(used, default="")
     for second in range(60):
         name = seqfile.utc(now + second, seqfile.UPDATE_PREFIX + "%Y-%m-%dz%H%M%S")
         if name > latest:
             return name
-    raise Failed("the name of today does not sort after %s: give one that does with --name" % latest)
-
-
-def check_name(name, unit, used):
-    """Failed unless a unit would take an update of this name after those that it has been offered."""
-    latest = max(used, default=seqfile.UPDATE_PREFIX)
-    is_well = SEGMENT.match(name) and name.startswith(seqfile.UPDATE_PREFIX)
-    if not is_well or name <= latest:
-        raise Failed("%s: the name %s must start with %s and sort after %s"
-                     % (unit, name, seqfile.UPDATE_PREFIX, latest))
+    raise Failed(f"the name of today does not sort after {latest}: give one that does with --name")
 
 
 def files_to_publish(arguments, settings):
-    """The files of the update that the command line asks for, checked."""
-    patches = {}
-    for assignment in arguments.set or []:
-        file, key, value = parse_assignment(assignment)
-        patches.setdefault(file, {})[key] = value
-    if arguments.nickname is not None:
-        patches.setdefault(ID_FILE, {})["site_code"] = arguments.nickname
+    """The files of the update that the command line asks for (path -> bytes), checked."""
+    changes = [parse_assignment(text) for text in arguments.set]
+    if arguments.nickname:
+        changes.append((ID_FILE, "site_code", arguments.nickname))
     if arguments.sync_dest:
-        patches.setdefault(COMM_FILE, {})["sync_dest"] = arguments.sync_dest
+        changes.append((COMM_FILE, "sync_dest", arguments.sync_dest))
+    patches = {}
+    for file, key, value in changes:
+        patches.setdefault(PATCHES + file, {})[key] = value
     if patches:
-        files = {PATCHES + file: _to_json(patch).encode("utf-8", "surrogatepass")
-                 for file, patch in patches.items()}
-    elif arguments.names:
-        files = read_update(arguments.names.pop())
+        files = {name: _to_json(patch).encode("utf-8", "surrogatepass") for name, patch in patches.items()}
     else:
-        raise Failed("which update? co2d publish UNIT... DIR, or an option: --nickname, --sync-dest, --set")
+        directory = arguments.names.pop() if arguments.names else ""
+        if not os.path.isdir(directory):
+            raise Failed(f"which update? There is no directory {directory!r}: co2d publish UNIT... DIR, or in place of "
+                         "DIR an option: --nickname, --sync-dest, --set")
+        files = read_update(directory)
     check_update(files, settings, arguments.force)
     return files
 
 
 def parse_assignment(text):
     """FILE.KEY=VALUE -> file, key, value. The value is JSON, or a text that is no JSON."""
-    place, equals, written = text.partition("=")
+    place, equals, value = text.partition("=")
     file, _, key = place.rpartition(".")
     if not file or not equals:
-        raise Failed("--set %s: write FILE.KEY=VALUE, as in ou-comm-config.send_chunk_size=2048" % text)
-    try:
-        value = parse_json(written)
-    except json.JSONDecodeError:
-        value = written
-    except ValueError as error:
-        raise Failed("--set %s: %s" % (text, error))
-    return file if file.endswith(".json") else file + ".json", key, value
+        raise Failed(f"--set {text}: write FILE.KEY=VALUE, as in ou-comm-config.send_chunk_size=2048")
+    with contextlib.suppress(ValueError):
+        value = json.loads(value)
+    return file.lower().removesuffix(".json") + ".json", key, value
 
 
-def _warn_of_silence(files):
+def _warn_of_silence(urls):
     """Tell where no station answers at a URL that units are sent to: a refusal there would cut them off."""
     import ssl
     from urllib import request
-    patch = parse_json(files.get(PATCHES + COMM_FILE, b"{}").decode())
     anyone = request.HTTPSHandler(context=ssl._create_unverified_context())     # units verify no certificate
     opener = request.build_opener(anyone, request.ProxyHandler({}))
-    for url in as_list(patch.get("sync_dest", [])):
+    for url in urls:
         try:
             opener.open(url + "/", timeout=5).close()
         except Exception as error:                              # whatever is there, it is no station
-            warn("no station answers at %s: %s" % (url, error))
+            warn(f"no station answers at {url}: {error}")
 
 
 class Publishing:
@@ -2007,14 +1935,16 @@ class Publishing:
         self.data_dir = settings.data_dir
         self.arguments = arguments
         self.now = time.time()
-        self.courses = known_courses(settings)
+        directories = [directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)]
+        self.courses = read_courses(*directories)               # how far units are with their updates
         self.runs = read_runs(settings)
 
     def units(self):
         """The units that the command line names: by id, the end of an id, nickname, site, or all."""
         called = self._known_units()
-        everybody = set().union(*called.values())
-        units = sorted(everybody) if self.arguments.all else []
+        units = []
+        if self.arguments.all:
+            units += sorted(set().union(*called.values()))
         if self.arguments.site:
             units += self._units_at(self.arguments.site)
         for name in self.arguments.names:
@@ -2025,10 +1955,9 @@ class Publishing:
 
     def _known_units(self):
         """Hardware id, with and without its prefix, or nickname -> the units called so. A ping is enough."""
-        with os.scandir(self.data_dir) as entries:
-            units = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+        _, folders, _ = next(os.walk(self.data_dir))
         called = {}
-        for unit in units.union(self.runs):
+        for unit in {*folders, *self.runs}:
             if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit):
                 called[unit] = called[unit.removeprefix(seqfile.UNIT_PREFIX)] = {unit}
         for unit, runs in self.runs.items():
@@ -2041,51 +1970,47 @@ class Publishing:
             stays = importer.deployments(db)
         there = [stay for stay in stays if stay.site == site]
         if not there:
-            raise importer.unknown("site", site, [stay.site for stay in stays if stay.site])
+            raise importer.unknown("site", site, filter(None, [stay.site for stay in stays]))
         units = [stay.unit_id for stay in there if stay.since <= self.now < stay.until]
         if not units:
-            raise Failed("no unit stands at %s today" % site)
+            raise Failed(f"no unit stands at {site} today")
         return units
 
-    def _used_names(self, unit):
-        """Names of updates that the unit has been offered, here or at a server that is known here.
+    def _latest_name(self, unit):
+        """The last name, in byte order, of the updates that the unit was offered, here or at a server known here.
 
         What it has on its card under one of them, it will never fetch again.
         """
-        names = {name for taker, name in self.courses if taker == unit}
-        names.update(visible_updates(self.data_dir, unit))
+        names = [name for taker, name in self.courses if taker == unit]
         folder = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER)
         if os.path.isdir(folder):
-            for hidden in os.listdir(folder):
-                found = WITHDRAWN.match(hidden)
-                if found:
-                    names.add(found[1])
-        return names
+            names += [WITHDRAWN.sub(r"\1", name) for name in os.listdir(folder)]
+        return max(names, default=seqfile.UPDATE_PREFIX)
 
     def publish(self):
         """Check everything, then offer the update to one unit after the other."""
         files = files_to_publish(self.arguments, self.settings)     # as who calls: DIR may be closed to others
+        patch = patch_of(files)
         units = self.units()
-        patch = parse_json(files.get(PATCHES + ID_FILE, b"{}").decode())
         if "site_code" in patch and len(units) > 1:
-            raise Failed("a nickname is for one unit, not for %d" % len(units))
-        _warn_of_silence(files)
-        used = {unit: self._used_names(unit) for unit in units}
-        name = self.arguments.name
-        if not name:
-            name = default_name(set().union(*used.values()), self.now)
+            raise Failed(f"a nickname is for one unit, not for {len(units)}")
+        _warn_of_silence(as_list(patch.get("sync_dest", [])))
+        latest = {unit: self._latest_name(unit) for unit in units}
+        name = self.arguments.name or default_name(max(latest.values()), self.now)
         for unit in units:
-            check_name(name, unit, used[unit])
+            is_well = SEGMENT.match(name) and name.startswith(seqfile.UPDATE_PREFIX)
+            if not is_well or name <= latest[unit]:
+                raise Failed(f"{unit}: the name {name} must start with {seqfile.UPDATE_PREFIX} and sort after "
+                             + latest[unit])
         become_daemon_user(self.settings)
         for unit in units:
             before = visible_updates(self.data_dir, unit)
-            if not self.arguments.dry_run:
+            if self.arguments.dry_run:
+                print(f"{unit}: {name} would be published, {len(files)} files")
+            else:
                 self._install(unit, name, files)
-            done = "would be published" if self.arguments.dry_run else "published"
-            print("%s: %s %s, %d files" % (unit, name, done, len(files)))
-            if before and (unit, before[-1]) not in self.courses:
-                warn("%s has not fetched %s yet, and now will not: a unit takes the last update only"
-                     % (unit, before[-1]))
+                print(f"{unit}: {name} published, {len(files)} files")
+            self._warn_of_unfetched(unit, before, " yet, and now will not: a unit takes the last update only")
 
     def _install(self, unit, name, files):
         """Stage under a hidden name, sync, publish with one rename; no update stays behind when that fails."""
@@ -2094,29 +2019,35 @@ class Publishing:
             with seqfile.open_directory(self.data_dir, place, create=True, settle=True) as updates:
                 seqfile.publish_tree(updates, name, files)
         except OSError as error:
-            raise Failed("%s: %s" % (unit, error))
+            raise Failed(f"{unit}: {error}")
+
+    def _warn_of_unfetched(self, unit, updates, what):
+        """Warn when a unit has not fetched the last of some updates, and say what that means."""
+        for name in updates[-1:]:
+            if (unit, name) not in self.courses:
+                warn(f"{unit} has not fetched {name}{what}")
 
     def withdraw(self, name):
         """Hide an update from the units that it is offered to."""
         units = self.units()
         having = [unit for unit in units if name in visible_updates(self.data_dir, unit)]
         if not having:
-            raise Failed("there is no update %s to withdraw from %s" % (name, ", ".join(units)))
+            raise Failed(f"there is no update {name} to withdraw from " + ", ".join(units))
         become_daemon_user(self.settings)
         for unit in having:
-            if not self.arguments.dry_run:
+            others = visible_updates(self.data_dir, unit)
+            others.remove(name)
+            if self.arguments.dry_run:
+                print(f"{unit}: {name} would be withdrawn")
+            else:
                 self._hide(unit, name)
-            done = "would be withdrawn" if self.arguments.dry_run else "withdrawn"
-            print("%s: %s %s" % (unit, name, done))
+                print(f"{unit}: {name} withdrawn")
             if (unit, name) in self.courses:
-                warn("%s has fetched %s before" % (unit, name))
-            others = [other for other in visible_updates(self.data_dir, unit) if other != name]
-            if others and (unit, others[-1]) not in self.courses:
-                warn("%s has not fetched %s, and will take that now: withdraw it too if it is not wanted"
-                     % (unit, others[-1]))
+                warn(f"{unit} has fetched {name} before")
+            self._warn_of_unfetched(unit, others, ", and will take that now: withdraw it too if it is not wanted")
 
     def _hide(self, unit, name):
-        hidden = ".withdrawn-%s-%d" % (name, self.now)
+        hidden = f".withdrawn-{name}-{self.now:.0f}"
         with seqfile.open_directory(self.data_dir, [unit, seqfile.UPDATES_FOLDER]) as updates:
             os.rename(name, hidden, src_dir_fd=updates, dst_dir_fd=updates)
             os.fsync(updates)
@@ -2130,20 +2061,21 @@ class Publishing:
             try:
                 columns = self._columns(unit, name, course, until)
             except (NotServable, OSError) as why:
-                columns = ["not listed for the unit: %s" % why]
+                columns = [f"not listed for the unit: {why}"]
             lines.append("\t".join([unit, name, *columns]))
             until = course.had_at or until
         return lines[::-1]
 
     def _columns(self, unit, name, course, until):
-        files = files_of_update(self.data_dir, unit, name)
+        paths = files_of_update(self.data_dir, unit, name)
         place = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER, name)
         published = seqfile.utc(os.stat(place).st_mtime)
-        columns = ["published " + published, _progress(course, files, self.now)]
+        columns = ["published " + published, _progress(course, paths, self.now)]
         if course.had_at:
             runs = self.runs.get(unit, [])
             since = [run for run in runs if course.had_at < run.last and run.first < until]
-            patch = _patch_of(self.data_dir, unit, name, files)
+            patches = [path for path in paths if path.startswith(PATCHES)]
+            patch = patch_of({path: read_regular(place, path.split("/")) for path in patches})
             columns.append(_effect(patch, since))
         return columns
 
@@ -2153,7 +2085,7 @@ def publish_parser():
     keys = ""
     for key in CONFIGURATION:
         place = key.file.replace("json", key.name)
-        keys += "  %-38s %s\n" % (place, key.help)
+        keys += f"  {place:38} {key.help}\n"
     parser = command_parser("publish", "Publish an update for units to take.", """\
   co2d publish co2unit-30aea42a50bc new-firmware/       flash/ and conf-patch/ in it; checked, then offered
   co2d publish --all new-firmware/ --dry-run            check only
@@ -2172,7 +2104,8 @@ what the firmware reads (--set):
     add("--name", help="name of the update (default: update-DATEzTIME)")
     add("--nickname", help="no DIR: give the unit this nickname")
     add("--sync-dest", action="append", metavar="URL", help="no DIR: let the units report to this server (repeatable)")
-    add("--set", action="append", metavar="FILE.KEY=VALUE", help="no DIR: set a key of the configuration (repeatable)")
+    add("--set", action="append", default=[], metavar="FILE.KEY=VALUE",
+        help="no DIR: set a key of the configuration (repeatable)")
     add("--force", action="store_true", help="publish keys and files, too, that no firmware reads")
     add("--withdraw", metavar="NAME", help="no DIR: take an update back from units that have not fetched it")
     add("--list", action="store_true", help="show what is published, what was fetched, and what is seen of it")
@@ -3293,9 +3226,8 @@ def serve_until_stopped(settings, arguments):
     except OSError as error:
         remedy = ""
         if error.errno in (errno.EROFS, errno.EACCES):
-            user = user_name(os.geteuid())
-            remedy = "; make the directories of the configuration, give them to %s, and restart" % user
-        raise Failed("cannot start: %s%s" % (error, remedy))
+            remedy = "; make the directories of the configuration, give them to the service's user, and restart"
+        raise Failed(f"cannot start: {error}{remedy}")
     daemon.station.log_writer = writer
     status = daemon.run()
     writer.finish(LAST_WORDS)
@@ -3323,22 +3255,15 @@ def main(argv=None):
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and not words[0].startswith("-") else "run"
     if name not in COMMANDS:
-        make_parser().error("no command is called %r; there are %s" % (name, ", ".join(COMMANDS)))
+        make_parser().error(f"no command is called {name!r}; there are {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     arguments = command.parser().parse_args(words)
-    status, remedy = 1, ""
     try:
-        settings = settings_of(arguments)
-        return command.call(settings, arguments)
-    except BadConfig as error:
-        status, problem = EX_CONFIG, str(error)
-    except PermissionError as error:
-        problem = str(error)
-        remedy = "; only root and %s can: sudo %s" % (user_name(daemon_user(settings).st_uid), " ".join(sys.argv))
+        return command.call(settings_of(arguments), arguments)
     except (Failed, importer.Unusable, OSError) as error:
-        problem = str(error)
-    print("co2d: %s%s" % (problem, remedy), file=sys.stderr)
-    return status
+        remedy = "; call this with sudo" if isinstance(error, PermissionError) else ""
+        print(f"co2d: {error}{remedy}", file=sys.stderr)
+        return EX_CONFIG if isinstance(error, BadConfig) else 1
 
 
 if __name__ == "__main__":
