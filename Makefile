@@ -23,27 +23,39 @@ run:            ## run the daemon here, on port 8080
 demo:           ## a fleet of simulated units, end to end, in a temporary directory
 	@$(PYTHON) tests/demo.py
 
-# pytest in a virtual environment of its own; without network an installed pytest will do
-test:           ## run the tests, about 3 minutes (TESTS=tests/test_seqfile.py for some)
-	@echo "make test: about 3 minutes; what runs long is in make test-all"
-	@$(IN_MEMORY); $(RUN_TESTS)
+test:           ## run the tests, about 2 minutes (TESTS=tests/test_seqfile.py for some)
+	@echo "make test: about 2 minutes; what runs long is in make test-all"
+	@$(IN_MEMORY); $(FIND_PYTEST); \
+	if [ "$(TESTS)" = tests ]; then $(RUN_HALVES); else $$pytest $(TESTS); fi
 
 test-all:       ## the tests, also those that run long: soak, fuzz, scale, power cuts, systemd, a browser; about 10 minutes
 	@echo "make test-all: about 10 minutes; tests of programs that are not installed are skipped and say so"
-	@LONG=--long; $(RUN_TESTS)
+	@$(FIND_PYTEST); $$pytest --long $(TESTS)
 
 # Most of the time goes into syncs: a disk in memory takes them at once. make test-all uses the real disk.
 IN_MEMORY = if [ "$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print $$4}')" -gt 2000000 ] 2>/dev/null && \
     ! grep -q ' /dev/shm .*noexec' /proc/mounts; then export TMPDIR=/dev/shm; fi
 
-QUIETLY = -q -p no:cacheprovider -o tmp_path_retention_policy=failed
-
-define RUN_TESTS
+# pytest in a virtual environment of its own; without network an installed pytest will do
+define FIND_PYTEST
 if $(VENV)/bin/python -m pytest --version >/dev/null 2>&1 || { $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 && \
     $(VENV)/bin/python -m pip install -q --disable-pip-version-check pytest 2>/dev/null; }; \
-then $(VENV)/bin/python -m pytest $(QUIETLY) $$LONG $(TESTS); \
-elif $(PYTHON) -m pytest --version >/dev/null 2>&1; then $(PYTHON) -m pytest $(QUIETLY) $$LONG $(TESTS); \
-else echo "make test: pytest could not be installed here, and $(PYTHON) has none: apt install python3-pytest" >&2; exit 1; fi
+then python="$(VENV)/bin/python"; \
+elif $(PYTHON) -m pytest --version >/dev/null 2>&1; then python="$(PYTHON)"; \
+else echo "make test: pytest could not be installed here, and $(PYTHON) has none: apt install python3-pytest" >&2; exit 1; fi; \
+pytest="$$python -m pytest -q -p no:cacheprovider -o tmp_path_retention_policy=failed"
+endef
+
+# Half of the time goes into waiting for daemons, so two halves run side by side. The second shows what it found at its end.
+FIRST_HALF  = $(filter-out $(SECOND_HALF),$(wildcard tests/test_*.py))
+SECOND_HALF = $(wildcard tests/test_p[or-u]*.py tests/test_[q-z]*.py)
+define RUN_HALVES
+found=$$(mktemp); \
+$$pytest $(SECOND_HALF) > "$$found" 2>&1 & second=$$!; \
+$$pytest $(FIRST_HALF); first=$$?; \
+wait $$second; second=$$?; \
+cat "$$found"; rm -f "$$found"; \
+exit $$((first + second))
 endef
 
 check:          ## arrows, plain code, unused code, docstrings; types and style where mypy and ruff are installed

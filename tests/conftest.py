@@ -1,6 +1,6 @@
 """A guide to the tests, and what all of them share.
 
-    make test                                       all that is quick, in three minutes or so
+    make test                                       all that is quick, in two minutes or so: two halves side by side
     make test-all                                   also what runs long (`@pytest.mark.long`), in ten minutes or so
     make test TESTS=tests/test_seqfile.py           one file
     python3 -m pytest tests -k "a name of a test"   some tests by name; --long runs the long ones
