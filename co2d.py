@@ -644,8 +644,8 @@ class Quota:
 
     def _count(self, chunk):
         """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
-        usage = seqfile.usage_of(os.path.join(self.data_dir, chunk.unit))
-        count = Count(usage.bytes, usage.files, chunk.now)
+        total, files = seqfile.usage_of(os.path.join(self.data_dir, chunk.unit))
+        count = Count(total, files, chunk.now)
         with self._lock:
             self._counts[chunk.unit] = count
         return count
@@ -835,7 +835,7 @@ def _note_receipt(station, chunk, receipt):
         if not receipt.kept:
             station.count("co2d_strange_bytes_dropped_total", len(chunk.data))
     elif receipt.kind != "gap":
-        station.touch(station.data(*chunk.key, chunk.kept))
+        station.touch(station.data(chunk.path))
 
 
 def _acknowledge(receipt):
@@ -882,7 +882,7 @@ def update_files(directory, prefix=""):
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
         path = prefix + name
         if stat.S_ISDIR(mode) and SEGMENT.match(name):
-            with seqfile.open_beneath(directory, name) as below:
+            with seqfile.open_directory(directory, [name]) as below:
                 yield from update_files(below, path + "/")
         elif not stat.S_ISREG(mode) or not SEGMENT.match(name):
             raise NotServable("units cannot ask for %r" % path)

@@ -38,23 +38,20 @@ path still names it. Symbolic links below the root are never followed: each step
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import functools
 import json
 import os
 import re
+import shutil
 import stat
 import threading
 import time
+import weakref
 import zlib
 from collections import OrderedDict
-from typing import Callable, NamedTuple, Optional
-
-Sync = Callable[[int], None]            # makes the data of an open file durable, or raises OSError
-Told = Callable[[str, Optional[Exception]], None]               # of a row: the path of its file, or why it is in none
-Held = Callable[[], dict[str, int]]     # gives the sizes of all files of a directory, by their kept names
-Key = tuple[str, ...]                   # the parts of a directory's path below the root: (unit, "data", "readings")
+from typing import NamedTuple, Optional
+from urllib.parse import unquote_to_bytes
 
 DAY = 86400                             # seconds
 FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file
@@ -69,8 +66,7 @@ MOST_STRANGE = 1 << 20                  # bytes of strange files that are kept f
 LEAST_STRANGE = 4096                    # bytes that each strange file counts besides, so that their number is limited
 MOST_SEQUENCES = 20000                  # directories that are remembered, of 1 KB each; a unit has two
 MOST_OPEN = 64                          # files that are kept open between chunks
-MOST_NUMBERS = 1000000                  # file numbers from here on are not learned about; a unit fills 15 files a year
-MOST_ENDS = 1000                        # ranges of file numbers whose ends are remembered for a sequence
+MOST_ENDS = 400                         # files whose ends are remembered for a sequence; a unit fills 15 a year
 MOST_ASKED = 100                        # files that are asked for in a day
 
 fdatasync = getattr(os, "fdatasync", os.fsync)             # macOS has only fsync
@@ -118,20 +114,28 @@ ASIDE_ENDING = r"@[0-9]+@[0-9TZ.]+"     # regular expression: @OFFSET@TIME behin
 def make_sequence_filename(number, match):
     """The name of file `number`: 3 -> readings-0003.tsv, 10000 -> readings-10000.tsv."""
     prefix, suffix = match
-    return "%s%04d%s" % (prefix, number, suffix)
+    return f"{prefix}{number:04d}{suffix}"
 
 
-@functools.lru_cache(maxsize=1024)      # each chunk asks for its own
 def extract_sequence_number(name, match):
     """The number in a file name, or None when the name is not one of the sequence."""
     prefix, suffix = match
-    found = re.fullmatch("%s([0-9]{1,18})%s" % (re.escape(prefix), re.escape(suffix)), name)
+    found = re.fullmatch(f"{re.escape(prefix)}([0-9]{{1,18}}){re.escape(suffix)}", name)
     return int(found[1]) if found else None
 
 
 def belongs(name, match):
     """Whether a name begins and ends as those of a sequence do, with whatever between."""
     return name.startswith(match.prefix) and name.endswith(match.suffix)
+
+
+@functools.lru_cache(maxsize=1024)      # each chunk asks for its own
+def number_on_card(name, match):
+    """The number in a file name, if the name is what a unit makes of that number; else None."""
+    number = extract_sequence_number(name, match)
+    if number is None or name != make_sequence_filename(number, match):
+        return None
+    return number
 
 
 def files_in_sequence(directory, match):
@@ -178,24 +182,19 @@ def kept_name(name):
     safe = re.sub(rb"\A\.|[^0-9A-Za-z._-]", lambda found: b"%%%02X" % ord(found[0]), raw).decode()
     if len(safe) <= LONGEST_NAME:
         return safe
-    return "%s%%%08x%s" % (safe[:LONGEST_NAME], zlib.crc32(raw), safe[-4:])
+    return f"{safe[:LONGEST_NAME]}%{zlib.crc32(raw):08x}{safe[-4:]}"
 
 
 def card_name(kept):
-    """The name on the card of a file that is kept under `kept`, as far as it was not cut."""
-    return re.sub(rb"%([0-9A-F]{2})", lambda found: bytes([int(found[1], 16)]), kept.encode())
+    """The name on the card, as bytes, of a file that is kept under `kept`, as far as it was not cut."""
+    return unquote_to_bytes(kept)
 
 
 def utc(now, form=ROW_TIME, fraction=False):
     """UTC seconds as text: 2019-10-07T03:23:39, or with six digits of microseconds."""
     whole, micros = divmod(round(now * 1e6), 10 ** 6)
-    text = _formatted(whole, form)
-    return "%s.%06d" % (text, micros) if fraction else text
-
-
-@functools.lru_cache(maxsize=16)        # the same second again and again
-def _formatted(whole, form):
-    return time.strftime(form, time.gmtime(whole))
+    text = time.strftime(form, time.gmtime(whole))
+    return f"{text}.{micros:06d}" if fraction else text
 
 
 # -- deciding ---------------------------------------------------------------------------------------------------------
@@ -205,13 +204,16 @@ class Chunk:
     """Bytes of a file on a unit's card, from `offset` on, that came at UTC second `now`."""
 
     def __init__(self, key, name, offset, data, now):
-        """`key`: its directory, (unit, "data", "readings"); `name`: as on the card."""
+        """`key`: parts of the path of its directory, (unit, "data", "readings"); `name`: text, as on the card."""
         self.key = key
         self.unit = key[0]
         self.match = SEQUENCES.get("/".join(key[1:]))           # the names that its directory is for
         self.name = name
         self.kept = kept_name(name)
-        self.is_strange = self.match is not None and not belongs(name, self.match)
+        self.path = "/".join((*key, self.kept))                 # below the root
+        self.belongs = self.match is not None and belongs(name, self.match)
+        self.is_strange = self.match is not None and not self.belongs
+        self.number = number_on_card(name, self.match) if self.belongs else None
         self.offset = offset
         self.end = offset + len(data)
         self.data = data
@@ -244,13 +246,13 @@ def decide(size, offset, length, same):
 class Sent(NamedTuple):
     """How far a file was sent, and when that was."""
 
-    name: str
-    end: int
-    now: float
+    name: str = ""                      # "": nothing was sent, as far as we know
+    end: int = 0
+    now: float = 0.0
 
 
 class Backs(NamedTuple):
-    """Sessions in which a unit was sent back from a strange file to the same position `to`; None: to its first file."""
+    """Sessions in which a unit was sent back from a strange file to the same position `to`."""
 
     to: Optional[Sent] = None
     sessions: int = 0
@@ -262,14 +264,14 @@ def decide_strange(chunk, newest, backs, was_sent_back):
 
     `newest` is the newest file of readings that is known; `was_sent_back`: in this session.
     """
-    growing = newest.name if newest else READINGS.prefix
-    if newest and newest.end >= FILE_SIZE:
-        number = extract_sequence_number(newest.name, READINGS)
-        growing = growing if number is None else make_sequence_filename(number + 1, READINGS)
+    growing = newest.name or READINGS.prefix
+    number = extract_sequence_number(growing, READINGS)
+    if newest.end >= FILE_SIZE and number is not None:
+        growing = make_sequence_filename(number + 1, READINGS)
     if raw_name(chunk.name) < raw_name(growing):
         return "strange"                # all readings that are to come have later names
     if not was_sent_back:
-        return "back" if newest else "start"
+        return "back" if newest.name else "start"
     stands_still = backs.to == newest and backs.sessions >= MOST_BACKS and chunk.now - backs.since > STILL
     return "past" if stands_still and chunk.offset == 0 else "enough"
 
@@ -297,43 +299,6 @@ class Receipt(NamedTuple):
 
 
 # -- what is learned about a unit -------------------------------------------------------------------------------------
-
-
-class Range(NamedTuple):
-    """Files with numbers from `start` up to, not including, `stop`; the size at which a unit had no more of them."""
-
-    start: int
-    stop: int
-    size: int                           # 0: the unit does not have such a file
-
-
-class Ends:
-    """The sizes at which a unit had no more of its files, as far as we know. `ranges` are in order, without overlap."""
-
-    def __init__(self, ranges):
-        self.ranges = sorted(Range(*map(int, values)) for values in ranges)
-
-    def find(self, number):
-        """The range that a number is in."""
-        index = bisect.bisect(self.ranges, (number, MOST_NUMBERS, OCCUPIED)) - 1
-        if index >= 0 and number < self.ranges[index].stop:
-            return self.ranges[index]
-        return None
-
-    def put(self, new):
-        """Set the size of a range, whatever was known of its numbers."""
-        self.forget(new)
-        bisect.insort(self.ranges, new)
-
-    def forget(self, which):
-        """Nothing is known any more of the numbers of a range."""
-        ranges = []
-        for known in self.ranges:
-            if known.start < which.start:
-                ranges.append(known._replace(stop=min(known.stop, which.start)))
-            if known.stop > which.stop:
-                ranges.append(known._replace(start=max(known.start, which.stop)))
-        self.ranges = ranges
 
 
 # Situations: what the unit was told.
@@ -386,175 +351,148 @@ class Memory:
     the moment.
     """
 
-    def __init__(self, match, saved):
-        """`match` None: we do not know the order of the names here, so nothing is learned."""
-        self.ends = Ends(saved.get("ends", []))
+    def __init__(self, saved):
+        self.ends = {}                                          # number -> size of the unit's file; 0: it has none
+        for start, stop, size in saved.get("ends", []):
+            self.ends.update(dict.fromkeys(range(start, min(stop, start + MOST_ENDS)), int(size)))
         self.first = int(saved.get("first", 0))                 # the unit has no file with a lower number
         self.asked = set(map(int, saved.get("asked", [])))      # numbers asked for on one day, each once
         self.asked_on = int(saved.get("asked_on", 0))           # that day, counted from 1970
         self.is_saved = True                                    # those four have not changed
-        self.match = match
         self.situation = QUIET
-        self.last: Optional[Sent] = None                        # the last chunk; None: the unit was sent elsewhere
+        self.last = Sent()                                      # the last chunk, unless the unit was sent elsewhere
         self.in_order = False                                   # that chunk followed another, or began a file
-        self.newest: Optional[Sent] = None                      # the last chunk of a file that belongs here
+        self.newest = Sent()                                    # the last chunk of a file that belongs here
         self.awaited = -1                                       # number of the file that was asked for last
         self.asked_at = 0.0                                     # when that was, in UTC seconds
         self.resent = -1                                        # how far the unit has sent it since
-        self.elsewhere = ""                                     # the file that it stepped back to
+        self.elsewhere: Optional[int] = None                    # number of the file that it stepped back to
         self.looked_for = (-1, 0)                               # file number and day of the last look for older files
 
     def to_save(self):
-        """The lasting part, for JSON."""
-        return {"ends": self.ends.ranges, "first": self.first, "asked": sorted(self.asked), "asked_on": self.asked_on}
-
-    def name(self, number):
-        """The name of a file."""
-        return make_sequence_filename(number, self.match or READINGS)
-
-    def number(self, name):
-        """The number of a file, if its name is what a unit makes of that number."""
-        number = extract_sequence_number(name, self.match) if self.match else None
-        if number is None or number >= MOST_NUMBERS or name != self.name(number):
-            return None
-        return number
+        """The lasting part, for JSON; each end as [number, number + 1, size]."""
+        ends = [(number, number + 1, size) for number, size in self.ends.items()]
+        return {"ends": ends, "first": self.first, "asked": sorted(self.asked), "asked_on": self.asked_on}
 
     def observe(self, chunk, held):
-        """Learn from a chunk that was stored. Whether the unit went to an earlier file by itself."""
+        """Learn from a chunk that was stored. Whether the unit went to an earlier file by itself.
+
+        `held` gives the sizes of all files of the directory, by their kept names.
+        """
         step = self.step(chunk)
-        newest = self.newest.name if self.newest else ""
-        went_back = chunk.offset == 0 and chunk.name < newest and abs(chunk.now - self.asked_at) > SESSION
+        went_back = chunk.offset == 0 and chunk.name < self.newest.name and abs(chunk.now - self.asked_at) > SESSION
         conclusion, self.situation = RULES.get((self.situation, step), NO_RULE)
         if conclusion is PASSED:
             self._pass(chunk, held())
         elif conclusion is IS_FIRST:
-            self._begin_at(chunk.name)
+            self._begin_at(chunk.number)
         elif conclusion is WAS_FIRST:
-            self._begin_at(chunk.name if self.number(self.elsewhere) is None else self.elsewhere)
+            self._begin_at(chunk.number if self.elsewhere is None else self.elsewhere)
         elif self.situation is ELSEWHERE:
-            self.elsewhere = chunk.name
-        self._note_progress(chunk)
+            self.elsewhere = chunk.number
+        if chunk.number is not None:
+            self._note_progress(chunk.number, chunk.end)
         self.in_order = chunk.offset == 0 or step in (FOLLOWS, RESUMES)
         self.last = Sent(chunk.name, chunk.end, chunk.now)
-        if self.match and belongs(chunk.name, self.match):
+        if chunk.belongs:
             self.newest = self.last
         return went_back
 
     def step(self, chunk):
         """What the unit does that sends this chunk."""
-        if self.situation is not QUIET and chunk.name == self.name(self.awaited):
+        if self.situation is not QUIET and chunk.number == self.awaited:
             return ARRIVES
-        if self.last is None:
-            return BEGINS if chunk.offset == 0 else JUMPS
-        same_session = abs(chunk.now - self.last.now) < SESSION
-        if (chunk.name, chunk.offset) == (self.last.name, self.last.end):
+        last = self.last
+        same_session = abs(chunk.now - last.now) < SESSION
+        if (chunk.name, chunk.offset) == (last.name, last.end):
             return FOLLOWS if same_session else RESUMES
-        if chunk.offset > 0 or chunk.name == self.last.name:
+        if chunk.offset > 0 or chunk.name == last.name:
             return JUMPS
-        if chunk.name < self.last.name:
+        if chunk.name < last.name:
             return STEPS_BACK
         return MOVES_ON if same_session and self.in_order else BEGINS
 
     def _pass(self, chunk, held):
         """The unit went from the end of the last file to this one."""
-        assert self.last is not None
-        last = self.number(self.last.name)
-        number = self.number(chunk.name)
-        if last is None or number is None:
+        if chunk.number is None:
             return
+        last = number_on_card(self.last.name, chunk.match)
         size = held.get(self.last.name, 0)
-        if self.last.end < size and last != self.awaited:
-            return                                              # an old chunk that arrived late
-        self._end(Range(last, last + 1, size))
-        start = last + 1
-        for between in sorted(filter(None, map(self.number, held))):
-            if start <= between < number:                       # this one is here
-                self._end(Range(start, between, 0))
-                start = between + 1
-        self._end(Range(start, number, 0))
+        if last is None or self.last.end < size and last != self.awaited:
+            return                                              # the other: an old chunk that arrived late
+        self.first = max(self.first, chunk.number - MOST_ENDS)  # what is longer ago is not asked for
+        between = set(range(max(last + 1, self.first), chunk.number))
+        between.difference_update(number_on_card(name, chunk.match) for name in held)
+        self._end({last: size, **dict.fromkeys(between, 0)})
 
-    def _begin_at(self, name):
-        """The unit does not have the file that it was asked for; its first file is `name`."""
-        self._end(Range(self.awaited, self.awaited + 1, 0))
-        number = self.number(name)
-        if number is not None:
-            self.first = max(self.first, number)
+    def _begin_at(self, number):
+        """The unit does not have the file that it was asked for; its first file has this number, if any."""
+        self._end({self.awaited: 0})
+        self.first = max(self.first, number or 0)
 
-    def _end(self, new):
-        if new.start < new.stop:
-            self.ends.put(new)
-            self.is_saved = False
-        if len(self.ends.ranges) > MOST_ENDS:                   # files before are not asked for: better than every day
-            self.first = max(self.first, self.ends.ranges.pop(0).stop)
+    def _end(self, sizes):
+        """The unit has no more of these files: number -> size. Of too many, those before are not asked for any more."""
+        self.ends.update(sizes)
+        self.is_saved = False
+        for number in sorted(self.ends)[:-MOST_ENDS]:
+            del self.ends[number]
+            self.first = max(self.first, number + 1)
 
-    def _note_progress(self, chunk):
-        number = self.number(chunk.name)
-        if number is None:
-            return
-        known = self.ends.find(number)
-        if known and chunk.end > known.size:
-            self.ends.forget(Range(number, number + 1, 0))
+    def _note_progress(self, number, end):
+        if end > self.ends.get(number, OCCUPIED):
+            del self.ends[number]
             self.is_saved = False
         if number < self.first:
             self.first = number
             self.is_saved = False
         if number == self.awaited:
-            self.resent = chunk.end
+            self.resent = end
 
     def redirected(self):
         """The unit was sent elsewhere, so its next chunk says nothing about the end of another file."""
         self.situation = QUIET
-        self.last = None
+        self.last = Sent()
         self.in_order = False
 
     def ask(self, chunk, held, is_cut):
-        """The oldest file before this chunk's that the unit may have more of than we hold; once a day for each file.
+        """The name of the oldest file before this chunk's that the unit may have more of than we hold; else None.
 
-        `is_cut` tells whether a copy ends within a line.
+        It is named once a day. `is_cut(name)` tells whether a copy ends within a line.
         """
-        number = self.number(chunk.name)
+        number = chunk.number
         day = int(chunk.now // DAY)
         if number is None or self.situation is not QUIET or self.looked_for == (number, day):
             return None
         self.looked_for = (number, day)
         sizes = held()
-        self._learn_from_return(number, sizes)
+        back = self.awaited
+        if self.first <= back < number and self.resent == sizes.get(make_sequence_filename(back, chunk.match), 0):
+            self._end({back: self.resent})
         if self.asked_on != day:
             self.asked_on = day
             self.asked.clear()
-        older = self._oldest_short(number, sizes, is_cut)
-        if older is None or len(self.asked) >= MOST_ASKED:
+        if len(self.asked) >= MOST_ASKED:
             return None
-        self.asked.add(older)
+        for older in range(self.first, number):
+            name = make_sequence_filename(older, chunk.match)
+            if older not in self.asked and self._is_short(older, sizes.get(name, 0), functools.partial(is_cut, name)):
+                self._note_asked(older, chunk.now)
+                return name
+        return None
+
+    def _is_short(self, number, size, is_cut):
+        """Whether the unit may have more of a file than these bytes."""
+        if number in self.ends:
+            return size < self.ends[number]
+        return size < FILE_SIZE or size < OCCUPIED and is_cut()         # a full file ends with the line that filled it
+
+    def _note_asked(self, number, now):
+        self.asked.add(number)
         self.is_saved = False
-        self.awaited = older
-        self.asked_at = chunk.now
+        self.awaited = number
+        self.asked_at = now
         self.resent = -1
         self.situation = ASKED
-        return self.name(older)
-
-    def _learn_from_return(self, number, held):
-        back = self.awaited
-        if self.first <= back < number and self.resent == held.get(self.name(back), 0):
-            self._end(Range(back, back + 1, self.resent))
-
-    def _oldest_short(self, stop, held, is_cut):
-        number = self.first
-        while number < stop:
-            known = self.ends.find(number)
-            if known and known.size == 0:
-                number = known.stop                             # the unit has none of them
-                continue
-            name = self.name(number)
-            size = held.get(name, 0)
-            if known:
-                is_short = size < known.size
-            else:                                               # a full file ends with the line that has filled it
-                is_short = size < FILE_SIZE or (size < OCCUPIED and is_cut(name))
-            if is_short and number not in self.asked:
-                return number
-            number += 1
-        return None
 
 
 # -- directories and files --------------------------------------------------------------------------------------------
@@ -604,11 +542,14 @@ def make_directory(path, settle=False):
 def open_directory(root, parts, create=False, settle=False):
     """An open descriptor of root/part/part/..., reached without following a link; NotADirectoryError for a link.
 
-    With `settle`: fsync each directory on the way, whoever has created the next one.
+    `root`: a path, or an open directory. With `settle`: fsync each directory on the way, whoever has created the next.
     """
-    if create:
-        make_directory(root, settle)
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if isinstance(root, int):
+        fd = os.dup(root)
+    else:
+        if create:
+            make_directory(root, settle)
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts:
             if settle:
@@ -616,16 +557,6 @@ def open_directory(root, parts, create=False, settle=False):
             parent = fd
             fd = _step_into(parent, part, create)
             os.close(parent)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def open_beneath(directory, name, create=False):
-    """An open descriptor of a directory in an open directory, not through a link."""
-    fd = _step_into(directory, name, create)
-    try:
         yield fd
     finally:
         os.close(fd)
@@ -646,13 +577,10 @@ class OpenFile:
     def __init__(self, path, fd):
         """Takes over `fd`, and closes it when it is itself closed or forgotten."""
         self.path = path
-        self._file = os.fdopen(fd, "r+b", buffering=0)
         self.fd = fd
-        self._note(os.fstat(fd))
-
-    def _note(self, status):
-        self.size = status.st_size
-        self._identity = (status.st_dev, status.st_ino)
+        self.close = os.fdopen(fd, "r+b", buffering=0).close
+        self._status = os.fstat(fd)
+        self.size = self._status.st_size
 
     def is_current(self):
         """Whether the path still names this file. `size` is up to date then.
@@ -663,13 +591,8 @@ class OpenFile:
             status = os.stat(self.path, follow_symlinks=False)
         except OSError:
             return False
-        before = self._identity
-        self._note(status)
-        return self._identity == before
-
-    def close(self):
-        """Close it."""
-        self._file.close()
+        self.size = status.st_size
+        return os.path.samestat(status, self._status)
 
 
 def _write_all(fd, data, offset):
@@ -697,11 +620,9 @@ def _write_new(directory, name, blocks, sync):
     hidden = "." + name
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
     try:
-        with os.fdopen(open_file(directory, hidden, flags), "wb", buffering=0) as file:
-            position = 0
-            for block in blocks:
-                _write_all(file.fileno(), block, position)
-                position += len(block)
+        with os.fdopen(open_file(directory, hidden, flags), "wb") as file:
+            file.writelines(blocks)
+            file.flush()
             sync(file.fileno())
         os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
@@ -712,50 +633,23 @@ def _write_new(directory, name, blocks, sync):
 
 
 def publish_tree(directory, name, files):
-    """Create a directory with files (relative path -> bytes) that appears complete and durable, or not at all."""
-    hidden = ".%s.%d" % (name, os.getpid())
+    """Create a directory with files (relative path -> bytes) in an open one: complete and durable, or not at all."""
+    hidden = f".{name}.{os.getpid()}"
     os.mkdir(hidden, dir_fd=directory)
     try:
         for path, content in files.items():
-            _write_below(directory, [hidden, *path.split("/")], content)
+            *folders, file = path.split("/")
+            with open_directory(directory, [hidden, *folders], create=True) as below:
+                _write_new(below, file, [content], fdatasync)
         os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
-        with contextlib.suppress(OSError):
-            remove_tree(directory, hidden)
+        shutil.rmtree(f"/proc/self/fd/{directory}/{hidden}", ignore_errors=True)
         raise
     os.fsync(directory)
 
 
-def _write_below(directory, path, content):
-    """Create a file below an open directory, and the directories on the way to it."""
-    first, *rest = path
-    if rest:
-        with open_beneath(directory, first, create=True) as below:
-            _write_below(below, rest, content)
-    else:
-        _write_new(directory, first, iter([content]), fdatasync)
-
-
-def remove_tree(directory, name):
-    """Remove a directory in an open directory, with all that is in it."""
-    with open_beneath(directory, name) as below:
-        for entry in os.listdir(below):
-            if stat.S_ISDIR(os.stat(entry, dir_fd=below, follow_symlinks=False).st_mode):
-                remove_tree(below, entry)
-            else:
-                os.unlink(entry, dir_fd=below)
-    os.rmdir(name, dir_fd=directory)
-
-
-class Usage(NamedTuple):
-    """What directories take on the disk."""
-
-    bytes: int
-    files: int
-
-
 def usage_of(*directories):
-    """Count what lies in directories and below. A file that vanishes meanwhile counts nothing."""
+    """Bytes and number of all files in directories and below. A file that vanishes meanwhile counts nothing."""
     total = files = 0
     for directory in directories:
         for parent, _, names in os.walk(directory):
@@ -763,30 +657,27 @@ def usage_of(*directories):
                 with contextlib.suppress(OSError):
                     total += os.lstat(os.path.join(parent, name)).st_size
                     files += 1
-    return Usage(total, files)
+    return total, files
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
 
 
 class _Sequence:
-    """One directory of uploaded files. The lock guards its files, and all attributes but `users`."""
+    """One directory of uploaded files. The lock guards its files, and all attributes."""
 
     def __init__(self):
-        self.users = 0                                          # chunks on their way here; Inbox._lock guards it
         self.lock = threading.Lock()
         self.memory: Optional[Memory] = None                    # None: names here may not be durable yet
-        self.file: Optional[OpenFile] = None                    # where the last chunk went
-        self.doubtful: dict[str, int] = {}                      # path -> durable size, where even cutting failed
         self.sent_back = False                                  # since the last ping, which clears it without the lock
         self.backs = Backs()
-        self.let_past: set[str] = set()                         # strange files behind which there are readings
+        self.let_past = set()                                   # strange files behind which there are readings
 
     def decide_strange_locked(self, chunk, newest):
-        """What is answered to a chunk of a strange file."""
+        """What is answered to a chunk of a strange file among the readings."""
         kind = decide_strange(chunk, newest, self.backs, self.sent_back)
         if kind in ("back", "start"):
-            if newest != self.backs.to or not self.backs.sessions:
+            if newest != self.backs.to:
                 self.backs = Backs(newest, 0, chunk.now)
             self.backs = self.backs._replace(sessions=self.backs.sessions + 1)
             self.sent_back = True
@@ -794,124 +685,23 @@ class _Sequence:
             self.let_past.add(chunk.name)
         return kind
 
-    def close(self):
-        """Close the file; with the lock held, or when there are no users."""
-        if self.file:
-            self.file.close()
-            self.file = None
-
-
-class _Delivery:
-    """A chunk on its way to our copy of a file, in directory `key`. Made and used with the sequence's lock held."""
-
-    def __init__(self, inbox, sequence, key, chunk):
-        self.inbox = inbox
-        self.sequence = sequence
-        self.key = key
-        self.chunk = chunk
-        self.path = os.path.join(inbox.root, *key, chunk.kept)
-
-    def store_locked(self):
-        """Do what `decide` says, and answer as the table above does."""
-        chunk = self.chunk
-        file = self._open_locked()
-        if file is None:
-            return Receipt("gap", (chunk.name, 0))
-        size = self._trusted_size_locked(file)
-        held = b""
-        if chunk.offset < size:
-            held = _read_from_disk(file.fd, min(len(chunk.data), size - chunk.offset), chunk.offset)
-        same = len(held) if chunk.data.startswith(held) else len(os.path.commonprefix([held, chunk.data]))
-        decision = decide(size, chunk.offset, len(chunk.data), same)
-        if decision.kind == "gap":
-            return Receipt("gap", (chunk.name, size))
-        aside, rescued = "", 0
-        if decision.kind == "differ":
-            aside, rescued = self._set_aside(file.fd, decision.keep, size)
-        self._replace_locked(file, decision.keep, chunk.data[decision.skip:])
-        grew = max(0, chunk.end - size) + rescued
-        return Receipt(decision.kind, (chunk.name, chunk.end), grew, (size == 0) + bool(aside), aside)
-
-    def _open_locked(self):
-        """Our copy. None when there is none: only the beginning of a file makes one."""
-        file = self.sequence.file
-        if file and file.path == self.path and file.is_current():
-            return file
-        self.sequence.close()
-        create = self.chunk.offset == 0
-        try:
-            with open_directory(self.inbox.root, self.key, create) as directory:
-                fd = open_file(directory, self.chunk.kept, os.O_RDWR | os.O_CREAT if create else os.O_RDWR)
-                file = OpenFile(self.path, fd)
-                if create:
-                    os.fsync(directory)
-        except FileNotFoundError:
-            if create:
-                raise
-            return None
-        self.sequence.file = file
-        return file
-
-    def _trusted_size_locked(self, file):
-        """Bytes of the copy that are durable; cuts off what an earlier failed sync has left."""
-        durable = self.sequence.doubtful.get(self.path)
-        if durable is not None:
-            if durable < file.size:                             # else somebody put another file there
-                os.ftruncate(file.fd, durable)
-                file.size = durable
-            del self.sequence.doubtful[self.path]
-        return file.size
-
-    def _replace_locked(self, file, keep, new):
-        """Make the copy its first `keep` bytes and then `new`, durably, or leave those `keep` bytes."""
-        try:
-            if keep < file.size:
-                os.ftruncate(file.fd, keep)
-            _write_all(file.fd, new, keep)
-            self.inbox.sync(file.fd)
-        except OSError:
-            self.sequence.doubtful[self.path] = keep
-            with contextlib.suppress(OSError):
-                file.size = os.fstat(file.fd).st_size
-                self._trusted_size_locked(file)
-            raise
-
-    def _set_aside(self, fd, keep, size):
-        """Copy the lines that are about to be replaced to where no unit can reach them; path and bytes."""
-        before = os.pread(fd, min(keep, BLOCK), max(0, keep - BLOCK))
-        start = max(0, keep - BLOCK) + before.rfind(b"\n") + 1
-        unit, *folders = self.key
-        parts = [unit, SET_ASIDE, *folders]
-        with open_directory(self.inbox.root, parts, create=True, settle=True) as directory:
-            name = _free_name(directory, "%s@%d" % (self.chunk.kept, start), self.chunk.now)
-            _write_new(directory, name, _read_blocks(fd, start, size), self.inbox.sync)
-        return os.path.join(self.inbox.root, *parts, name), size - start
-
-
-def _free_name(directory, prefix, now):
-    """prefix@time, later by microseconds where a clock that was set back would use a name again."""
-    taken = set(os.listdir(directory))
-    microseconds = 0
-    while True:
-        name = "%s@%sZ" % (prefix, utc(now + microseconds / 1e6, NAME_TIME, fraction=True))
-        if name not in taken:
-            return name
-        microseconds += 1
-
 
 class Inbox:
     """Receives chunks into the files below `root`.
 
-    `ask_older` switches the asking for missing older files; `sync` is replaced by tests of failing disks.
+    `ask_older` switches the asking for missing older files. `sync(fd)` makes the data of an open file durable; tests of
+    failing disks replace it.
     """
 
     def __init__(self, root, ask_older=True, sync=fdatasync):
         self.root = root
         self.ask_older = ask_older
         self.sync = sync
-        self._lock = threading.Lock()                           # guards the next two
-        self._sequences: OrderedDict[Key, _Sequence] = OrderedDict()    # the last used comes last
-        self._open: OrderedDict[Key, _Sequence] = OrderedDict()         # those of them that keep a file open
+        self._lock = threading.Lock()                           # guards the next three
+        self._sequences = weakref.WeakValueDictionary()         # by key: those that are in use or in the next
+        self._remembered = OrderedDict()                        # the same; the last used comes last
+        self._open = OrderedDict()                              # OpenFile by path, while no chunk is on its way there
+        self._doubtful = {}                                     # path -> durable size, where even cutting failed
 
     def receive(self, chunk):
         """Store a chunk of a file that is not strange, and say what to answer.
@@ -922,7 +712,7 @@ class Inbox:
             memory = self._memory_locked(sequence, chunk.key, create=chunk.offset == 0)
             if memory is None:
                 return Receipt("gap", (chunk.name, 0))
-            receipt = _Delivery(self, sequence, chunk.key, chunk).store_locked()
+            receipt = self._store_locked(chunk)
             if receipt.kind == "gap":
                 memory.redirected()
                 return receipt
@@ -940,23 +730,25 @@ class Inbox:
         to be refused. Not so in `errors`: a refusal there would keep back the readings, which the unit sends later.
         """
         with self._entered(chunk.key) as sequence:
-            memory = self._memory_locked(sequence, chunk.key, create=False) or Memory(chunk.match, {})
-            newest = self._newest_readings(memory, chunk)
+            memory = self._memory_locked(sequence, chunk.key, create=False) or Memory({})
+            newest = memory.newest
             kind = "strange"
             if chunk.match == READINGS and chunk.name not in sequence.let_past:
+                newest = self._newest_readings(memory, chunk)
                 kind = sequence.decide_strange_locked(chunk, newest)
             if kind == "enough":
                 return Receipt(kind, (chunk.name, chunk.offset), kept=False)
             if kind == "start":
                 return Receipt(kind, (make_sequence_filename(0, READINGS), 0), kept=False)
-            receipt = Receipt(kind, (chunk.name, chunk.end), kept=False)
+            ack = (newest.name, newest.end) if kind == "back" else (chunk.name, chunk.end)
+            receipt = Receipt(kind, ack, kept=False)
             if keep:
                 with contextlib.suppress(OSError):              # a strange file is no reason to stop a unit
-                    receipt = self._keep_strange_locked(sequence, chunk, receipt)
-            if kind == "back" and newest:
+                    receipt = self._keep_strange_locked(chunk, receipt)
+            if kind == "back":
                 memory.redirected()
-                return receipt._replace(ack=(newest.name, newest.end))
-            memory.observe(chunk, functools.partial(_sizes, self.root, chunk.key))
+            else:
+                memory.observe(chunk, functools.partial(_sizes, self.root, chunk.key))
         return receipt
 
     def called(self, unit):
@@ -969,54 +761,24 @@ class Inbox:
     def close_files(self):
         """Close the files that no chunk is on its way to. A disk with open files cannot be unmounted."""
         with self._lock:
-            for sequence in self._open.values():
-                if not sequence.users:                          # else its user puts it back
-                    sequence.close()
             self._open.clear()
 
     @contextlib.contextmanager
     def _entered(self, key):
         """The sequence of a directory, with its lock held. After an OSError, its names are made durable once more."""
         with self._lock:
-            sequence = self._sequences.get(key)
-            if sequence is None:
-                sequence = self._sequences[key] = _Sequence()
-            sequence.users += 1
-            self._sequences.move_to_end(key)
-            self._forget_oldest_locked()
-        try:
-            with sequence.lock:
-                try:
-                    yield sequence
-                except OSError:
-                    sequence.memory = None
-                    sequence.close()
-                    raise
-        finally:
-            with self._lock:
-                sequence.users -= 1
-                if sequence.file:
-                    self._open[key] = sequence
-                    self._open.move_to_end(key)
-                    self._close_oldest_locked()
-                elif not (sequence.users or sequence.memory or sequence.doubtful or sequence.sent_back):
-                    del self._sequences[key]                    # there is nothing worth remembering
-
-    def _forget_oldest_locked(self):
-        """Anyone may name any number of directories: what was used the longest ago is forgotten, as after a restart."""
-        for _ in range(min(2, len(self._sequences) - MOST_SEQUENCES)):      # two: the first may have to stay
-            key, oldest = self._sequences.popitem(last=False)
-            if oldest.users or oldest.doubtful:
-                self._sequences[key] = oldest
-            else:
-                self._open.pop(key, None)
-                oldest.close()
-
-    def _close_oldest_locked(self):
-        if len(self._open) > MOST_OPEN:
-            _, oldest = self._open.popitem(last=False)
-            if not oldest.users:                                # else its user puts it back
-                oldest.close()
+            sequence = self._sequences.get(key) or _Sequence()
+            self._sequences[key] = sequence
+        with sequence.lock:
+            try:
+                yield sequence
+            except OSError:
+                sequence.memory = None
+                raise
+            finally:
+                if sequence.memory or sequence.sent_back:       # else there is nothing worth remembering
+                    with self._lock:
+                        _put_last(self._remembered, key, sequence, MOST_SEQUENCES)
 
     def _memory_locked(self, sequence, key, create):
         """What was learned here. None: there is no such directory.
@@ -1027,7 +789,7 @@ class Inbox:
             try:
                 with open_directory(self.root, key, create, settle=True) as directory:
                     os.fsync(directory)
-                    sequence.memory = _load_memory(directory, SEQUENCES.get("/".join(key[1:])))
+                    sequence.memory = _load_memory(directory)
             except FileNotFoundError:
                 if create:
                     raise
@@ -1042,29 +804,127 @@ class Inbox:
             memory.redirected()                                 # it may be an old request, and nobody reads the reply
         if not memory.is_saved:
             with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
-                _save_memory(self.root, chunk.key, memory)
+                with open_directory(self.root, chunk.key) as directory:
+                    _write_new(directory, MEMORY_FILE, [json.dumps(memory.to_save()).encode()], self.sync)
+                memory.is_saved = True
         return older
 
     def _newest_readings(self, memory, chunk):
         """The file of readings that the unit has sent last; after a restart, the last one here, from its beginning."""
-        if memory.newest is None:
+        if not memory.newest.name:
+            sizes = {}
             with contextlib.suppress(FileNotFoundError):
-                for name, size in sorted(_sizes(self.root, chunk.key).items()):
-                    if belongs(name, READINGS) and size < OCCUPIED and "%" not in name:
-                        memory.newest = Sent(name, 0, 0)
+                sizes = _sizes(self.root, chunk.key)
+            names = [name for name in sizes if belongs(name, READINGS) and sizes[name] < OCCUPIED and "%" not in name]
+            memory.newest = Sent(max(names, default=""))
         return memory.newest
 
-    def _keep_strange_locked(self, sequence, chunk, receipt):
+    def _keep_strange_locked(self, chunk, receipt):
         """The receipt, with what was stored. Each file counts LEAST_STRANGE more, so that their number is limited."""
         folders = (STRANGE, os.path.join(SET_ASIDE, STRANGE))
-        used = usage_of(*[os.path.join(self.root, chunk.unit, folder) for folder in folders])
-        if used.bytes + (used.files + 1) * LEAST_STRANGE + len(chunk.data) > MOST_STRANGE:
+        total, files = usage_of(*[os.path.join(self.root, chunk.unit, folder) for folder in folders])
+        if total + (files + 1) * LEAST_STRANGE + len(chunk.data) > MOST_STRANGE:
             return receipt
         key = (chunk.unit, STRANGE, *chunk.key[1:])
         with open_directory(self.root, key, create=True, settle=True) as directory:
             os.fsync(directory)
-        stored = _Delivery(self, sequence, key, chunk).store_locked()
+        stored = self._store_locked(Chunk(key, chunk.name, chunk.offset, chunk.data, chunk.now))
         return stored._replace(kind=receipt.kind, ack=receipt.ack, kept=stored.kind != "gap")
+
+    # A chunk on its way to our copy of a file: with the lock of its sequence held.
+
+    def _store_locked(self, chunk):
+        """Do what `decide` says, and answer as the table above does."""
+        file = self._open_locked(chunk)
+        if file is None:
+            return Receipt("gap", (chunk.name, 0))
+        size = self._trusted_size_locked(file)
+        held = b""
+        if chunk.offset < size:
+            held = _read_from_disk(file.fd, min(len(chunk.data), size - chunk.offset), chunk.offset)
+        same = len(held) if chunk.data.startswith(held) else len(os.path.commonprefix([held, chunk.data]))
+        decision = decide(size, chunk.offset, len(chunk.data), same)
+        aside, rescued = "", 0
+        if decision.kind == "differ":
+            aside, rescued = self._set_aside(chunk, file.fd, decision.keep, size)
+        if decision.kind != "gap":
+            self._replace_locked(file, decision.keep, chunk.data[decision.skip:])
+        with self._lock:
+            _put_last(self._open, file.path, file, MOST_OPEN)
+        if decision.kind == "gap":
+            return Receipt("gap", (chunk.name, size))
+        grew = max(0, chunk.end - size) + rescued
+        return Receipt(decision.kind, (chunk.name, chunk.end), grew, (size == 0) + bool(aside), aside)
+
+    def _open_locked(self, chunk):
+        """Our copy. None when there is none: only the beginning of a file makes one."""
+        path = os.path.join(self.root, chunk.path)
+        with self._lock:
+            file = self._open.pop(path, None)
+        if file and file.is_current():
+            return file
+        create = chunk.offset == 0
+        try:
+            with open_directory(self.root, chunk.key, create) as directory:
+                fd = open_file(directory, chunk.kept, os.O_RDWR | os.O_CREAT if create else os.O_RDWR)
+                file = OpenFile(path, fd)
+                if create:
+                    os.fsync(directory)
+        except FileNotFoundError:
+            if create:
+                raise
+            return None
+        return file
+
+    def _trusted_size_locked(self, file):
+        """Bytes of the copy that are durable; cuts off what an earlier failed sync has left."""
+        if file.path in self._doubtful:
+            file.size = min(file.size, self._doubtful[file.path])       # less: somebody has put another file there
+            os.ftruncate(file.fd, file.size)
+            del self._doubtful[file.path]
+        return file.size
+
+    def _replace_locked(self, file, keep, new):
+        """Make the copy its first `keep` bytes and then `new`, durably, or leave those `keep` bytes."""
+        try:
+            if keep < file.size:
+                os.ftruncate(file.fd, keep)
+            _write_all(file.fd, new, keep)
+            self.sync(file.fd)
+        except OSError:
+            self._doubtful[file.path] = keep
+            with contextlib.suppress(OSError):
+                self._trusted_size_locked(file)
+            file.close()
+            raise
+
+    def _set_aside(self, chunk, fd, keep, size):
+        """Copy the lines that are about to be replaced to where no unit can reach them; path and bytes."""
+        before = os.pread(fd, min(keep, BLOCK), max(0, keep - BLOCK))
+        start = max(0, keep - BLOCK) + before.rfind(b"\n") + 1
+        unit, *folders = chunk.key
+        parts = [unit, SET_ASIDE, *folders]
+        with open_directory(self.root, parts, create=True, settle=True) as directory:
+            name = _free_name(directory, f"{chunk.kept}@{start}", chunk.now)
+            _write_new(directory, name, _read_blocks(fd, start, size), self.sync)
+        return os.path.join(self.root, *parts, name), size - start
+
+
+def _put_last(ordered, key, value, most):
+    """Put a value at the end of an OrderedDict. Of more than `most`, the first is forgotten."""
+    ordered[key] = value
+    ordered.move_to_end(key)
+    if len(ordered) > most:
+        ordered.popitem(last=False)
+
+
+def _free_name(directory, prefix, now):
+    """prefix@time, later by microseconds where a clock that was set back would use a name again."""
+    while True:
+        name = f"{prefix}@{utc(now, NAME_TIME, fraction=True)}Z"
+        if name not in os.listdir(directory):
+            return name
+        now += 1e-6
 
 
 def _sizes(root, key):
@@ -1089,19 +949,12 @@ def _is_cut(root, key, name):
         return False
 
 
-def _load_memory(directory, match):
+def _load_memory(directory):
     try:
         with os.fdopen(open_file(directory, MEMORY_FILE, os.O_RDONLY), "rb") as file:
-            return Memory(match, json.loads(file.read()))
+            return Memory(json.loads(file.read()))
     except (OSError, ValueError, TypeError, AttributeError):    # none yet, or not what we wrote
-        return Memory(match, {})
-
-
-def _save_memory(root, key, memory):
-    content = json.dumps(memory.to_save()).encode()
-    with open_directory(root, key) as directory:
-        _write_new(directory, MEMORY_FILE, iter([content]), lambda fd: None)
-    memory.is_saved = True
+        return Memory({})
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -1122,13 +975,17 @@ class RowLog:
         self.size_limit = size_limit
         self._sync = sync
         self._lock = threading.Lock()                           # guards the next two
-        self._waiting: list[tuple[bytes, Told]] = []
+        self._waiting = []                                      # (row, told)
         self._has_writer = False
         self._file: Optional[OpenFile] = None                   # the writer's, as the next
         self._failed = False                                    # that file may have a hole
 
     def append(self, row, told):
-        """Have a row written. `told` is called when it is on disk or has failed, by whoever wrote: it must not wait."""
+        """Have a row written.
+
+        When it is on disk, or has failed, whoever wrote it calls told(path of the file, None) or told("", exception).
+        `told` must not wait.
+        """
         with self._lock:
             self._waiting.append((row, told))
             if self._has_writer:

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import sys
 import threading
 from unittest import mock
 
@@ -391,7 +392,7 @@ def test_a_directory_in_use_is_not_forgotten(tmp_path, monkeypatch):
     [thread.start() for thread in others]
     until(lambda: len(syncing) == 4)
     again.start()
-    until(lambda: inbox._sequences["u", "data", "readings"].users == 2)
+    until(lambda: sys._current_frames()[again.ident].f_code.co_name == "_entered")
     assert len(set(syncing)) == len(syncing) == 4               # the second chunk for the first file waits its turn
     go_on.set()
     [thread.join() for thread in [first, again, *others]]
@@ -480,7 +481,7 @@ HOUR = 3600.0
     ("vadsø", None, 3, 41, True, "past"),
 ])
 def test_what_is_answered_to_a_strange_name_among_the_readings(name, newest, sessions, hours, was_sent_back, expected):
-    newest = newest and seqfile.Sent(*newest, NOW)
+    newest = seqfile.Sent(*newest, NOW) if newest else seqfile.Sent()
     backs = seqfile.Backs(newest, sessions, NOW)
     chunk = seqfile.Chunk(("u", *READINGS), name, 0, b"x", NOW + hours * HOUR)
     assert seqfile.decide_strange(chunk, newest, backs, was_sent_back) == expected
@@ -505,41 +506,41 @@ STEPS = {                               # name, offset, seconds later: after byt
 
 def memory_in(situation):
     """A memory whose unit has sent 50 bytes of readings-0003.tsv, and is in a situation."""
-    memory = seqfile.Memory(seqfile.READINGS, {})
+    memory = seqfile.Memory({})
     chunk = seqfile.Chunk(("u", *READINGS), "readings-0003.tsv", 0, b"r" * 50, NOW)
     memory.observe(chunk, lambda: {"readings-0003.tsv": 50})
     if situation is not QUIET:
-        memory.situation, memory.awaited, memory.elsewhere = situation, 1, "readings-0003.tsv"
+        memory.situation, memory.awaited, memory.elsewhere = situation, 1, 3
     return memory
 
 
 def take(memory, name, offset, later):
     memory.observe(seqfile.Chunk(("u", *READINGS), name, offset, b"r" * 50, NOW + later),
                    lambda: {"readings-0003.tsv": 50, "readings-0005.tsv": 9})
-    return memory.situation, memory.first, [tuple(known) for known in memory.ends.ranges]
+    return memory.situation, memory.first, memory.ends
 
 
 @pytest.mark.parametrize("situation, step, expected", [
-    (QUIET, "FOLLOWS", (QUIET, 0, [])),
-    (QUIET, "RESUMES", (QUIET, 0, [])),
-    (QUIET, "MOVES_ON", (QUIET, 0, [(3, 4, 50), (4, 5, 0)])),   # 5 is here, so it is not concluded that the unit lacks it
-    (QUIET, "BEGINS", (QUIET, 0, [])),
-    (QUIET, "STEPS_BACK", (QUIET, 0, [])),
-    (QUIET, "JUMPS", (QUIET, 0, [])),
-    (ASKED, "ARRIVES", (QUIET, 0, [])),
-    (ASKED, "FOLLOWS", (QUIET, 3, [(1, 2, 0)])),
-    (ASKED, "RESUMES", (QUIET, 0, [])),
-    (ASKED, "MOVES_ON", (QUIET, 0, [])),
-    (ASKED, "BEGINS", (QUIET, 0, [])),
-    (ASKED, "STEPS_BACK", (ELSEWHERE, 0, [])),
-    (ASKED, "JUMPS", (QUIET, 0, [])),
-    (ELSEWHERE, "ARRIVES", (QUIET, 0, [])),
-    (ELSEWHERE, "FOLLOWS", (QUIET, 3, [(1, 2, 0)])),
-    (ELSEWHERE, "RESUMES", (QUIET, 3, [(1, 2, 0)])),
-    (ELSEWHERE, "MOVES_ON", (QUIET, 3, [(1, 2, 0)])),
-    (ELSEWHERE, "BEGINS", (QUIET, 3, [(1, 2, 0)])),
-    (ELSEWHERE, "STEPS_BACK", (QUIET, 0, [])),
-    (ELSEWHERE, "JUMPS", (QUIET, 0, [])),
+    (QUIET, "FOLLOWS", (QUIET, 0, {})),
+    (QUIET, "RESUMES", (QUIET, 0, {})),
+    (QUIET, "MOVES_ON", (QUIET, 0, {3: 50, 4: 0})),   # 5 is here, so it is not concluded that the unit lacks it
+    (QUIET, "BEGINS", (QUIET, 0, {})),
+    (QUIET, "STEPS_BACK", (QUIET, 0, {})),
+    (QUIET, "JUMPS", (QUIET, 0, {})),
+    (ASKED, "ARRIVES", (QUIET, 0, {})),
+    (ASKED, "FOLLOWS", (QUIET, 3, {1: 0})),
+    (ASKED, "RESUMES", (QUIET, 0, {})),
+    (ASKED, "MOVES_ON", (QUIET, 0, {})),
+    (ASKED, "BEGINS", (QUIET, 0, {})),
+    (ASKED, "STEPS_BACK", (ELSEWHERE, 0, {})),
+    (ASKED, "JUMPS", (QUIET, 0, {})),
+    (ELSEWHERE, "ARRIVES", (QUIET, 0, {})),
+    (ELSEWHERE, "FOLLOWS", (QUIET, 3, {1: 0})),
+    (ELSEWHERE, "RESUMES", (QUIET, 3, {1: 0})),
+    (ELSEWHERE, "MOVES_ON", (QUIET, 3, {1: 0})),
+    (ELSEWHERE, "BEGINS", (QUIET, 3, {1: 0})),
+    (ELSEWHERE, "STEPS_BACK", (QUIET, 0, {})),
+    (ELSEWHERE, "JUMPS", (QUIET, 0, {})),
 ])
 def test_what_is_concluded_from_a_step(situation, step, expected):
     memory = memory_in(situation)
@@ -551,34 +552,27 @@ def test_what_is_concluded_from_a_step(situation, step, expected):
 def test_moving_on_after_a_chunk_out_of_order_says_nothing():
     memory = memory_in(QUIET)
     take(memory, "readings-0003.tsv", 20, 1)
-    assert take(memory, "readings-0006.tsv", 0, 2) == (QUIET, 0, [])
+    assert take(memory, "readings-0006.tsv", 0, 2) == (QUIET, 0, {})
 
 
 def test_a_first_file_without_a_number_is_followed_by_the_first_with_one():
     memory = memory_in(ELSEWHERE)
-    memory.elsewhere = "readings-0000 - Copy.tsv"
-    assert take(memory, "readings-0006.tsv", 0, 1) == (QUIET, 6, [(1, 2, 0)])
+    memory.elsewhere = None                                     # readings-0000 - Copy.tsv
+    assert take(memory, "readings-0006.tsv", 0, 1) == (QUIET, 6, {1: 0})
 
 
 @pytest.mark.parametrize("name, number", [("readings-0012.tsv", 12), ("readings-10000.tsv", 10000), ("readings-12.tsv", None),
-                                          ("readings-00012.tsv", None), ("readings-1000000.tsv", None), ("readings-0012_old.tsv", None)])
+                                          ("readings-00012.tsv", None), ("readings-0012_old.tsv", None)])
 def test_only_the_names_that_units_make_have_a_place_in_the_order(name, number):
-    assert seqfile.Memory(seqfile.READINGS, {}).number(name) == number
+    assert seqfile.number_on_card(name, seqfile.READINGS) == number
 
 
-@pytest.mark.parametrize("ranges, new, expected", [
-    ([], (3, 5, 0), [(3, 5, 0)]),
-    ([(0, 9, 0)], (3, 5, 7), [(0, 3, 0), (3, 5, 7), (5, 9, 0)]),
-    ([(0, 4, 1), (4, 6, 2), (8, 9, 3)], (3, 8, 7), [(0, 3, 1), (3, 8, 7), (8, 9, 3)]),
-    ([(4, 5, 1)], (4, 5, 2), [(4, 5, 2)]),
-    ([(6, 8, 1)], (4, 5, 2), [(4, 5, 2), (6, 8, 1)]),
-])
-def test_ranges_of_ends_replace_what_they_cover(ranges, new, expected):
-    ends = seqfile.Ends(ranges)
-    ends.put(seqfile.Range(*new))
-    assert [tuple(known) for known in ends.ranges] == expected
-    covered = {number: size for start, stop, size in expected for number in range(start, stop)}
-    assert [ends.find(number) and ends.find(number).size for number in range(10)] == [covered.get(number) for number in range(10)]
+def test_what_is_kept_beside_the_files_is_read_again_also_ranges_of_numbers():
+    memory = seqfile.Memory({"ends": [[3, 5, 0], [7, 8, 50], [2000, 1000000, 9]], "first": 1, "asked": [2], "asked_on": 9})
+    assert len(memory.ends) == 3 + seqfile.MOST_ENDS
+    again = seqfile.Memory(memory.to_save())
+    assert (again.ends, again.first, again.asked, again.asked_on) == (memory.ends, 1, {2}, 9)
+    assert (again.ends[3], again.ends[4], again.ends[7], again.ends[2000]) == (0, 0, 50, 9)
 
 
 # -- older files ------------------------------------------------------------------------------------------------------
@@ -763,11 +757,11 @@ def memory_of(inbox):
 
 
 def test_names_that_jump_cost_neither_memory_nor_time(inbox, tmp_path):
-    looks, find = [], seqfile.Ends.find
-    with mock.patch.object(seqfile.Ends, "find", lambda *arguments: looks.append(1) or find(*arguments)):
+    looks, look = [], seqfile.Memory._is_short
+    with mock.patch.object(seqfile.Memory, "_is_short", lambda *arguments: looks.append(1) or look(*arguments)):
         for number in range(200):
             put(inbox, "readings-%04d.tsv" % (number * 7919 % 1000000), b"r" * 50, NOW + number)
-    assert len(memory_of(inbox).ends.ranges) <= 400 and len(memory_of(inbox).asked) <= seqfile.MOST_ASKED
+    assert len(memory_of(inbox).ends) <= seqfile.MOST_ENDS and len(memory_of(inbox).asked) <= seqfile.MOST_ASKED
     assert (tmp_path / "u" / "data" / "readings" / ".sequence.json").stat().st_size < 10000
     assert len(looks) < 200 * 1000                              # it was 200 times a million numbers
 
@@ -776,7 +770,7 @@ def test_what_there_is_no_room_to_remember_is_not_asked_for(inbox, monkeypatch):
     monkeypatch.setattr(seqfile, "MOST_ENDS", 10)
     for number in range(0, 60, 3):                              # the unit has every third file only
         put(inbox, "readings-%04d.tsv" % number, b"r" * 50, NOW + number)
-    assert len(memory_of(inbox).ends.ranges) == 10 and memory_of(inbox).first == 42
+    assert len(memory_of(inbox).ends) == 10 and memory_of(inbox).first == 47
     assert names(put(inbox, "readings-0057.tsv", b"r" * 99, NOW + DAY)) == []
 
 
