@@ -45,13 +45,14 @@ import re
 import sqlite3
 import sys
 import time
+import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache
-from itertools import cycle, groupby, zip_longest
-from math import ceil, floor, log10
+from itertools import chain, cycle, groupby, zip_longest
+from math import ceil, floor, log10, nan
 from types import SimpleNamespace
 from typing import (
     Any,
@@ -63,83 +64,61 @@ from typing import (
 )
 
 import importer
-from importer import Bucket, Deployment, FOREVER, Pings, Problem, UnitState, Unusable
+from importer import (
+    Bucket,
+    Deployment,
+    FOREVER,
+    Pings,
+    Problem,
+    UnitState,
+    Unusable,
+)
 
 DAY = importer.DAY  # s
-EPOCH = datetime(1970, 1, 1)
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 # -- glyphs -----------------------------------------------------------------------------------------------------------
 
-
-class Glyphs(NamedTuple):
-    """A set of characters, each one cell wide."""
-
-    ramp: str = "▁▂▃▄▅▆▇█"  # bars, from low to high
-    days: str = "░▒▓█"  # pings on few, some, most, all days
-    silent: str = "─"
-    open: str = "├"  # begin and end of a stay
-    close: str = "┤"
-    pings: str = "·▌█"  # none, one, more on a day
-    up: str = "▲"
-    down: str = "▼"
-    suspect: str = "?"
-    side: str = "│"
-    label: str = "┤"
-    zero: str = "┄"
-    last: str = "◂"
-    foot: str = "╵"
-    to: str = "–"
-    until: str = "…"  # between numbers that may be negative
-    mean: str = "▀"
-    range: str = "░"
-    status: str = "█▒░"  # deployed, en route, in the lab
-    part: str = "▂"  # less than half of the readings
-    whisker: str = "─"
-    box: str = "━"
-    median: str = "█"
-    dot: str = "○"
-    limit: str = "┊"
-    none: str = "–"
-    degree: str = "°C"
-    sub: int = 2  # places above each other in one cell of a large plot
-
-    def of(self, mark):
-        """The character of up, down, suspect or nothing."""
-        return str(getattr(self, mark)) if mark else " "
+# name, as blocks, in ASCII, what it stands for; each character is one cell wide
+GLYPH_TABLE = """
+ramp     ▁▂▃▄▅▆▇█  .:-=+*#%  bars, from low to high
+days     ░▒▓█      .:+#      pings on few, some, most, all days
+silent   ─         -         deployed without pings
+open     ├         [         begin of a stay
+close    ┤         ]         end of a stay
+pings    ·▌█       .|!       none, one, more on a day
+up       ▲         ^         above the scale
+down     ▼         v         below the scale
+suspect  ?         ?         readings, but none usable
+side     │         |         left edge of a plot
+label    ┤         +         the same, beside a label
+zero     ┄         .         line at 0
+last     ◂         <         newest value
+foot     ╵         |         tick under a plot
+to       –         ..        between times and numbers
+until    …         ..        between numbers that may be negative
+mean     ▀         *
+range    ░         :         from the least to the greatest value
+status   █▒░       =-.       deployed, en route, in the lab
+part     ▂         _         less than half of the readings
+whisker  ─         -         signal: least to greatest
+box      ━         =         signal: quartiles
+median   █         #
+dot      ○         o         signal: newest
+limit    ┊         .         signal: weak, unusable
+none     –         -         no number
+degree   °C        degC
+"""
 
 
-BLOCK = Glyphs()
-BRAILLE = BLOCK._replace(mean="⠒", range="⠅", sub=4)
-ASCII = Glyphs(
-    ramp=".:-=+*#%",
-    days=".:+#",
-    silent="-",
-    open="[",
-    close="]",
-    pings=".|!",
-    up="^",
-    down="v",
-    side="|",
-    label="+",
-    zero=".",
-    last="<",
-    foot="|",
-    to="..",
-    until="..",
-    mean="*",
-    range=":",
-    status="=-.",
-    part="_",
-    whisker="-",
-    box="=",
-    median="#",
-    dot="o",
-    limit=".",
-    none="-",
-    degree="degC",
-    sub=1,
-)
+def glyph_column(column):
+    """The characters in a column of the table, as attributes."""
+    rows = map(str.split, GLYPH_TABLE.strip().splitlines())
+    return SimpleNamespace(**{row[0]: row[column] for row in rows})
+
+
+BLOCK = glyph_column(1)
+ASCII = glyph_column(2)
+BRAILLE = SimpleNamespace(**{**vars(BLOCK), "mean": "⠒", "range": "⠅"})
 # name -> glyphs of tables, glyphs of large plots
 GLYPHS = {
     "auto": (BLOCK, BRAILLE),
@@ -147,80 +126,45 @@ GLYPHS = {
     "block": (BLOCK, BLOCK),
     "ascii": (ASCII, ASCII),
 }
-PLAIN = str.maketrans(
-    {
-        "·": "",
-        "–": "-",
-        "−": "-",
-        "₂": "2",
-        "°": "",
-        "×": "x",
-        "…": "..",
-        "╷": "|",
-        "▲": "^",
-        "▼": "v",
-    }
-)
-LATIN = str.maketrans(
-    {
-        "ø": "o",
-        "Ø": "O",
-        "æ": "ae",
-        "Æ": "AE",
-        "đ": "d",
-        "Đ": "D",
-        "ð": "d",
-        "þ": "th",
-        "ß": "ss",
-        "ł": "l",
-        "ŋ": "n",
-        "ŧ": "t",
-    }
-)
+
+
+def translation(chars, texts):
+    """For `str.translate`: each character becomes a text; the last ones, for which there is none, are left out."""
+    return str.maketrans(dict(zip_longest(chars, texts.split(), fillvalue="")))
+
+
+PLAIN = translation("–−₂×…╷▲▼·°", "- - 2 x .. | ^ v")
+LATIN = translation("øØæÆđĐðþßłŋŧ", "o O ae AE d D d th ss l n t")
 
 # -- text: foreign text made harmless, width in cells -----------------------------------------------------------------
 
 
 def clean(text, ascii=False):
-    """Foreign text for a terminal: what does not print becomes ?, any space a plain one; ASCII letters lose marks."""
-    found = str(text)
-    if found.isascii() and found.isprintable():
-        return found
-    import unicodedata
-
-    found = unicodedata.normalize("NFC", found)
+    """Foreign text for a terminal: what does not print becomes ?, white space a space; ASCII letters lose marks."""
+    text = unicodedata.normalize("NFC", str(text))
     if ascii:
-        letters = unicodedata.normalize("NFKD", found.translate(LATIN))
-        found = "".join(char for char in letters if not unicodedata.combining(char))
-    found = "".join(map(_printable, found))
-    return found.encode("ascii", "replace").decode() if ascii else found
+        letters = unicodedata.normalize("NFKD", text.translate(LATIN))
+        text = "".join(
+            char for char in letters if not unicodedata.combining(char)
+        )
+    text = "".join(map(_printable, text))
+    return text.encode("ascii", "replace").decode() if ascii else text
 
 
 def _printable(char):
-    import unicodedata
-
-    if "\ufe00" <= char <= "\ufe0f":  # variation selectors: nobody knows their width
-        return ""
-    kind = unicodedata.category(char)
-    if kind == "Zs":
-        return " "
-    return "?" if kind[0] == "C" or kind in ("Zl", "Zp") else char
-
-
-# our own characters: one cell each
-_NARROW = re.compile("[ -~¡-ſ–…₂−─-▿⠀-⣿]*").fullmatch
+    if char.isprintable():
+        return char
+    return " " if char.isspace() else "?"
 
 
 def width(text):
     """Cells that clean text takes on a terminal."""
-    return len(text) if _NARROW(text) else sum(map(_cells, text))
+    return len(text) if text.isascii() else sum(map(_cells, text))
 
 
 @lru_cache(maxsize=4096)
 def _cells(char):
-    import unicodedata
-
-    if unicodedata.category(char) in ("Mn", "Me") or "\u1160" <= char <= "\u11ff":
+    if unicodedata.category(char) in ("Mn", "Me"):  # marks on the letter before
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
@@ -252,11 +196,6 @@ class Span(NamedTuple):
     link: str = ""
 
 
-Line = list[Span]
-# characters, their meaning; without characters it always stands in the legend
-Note = tuple[str, str]
-# rank; a text, or a list of its forms from long to short
-Part = tuple[int, Any]
 # SGR codes
 STYLES = {
     "head": "1",
@@ -306,7 +245,9 @@ def ago(seconds):
         return f"{int(seconds) // 60} min"
     if hours < 24:
         return f"{hours} h"
-    return "%d d %02d h" % divmod(hours, 24) if hours < 240 else f"{hours // 24} d"
+    return (
+        "%d d %02d h" % divmod(hours, 24) if hours < 240 else f"{hours // 24} d"
+    )
 
 
 def percent(part, whole):
@@ -317,94 +258,75 @@ def percent(part, whole):
 # -- time: zones, calendar steps, axes, ticks -------------------------------------------------------------------------
 
 
-def read_zone(name):
-    """A time zone of this machine."""
-    from zoneinfo import ZoneInfo  # here, because most pages are in UTC
-
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise ValueError(
-            f"no time zone {clean(name, True)[:40]} is known on this machine"
-        )
-
-
 class Zone:
-    """Local times as naive datetimes, and back. Where clocks are set back, the first of the two is meant."""
+    """A time zone of this machine. Local times are datetimes with this zone."""
 
     def __init__(self, name="UTC"):
         self.name = clean(name)
-        self.info = timezone.utc if name.upper() == "UTC" else read_zone(name)
+        self.info = timezone.utc
+        if name.upper() != "UTC":
+            from zoneinfo import ZoneInfo  # here, because most pages are in UTC
+
+            try:
+                self.info = ZoneInfo(name)
+            except (KeyError, ValueError, OSError):
+                raise ValueError(
+                    f"no time zone {clean(name, True)[:40]} is known on this machine"
+                )
 
     def local(self, ts):
         """UTC seconds as local time."""
-        return datetime.fromtimestamp(ts, self.info).replace(tzinfo=None)
-
-    def seconds(self, local):
-        """Local time as UTC seconds."""
-        return int(local.replace(tzinfo=self.info).timestamp())
+        return datetime.fromtimestamp(ts, self.info)
 
     def iso(self, ts):
         """For data: to the minute, with the offset, 2019-09-26T14:00+02:00; Z for UTC."""
-        text = datetime.fromtimestamp(ts, self.info).isoformat(timespec="minutes")
-        return text.replace("+00:00", "Z")
+        return (
+            self.local(ts).isoformat(timespec="minutes").replace("+00:00", "Z")
+        )
 
     def parse(self, text):
         """UTC seconds of a date or date-time in this zone, or in the one that it says: ...Z, ...+02:00."""
         try:
-            found = datetime.fromisoformat(
-                text[:-1] + "+00:00" if text.endswith("Z") else text
-            )
+            found = datetime.fromisoformat(text.replace("Z", "+00:00"))
         except ValueError:
             raise ValueError(
                 f"not a date or time like 2019-09-26 or 2019-09-26T12:00: {clean(text, True)[:40]}"
             )
-        ahead = found.utcoffset()
-        local = min(
-            max(found.replace(tzinfo=None), datetime(1970, 1, 2)), datetime(2100, 1, 1)
-        )
-        return (
-            self.seconds(local)
-            if ahead is None
-            else int((local - ahead - EPOCH).total_seconds())
-        )
+        if found.tzinfo is None:
+            found = found.replace(tzinfo=self.info)
+        return max(int(found.timestamp()), DAY)
 
     def short(self, ts, now):
         """26 Sep 12:00, or 26 Sep 2018 when it was in another year."""
         local = self.local(ts)
         if local.year == self.local(now).year:
-            return _date(local) + _clock(local)
-        return _date(local) + _year(local)
+            return f"{local:%-d %b %H:%M}"
+        return f"{local:%-d %b %Y}"
 
     def period(self, window, to):
         """A range for a title, with the zone, in shorter and shorter forms. Of whole days the last is named."""
         begin = self.local(window.a)
         end = self.local(window.b)
-        whole = end == snap(end, TODAY) and begin == snap(begin, TODAY)
+        whole = end == snap(end, ONE_DAY) and begin == snap(begin, ONE_DAY)
         days = whole or window.b - window.a > 99 * DAY
         if days:
-            end -= timedelta(seconds=end == snap(end, TODAY))
-        last = f"{_date(end) + _year(end)} {self.name}"
+            end -= timedelta(seconds=1)
+        last = f"{end:%-d %b %Y} {self.name}"
         if days and begin.date() == end.date():
             return [last]
-        first = _date(begin) + ("" if begin.year == end.year else _year(begin))
+        first = (
+            f"{begin:%-d %b}"
+            if begin.year == end.year
+            else f"{begin:%-d %b %Y}"
+        )
         short = f"{first} {to} {last}"
         if days:
             return [short, last]
-        long = f"{first + _clock(begin)} {to} {_date(end) + _year(end) + _clock(end)}"
-        return [f"{long} {self.name}", short, last]
-
-
-def _date(local):
-    return f"{local.day} {MONTHS[local.month - 1]}"
-
-
-def _year(local):
-    return f" {local.year}"
-
-
-def _clock(local):
-    return local.strftime(" %H:%M")
+        return [
+            f"{first} {begin:%H:%M} {to} {end:%-d %b %Y %H:%M} {self.name}",
+            short,
+            last,
+        ]
 
 
 class Window(NamedTuple):
@@ -412,7 +334,9 @@ class Window(NamedTuple):
 
     a: int
     b: int
-    exact: bool = True  # else a first column that would begin before a is left out
+    exact: bool = (
+        True  # else a first column that would begin before a is left out
+    )
 
 
 class Step(NamedTuple):
@@ -422,51 +346,50 @@ class Step(NamedTuple):
     n: int
 
 
-TODAY = Step("day", 1)
-STEPS = {
-    "30 min": Step("min", 30),
-    "1 h": Step("min", 60),
-    "2 h": Step("min", 120),
-    "3 h": Step("min", 180),
-    "6 h": Step("min", 360),
-    "12 h": Step("min", 720),
-    "1 d": TODAY,
-    "2 d": Step("day", 2),
-    "3 d": Step("day", 3),
-    "1 week": Step("day", 7),
-    "2 weeks": Step("day", 14),
-    "1 month": Step("month", 1),
-    "2 months": Step("month", 2),
-    "3 months": Step("month", 3),
-    "6 months": Step("month", 6),
-    "1 year": Step("month", 12),
-    "5 years": Step("month", 60),
+def step_of(name):
+    """The calendar step with a name like 2 weeks."""
+    n, word = name.split()
+    unit, size = STEP_UNITS[word.rstrip("s")]
+    return Step(unit, int(n) * size)
+
+
+STEP_UNITS = {
+    "min": ("min", 1),
+    "h": ("min", 60),
+    "d": ("day", 1),
+    "week": ("day", 7),
+    "month": ("month", 1),
+    "year": ("month", 12),
 }
-ALL_STEPS = list(STEPS)
+ALL_STEPS = (
+    "30 min,1 h,2 h,3 h,6 h,12 h,1 d,2 d,3 d,1 week,2 weeks,1 month,2 months,3 months,6 months,1 year,5 years"
+).split(",")
+STEPS = {name: step_of(name) for name in ALL_STEPS}
 FROM_DAYS = ALL_STEPS[6:]
-WITHOUT_HALF_DAYS = [
-    name for name in STEPS if name != "12 h"
-]  # temperatures of night and day would alternate
+WITHOUT_HALF_DAYS = (
+    ALL_STEPS[:5] + FROM_DAYS
+)  # temperatures of night and day would alternate
+ONE_DAY = STEPS["1 d"]
 TICKS = [Step("min", n) for n in (10, 30, 60, 120, 180, 360, 720)]
 TICKS += [Step("date", n) for n in (1, 2, 3, 5, 10, 15)]
-TICKS += [Step("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120)]
+TICKS += [Step("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120, 600)]
 
 
 def snap(local, step, on=0):
     """Where the calendar step begins in which a time falls, or one that many steps later. Weeks begin on Monday. Dates
     count from the 1st of their month, and leave out one that is too close to the next 1st."""
     unit, n = step
-    day = local.replace(hour=0, minute=0, second=0, microsecond=0)
+    day = local.replace(hour=0, minute=0, second=0)
     if unit == "min":
         steps = (local.hour * 60 + local.minute) // n + on
         return day + timedelta(minutes=steps * n)
+    if unit == "day":
+        return day + timedelta(days=n * on - (day.toordinal() - 1) % n)
     if unit == "month":
         months = ((local.year * 12 + local.month - 1) // n + on) * n
         return day.replace(year=months // 12, month=months % 12 + 1, day=1)
-    if unit == "date":
-        date = (local.day - 1) // n * n + 1
-        return day.replace(day=date - n if n > 1 and date + 0.6 * n > 31 else date)
-    return day + timedelta(days=n * on - (day.toordinal() - 1) % n)
+    date = (local.day - 1) // n * n + 1
+    return day.replace(day=date - n if n > 1 and date + 0.6 * n > 31 else date)
 
 
 def length(step):
@@ -480,6 +403,11 @@ class Tick(NamedTuple):
     cell: int
     label: str
     ts: int = 0  # UTC seconds
+
+    @property
+    def end(self):
+        """The cell behind the label, which begins behind the mark."""
+        return self.cell + 1 + len(self.label)
 
 
 class Axis(NamedTuple):
@@ -511,18 +439,20 @@ def make_axis(zone, window, cells, steps=ALL_STEPS):
     """Columns of the shortest of these steps that fit so many cells."""
     a, b, exact = window
     fitting = [
-        name for name in steps if b - a < (cells + 1) * length(STEPS[name]) + DAY
+        name
+        for name in steps
+        if b - a < (cells + 1) * length(STEPS[name]) + DAY
     ]
     for name in fitting or steps[-1:]:
         step = STEPS[name]
         start = snap(zone.local(a), step)
         following = snap(start, step, 1)
-        if not exact and zone.seconds(start) < a and zone.seconds(following) < b:
+        if not exact and start.timestamp() < a and following.timestamp() < b:
             start = following
-        edges = [zone.seconds(start)]
+        edges = [int(start.timestamp())]
         while edges[-1] < b and len(edges) <= cells:
             start = snap(start, step, 1)
-            edge = zone.seconds(start)
+            edge = int(start.timestamp())
             if edge > edges[-1]:  # an hour that the clocks skip has no column
                 edges.append(edge)
         if edges[-1] >= b:
@@ -534,7 +464,7 @@ def heading(ticks, cells):
     """A line with ticks and their labels; ╷ stands at the tick."""
     line = ""
     for tick in ticks:
-        line += " " * (tick.cell - len(line)) + "╷" + tick.label
+        line = f"{line:{tick.cell}}╷{tick.label}"
     return line.ljust(cells)
 
 
@@ -542,45 +472,46 @@ def make_ticks(zone, edges):
     """Ticks on the smallest calendar steps whose labels do not meet."""
     cells = len(edges) - 1
     times = [zone.local(edge) for edge in edges]
-    least = (times[-1] - times[0]).total_seconds() / (
+    least = (edges[-1] - edges[0]) / (
         0.7 * cells + 2
     )  # closer ticks have no room for their labels
-    for step in [step for step in TICKS if length(step) >= least] or TICKS[-1:]:
+    for step in TICKS:
+        if length(step) < least:
+            continue
         ticks = []
-        for j, begin in enumerate(times[:-1]):
-            tick = snap(times[j + 1] - timedelta(seconds=1), step)
+        for cell, (begin, end) in enumerate(zip(times, times[1:])):
+            tick = snap(end - timedelta(seconds=1), step)
             if tick >= begin:
-                ticks.append(Tick(j, _tick_label(tick, step), zone.seconds(tick)))
+                ticks.append(
+                    Tick(cell, tick_label(tick, step), int(tick.timestamp()))
+                )
         chosen = spaced(ticks, cells)
         if len(chosen) >= 0.8 * len(ticks):
             break
     return chosen
 
 
-def _tick_label(tick, step):
+def tick_label(tick, step):
+    """09:00, 26 Sep, 26, Sep or 2019: what changes at a tick."""
     if step.unit == "min" and (tick.hour or tick.minute):
-        return tick.strftime("%H:%M")
+        return f"{tick:%H:%M}"
     if tick.month == tick.day == 1:
         return str(tick.year)
     if step.unit == "min":
-        return _date(tick)
-    return MONTHS[tick.month - 1] if tick.day == 1 else str(tick.day)
+        return f"{tick:%-d %b}"
+    return f"{tick:%b}" if tick.day == 1 else str(tick.day)
 
 
 def spaced(ticks, cells):
     """Ticks whose labels have room, from the left; but a year goes before the label left of it."""
-    kept = []
+    kept = [Tick(-1, "")]
     for tick in ticks:
         year = len(tick.label) == 4 and tick.label.isdigit()
-        if kept and year and _end(kept[-1]) >= tick.cell:
+        if year and kept[-1].end > tick.cell:
             kept.pop()
-        if (not kept or _end(kept[-1]) < tick.cell) and _end(tick) < cells:
+        if kept[-1].end <= tick.cell and tick.end <= cells:
             kept.append(tick)
-    return kept
-
-
-def _end(tick):
-    return tick.cell + len(tick.label)
+    return kept[1:]
 
 
 # -- scales -----------------------------------------------------------------------------------------------------------
@@ -655,9 +586,13 @@ def make_rows(scale, rows):
         labels = [_row_label(row * step) for row in range(first, first + rows)]
         if rows >= 5:
             labels = [
-                label if (first + i) % 2 == 0 else "" for i, label in enumerate(labels)
+                label if (first + i) % 2 == 0 else ""
+                for i, label in enumerate(labels)
             ]
-        if scale.high <= (first + rows - 0.5) * step and max(map(len, labels)) <= 4:
+        if (
+            scale.high <= (first + rows - 0.5) * step
+            and max(map(len, labels)) <= 4
+        ):
             break
     return Scale((first - 0.5) * step, (first + rows - 0.5) * step), labels
 
@@ -669,23 +604,22 @@ def _row_label(value):
 # -- what a page is asked for -----------------------------------------------------------------------------------------
 
 
-def number(low, high, kind=float):
+def between(low, high, kind=float):
     """A parser of numbers in a range."""
 
-    def parse(text):
+    def number(text):
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
+            value = nan
+        if not low <= value <= high:
             what = "whole number" if kind is int else "number"
             raise ValueError(
                 f"{clean(text, True)[:40]} is not a {what} from {low:g} to {high:g}"
             )
         return value
 
-    parse.__name__ = "number"  # argparse says: invalid number value
-    return parse
+    return number
 
 
 def glyph_set(text):
@@ -703,35 +637,37 @@ def switch(text):
 class Option(NamedTuple):
     """Something that a page may be asked for, on the command line and in a URL."""
 
-    default: Any
     parse: Callable[[str], Any]
-    metavar: str
     help: str
+    metavar: str = ""
+    default: Any = None
 
 
-TIER = number(-1e6, 1e6, int)
+TIER = between(-1e6, 1e6, int)
 OPTIONS = {
-    "xmin": Option(None, str, "DATE", "begin: 2019-09-01, or 2019-09-01T12:00"),
-    "xmax": Option(None, str, "DATE", "end: the page as it was then"),
-    "recent_days": Option(None, number(0, 1e5), "N", "the last N days, 0 for all"),
-    "min_tier": Option(None, TIER, "N", "only deployments of this tier and above"),
-    "max_tier": Option(None, TIER, "N", "only deployments of this tier and below"),
-    "co2_max": Option(None, number(1, 5e5), "PPM", "top of the CO2 scale"),
+    "xmin": Option(str, "begin: 2019-09-01, or 2019-09-01T12:00", "DATE"),
+    "xmax": Option(str, "end: the page as it was then", "DATE"),
+    "recent_days": Option(between(0, 1e5), "the last N days, 0 for all", "N"),
+    "min_tier": Option(TIER, "only deployments of this tier and above", "N"),
+    "max_tier": Option(TIER, "only deployments of this tier and below", "N"),
+    "co2_max": Option(between(1, 5e5), "top of the CO2 scale", "PPM"),
     "unit": Option(
-        None,
         str,
-        "NAME",
         "units by id, its end, or nickname; several with commas, or patterns: a,b*",
+        "NAME",
     ),
-    "site": Option(None, str, "NAME", "sites, likewise"),
-    "tz": Option("UTC", str, "ZONE", "time zone of the page, like Europe/Oslo"),
-    "width": Option(80, number(20, 1000, int), "CELLS", "cells of a line"),
-    "height": Option(24, number(5, 100000, int), "LINES", "lines of the screen"),
-    "wide": Option(False, switch, "", "all columns, however narrow the screen"),
-    "glyphs": Option("auto", glyph_set, "SET", "auto, braille, block or ascii"),
-    "all": Option(False, switch, "", "all rows, however many"),
-    "panels": Option(False, switch, "", "co2: every deployment in detail"),
+    "site": Option(str, "sites, likewise", "NAME"),
+    "tz": Option(str, "time zone of the page, like Europe/Oslo", "ZONE", "UTC"),
+    "width": Option(between(20, 1000, int), "cells of a line", "CELLS", 80),
+    "height": Option(
+        between(5, 100000, int), "lines of the screen", "LINES", 24
+    ),
+    "wide": Option(switch, "all columns, however narrow the screen"),
+    "glyphs": Option(glyph_set, "auto, braille, block or ascii", "SET", "auto"),
+    "all": Option(switch, "all rows, however many"),
+    "panels": Option(switch, "co2: every deployment in detail"),
 }
+FLAGS = [name.replace("_", "-") for name in OPTIONS]
 WIDE = 160  # cells; all columns fit
 
 
@@ -744,7 +680,7 @@ class Options(SimpleNamespace):
 
     def but(self, **changes):
         """The same with some changed."""
-        return Options(**{**self.__dict__, **changes})
+        return Options(**{**vars(self), **changes})
 
     @classmethod
     def from_query(cls, query):
@@ -765,9 +701,6 @@ class Options(SimpleNamespace):
         return cls(**given)
 
 
-FLAGS = [name.replace("_", "-") for name in OPTIONS]
-
-
 class View(NamedTuple):
     """A page that there is."""
 
@@ -784,18 +717,17 @@ class Context:
     def __init__(self, db, view, o, now, rows):
         self.db = db
         self.view = view  # one of VIEWS
-        self.problems = ()
-        # quantity and step of columns -> what `read_buckets` has found
-        self.buckets: dict[tuple[str, str], list[Buckets]] = {}
         self.o = o
         self.rows = rows  # lines of the page; None: any number
         self.zone = Zone(o.tz)
-        self.now = (
-            int(now) if o.xmax is None else min(int(now), self.zone.parse(o.xmax))
-        )
+        self.now = int(now)
+        if o.xmax is not None:
+            self.now = min(self.now, self.zone.parse(o.xmax))
         self.width = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
-        self.ascii = o.glyphs == "ascii"
+        self.ascii = self.g is ASCII
+        self.problems = ()
+        self.buckets = {}  # quantity, step of columns -> what `read_buckets` has found
 
     def room(self, others):
         """How many rows a page has room for beside other lines; None: for any number."""
@@ -810,22 +742,22 @@ class Context:
         return clean(text, self.ascii)
 
     def title(self, parts, style="head"):
-        """A line of parts, in order, as far as they fit."""
+        """A line of parts, in order, as far as they fit. A part is its rank, and its forms from long to short."""
         left = []
-        for rank, text in parts:
-            if text:
-                forms = [text] if isinstance(text, str) else text
-                left.append((rank, list(map(self.say, forms))))
+        for rank, *forms in parts:
+            forms = [self.say(form) for form in forms if form]
+            if forms:
+                left.append((rank, forms))
         while True:
             text = self.say(" · ").join(forms[0] for _, forms in left)
-            worst = max(range(len(left)), key=lambda i: (left[i][0], i))
-            forms = left[worst][1]
-            if width(text) <= self.width or len(left) == 1 and len(forms) == 1:
+            worst = max(reversed(left), key=lambda part: part[0])
+            forms = worst[1]
+            if width(text) <= self.width or len(left) == len(forms) == 1:
                 return [Span(cut(text, self.width), style)]
             if len(forms) > 1:
                 forms.pop(0)
             else:
-                left.pop(worst)
+                left.remove(worst)
 
     def wrapped(self, notes, between="  ", style="dim"):
         """Notes in as many lines as they take."""
@@ -838,14 +770,15 @@ class Context:
                 lines.append(note)
         return [[Span(cut(line, self.width), style)] for line in lines if line]
 
-    def legend(self, notes, here, before=()):
-        """What those characters mean that are here."""
-        said = list(before)
+    def legend(self, notes, here):
+        """What those characters mean that are here: of notes of characters and meaning. Without characters a note
+        always stands."""
+        said = []
         for chars, meaning in notes:
-            shown_here = "".join(char for char in chars if char in here)
-            if shown_here or not chars:
-                said.append(f"{shown_here} {meaning}".strip())
-        return self.wrapped(map(self.say, said))
+            shown = "".join(char for char in chars if char in here)
+            if shown or not chars:
+                said.append(self.say(f"{shown} {meaning}".strip()))
+        return self.wrapped(said)
 
     @cached_property
     def stays(self):
@@ -854,7 +787,9 @@ class Context:
         stays = importer.deployments(self.db)
         if o.site:
             sites = importer.find_sites(self.db, o.site)
-            stays = [stay for stay in stays if (stay.site or stay.nickname) in sites]
+            stays = [
+                stay for stay in stays if (stay.site or stay.nickname) in sites
+            ]
         if o.unit:
             units = importer.find_units(self.db, o.unit)
             stays = [stay for stay in stays if stay.unit_id in units]
@@ -866,34 +801,36 @@ class Context:
         high = self.o.max_tier
         if stay.tier is None:
             return low is None and high is None
-        return (low is None or stay.tier >= low) and (high is None or stay.tier <= high)
+        return (low is None or stay.tier >= low) and (
+            high is None or stay.tier <= high
+        )
 
     def window(self, spans, alone=False):
         """The range of the page. Without --xmax it ends now, or with the newest row of the spans when none has come for
         as long as the page shows; without --xmin it begins no earlier than the first row."""
         o = self.o
         view = VIEWS[self.view]
+        end = self.now
         units, since, until = zip(*spans)
-        first, last = importer.extent(self.db, view.table, sorted(set(units)), self.now)
-        if first is not None and last is not None:
-            first = max(first, min(since))
-            last = min(last, max(until) - 1)
-        asked = None if o.xmin is None else self.zone.parse(o.xmin)
+        first, last = importer.extent(self.db, view.table, set(units), end)
+        if first is None:
+            first = last = end
+        first = max(first, min(since))
+        last = min(last, max(until) - 1)
+        asked = o.xmin and self.zone.parse(o.xmin)
         days = view.days_alone if alone else view.days
         if o.recent_days is not None:
             days = o.recent_days or 1e5
-        end = self.now
-        ended = o.xmax is None and last is not None and end - last > days * DAY
-        if ended and last is not None and (asked is None or asked < last):
+        if o.xmax is None and end - last > days * DAY and (asked or 0) < last:
             end = last + 1
-        if asked is not None:
+        if asked:
             if asked > end:
                 raise ValueError(
                     f"the page would begin after its end: {clean(o.xmin, True)}"
                 )
             return Window(max(min(asked, end - 300), DAY), end)
         begin = int(end - days * DAY)
-        if first is not None and begin < first < end - 300:
+        if begin < first < end - 300:
             return Window(first, end)
         return Window(max(begin, DAY), end, exact=False)
 
@@ -908,8 +845,10 @@ class Page(NamedTuple):
     facts: dict[str, Any]  # of the page as a whole, for JSON
     fields: list[str]
     records: list[list[Any]]  # a list in a record is a chart
-    lines: list[Line]
-    axes: dict[str, list[str]] = {}  # field of a chart -> where its columns begin
+    lines: list[list[Span]]
+    axes: dict[
+        str, list[str]
+    ] = {}  # field of a chart -> where its columns begin
     empty: str = ""  # why there is nothing to show
     rows: Sequence[Any] = ()  # what the lines were drawn from, for pictures
     window: Window = Window(0, 0)
@@ -952,8 +891,8 @@ class Column:
         self.fields = fields.split()  # the names of its values in TSV and JSON
         self.head = head
         self.cells = cells  # of a chart the least
-        self.fill = fill  # what a row has in it
-        self.__dict__.update(other)
+        self.fill = fill  # what a row has in it: fill(table, row) is a Cell
+        vars(self).update(other)
 
 
 class Ruler(NamedTuple):
@@ -977,22 +916,21 @@ class Table:
 
     ruler: Ruler  # of a chart of dBm
 
-    def __init__(self, c, columns, window=Window(0, 1), rows=1):
+    def __init__(self, c, columns, window, rows=1):
         self.c = c
         self.columns = columns
         self.window = window
         self.kept = [column for column in columns if column.least <= c.width]
-        self.axes: dict[str, Axis] = {}
         while self.spare() < 0 and any(column.rank for column in self.kept):
             self.kept.remove(max(self.kept, key=lambda column: column.rank))
+        self.axes: dict[str, Axis] = {}
         charts = [column for column in columns if column.steps]
         for column in charts:
-            free = self.spare() if column in self.kept else 0
-            cells = min(
-                column.cells - 2 * column.margin + free,
-                MOST_CELLS // rows // len(charts),
-            )
-            axis = make_axis(c.zone, window, max(cells, 4), column.steps)
+            cells = column.cells - 2 * column.margin
+            if column in self.kept:
+                cells += self.spare()
+            cells = max(min(cells, MOST_CELLS // rows // len(charts)), 4)
+            axis = make_axis(c.zone, window, cells, column.steps)
             self.axes[column.fields[0]] = axis
             column.head = " " * column.margin + c.say(axis.heading())
             column.cells = axis.cells + 2 * column.margin
@@ -1008,10 +946,14 @@ class Table:
 
     def spare(self):
         """Cells that no column takes."""
-        return self.c.width + 1 - sum(column.cells + column.gap for column in self.kept)
+        return (
+            self.c.width
+            + 1
+            - sum(column.cells + column.gap for column in self.kept)
+        )
 
     def line(self, cells):
-        """One line of the table, of the cells of all its columns."""
+        """One line of the table, of the spans of all its columns."""
         line = []
         for column, spans in zip(self.columns, cells):
             if column in self.kept:
@@ -1021,40 +963,37 @@ class Table:
 
     def page(self, title, rows, of, notes, **facts):
         """Title, headings, rows, and a legend of the characters that are here. The rows are the first of so many."""
+        c = self.c
         for column in self.kept:
             column.cells = max(
                 column.cells, min(column.most, column.cells + self.spare())
             )
-        filled = list(map(self.fill, rows))
-        legend = self.legend(filled, of, notes)
-        room = self.c.room(2 + len(legend))
-        if room is not None and room < len(rows):
-            rows = rows[:room]
-            filled = filled[:room]
-            legend = self.legend(filled, of, notes)
-        lines = [
-            self.c.title(title),
-            self.line([[Span(column.head, "dim")] for column in self.columns]),
-        ]
+        filled = [self.fill(row) for row in rows]
+        room = c.room(2 + len(self.legend(filled, of, notes)))
+        filled = filled[:room]
+        heads = [[Span(column.head, "dim")] for column in self.columns]
+        lines = [c.title(title), self.line(heads)]
         records = []
         for cells in filled:
             lines.append(self.line([each.spans for each in cells]))
             records.append([value for each in cells for value in each.values])
+        lines += self.legend(filled, of, notes)
         fields = [field for column in self.columns for field in column.fields]
-        iso = self.c.zone.iso
+        iso = c.zone.iso
         facts = {"from": iso(self.window.a), "to": iso(self.window.b), **facts}
         axes = {
-            field: list(map(iso, axis.edges[:-1])) for field, axis in self.axes.items()
+            field: list(map(iso, axis.edges[:-1]))
+            for field, axis in self.axes.items()
         }
         return Page(
-            self.c.view,
+            c.view,
             facts,
             fields,
             records,
-            lines + legend,
+            lines,
             axes,
             "",
-            rows,
+            rows[:room],
             self.window,
         )
 
@@ -1069,32 +1008,28 @@ class Table:
             for column, drawn in zip(self.columns, cells):
                 if column in self.kept and not column.most:
                     here.update(*drawn.texts())
-        hidden = of - len(filled)
-        return self.c.legend(notes, here, [f"+{hidden} more (--all)"] if hidden else [])
+        if len(filled) < of:
+            notes = [("", f"+{of - len(filled)} more (--all)"), *notes]
+        return self.c.legend(notes, here)
 
 
 def name_column(c, field, rows, names, rank=0):
     """A column of names: an eighth of the page, or more where nothing else takes it."""
 
     def fill(t, row):
-        name = names(row)
-        return cell(
-            c.name(name or "[no site]"),
-            name or None,
-            "",
-            name if field == "site" else "",
-        )
+        name = names(row) or None
+        link = name if field == "site" else ""
+        return cell(c.name(name or "[no site]"), name, "", link)
 
     most = max([4, *(width(c.name(names(row) or "[no site]")) for row in rows)])
-    return Column(
-        field, field, min(most, max(11, c.width // 8)), fill, rank=rank, most=most
-    )
+    cells = min(most, max(11, c.width // 8))
+    return Column(field, field, cells, fill, rank=rank, most=most)
 
 
 def who(c, rows, rank=3):
     """Columns for rows with a `stay`: its site, the unit, and its hardware id where there is room."""
     return [
-        name_column(c, "site", rows, lambda row: row.stay.site or ""),
+        name_column(c, "site", rows, lambda row: row.stay.site),
         name_column(c, "unit", rows, lambda row: row.stay.nickname, rank),
         Column("unit_id", "id", 12, id_cell, rank=9, most=12, least=100),
     ]
@@ -1128,11 +1063,6 @@ def bars(c, values, scale, style="", marks=()):
     return styled(chars)
 
 
-def shown(form, value):
-    """A number; nothing for none."""
-    return "" if value is None else form % value
-
-
 # -- co2: a row per site ----------------------------------------------------------------------------------------------
 
 
@@ -1145,11 +1075,13 @@ class Quantity(NamedTuple):
     form_last: str  # of the newest, beside a plot
     letter: str  # what stands before a mark of it
     narrow: float  # the least interquartile distance that a scale believes
-    height: int  # of its panel, relative to the others
+    height: int  # of its panel as text, relative to the others
+    flat: int  # px; height of its panel in a picture of many sites
+    tall: int  # px; in a picture of one
 
 
-CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "", 50, 11)
-TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", " T", 5, 9)
+CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "", 50, 11, 48, 200)
+TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", " T", 5, 9, 26, 130)
 QUANTITIES = [CO2, TEMP]
 NAMES = [quantity.name for quantity in QUANTITIES]
 
@@ -1164,12 +1096,16 @@ class Chart(NamedTuple):
 
     quantity: Quantity
     axis: Axis
-    buckets: Buckets  # one for each column; None: no readings
+    buckets: list[Bucket | None]  # one for each column; None: no readings
     scale: Scale  # the same for all rows of a page
     below: int = 0  # values off the scale, suspect ones included
     above: int = 0
-    last: tuple[int, float] | None = None  # newest usable value, and when it was
-    stale: bool = False  # it is so old that the unit should have called twice since
+    last: tuple[int, float] | None = (
+        None  # newest usable value, and when it was
+    )
+    stale: bool = (
+        False  # it is so old that the unit should have called twice since
+    )
 
     @property
     def means(self):
@@ -1185,27 +1121,34 @@ class Chart(NamedTuple):
     def ends(self):
         """Least and greatest value, suspect ones included."""
         values = [
-            value for bucket in self.buckets if bucket for value in extremes(bucket)
+            value for bucket in self.buckets for value in extremes(bucket)
         ]
         return min(values, default=None), max(values, default=None)
+
+    @property
+    def outside(self):
+        """Mark, number and farthest of the values above the scale, and of those below, where there are any."""
+        least, greatest = self.ends
+        sides = ("up", self.above, greatest), ("down", self.below, least)
+        return [side for side in sides if side[1]]
 
 
 def extremes(bucket):
     """The least and the greatest value of those that are usable and of those that are suspect."""
+    if bucket is None:
+        return []
     ends = bucket.low, bucket.high, bucket.suspect_low, bucket.suspect_high
     return [end for end in ends if end is not None]
 
 
 def mark(bucket, scale):
     """up or down where values are off the scale, suspect where there are readings and none is usable."""
-    if bucket is None:
-        return ""
     values = extremes(bucket)
     if values and max(values) > scale.high:
         return "up"
     if values and min(values) < scale.low:
         return "down"
-    return "" if bucket.n else "suspect"
+    return "" if bucket is None or bucket.n else "suspect"
 
 
 class Strand(NamedTuple):
@@ -1214,7 +1157,9 @@ class Strand(NamedTuple):
     unit_id: str
     nickname: str
     stays: list[Deployment]
-    buckets: dict[str, Buckets]  # by quantity, in the columns of the charts
+    buckets: dict[
+        str, list[Bucket | None]
+    ]  # by quantity, in the columns of the charts
     rhythm: int  # s between readings
 
 
@@ -1223,7 +1168,7 @@ class SiteRow(NamedTuple):
 
     name: str
     stays: list[Deployment]
-    spans: list[importer.Span]  # which unit stands for it, and when
+    spans: list[tuple[str, int, int]]  # which unit stands for it, and when
     charts: dict[str, Chart] = {}  # by quantity
     late: bool = False  # no readings for longer than is usual
     strands: Sequence[Strand] = ()  # only of a site in detail
@@ -1234,16 +1179,20 @@ class SiteRow(NamedTuple):
 
     def there(self, ts):
         """The units at a time."""
-        return [stay.unit_id for stay in self.stays if stay.since <= ts < stay.until]
+        return [
+            stay.unit_id for stay in self.stays if stay.since <= ts < stay.until
+        ]
 
 
 def cut_spans(spans, window):
     """What of the spans is in a range."""
-    cut_to = [
-        (unit, max(since, window.a), min(until, window.b))
-        for unit, since, until in spans
-    ]
-    return [(unit, since, until) for unit, since, until in cut_to if since < until]
+    found = []
+    for unit, since, until in spans:
+        since = max(since, window.a)
+        until = min(until, window.b)
+        if since < until:
+            found.append((unit, since, until))
+    return found
 
 
 def spans_of(stays):
@@ -1275,14 +1224,15 @@ def rows_of(stays, by_unit):
     """One row for each site, or for each unit."""
     groups = {}
     for stay in stays:
-        groups.setdefault(
-            stay.unit_id if by_unit or not stay.site else "site " + stay.site, []
-        ).append(stay)
+        key = stay.unit_id if by_unit else stay.site or stay.unit_id
+        groups.setdefault(key, []).append(stay)
     rows = []
     for group in groups.values():
         first = group[0]
         if by_unit:
-            rows.append(SiteRow(first.nickname, group, [(first.unit_id, 0, FOREVER)]))
+            rows.append(
+                SiteRow(first.nickname, group, [(first.unit_id, 0, FOREVER)])
+            )
         else:
             rows.append(
                 SiteRow(first.site or first.nickname, group, spans_there(group))
@@ -1293,63 +1243,50 @@ def rows_of(stays, by_unit):
 def with_charts(c, rows, axes, end):
     """The rows with a chart of each quantity, on one scale for all."""
     rows = [row._replace(charts={}) for row in rows]
-    found = read_buckets(c, rows, axes, end)
-    states = importer.fleet_state(
-        c.db, end, [stay for row in rows for stay in row.stays]
-    )
-    rhythms = {state.unit_id: state.ping_rhythm for state in states}
-    late = {state.unit_id for state in states if state.data_late > 1}
+    stays = [stay for row in rows for stay in row.stays]
+    states = {
+        state.unit_id: state for state in importer.fleet_state(c.db, end, stays)
+    }
     for quantity in QUANTITIES:
-        if quantity.name not in axes:
-            continue
-        columns = found[quantity.name]
+        axis = axes[quantity.name]
+        columns = read_buckets(c, rows, axes, quantity.name, end)
         top = c.o.co2_max if quantity is CO2 else None
-        scale = make_scale(
-            [bucket for row in columns for bucket in row], quantity.narrow, top
-        )
+        scale = make_scale(chain.from_iterable(columns), quantity.narrow, top)
         for row, buckets in zip(rows, columns):
-            chart = Chart(quantity, axes[quantity.name], buckets, scale)
-            row.charts[quantity.name] = measured(c, chart, row, end, rhythms)
-    return [row._replace(late=not late.isdisjoint(row.there(end))) for row in rows]
+            chart = Chart(quantity, axis, buckets, scale)
+            row.charts[quantity.name] = measured(c, chart, row, end, states)
+    late = {unit for unit, state in states.items() if state.data_late > 1}
+    return [
+        row._replace(late=not late.isdisjoint(row.there(end))) for row in rows
+    ]
 
 
-def read_buckets(c, rows, axes, end):
-    """The buckets of all rows by quantity; those with the same columns are read at once, and once for a page."""
-    found = {}
-    for axis in axes.values():
-        same = [name for name in axes if axes[name].edges == axis.edges]
-        new = [name for name in same if (name, axis.step) not in c.buckets]
-        if new:
-            spans = [row.within(Window(axis.edges[0], end)) for row in rows]
-            for name, columns in importer.buckets(c.db, new, spans, axis.edges).items():
-                c.buckets[name, axis.step] = columns
-        for name in same:
-            found[name] = c.buckets[name, axis.step]
-    return found
+def read_buckets(c, rows, axes, name, end):
+    """The buckets of a quantity, for each row; those with the same columns are read at once, and once for a page."""
+    axis = axes[name]
+    if (name, axis.step) not in c.buckets:
+        same = [other for other in axes if axes[other].edges == axis.edges]
+        spans = [row.within(Window(axis.edges[0], end)) for row in rows]
+        for other, columns in importer.buckets(
+            c.db, same, spans, axis.edges
+        ).items():
+            c.buckets[other, axis.step] = columns
+    return c.buckets[name, axis.step]
 
 
-def measured(c, chart, row, end, rhythms):
+def measured(c, chart, row, end, states):
     """The chart with its newest value, and with the number of values that are off its scale."""
     name = chart.quantity.name
     spans = row.within(Window(chart.axis.edges[0], end))
     last = importer.last_value(c.db, name, spans)
-    calls = max([rhythms[unit] for unit, _, _ in spans], default=DAY)
-    stale = last is not None and end - last[0] > 2 * calls
-    chart = chart._replace(last=last, stale=stale)
-    marked = [
-        bucket
-        for bucket in chart.buckets
-        if bucket and mark(bucket, chart.scale) in ("up", "down")
-    ]
-    if not marked:
-        return chart
-    first = min(bucket.first for bucket in marked)
-    until = max(bucket.last for bucket in marked) + 1
-    spans = row.within(Window(first, until))
-    below, above = importer.count_outside(
-        c.db, name, spans, chart.scale.low, chart.scale.high
+    rhythm = max(
+        [states[unit].ping_rhythm for unit, _, _ in spans], default=DAY
     )
-    return chart._replace(below=below, above=above)
+    stale = last is not None and end - last[0] > 2 * rhythm
+    below = above = 0
+    if {"up", "down"} & set(chart.marks):
+        below, above = importer.count_outside(c.db, name, spans, *chart.scale)
+    return chart._replace(last=last, stale=stale, below=below, above=above)
 
 
 def co2_rows(c):
@@ -1383,8 +1320,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     drawn = with_charts(c, here, t.axes, window.b)
     reach = max(t.longest("max", drawn), range_cells)
     flags = max(t.longest("late", drawn), 1)
-    room = flag_cells + max(t.spare(), 0)
-    if reach > range_cells or flags > room:  # numbers are never cut
+    if reach > range_cells or flags > flag_cells:  # numbers are never cut
         return fleet(c, rows, window, reach, max(flags, flag_cells))
     t.column("late").cells = flags
     scale = drawn[0].charts["co2"].scale
@@ -1392,9 +1328,14 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     sites = any(row.name == row.stays[0].site for row in rows)
     title = [
         (0, count(len(rows), "site" if sites else "unit")),
-        (0, c.zone.period(Window(t.axes["co2"].edges[0], window.b), c.g.to)),
+        (0, *c.zone.period(Window(t.axes["co2"].edges[0], window.b), c.g.to)),
         (2, f"CO₂ {scale.low:.0f}{c.g.to}{scale.high:.0f} ppm"),
-        (3, f"T {warmth.low:.0f}{c.g.until}{warmth.high:.0f} °C".replace("-", "−")),
+        (
+            3,
+            f"T {warmth.low:.0f}{c.g.until}{warmth.high:.0f} °C".replace(
+                "-", "−"
+            ),
+        ),
     ]
     notes = [
         ("", f"col = {t.axes['co2'].step} (CO₂)"),
@@ -1404,7 +1345,9 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
         (c.g.up + c.g.down, "off scale"),
         (c.g.suspect, "suspect"),
     ]
-    return t.page(title, drawn, len(rows), notes, co2_scale=scale, temp_scale=warmth)
+    return t.page(
+        title, drawn, len(rows), notes, co2_scale=scale, temp_scale=warmth
+    )
 
 
 def fleet_table(c, rows, window, range_cells, flag_cells):
@@ -1417,15 +1360,32 @@ def fleet_table(c, rows, window, range_cells, flag_cells):
         name_column(c, "site", rows, lambda row: row.name),
         Column("co2", "", 14, chart_of(CO2), steps=steps),
         Column("ppm ppm_age", "ppm", 4, last_of(CO2), rank=1, right=True),
-        Column("min max", "range", range_cells, range_cell, rank=3, right=True, gap=2),
+        Column(
+            "min max",
+            "range",
+            range_cells,
+            range_cell,
+            rank=3,
+            right=True,
+            gap=2,
+        ),
         Column("temp", "", 7, chart_of(TEMP), rank=4, gap=2, steps=warm_steps),
-        Column("celsius celsius_age", c.g.degree, 5, last_of(TEMP), rank=2, right=True),
-        Column("late above below temp_above temp_below", "!", flag_cells, flags_cell),
+        Column(
+            "celsius celsius_age",
+            c.g.degree,
+            5,
+            last_of(TEMP),
+            rank=2,
+            right=True,
+        ),
+        Column(
+            "late above below temp_above temp_below",
+            "!",
+            flag_cells,
+            flags_cell,
+        ),
     ]
     return Table(c, columns, window, n)
-
-
-Fill = Callable[[Table, SiteRow], Cell]
 
 
 def chart_of(quantity):
@@ -1473,9 +1433,10 @@ def flags_cell(t, row):
     values = [row.late]
     for chart in row.charts.values():
         values += chart.above, chart.below
-        for glyph, n in ((t.c.g.up, chart.above), (t.c.g.down, chart.below)):
-            if n:
-                text += chart.quantity.letter + glyph + (compact(n) if n > 1 else "")
+        for mark, n, _ in chart.outside:
+            text += chart.quantity.letter + getattr(t.c.g, mark)
+            if n > 1:
+                text += compact(n)
     return Cell(values, [Span(text, "bad")])
 
 
@@ -1491,35 +1452,31 @@ def panels(c, rows, window):
     """Every stay in detail, with one time axis and one scale for all."""
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[: c.rows and max(1, (c.rows - 1) // height)]
-    axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
-    here = with_charts(c, here, dict.fromkeys(NAMES, axis), window.b)
+    here = with_charts(c, here, detail_axes(c, window), window.b)
     hidden = len(rows) - len(here)
-    pages = [detail(c, row, window, height - bool(hidden)) for row in here]
     lines = []
     records = []
-    for row, page in zip(here, pages):
+    for row in here:
+        page = detail(c, row, window, height - bool(hidden))
         lines += page.lines
-        records += [
-            [row.name, row.stays[0].nickname, *record] for record in page.records
-        ]
+        names = [row.name, row.stays[0].nickname]
+        records += [names + record for record in page.records]
     if hidden:
         lines += c.wrapped([f"+{hidden} more (--all)"])
-    facts = {name: pages[0].facts[name] for name in ("co2_scale", "temp_scale")}
-    return Page(
-        "co2",
-        facts,
-        ["site", "unit", *pages[0].fields],
-        records,
-        lines,
-        rows=here,
-        window=window,
-    )
+    facts = {name: page.facts[name] for name in ("co2_scale", "temp_scale")}
+    fields = ["site", "unit", *page.fields]
+    return Page("co2", facts, fields, records, lines, rows=here, window=window)
+
+
+def detail_axes(c, window):
+    """The same axis for each quantity."""
+    axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
+    return dict.fromkeys(NAMES, axis)
 
 
 def site(c, row, window):
     """One site or unit."""
-    axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
-    (row,) = with_charts(c, [row], dict.fromkeys(NAMES, axis), window.b)
+    (row,) = with_charts(c, [row], detail_axes(c, window), window.b)
     lines = min(c.rows or c.o.height, c.o.height - 1)  # a browser has more rows
     return detail(c, row, window, lines)
 
@@ -1531,39 +1488,38 @@ def detail(c, row, window, lines):
     ribbons = [ribbon_text(c, strand, axis, window.b) for strand in row.strands]
     legend = detail_legend(c, row, ribbons)
     drawn = [detail_title(c, row, window)]
-    for name, height in panel_heights(lines - 2 - len(ribbons) - len(legend)).items():
+    for name, height in panel_heights(
+        lines - 2 - len(ribbons) - len(legend)
+    ).items():
         if height:
             drawn += panel(c, row, row.charts[name], window.b, height)
-    one = len(ribbons) == 1
     for strand, chars in zip(row.strands, ribbons):
-        name = (
-            "" if one else " " + cut(c.name(strand.nickname), c.width - 6 - len(chars))
-        )
-        drawn.append(
-            [Span(("stat" if one else "unit") + c.plot.side + chars), Span(name, "dim")]
-        )
-    drawn.append([Span("     " + c.say(axis.heading().replace("╷", c.plot.foot)))])
-    facts = {"site": row.name}
-    facts["units"] = [strand.nickname for strand in row.strands]
-    facts["unit_ids"] = [strand.unit_id for strand in row.strands]
+        head = "stat"
+        name = ""
+        if len(ribbons) > 1:
+            head = "unit"
+            name = " " + cut(c.name(strand.nickname), c.width - 6 - len(chars))
+        drawn.append([Span(head + c.plot.side + chars), Span(name, "dim")])
+    drawn.append(
+        [Span("     " + c.say(axis.heading().replace("╷", c.plot.foot)))]
+    )
+    facts = {
+        "site": row.name,
+        "units": [strand.nickname for strand in row.strands],
+        "unit_ids": [strand.unit_id for strand in row.strands],
+    }
     fields = ["from", "to"]
+    records = [list(map(c.zone.iso, column)) for column in axis.columns()]
     for name, chart in row.charts.items():
         facts[name + "_scale"] = chart.scale
-        fields += [f"{name}_{what}" for what in ("n", "mean", "min", "max", "suspect")]
-    records = [
-        [c.zone.iso(begin), c.zone.iso(until)] for begin, until in axis.columns()
-    ]
-    for chart in row.charts.values():
+        fields += [
+            f"{name}_{what}" for what in ("n", "mean", "min", "max", "suspect")
+        ]
         for record, bucket in zip(records, chart.buckets):
             record += bucket_values(bucket)
+    shown = Window(axis.edges[0], window.b)
     return Page(
-        "co2",
-        facts,
-        fields,
-        records,
-        drawn + legend,
-        rows=[row],
-        window=Window(axis.edges[0], window.b),
+        "co2", facts, fields, records, drawn + legend, rows=[row], window=shown
     )
 
 
@@ -1579,10 +1535,11 @@ def panel_heights(room):
     room = max(room, 3)
     heights = dict.fromkeys(NAMES, 0)
     if room > 5:
-        for quantity in QUANTITIES:
-            heights[quantity.name] = (
-                room * quantity.height // sum(other.height for other in QUANTITIES)
-            )
+        total = sum(quantity.height for quantity in QUANTITIES)
+        heights = {
+            quantity.name: room * quantity.height // total
+            for quantity in QUANTITIES
+        }
     heights[NAMES[0]] += room - sum(heights.values())
     return heights
 
@@ -1593,184 +1550,148 @@ def strands_of(c, row, axis, end):
     units = {}
     for stay in row.stays:
         units.setdefault(stay.unit_id, []).append(stay)
-    spans = (
-        [cut_spans(spans_of(stays), window) for stays in units.values()]
-        if len(units) > 1
-        else [row.within(window)]
-    )
-    found = importer.buckets(c.db, NAMES, spans[:3], axis.edges)
     strands = []
-    for i, (unit, stays) in enumerate(list(units.items())[:3]):
-        buckets = {name: found[name][i] for name in NAMES}
-        strands.append(
-            Strand(
-                unit,
-                stays[0].nickname,
-                stays,
-                buckets,
-                importer.cadence(c.db, unit, end),
-            )
+    for unit, stays in list(units.items())[:3]:
+        spans = row.spans if len(units) == 1 else spans_of(stays)
+        found = importer.buckets(
+            c.db, NAMES, [cut_spans(spans, window)], axis.edges
         )
+        buckets = {name: columns for name, (columns,) in found.items()}
+        rhythm = importer.cadence(c.db, unit, end)
+        strands.append(Strand(unit, stays[0].nickname, stays, buckets, rhythm))
     return strands
 
 
 def ribbon_text(c, strand, axis, end):
     """What a unit was doing, where there are readings of it."""
+    deployed, en_route, other = c.plot.status
     chars = ""
     for bucket, (begin, until) in zip(strand.buckets["co2"], axis.columns()):
         here = [
             stay
             for stay in strand.stays
-            if stay.since < until and stay.until > begin and stay.site
+            if stay.site and stay.since < until and stay.until > begin
         ]
         if bucket is None:
             chars += " "
         elif bucket.rows * strand.rhythm < (min(until, end) - begin) / 2:
             chars += c.plot.part
         elif any(map(is_deployed, here)):
-            chars += c.plot.status[0]
+            chars += deployed
         else:
-            chars += c.plot.status[1 if here and here[0].status == "en_route" else 2]
+            chars += (
+                en_route if here and here[0].status == "en_route" else other
+            )
     return chars
 
 
 def detail_legend(c, row, ribbons):
     """What the characters of the page mean that are on it."""
     g = c.plot
+    charts = row.charts.values()
+    here = "".join(ribbons)
+    for chart in charts:
+        here += "".join(getattr(g, mark, "") for mark in chart.marks)
     notes = [
         ("", "col = " + row.charts["co2"].axis.step),
         ("", g.mean + " mean"),
         ("", g.range + " min–max"),
-        *newest_and_zero(g, row.charts.values()),
-        (g.status[0], "deployed"),
-        (g.status[1], "en route"),
-        (g.status[2], "not deployed"),
-        (g.part, "under half of the readings"),
-        (g.up + g.down, "off scale"),
-        (g.suspect, "suspect"),
     ]
-    here = "".join(ribbons)
-    for chart in row.charts.values():
-        here += "".join(g.of(mark) for mark in chart.marks)
-    return c.legend(notes, here)
-
-
-def newest_and_zero(g, charts):
-    """Notes on the mark of the newest value and on the line at 0, if they are drawn."""
-    notes = []
     if any(chart.last and not chart.stale for chart in charts):
         notes.append(("", g.last + " newest"))
     if any(chart.scale.low < 0 < chart.scale.high for chart in charts):
         notes.append(("", g.zero + " 0"))
-    return notes
+    notes += zip(g.status, ("deployed", "en route", "not deployed"))
+    notes += [
+        (g.part, "under half of the readings"),
+        (g.up + g.down, "off scale"),
+        (g.suspect, "suspect"),
+    ]
+    return c.legend(notes, here)
 
 
 def detail_title(c, row, window):
     """Name, units, time, and how many of the readings that should be there are."""
-    buckets = [bucket for bucket in row.charts["co2"].buckets if bucket]
+    chart = row.charts["co2"]
+    buckets = list(filter(None, chart.buckets))
     here = sum(bucket.rows for bucket in buckets)
     first = min((bucket.first for bucket in buckets), default=window.b)
-    due = 0.0
-    for unit, since, until in row.within(Window(max(first, window.a), window.b)):
+    due = 0
+    for unit, since, until in row.within(
+        Window(max(first, window.a), window.b)
+    ):
         due += (until - since) / importer.cadence(c.db, unit, window.b)
     counted = [count(here, "reading")]
     if due >= 1:
         share = percent(here, due)
         counted = [f"{here:,}/{due:,.0f} = {share}".replace(",", " "), share]
-    names = [strand.nickname for strand in row.strands if strand.nickname != row.name]
+    names = [
+        strand.nickname for strand in row.strands if strand.nickname != row.name
+    ]
     ids = [strand.unit_id for strand in row.strands]
-    return c.title(
-        [
-            (0, cut(c.name(row.name), c.width // 2)),
-            (2, c.name(", ".join(names))),
-            (4, c.name(", ".join(ids))),
-            (
-                0,
-                c.zone.period(
-                    Window(row.charts["co2"].axis.edges[0], window.b), c.g.to
-                ),
-            ),
-            (3, counted),
-        ]
-    )
+    parts = [
+        (0, cut(c.name(row.name), c.width // 2)),
+        (2, c.name(", ".join(names))),
+        (4, c.name(", ".join(ids))),
+        (0, *c.zone.period(Window(chart.axis.edges[0], window.b), c.g.to)),
+        (3, *counted),
+    ]
+    return c.title(parts)
 
 
 def panel(c, row, chart, end, lines):
     """A heading with the numbers; marks, if there are any; the plot, labels left, newest value right."""
     g = c.plot
     quantity = chart.quantity
+    beyond = c.say(
+        "  ".join(
+            f"{getattr(g, mark)}{value:.0f} ×{n}"
+            for mark, n, value in chart.outside
+        )
+    )
+    aside = width(beyond) < c.width - 5 - chart.axis.cells
+    heading = [(0, quantity.label), (0, "" if aside else beyond)]
+    tail = ""
+    if chart.last:
+        ts, value = chart.last
+        tail = f" {g.last} {quantity.form_last % value}"
+        if chart.stale:
+            heading.append(
+                (1, f"last {quantity.form_last % value}, {ago(end - ts)} ago")
+            )
+            tail = ""
     spans = row.within(Window(chart.axis.edges[0], end))
     numbers = importer.quantiles(c.db, quantity.name, spans, (0.05, 0.5, 0.95))
-    p5, median, p95 = [shown(quantity.form, number) for number in numbers]
-    beyond = c.say(off_scale(g, chart))
-    aside = width(beyond) < c.width - 5 - chart.axis.cells
-    last, tail = newest_value(g, chart, end)
-    drawn = [
-        c.title(
-            [
-                (0, quantity.label),
-                (0, "" if aside else beyond),
-                (1, last),
-                (2, median and "median " + median),
-                (3, median and f"p5 {p5}  p95 {p95}"),
-            ],
-            "",
-        )
-    ]
+    if None not in numbers:
+        p5, median, p95 = [quantity.form % number for number in numbers]
+        heading += (2, "median " + median), (3, f"p5 {p5}  p95 {p95}")
+    drawn = [c.title(heading, "")]
     if any(chart.marks):
-        marks = [(g.of(mark), "bad") for mark in chart.marks]
-        drawn.append(
-            [
-                Span("    " + g.side),
-                *styled(marks),
-                Span(" " + beyond if aside else "", "bad"),
-            ]
-        )
+        marks = [(getattr(g, mark, " "), "bad") for mark in chart.marks]
+        after = Span(" " + beyond if aside else "", "bad")
+        drawn.append([Span("    " + g.side), *styled(marks), after])
     scale, labels = make_rows(chart.scale, max(lines - len(drawn), 1))
     at = scale.level(chart.last[1], len(labels)) if chart.last else -1
     rows = []
-    for level, (label, line) in enumerate(
-        zip(labels, plot(g, chart, scale, len(labels)))
-    ):
+    for level, line in enumerate(plot(g, chart, scale, len(labels))):
+        label = labels[level]
         side = f"{label:>4}{g.label if label else g.side}"
         rows.append(
-            [Span(side), *line, Span(tail if level == at else "", quantity.name)]
+            [
+                Span(side),
+                *line,
+                Span(tail if level == at else "", quantity.name),
+            ]
         )
     return drawn + rows[::-1]
 
 
-def newest_value(g, chart, end):
-    """What is said of the newest value in the heading, and beside the plot: there only as long as it is new."""
-    if chart.last is None:
-        return "", ""
-    ts, value = chart.last
-    text = chart.quantity.form_last % value
-    return (
-        (f"last {text}, {ago(end - ts)} ago", "")
-        if chart.stale
-        else ("", f" {g.last} {text}")
-    )
-
-
-def off_scale(g, chart):
-    """The least and the greatest value and the number of those that are off the scale."""
-    low, high = chart.ends
-    said = []
-    if chart.above and high is not None:
-        said.append(f"{g.up}{high:.0f} ×{chart.above}")
-    if chart.below and low is not None:
-        said.append(f"{g.down}{low:.0f} ×{chart.below}")
-    return "  ".join(said)
-
-
-DOTS = (
-    (0x40, 0x04, 0x02, 0x01),
-    (0x80, 0x20, 0x10, 0x08),
-)  # braille: dots from below, left, right
+# braille: dots of a cell from below, left and right
+DOTS = (0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08)
 
 
 class Places(NamedTuple):
-    """What a column of a plot takes, counted in places from below."""
+    """What a column of a plot takes, counted in places from below: a cell has four in braille, else one."""
 
     left: range  # the line of the means in the left half of the column
     right: range
@@ -1779,22 +1700,25 @@ class Places(NamedTuple):
 
 def plot(g, chart, scale, rows):
     """The rows of a plot, from below."""
-    levels = rows * g.sub
+    high = 4 if g is BRAILLE else 1
+    levels = rows * high
     means = [
-        None if mean is None else scale.level(mean, levels) for mean in chart.means
+        None if value is None else scale.level(value, levels)
+        for value in chart.means
     ]
     columns = []
-    for bucket, left, right in zip(chart.buckets, *trace(means, g.sub == 4)):
+    for bucket, left, right in zip(chart.buckets, *trace(means, g is BRAILLE)):
         reach = range(0)
-        if bucket and bucket.low is not None and bucket.high is not None:
+        if bucket and bucket.n:
             reach = range(
-                scale.level(bucket.low, levels), scale.level(bucket.high, levels) + 1
+                scale.level(bucket.low, levels),
+                scale.level(bucket.high, levels) + 1,
             )
         columns.append(Places(left, right, reach))
     zero = scale.level(0, rows) if scale.low < 0 < scale.high else -1
     lines = []
     for row in range(rows):
-        at = range(row * g.sub, row * g.sub + g.sub)
+        at = range(row * high, row * high + high)
         blank = g.zero if row == zero else " "
         lines.append(
             styled(
@@ -1825,26 +1749,26 @@ def trace(means, connect):
 
 def plot_char(g, column, at, style, blank):
     """The character of a column in the row of a plot that has these places, and its style."""
-    line = [place in column.left or place in column.right for place in at]
+    line = any(place in column.left or place in column.right for place in at)
     inside = [place in column.reach for place in at]
-    if not any(line):
+    if not line:
         style = "dim"
-    if not any(line) and not any(inside):
+    if not line and not any(inside):
         return blank, style
-    if g.sub == 4:
+    if g is BRAILLE:
         return braille(column, at, inside), style
-    if not any(line):
-        return g.range, style
-    if g.sub == 1 or line == [False, True]:
-        return g.mean, style
-    return "█" if all(line) else "▄", style
+    return g.mean if line else g.range, style
 
 
 def braille(column, at, inside):
     """The means, and of the range every other dot on the left."""
     bits = 0
     for i, place in enumerate(at):
-        if place in column.left or inside[i] and (i % 2 or not any(inside[1::2])):
+        if (
+            place in column.left
+            or inside[i]
+            and (i % 2 or not any(inside[1::2]))
+        ):
             bits += DOTS[0][i]
         if place in column.right:
             bits += DOTS[1][i]
@@ -1904,7 +1828,9 @@ def view_pings(c):
         c,
         [
             name,
-            Column("pings", "", 14, ping_cell, gap=0, steps=FROM_DAYS, margin=1),
+            Column(
+                "pings", "", 14, ping_cell, gap=0, steps=FROM_DAYS, margin=1
+            ),
             unit,
             hardware,
             Column("late_seconds", "late", 4, late_cell, rank=1, right=True),
@@ -1921,7 +1847,7 @@ def view_pings(c):
     title = [
         (0, "pings"),
         (2, count(len(units), "unit")),
-        (0, c.zone.period(window, c.g.to)),
+        (0, *c.zone.period(window, c.g.to)),
         (3, "1 col = " + axis.step),
         (4, "sort: tier, site"),
     ]
@@ -1947,12 +1873,21 @@ PING_LEVELS = {
 def with_pings(c, row, axis, window):
     """The row with its pings by column, and with the silence of the unit that is there."""
     columns = [None] * axis.cells
-    for (_, j), pings in importer.pings(c.db, row.within(window), axis.edges).items():
-        columns[j] = Pings._make(map(sum, zip(pings, columns[j] or (0, 0, 0, 0))))
+    for (_, j), pings in importer.pings(
+        c.db, row.within(window), axis.edges
+    ).items():
+        columns[j] = Pings._make(
+            map(sum, zip(pings, columns[j] or (0, 0, 0, 0)))
+        )
     late = None
     (state,) = importer.fleet_state(c.db, window.b, [row.stay])
     here = row.stay.since <= window.b < row.stay.until
-    if here and state.alarms and state.pings_late > 1 and state.last_ping is not None:
+    if (
+        here
+        and state.alarms
+        and state.pings_late > 1
+        and state.last_ping is not None
+    ):
         late = window.b - state.last_ping
     return PingRow(row.stays, columns, late, state)
 
@@ -1981,13 +1916,18 @@ def ping_cell(t, row):
             at = axis.column_of(stay.until - 1) + 2
             if line[at][0] == " ":
                 line[at] = g.close, "dim"
-    return Cell([[pings.n if pings else 0 for pings in row.columns]], styled(line))
+    return Cell(
+        [[pings.n if pings else 0 for pings in row.columns]], styled(line)
+    )
 
 
 def days_of(stays, window):
     """Days of stays in a range."""
     return (
-        sum(until - since for _, since, until in cut_spans(spans_of(stays), window))
+        sum(
+            until - since
+            for _, since, until in cut_spans(spans_of(stays), window)
+        )
         / DAY
     )
 
@@ -1996,7 +1936,9 @@ def late_cell(t, row):
     """Since when the unit that is there is silent, if it is late."""
     if row.late is None:
         return cell("", None)
-    text = f"{row.late // 3600}h" if row.late < 2 * DAY else f"{row.late // DAY}d"
+    text = (
+        f"{row.late // 3600}h" if row.late < 2 * DAY else f"{row.late // DAY}d"
+    )
     return cell(text, row.late, "bad")
 
 
@@ -2059,9 +2001,14 @@ def view_status(c):
     c.rows = c.room(len(below))
     here = states[: c.room(3)]
     found = importer.pings(
-        c.db, [(state.unit_id, axis.edges[0], window.b) for state in here], axis.edges
+        c.db,
+        [(state.unit_id, axis.edges[0], window.b) for state in here],
+        axis.edges,
     )
-    rows = [StatusRow(state, pings_of(found, i, axis)) for i, state in enumerate(here)]
+    rows = [
+        StatusRow(state, pings_of(found, i, axis))
+        for i, state in enumerate(here)
+    ]
     t = Table(c, status_columns(c, states), Window(axis.edges[0], c.now))
     t.axes = {"pings": axis, "rssi": axis}
     counts = Counter(state.verdict for state in states)
@@ -2086,10 +2033,21 @@ def status_columns(c, states):
         Column("pings", "pings 14 d", 14, days_cell, rank=2),
         Column("ppm ppm_age", "ppm", 4, newest_of(CO2), rank=4, right=True),
         Column(
-            "celsius celsius_age", c.g.degree, 5, newest_of(TEMP), rank=6, right=True
+            "celsius celsius_age",
+            c.g.degree,
+            5,
+            newest_of(TEMP),
+            rank=6,
+            right=True,
         ),
         number_column("dBm", 4, lambda row: row.stay.dbm, 5, c.g.none),
-        Column("rssi", "rssi 14d", 8, lambda t, row: rssi_cell(c, row.days, 2), rank=7),
+        Column(
+            "rssi",
+            "rssi 14d",
+            8,
+            lambda t, row: rssi_cell(c, row.days, 2),
+            rank=7,
+        ),
     ]
 
 
@@ -2105,8 +2063,8 @@ def status_title(c, counts):
     units = count(sum(counts.values()), "unit")
     return [
         (3, "fleet"),
-        (0, c.zone.local(c.now).strftime("%Y-%m-%d %H:%M ") + c.zone.name),
-        (1, [f"{units}: {said}", said, *filter(None, [wrong])]),
+        (0, f"{c.zone.local(c.now):%Y-%m-%d %H:%M} {c.zone.name}"),
+        (1, f"{units}: {said}", said, wrong),
     ]
 
 
@@ -2132,14 +2090,21 @@ def age_cell(t, row):
     style = VERDICTS[state.verdict].style
     return Cell(
         ages,
-        [Span("never" if age is None else ago(age), style if style == "bad" else "")],
+        [
+            Span(
+                "never" if age is None else ago(age),
+                style if style == "bad" else "",
+            )
+        ],
     )
 
 
 def days_cell(t, row):
     """Whether it called on each day."""
     numbers = [pings.n if pings else 0 for pings in row.days]
-    return Cell([numbers], [Span("".join(t.c.g.pings[min(n, 2)] for n in numbers))])
+    return Cell(
+        [numbers], [Span("".join(t.c.g.pings[min(n, 2)] for n in numbers))]
+    )
 
 
 def newest_of(quantity):
@@ -2218,7 +2183,7 @@ def view_signal(c):
     here = [row._replace(days=pings_of(pings, i, days)) for i, row in enumerate(here)]
     title = [
         (0, "signal dBm"),
-        (0, c.zone.period(window, c.g.to)),
+        (0, *c.zone.period(window, c.g.to)),
         (2, count(len(rows), "unit") + ", weakest first"),
         (3, f"1 col = {t.ruler.step} dB"),
     ]
@@ -2320,7 +2285,7 @@ def view_errors(c):
         return nothing("errors", "No errors in this time.")
     title = [
         (0, "errors"),
-        (0, c.zone.period(window, c.g.to)),
+        (0, *c.zone.period(window, c.g.to)),
         (2, count(len(rows), "unit")),
         (2, f"{sum((row.weight()[1] for row in rows))} entries"),
         (3, "1 col = " + axis.step),
@@ -2425,7 +2390,7 @@ def view_gaps(c):
     )
     title = [
         (0, "gaps"),
-        (0, c.zone.period(window, c.g.to)),
+        (0, *c.zone.period(window, c.g.to)),
         (2, count(len(rows), "gap")),
         (3, "newest first"),
     ]
@@ -2671,8 +2636,6 @@ class Strip(NamedTuple):
 
 # -- pictures: readings -----------------------------------------------------------------------------------------------
 
-FLAT = {"co2": 48, "temp": 26}  # px; heights of panels in a page of many sites
-HIGH = {"co2": 200, "temp": 130}  # px; in a page of one
 ABOVE = 9  # px over a panel, for marks
 
 
@@ -2728,13 +2691,9 @@ def beside(row, end):
         if name == "co2" or len(row.charts) == 1:
             text = spread(chart, 0, len(chart.buckets))
             lines.append(("more", text.partition(",")[0]))
-        least, greatest = chart.ends
-        for sign, n, furthest in (
-            ("▲", chart.above, greatest),
-            ("▼", chart.below, least),
-        ):
-            if n:
-                lines.append(("bad", f"{sign} {n} to {signed('%.0f', furthest)} {unit}"))
+        for mark, n, farthest in chart.outside:
+            text = f"{SIGNS[mark]} {n} to {signed('%.0f', farthest)} {unit}"
+            lines.append(("bad", text))
     if old or row.late:
         lines.append(("bad", old or "late"))
     return lines
@@ -2759,13 +2718,13 @@ def unit_curves(panel, row):
     return drawn
 
 
-def chart_strip(frame, row, heights, gaps, end):
-    """Quantities of a site under each other; where readings are missing, and why."""
+def chart_strip(frame, row, size, gaps, end):
+    """Quantities of a site under each other, flat or tall; where readings are missing, and why."""
     top = ABOVE
     back = curves = front = labels = ""
     for name, chart in row.charts.items():
-        panel = Panel(frame, chart, top, heights[name])
-        top += heights[name] + ABOVE
+        panel = Panel(frame, chart, top, getattr(chart.quantity, size))
+        top += panel.height + ABOVE
         labels += panel.labels()
         front += panel.marks()
         curves += "".join(panel.level("grid", value) for value in panel.ticks())
@@ -2791,7 +2750,7 @@ def fleet_strip(frame, row, gaps, end):
     buckets = {name: chart.buckets for name, chart in row.charts.items()}
     stays = [stay for stay in row.stays if stands(row, stay)]
     strand = Strand("", "", stays, buckets, 0)
-    strip = chart_strip(frame, row._replace(strands=[strand]), FLAT, gaps, end)
+    strip = chart_strip(frame, row._replace(strands=[strand]), "flat", gaps, end)
     bars = stay_bars(frame, strand, strip.height + 1)
     here = row.stays[-1]
     left = [("head", row.name), ("", here.nickname if here.site else "never deployed")]
@@ -2804,7 +2763,7 @@ def site_strips(frame, row, gaps, end):
     """One site in detail: a strip for each quantity, and one for each unit."""
     strips = []
     for name, chart in row.charts.items():
-        strip = chart_strip(frame, row._replace(charts={name: chart}), HIGH, gaps, end)
+        strip = chart_strip(frame, row._replace(charts={name: chart}), "tall", gaps, end)
         strips.append(strip._replace(left=[("head", chart.quantity.label)]))
     for strand in row.strands:
         drawn = stay_bars(frame, strand, 5)
@@ -2898,7 +2857,7 @@ def make_frame(c, axis):
     if ticks:  # the first label has its month or year
         first = ticks[0]
         begin = c.zone.local(first.ts)
-        label = _date(begin) if begin.day > 1 else first.label + _year(begin)
+        label = f"{begin:%-d %b}" if begin.day > 1 else f"{first.label} {begin.year}"
         ticks[0] = first._replace(label=label)
 
     groups = []
@@ -2907,8 +2866,8 @@ def make_frame(c, axis):
         column = bisect_left(edges, start)
         last = min(bisect_left(edges, end), axis.cells)
         begin = c.zone.local(max(start, edges[0]))
-        year = _year(begin) if whole.b - whole.a > 366 * DAY else ""
-        groups.append((column, last, _date(begin) + year))
+        form = "%-d %b %Y" if whole.b - whole.a > 366 * DAY else "%-d %b"
+        groups.append((column, last, begin.strftime(form)))
     return Frame(edges, ticks, groups)
 
 
@@ -3777,7 +3736,7 @@ def arguments(argv):
         add(flag, metavar="FILE", help=text)
     add(
         "--repeat",
-        type=number(0, 1e5),
+        type=between(0, 1e5),
         metavar="HOURS",
         default=24.0,
         help="--changes: all of it again after so long",
@@ -3789,7 +3748,7 @@ def arguments(argv):
         metavar="FILE",
         help="write here: FILE.svg is a picture; with --html a directory takes all pages",
     )
-    add("--watch", type=number(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
+    add("--watch", type=between(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
     return checked(parser, parser.parse_args(argv))
 
 

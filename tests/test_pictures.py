@@ -154,19 +154,19 @@ def test_each_unit_has_a_line_as_its_stay_is() -> None:
     first = stay("en_route", 0, 2 * HOUR)
     then = stay("deployed", 2 * HOUR)
     successor = stay("lab_check", HOUR, 3 * HOUR, "co2unit-next")
-    row = site(chart(CO2, 400, 500, level), first, then)
+    row = site(chart(CO2._replace(tall=50), 400, 500, level), first, then)
     after = Strand("co2unit-next", "varanger-11", [successor], {"co2": level}, 1800)
     row = row._replace(stays=[first, then, successor], strands=[*row.strands, after])
-    drawn = plot_ascii.chart_strip(hours(4), row, {"co2": 50}, [], 4 * HOUR).chart
+    drawn = plot_ascii.chart_strip(hours(4), row, "tall", [], 4 * HOUR).chart
     assert re.findall('class="co2 line-([a-z_]+)" d="([^"]+)"', drawn) == [
         ("en_route", "M250 490l1000 0"), ("deployed", "M1250 490l500 0"), ("second", "M750 490l1000 0")]
 
 
 def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
-    row = site(chart(CO2, 400, 500, [values(420, 420, 420), None, None, values(420, 420, 420)]))
+    row = site(chart(CO2._replace(tall=50), 400, 500, [values(420, 420, 420), None, None, values(420, 420, 420)]))
     unit = row.stays[0].unit_id
     gaps = [Gap(unit, HOUR, 3 * HOUR, 4, "lost", 0), Gap(unit, HOUR, HOUR + 9, 1, "lost", 0), Gap("other", 0, None, 1, "lost", 0)]
-    strip = plot_ascii.chart_strip(hours(4), row, {"co2": 50}, gaps, 4 * HOUR)
+    strip = plot_ascii.chart_strip(hours(4), row, "tall", gaps, 4 * HOUR)
     assert strip.height == 62
     assert strip.chart.startswith('<rect class="gap" x="25.00%" width="50.00%" y="0" height="62"/><svg viewBox="0 0 2000 620" ')
     assert strip.chart.count('class="gap"') == 1
@@ -174,8 +174,8 @@ def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
 
 
 def test_the_mouse_is_told_the_numbers_of_a_day() -> None:
-    row = site(chart(TEMP, -10, 10, [values(-8, -4, 1), None]))
-    strip = plot_ascii.chart_strip(hours(2), row, {"temp": 50}, [], 2 * HOUR)
+    row = site(chart(TEMP._replace(tall=50), -10, 10, [values(-8, -4, 1), None]))
+    strip = plot_ascii.chart_strip(hours(2), row, "tall", [], 2 * HOUR)
     assert "<title>1 Jan 1970: temp °C −8.0…1.0, mean −4.0</title>" in strip.chart
 
 
