@@ -52,6 +52,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import filecmp
 import fnmatch
 import functools
 import ipaddress
@@ -63,6 +64,7 @@ import os
 import queue
 import re
 import resource
+import select
 import selectors
 import shutil
 import signal
@@ -2146,123 +2148,111 @@ def _places(settings, backup_dir):
 
 
 def copy_tree(source, target):
-    """Copy the files that differ; what is only in the target stays."""
-    shutil.copytree(
-        source,
-        target,
-        copy_function=_copy_changed,
-        ignore=_passed_over,
-        dirs_exist_ok=True)
+    """Copy the files that differ, if there is a directory `source`; what is only in the target stays."""
+    if os.path.isdir(source):
+        shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
 
 
 def _copy_changed(file, copy):
-    """Copy a file as a whole, if size or time differ, with the time that it had before: it may grow at any moment."""
+    """Copy a file as a whole, if it differs, with the time that it had before: it may grow at any moment."""
     with contextlib.suppress(FileNotFoundError):                # it was there for a moment only
         status = os.stat(file)
-        is_there = os.path.exists(copy)
-        if is_there and _size_and_time(os.stat(copy)) == _size_and_time(status):
-            return
-        part = copy + ".part"
-        shutil.copyfile(file, part)
-        shutil.copymode(file, part)
-        os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
-        os.replace(part, copy)
-
-
-def _size_and_time(status):
-    return status.st_size, status.st_mtime_ns
+        if not os.path.exists(copy) or not filecmp.cmp(file, copy):
+            part = copy + ".part"
+            shutil.copyfile(file, part)
+            shutil.copymode(file, part)
+            os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.replace(part, copy)
 
 
 def _passed_over(folder, names):
     """Links, which nothing of ours follows, and updates that are being published."""
-    staged = [name for name in names if name.startswith("." + seqfile.UPDATE_PREFIX)]
-    links = [name for name in names if os.path.islink(os.path.join(folder, name))]
-    return staged + links
+    staged = fnmatch.filter(names, f".{seqfile.UPDATE_PREFIX}*")
+    return staged + [name for name in names if os.path.islink(os.path.join(folder, name))]
 
 
-def _files_below(*directories):
+def _all_below(directories):
+    """Paths of these directories and of all that is below them."""
     for directory in directories:
         for where, _, names in os.walk(directory):
+            yield where
             for name in names:
                 yield os.path.join(where, name)
 
 
-def _give_to(owner, directories):
-    for directory in directories:
-        for where, _, names in os.walk(directory):
-            for name in [".", *names]:
-                path = os.path.join(where, name)
-                os.chown(path, owner.st_uid, owner.st_gid)
+def _tell_copied(done, directories, target):
+    files = [path for path in _all_below(directories) if os.path.isfile(path)]
+    newest = "never"
+    if files:
+        newest = seqfile.utc(max(map(os.path.getmtime, files)))
+    print(f"{done}: {len(files)} files in {target}, the newest of {newest} UTC")
 
 
-def _tell_copied(done, files, directory):
-    times = [os.stat(file).st_mtime for file in files]
-    newest = seqfile.utc(max(times)) if times else "never"
-    print("%s: %d files in %s, the newest of %s UTC" % (done, len(times), directory, newest))
+def _directory_parser(command, description, examples, what):
+    """Options of a command with a directory."""
+    parser = command_parser(command, description, examples)
+    parser.add_argument("directory", metavar="DIR", help=what)
+    return parser
 
 
 def backup_parser():
     """Options of `co2d backup`."""
-    parser = command_parser("backup", "Copy text, updates and configuration to a directory, also while the daemon "
-                            "runs. The next time only what has changed is copied.", """\
+    return _directory_parser(
+        "backup", "Copy text, updates and configuration to a directory, also while the daemon "
+        "runs. The next time only what has changed is copied.", """\
   co2d backup /mnt/backup
   co2d backup /mnt/backup && rsync -a /mnt/backup/ elsewhere:co2d/
-""")
-    parser.add_argument("directory", metavar="DIR", help="where to; it is made if need be")
-    return parser
+""", "where to; it is made if need be")
 
 
 def backup(settings, arguments):
     """`co2d backup`; the exit status."""
     target = os.path.realpath(arguments.directory)
-    pings = os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)
-    for needed in (settings.data_dir, pings):
+    for needed in (settings.data_dir, os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)):
         if not os.path.isdir(needed):
-            raise Failed("there is no directory %s: is this the configuration of the station?" % needed)
+            raise Failed(f"there is no directory {needed}: is this the configuration of the station?")
         if (target + "/").startswith(os.path.realpath(needed) + "/"):
-            raise Failed("%s lies within %s" % (target, needed))
+            raise Failed(f"{target} lies within {needed}")
     for source, copy in [*_places(settings, target)] * 2:
-        if os.path.isdir(source):
-            copy_tree(source, copy)
+        copy_tree(source, copy)
     config = importer.config_file(arguments.config)
     if config:
         shutil.copy2(config, os.path.join(target, "co2d.conf"))
     os.sync()
-    _tell_copied("backup", _files_below(target), target)
+    _tell_copied("backup", [target], target)
     return 0
 
 
 def restore_parser():
     """Options of `co2d restore`."""
-    parser = command_parser("restore", "Bring a backup back into the directories of the configuration, which are to be "
-                            "empty. The database is made anew from the text.", """\
+    return _directory_parser(
+        "restore", "Bring a backup back into the directories of the configuration, which are to be "
+        "empty. The database is made anew from the text.", """\
   sudo systemctl stop co2d.socket co2d.service && sudo co2d restore /mnt/backup
   co2d restore /mnt/backup --data-dir /srv/co2d/remote_data --var-dir /srv/co2d/var
-""")
-    parser.add_argument("directory", metavar="DIR", help="a directory that co2d backup has written")
-    return parser
+""", "a directory that co2d backup has written")
 
 
 def restore(settings, arguments):
     """`co2d restore`; the exit status."""
-    copied = os.path.join(arguments.directory, "remote_data")
-    if not os.path.isdir(copied):
-        raise Failed("%s is no backup: there is no remote_data in it" % arguments.directory)
+    if not os.path.isdir(os.path.join(arguments.directory, "remote_data")):
+        raise Failed(f"{arguments.directory} is no backup: there is no remote_data in it")
     places = [place for place, _ in _places(settings, "")]
-    for file in _files_below(*places):
-        if not os.path.basename(file).startswith("."):          # a mark that the daemon has left
-            raise Failed("there are data already, as %s: a backup is only brought back into an empty station" % file)
+    for path in _all_below(places):
+        is_mark = os.path.basename(path).startswith(".")        # that the daemon has left
+        if os.path.isfile(path) and not is_mark:
+            raise Failed(f"there are data already, as {path}: a backup is only brought back into an empty station")
     seqfile.make_directory(settings.data_dir)
     held = claim(settings.data_dir)
     owner = os.stat(settings.data_dir)
     for place, copy in _places(settings, arguments.directory):
-        if os.path.isdir(copy):
-            copy_tree(copy, place)
+        copy_tree(copy, place)
     if os.geteuid() == 0:
-        _give_to(owner, places)
+        for path in _all_below(places):
+            os.chown(path, owner.st_uid, owner.st_gid)
     os.sync()
     os.close(held)
-    _tell_copied("restored", _files_below(*places), settings.data_dir)
+    _tell_copied("restored", places, settings.data_dir)
     return 0
 
 
@@ -2271,9 +2261,7 @@ def restore(settings, arguments):
 # A client that has to do something first is *parked*: it holds a descriptor, and no thread.
 
 LAST_WORDS = 2.0                        # seconds for a reply after the deadline, and for what comes after a refusal
-PIECE = 64 << 10                        # bytes that are read at once
-FILE_PIECE = 256 << 10                  # bytes of a file that are sent before others have their turn
-TLS_RECORD = 16 << 10                   # bytes that TLS encrypts at once
+PIECE = 32 << 10                        # bytes that are read at once, from a client or from a file that is sent
 CLIENT_FAULTS = (501, 505)              # what a client asked for, not what went wrong here
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 TLS_WANTS = {2: READ, 3: WRITE}         # errno of ssl.SSLWantReadError and ssl.SSLWantWriteError
@@ -2295,11 +2283,13 @@ class Connection:
     """
 
     def __init__(self, sock, peer, station, tls):
-        self.sock = sock                        # from the handshake on, an ssl.SSLSocket
-        self._flags = socket.MSG_DONTWAIT       # saves to set each socket non-blocking
+        """`sock`: as it was accepted; `peer`: the address; `tls`: an ssl.SSLContext, or None."""
+        sock.setblocking(False)
+        self.sock = sock                # from the handshake on, an ssl.SSLSocket
         self.peer = peer
         self.station = station
         self.tls = tls
+        self.is_encrypted = False
         self.event = READ               # what the client has to make possible
         self.accepted = self.heard = time.monotonic()           # heard: when the client last sent or took a byte
         self.reader = RequestReader(station.settings.max_body)
@@ -2308,7 +2298,7 @@ class Connection:
         self.is_slow = False            # the answer takes long, and not for the disk
         self.is_complete = False        # the kernel has taken the whole reply
         self._unsent = memoryview(b"")
-        self._position = self._size = 0                         # of the file that is sent
+        self._left = 0                  # bytes of the file that is sent, without those in `_unsent`
         self.enter("tls" if tls else "head")
 
     def enter(self, state):
@@ -2351,7 +2341,7 @@ class Connection:
         data = encode_head(response, size, self.station.clock())
         if not self.request or self.request.method != "HEAD":
             data += response.body
-            self._size = size if response.file else 0
+            self._left = size if response.file else 0
         self._unsent = memoryview(data)
         self.enter(state)
 
@@ -2363,7 +2353,7 @@ class Connection:
             self.event = event
             return None
         except OSError as error:
-            if not self.tls or error.errno not in TLS_WANTS:
+            if not self.is_encrypted or error.errno not in TLS_WANTS:
                 raise
             self.event = TLS_WANTS[error.errno]
             return None
@@ -2374,17 +2364,15 @@ class Connection:
 
     def shake_hands(self):
         """Begin TLS if the client does; plain HTTP goes on if it may."""
-        if not hasattr(self.sock, "do_handshake"):
-            first = self._attempt(READ, self.sock.recv, 1, socket.MSG_PEEK | self._flags)
-            if first == b"\x16" and self.tls:
-                self.sock.setblocking(False)
-                self._flags = 0
-                self.sock = self.tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-            elif first and self.station.settings.tls_only:
+        if not self.is_encrypted:
+            first = self._attempt(READ, self.sock.recv, 1, socket.MSG_PEEK)
+            if first and first != b"\x16" and self.station.settings.tls_only:
                 raise Refused(400, "this port speaks TLS")
-            else:
+            if first != b"\x16":
                 return first is not None
-        return self._attempt(READ, lambda: [self.sock.do_handshake()]) is not None
+            self.sock = self.tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+            self.is_encrypted = True
+        return self._attempt(READ, lambda: [self.sock.do_handshake()])
 
     def read_head(self):
         """Read the head of the request."""
@@ -2402,44 +2390,36 @@ class Connection:
 
     def _read(self):
         is_first = self.heard == self.accepted
-        data = self._attempt(READ, self.sock.recv, PIECE, self._flags)
-        if data is None:
-            return False
-        if not data:
+        data = self._attempt(READ, self.sock.recv, PIECE)
+        if data == b"":
             raise Gone("" if is_first else "closed by the client")
-        self.reader.feed(data)
-        return True
+        if data:
+            self.reader.feed(data)
+        return data
 
     def write(self):
         """Hand over what is left of the reply; of a file one piece, then others have their turn."""
+        if self._left and not self._unsent:
+            self._read_file()
         while self._unsent:
-            count = self._attempt(WRITE, self.sock.send, self._unsent, self._flags)
+            count = self._attempt(WRITE, self.sock.send, self._unsent)
             if count is None:
                 return False
             self._unsent = self._unsent[count:]
-        if self._position < self._size:
-            self._position += self._send_piece()
-            if self._position < self._size:
-                return False
+        if self._left:
+            self.event = WRITE
+            return False
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)
         self.is_complete = True
         return True
 
-    def _send_piece(self):
-        """Hand over bytes of the file, which do not pass through this process unless TLS encrypts them."""
-        assert self.response and self.response.file
-        fd = self.response.file.fileno()
-        left = self._size - self._position
-        self.event = WRITE
-        if not hasattr(self.sock, "do_handshake"):
-            self.sock.setblocking(False)
-            count = self._attempt(WRITE, os.sendfile, self.sock.fileno(), fd, self._position, min(left, FILE_PIECE))
-        else:
-            piece = os.pread(fd, min(left, TLS_RECORD), self._position)
-            count = self._attempt(WRITE, self.sock.send, piece) if piece else 0
-        if count == 0:
+    def _read_file(self):
+        """Take a small piece of the file: all slow readers together must not take its memory."""
+        piece = self.response.file.read(min(self._left, PIECE))
+        if not piece:
             raise Gone("the file has become shorter")
-        return count or 0
+        self._unsent = memoryview(piece)
+        self._left -= len(piece)
 
     def write_refusal(self):
         """Hand over the refusal, and say that nothing follows."""
@@ -2452,11 +2432,11 @@ class Connection:
 
     def drain(self):
         """Read away what still comes: closing before would take the refusal back from the client."""
-        return bool(self._attempt(READ, self.sock.recv, PIECE, self._flags) == b"")
+        return self._attempt(READ, self.sock.recv, PIECE) == b""
 
     def _say_goodbye(self):
         """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
-        if hasattr(self.sock, "unwrap"):
+        if self.is_encrypted:
             with contextlib.suppress(OSError, ValueError):      # said before, or nobody there to hear it
                 self.sock.unwrap()
 
@@ -2470,7 +2450,6 @@ class Connection:
 
     def log(self):
         """One line about a reply that is complete, and the bytes for /metrics."""
-        assert self.response
         settings = self.station.settings
         received = len(self.request.body) if self.request else 0
         self.station.count("co2d_received_bytes_total", received)
@@ -2485,7 +2464,7 @@ class Connection:
 class State(NamedTuple):
     """A row of STATES: `step` until it has all, then `then`; `refused` when the request is refused, or late."""
 
-    step: Callable[[Connection], bool | None]
+    step: Callable[[Connection], object]
     then: str
     refused: str
     limit: str = ""                     # setting: seconds from accept
@@ -2513,8 +2492,7 @@ LANES = ("people", "exports")           # each has a thread that answers what ca
 MOST_WAITING = 16                       # requests in a lane
 LISTEN_QUEUE = 1024                     # clients that wait in the kernel until a worker has time
 SEND_BUFFER = 64 << 10                  # bytes in the kernel for each slow reader: all must not take its memory
-MOST_DESCRIPTORS = 65536
-FILE_DESCRIPTORS = 64                   # for files, directories and the database; of many, a quarter
+MOST_DESCRIPTORS = 65536                # half of them for connections, half for files, directories and the database
 TICK = 0.5                              # seconds after which a thread that waits looks at the clock
 CROWDED_TICK = 0.02                     # the same while descriptors are lacking
 DISK_PATIENCE = 10.0                    # seconds that the answer to a unit can take before it is a problem
@@ -2537,50 +2515,47 @@ class Server:
     """
 
     def __init__(self, station, listener=None):
+        """`listener`: a socket that systemd has made, or None."""
         self.station = station
         self.tls = _tls_context(station.settings)
         self.is_inherited = listener is not None
         self.socket = listener or _listen(station.settings)
-        self._set_options()
         self.port = self.socket.getsockname()[1]
+        # Accepted sockets inherit the options of the listener, which saves system calls for each.
+        tick = struct.pack("@ll", 0, int(TICK * 1e6))           # struct timeval
+        self.socket.setblocking(True)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = descriptors // 2                           # connections
         self._stopped_at = float("inf")                         # as time.monotonic()
-        self._accepts_no_more = threading.Event()
-        self._is_over = threading.Event()
+        self._is_accepting = True
+        self._is_over = False
         self._open: dict[Connection, None] = {}
         self._lock = threading.Lock()                           # guards the next two together
         self._parked: dict[Connection, None] = {}
         self._selector = selectors.DefaultSelector()
         self._ready: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
         self._lanes = {lane: queue.SimpleQueue() for lane in LANES}
-        self._threads: list[threading.Thread] = []
         self._acceptors: list[threading.Thread] = []
-        self._most = _most_connections()
-        self._is_hanging = False
         station.connections = self._open.__len__
-
-    def _set_options(self):
-        """Options of the listener. Accepted sockets inherit them, which saves system calls for each."""
-        tick = struct.pack("@ll", 0, int(TICK * 1e6))           # struct timeval
-        self.socket.setblocking(True)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def start(self):
         """Begin to serve."""
         threading.stack_size(512 * 1024)
-        self._threads.append(_started(self._watch_parked, "parked"))
+        _started(self._watch_parked, "parked")
         for lane in LANES:
-            self._threads.append(_started(functools.partial(self._answer_lane, lane), lane))
+            _started(functools.partial(self._answer_lane, lane), lane)
         for _ in range(WORKERS // 2):
             self._acceptors.append(_started(self._accept_new, "accept"))
-            self._threads.append(_started(self._resume_ready, "resume"))
+            _started(self._resume_ready, "resume")
 
     # The workers
 
     def _accept_new(self):
         """Take new connections, but first those that are ready to go on."""
-        while not self._accepts_no_more.is_set():
+        while self._is_accepting:
             if not self._ready.empty():
                 with contextlib.suppress(queue.Empty):
                     self._serve(self._ready.get_nowait())
@@ -2639,7 +2614,13 @@ class Server:
             connection.request = connection.reader.complete_request(connection.peer, self.station.now())
             response = respond(self.station, connection.request, lane)
             if isinstance(response, str):
-                return self._leave_to(response, connection)
+                queued = self._lanes[response]
+                if queued.qsize() < MOST_WAITING:
+                    connection.is_slow = True
+                    queued.put(connection)
+                    return False
+                refused = Refused(503, "too many requests of this kind at once", (("Retry-After", "60"),))
+                response = refused.response()
             if response.after:
                 response.after(functools.partial(self._reply, connection, response))
                 return False
@@ -2653,14 +2634,6 @@ class Server:
         connection.reply(response)
         self._serve(connection)
 
-    def _leave_to(self, lane, connection):
-        if self._lanes[lane].qsize() < MOST_WAITING:
-            connection.is_slow = True
-            self._lanes[lane].put(connection)
-            return False
-        connection.reply(Refused(503, "too many requests of this kind at once", (("Retry-After", "60"),)).response())
-        return True
-
     def _answer_lane(self, lane):
         """Answer what can take long, one after the other."""
         for connection in iter(self._lanes[lane].get, None):
@@ -2672,7 +2645,7 @@ class Server:
         response = connection.response
         if connection.is_complete and response and response.sent:
             response.sent()
-        self._open.pop(connection, None)
+        del self._open[connection]
         connection.close()
         if connection.is_complete:
             connection.log()
@@ -2698,7 +2671,7 @@ class Server:
     def _watch_parked(self):
         """Read what parked clients send, keep their deadlines, and hand over to the workers what they have to do."""
         looked_at = 0.0
-        while not self._is_over.is_set():
+        while not self._is_over:
             tick = CROWDED_TICK if self._is_full() else TICK / 2
             for key, _ in self._selector.select(tick):
                 self._wake(key.data)
@@ -2727,17 +2700,16 @@ class Server:
 
     def _tell_of_hanging(self, now):
         """Workers that wait for the disk can serve nobody else. All that looks at the disk may hang, so log it here."""
+        health = self.station.health
         late = now - DISK_PATIENCE
         hanging = sum(c.state == ANSWER and c.since < late and not c.is_slow for c in list(self._open))
+        text = ""
         if hanging:
             text = (f"{hanging} requests have waited for the disk for more than {DISK_PATIENCE:g} s, and others wait "
                     f"for them: see with dmesg whether the disk of {self.station.settings.data_dir} fails")
-            self.station.health.report("hanging", importer.CRITICAL, text)
-            if not self._is_hanging:
+            if not health.has("hanging"):
                 log.error("%s", text)
-        else:
-            self.station.health.clear("hanging")
-        self._is_hanging = bool(hanging)
+        health.report("hanging", importer.CRITICAL, text)
 
     def _come_too_late(self, connection):
         try:
@@ -2780,54 +2752,35 @@ class Server:
 
     def _is_waited_for(self):
         """Clients wait in the kernel's queue."""
-        with contextlib.suppress(ValueError, OSError), selectors.DefaultSelector() as selector:
-            selector.register(self.socket, READ)
-            return bool(selector.select(0))
-        return False                                            # the socket is closed, or there is no descriptor for us
+        with contextlib.suppress(ValueError, OSError):          # the socket is closed
+            waiting, _, _ = select.select([self.socket], [], [], 0)
+            return bool(waiting)
+        return False
 
     def stop(self):
         """Finish running requests and those that wait in the kernel's queue, then close.
 
         The queue of an inherited socket is left to the next daemon.
         """
-        if self._is_over.is_set():
-            return
         self._stopped_at = time.monotonic()
-        while not self.is_inherited and self._is_waited_for() and not self._has_stopped_for(STOP_PATIENCE):
+        while not self.is_inherited and self._is_waited_for() and time.monotonic() < self._stopped_at + STOP_PATIENCE:
             time.sleep(CROWDED_TICK)
-        self._accepts_no_more.set()
+        self._is_accepting = False
         allowed = self.station.settings.request_seconds
         for thread in self._acceptors:
             thread.join(allowed)
         self.socket.close()
-        while self._open and not self._has_stopped_for(allowed):
+        while self._open and time.monotonic() < self._stopped_at + allowed:
             time.sleep(CROWDED_TICK)
-        self._is_over.set()
+        self._is_over = True
         for waiting in [*self._lanes.values(), *[self._ready] * WORKERS]:
             waiting.put(None)
-        for thread in self._threads:
-            thread.join(TICK)
-
-    def _has_stopped_for(self, seconds):
-        return time.monotonic() > self._stopped_at + seconds
 
 
 def _listen(settings):
     family = socket.AF_INET6 if ":" in settings.listen else socket.AF_INET
-    try:
-        return socket.create_server((settings.listen, settings.port), family=family, backlog=LISTEN_QUEUE,
-                                    dualstack_ipv6=settings.listen == "::")
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise OSError(error.errno, f"{settings.listen} port {settings.port}: {reason}")
-
-
-def _most_connections():
-    """Connections that may be open at once: as many descriptors as there may be, without those for files."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit <= 0:                                              # no limit
-        limit = MOST_DESCRIPTORS
-    return limit - max(limit // 4, min(FILE_DESCRIPTORS, limit // 2))
+    return socket.create_server((settings.listen, settings.port), family=family, backlog=LISTEN_QUEUE,
+                                dualstack_ipv6=settings.listen == "::")
 
 
 def _tls_context(settings):
@@ -2837,12 +2790,10 @@ def _tls_context(settings):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2            # whatever the system allows
     try:
-        for file in filter(None, (settings.tls_cert, settings.tls_key)):
-            open(file, "rb").close()                            # ssl would not say which of them it cannot read
         context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     except OSError as error:
         key = settings.tls_key or "in the same file"
-        raise BadConfig("tls_cert %s, tls_key %s: %s" % (settings.tls_cert, key, error))
+        raise BadConfig(f"tls_cert {settings.tls_cert}, tls_key {key}: {error}")
     return context
 
 
