@@ -53,11 +53,11 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache
 from itertools import chain, cycle, groupby, zip_longest
 from math import ceil, floor, log10, nan
+from shutil import get_terminal_size
 from types import SimpleNamespace
 from typing import (
     Any,
     Callable,
-    Mapping,
     NamedTuple,
     Optional,
     Sequence,
@@ -2934,15 +2934,9 @@ PICTURES = {"co2": picture_co2, "pings": picture_pings}
 # -- the same page as text, TSV, JSON, HTML ---------------------------------------------------------------------------
 
 
-def to_text(lines, colour=False):
-    """Lines for a terminal, a file or a mail."""
-    text = ""
-    for line in lines:
-        text += (
-            "".join(painted(span) if colour else span.text for span in line).rstrip()
-            + "\n"
-        )
-    return text
+def to_text(lines, write=lambda span: span.text):
+    """Lines of spans as text; `write` makes text of a span: plain, `painted`, or for HTML."""
+    return "".join("".join(map(write, line)).rstrip() + "\n" for line in lines)
 
 
 def painted(span):
@@ -2963,11 +2957,8 @@ def to_tsv(page, ascii=False):
     """Tab-separated values under a line with their names; a chart has one field a column, name@begin."""
     names = []
     for field in page.fields:
-        names += (
-            [field + "@" + begin for begin in page.axes[field]]
-            if field in page.axes
-            else [field]
-        )
+        begins = page.axes.get(field)
+        names += [f"{field}@{begin}" for begin in begins] if begins else [field]
     lines = [names] if names else []
     for record in page.records:
         values = []
@@ -2995,35 +2986,30 @@ def to_json(page):
     return json.dumps(said, indent=1) + "\n"
 
 
-def to_html(lines, link):
-    """Lines for <pre>."""
-    text = ""
-    for line in lines:
-        text += "".join(html_span(span, link) for span in line).rstrip() + "\n"
-    return text
+def escaped(text):
+    """Text for HTML and SVG."""
+    import html
+
+    return html.escape(text)
 
 
-def html_span(span, link):
+def html_span(span, query):
     """A span as an element, if it has a style or leads to a site."""
-    from html import escape
-
     text = boxed(span.text)
     if span.link:
-        text = f'<a href="{escape(link(span.link))}">{text}</a>'
+        text = f'<a href="{site_link(span.link, query)}">{text}</a>'
     return f'<span class="{span.style}">{text}</span>' if span.style else text
 
 
 def boxed(text):
     """Text in HTML. What a browser may take from another font is boxed to the width that it has on a terminal."""
-    from html import escape
-
     pieces = ""
     for plain, group in groupby(text, str.isascii):
         piece = "".join(group)
-        box = (
-            "%s" if plain else '<b class="g" style="width:%dch">%%s</b>' % width(piece)
-        )
-        pieces += box % escape(piece)
+        shown = escaped(piece)
+        if not plain:
+            shown = f'<b class="g" style="width:{width(piece)}ch">{shown}</b>'
+        pieces += shown
     return pieces
 
 
@@ -3154,11 +3140,23 @@ class Section(NamedTuple):
     changes: dict[str, Any] = {}  # options that are not as asked
 
 
-# page -> title, sections
+class WebPage(NamedTuple):
+    """A page for browsers."""
+
+    title: str
+    url: str  # of the daemon
+    file: str  # in a directory of pages
+    sections: list[Section]
+
+
 WEB = {
-    "index": ("CO₂ fleet", [Section("How the units do", "status")]),
-    "alive": (
+    "index": WebPage(
+        "CO₂ fleet", "/", "index.html", [Section("How the units do", "status")]
+    ),
+    "alive": WebPage(
         "Pings and units",
+        "/status/alive/summary",
+        "status.html",
         [
             Section("Pings", "pings"),
             Section("Units", "status"),
@@ -3167,30 +3165,30 @@ WEB = {
             Section("Errors", "errors"),
         ],
     ),
-    "co2": (
+    "co2": WebPage(
         "CO₂",
+        "/data/co2/summary",
+        "co2.html",
         [Section("Recent CO₂", "co2"), Section("All CO₂", "co2", {"recent_days": 0})],
     ),
 }
-LIVE = {"index": "/", "alive": "/status/alive/summary", "co2": "/data/co2/summary"}
-PHONE, DESK = 46, 100  # cells; one is 8 px wide at 13 px
+WIDTHS = {"wide": 100, "narrow": 46}  # cells; one is 8 px wide at 13 px
 WEB_ROWS = 200  # lines of one section, unless ?all=1
 
 
-def site_link(name):
-    """Where the daemon has a site's page."""
+def site_link(name, query):
+    """Where a site has its page: at the daemon, or in a directory of pages."""
     from urllib.parse import quote
 
-    return LIVE["co2"] + "?site=" + quote(name, "", errors="replace")
+    name = quote(name, "", errors="replace")
+    if query is None:
+        return f"site-{name.replace('%', '=')}.html"
+    return f"{WEB['co2'].url}?site={name}"
 
 
-def station_problems(c):
-    """What is wrong with the station: the first lines of every page."""
-    lines = []
-    for problem in c.problems:
-        if not problem.unit:
-            lines += problem_lines(c, problem)
-    return lines
+def no_data(error, o):
+    """Of a station that has no database."""
+    return clean(f"No data yet: {error}", o.glyphs == "ascii")
 
 
 def draw(view, db, o, now, rows, *, problems=()):
@@ -3198,9 +3196,11 @@ def draw(view, db, o, now, rows, *, problems=()):
     with closing(importer.open_db(db)) as connection:
         c = Context(connection, view, o, now, rows)
         c.problems = problems
-        above = station_problems(c)
-        if c.rows is not None:
-            c.rows = max(c.rows - len(above), 1)
+        above = []
+        for problem in problems:
+            if not problem.unit:  # of the station
+                above += problem_lines(c, problem)
+        c.rows = c.room(len(above))
         if c.stays:
             page = VIEWS[view].draw(c)
         elif importer.deployments(connection):
@@ -3212,40 +3212,23 @@ def draw(view, db, o, now, rows, *, problems=()):
 
 def web_section(section, db, o, now, problems):
     """A page as a part of a web page, which itself says what is wrong with the station."""
-    o = o.but(**section.changes)
     of_units = [problem for problem in problems if problem.unit]
     rows = None if o.all else WEB_ROWS
-    try:
-        return draw(section.view, db, o, now, rows, problems=of_units)
-    except importer.NoDatabase as error:
-        return nothing(
-            section.view, clean(f"No data yet: {error}", o.glyphs == "ascii")
-        )
-
-
-class Links(NamedTuple):
-    """Where the pages are."""
-
-    pages: dict[str, str]
-    site: Callable[[str], str]
-    query: Optional[Mapping[str, str]] = (
-        None  # of the page that is shown; None: pages are files
-    )
-
-
-LIVE_LINKS = Links(LIVE, site_link)
+    o = o.but(**section.changes)
+    return draw(section.view, db, o, now, rows, problems=of_units)
 
 
 def legend(strips):
     """What is drawn in the strips: how it looks, what it means."""
     drawn = "".join(strip.chart for strip in strips)
+    signs = "".join(sign for sign in SIGNS.values() if f">{sign}</text>" in drawn)
     for style, meaning in LEGEND.items():
         if f'class="{style}"' in drawn:
             swatch = f'<rect class="{style}" width="24" height="10"/>'
             if "line" in style:
                 swatch = f'<path class="{style}" d="M0 5h24"/>'
             if style == "mark":
-                swatch = '<text class="mark" x="12" y="9">▲</text>'
+                swatch = f'<text class="mark" x="12" y="9">{signs}</text>'
             yield swatch, meaning
 
 
@@ -3258,37 +3241,35 @@ def dates(frame, y):
     return drawn
 
 
-def picture_html(picture, links):
-    """A picture for a page: what it is about, legend, strips; the same in words."""
-    from html import escape
+def paragraphs(lines):
+    """Lines as HTML."""
+    return "".join(f'<p class="{style}">{escaped(text)}</p>' for style, text in lines)
 
-    def paragraphs(lines):
-        return "".join(
-            f'<p class="{style}">{escape(text)}</p>' for style, text in lines
-        )
 
+def picture_html(c, picture, query, now):
+    """A picture for a page: links, what it is about, legend, strips; the same in words."""
+    drawn = "" if query is None else picture_links(c, picture.window, query, now)
     keys = ""
     for swatch, meaning in legend(picture.strips):
         keys += f'<span><svg width="24" height="10">{swatch}</svg> {meaning}</span> '
-    drawn = f'<p class="about">{picture.about}</p>\n<p class="about">{keys}</p>\n'
-    axis = (
-        f'<svg class="chart" width="100%" height="16">{dates(picture.frame, 12)}</svg>'
+    drawn += (
+        f'<p class="about">{picture.about}</p>\n<p class="about">{keys}</p>\n<div class="strip axis">'
+        f'<svg class="chart" width="100%" height="16">{dates(picture.frame, 12)}</svg></div>\n'
     )
-    drawn += f'<div class="strip axis">{axis}</div>\n'
     for strip in picture.strips:
         name = paragraphs(strip.left)
         if strip.link:
-            name = f'<a href="{escape(links.site(strip.link))}">{name}</a>'
+            name = f'<a href="{site_link(strip.link, query)}">{name}</a>'
         drawn += (
             f'<div class="strip"><div class="name">{name}</div>'
             f'<svg class="scale" width="34" height="{strip.height}">{strip.labels}</svg>'
             f'<svg class="chart" width="100%" height="{strip.height}">{strip.chart}</svg>'
             f'<div class="numbers">{paragraphs(strip.right)}</div></div>\n'
         )
-    table = "".join(
-        f"<tr><th>{escape(name)}<td>{escape(text)}\n" for name, text in picture.numbers
-    )
-    return f"{drawn}<details><summary>The same in numbers</summary><table>\n{table}</table></details>\n"
+    drawn += "<details><summary>The same in numbers</summary><table>\n"
+    for name, text in picture.numbers:
+        drawn += f"<tr><th>{escaped(name)}<td>{escaped(text)}\n"
+    return drawn + "</table></details>\n"
 
 
 CHART = 820  # px; width of a chart in a file
@@ -3312,16 +3293,14 @@ def absolute(chart):
 
 def words(lines, x, anchor):
     """Lines as SVG."""
-    from html import escape
-
     drawn = ""
     for number, (style, text) in enumerate(lines):
         y = 13 + 16 * number
-        drawn += f'<text class="{style}-word" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+        drawn += f'<text class="{style}-word" x="{x}" y="{y}" text-anchor="{anchor}">{escaped(text)}</text>'
     return drawn
 
 
-def picture_file(title, picture):
+def picture_file(c, picture):
     """A picture as a file that browsers, Inkscape and LibreOffice open."""
     width = CHART + 320
     drawn = ""
@@ -3330,10 +3309,9 @@ def picture_file(title, picture):
         drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
         x += 40 + 6.4 * len(meaning)  # a letter is at most so wide
     y = 8
-    head = Strip(
-        [("head", title), ("", picture.about)], [], 66, dates(picture.frame, 70)
-    )
-    for strip in (head, *picture.strips):
+    title = " · ".join(filter(None, (c.view, c.o.site, c.o.unit)))
+    said = [("head", title), ("", picture.about)]
+    for strip in (Strip(said, [], 66, dates(picture.frame, 70)), *picture.strips):
         drawn += (
             f'<g transform="translate(10 {y})"><path class="grid" d="M0 -3l{width} 0"/>'
             f'{words(strip.left, 0, "start")}{words(strip.right, width, "end")}'
@@ -3352,94 +3330,88 @@ def picture_file(title, picture):
     )
 
 
-SPANS = {"14 days": "14", "30 days": "30", "1 year": "365", "all": "0"}
+SPANS = {"14 days": 14, "30 days": 30, "1 year": 365, "all": 0}  # days
 
 
 def picture_links(c, window, query, now):
     """Other times of a picture, the sites before and after, its data."""
-    from html import escape
-    from urllib.parse import quote, urlencode
+    from urllib.parse import urlencode
 
-    begin, end = (quote(c.zone.iso(ts)) for ts in window[:2])
-    length = window.b - window.a
-    times = ("recent-days", "xmin", "xmax")
-    here = "?" + urlencode({name: query[name] for name in query if name not in times})
-    found = [(text, f"{here}&recent-days={days}") for text, days in SPANS.items()]
-    before = quote(c.zone.iso(window.a - length))
-    found.append(("‹ earlier", f"{here}&xmin={before}&xmax={begin}"))
-    if window.b + DAY < now:
-        after = quote(c.zone.iso(window.b + length))
-        found.append(("later ›", f"{here}&xmin={end}&xmax={after}"))
+    links = []
+
+    def link(label, asked, path="", **changes):
+        url = f"{path}?{urlencode({**asked, **changes})}"
+        links.append(f'<a href="{escaped(url)}">{escaped(label)}</a>')
+
+    a, b, _ = window
+    before, begin, end, after = map(c.zone.iso, (a + a - b, a, b, b + b - a))
+    times = {"recent-days", "xmin", "xmax"}
+    any_time = {name: query[name] for name in query if name not in times}
+    for text, days in SPANS.items():
+        link(text, {**any_time, "recent-days": days})
+    link("‹ earlier", any_time, xmin=before, xmax=begin)
+    if b + DAY < now:
+        link("later ›", any_time, xmin=end, xmax=after)
     stays = importer.deployments(c.db)
     sites = list(dict.fromkeys(stay.site for stay in stays if stay.site))
     if c.o.site in sites:
         at = sites.index(c.o.site)
-        found += [(f"‹ {site}", f"?site={quote(site)}") for site in sites[:at][-1:]]
-        found += [
-            (f"{site} ›", f"?site={quote(site)}") for site in sites[at + 1 : at + 2]
-        ]
-    found.append(("text", f"?{urlencode(query)}&text=1"))
+        for site in sites[:at][-1:]:
+            link(f"‹ {site}", query, site=site)
+        for site in sites[at + 1 : at + 2]:
+            link(f"{site} ›", query, site=site)
+    link("text", query, text=1)
     who = {name: query[name] for name in ("site", "unit") if name in query}
-    data = f"{urlencode(who)}&since={begin}&until={end}"
     table = VIEWS[c.view].table.replace("co2_", "")
-    found.append(("CSV", f"/data/co2/{table}.csv?{data}"))
-    found.append(("JSON", f"/data/co2/{table}.jsonl?{data}"))
-    links = [f'<a href="{escape(url)}">{escape(text)}</a>' for text, url in found]
+    for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
+        link(text, who, f"/data/co2/{table}.{form}", since=begin, until=end)
     return f'<p class="links">{" ".join(links)}</p>\n'
 
 
-def picture_of(view, db, o, now, links):
-    """A view as a picture, in a file where there are no links; nothing where there is nothing to draw."""
+def picture_of(view, db, o, now, write):
+    """What `write` makes of a view's picture; nothing where there is none."""
     if view not in PICTURES or o.panels:
         return ""
-    try:
-        with closing(importer.open_db(db)) as connection:
-            c = Context(connection, view, o, now, None if o.all else WEB_ROWS)
-            picture = PICTURES[view](c) if c.stays else None
-            if picture is None:
-                return ""
-            if links is None:
-                return picture_file(
-                    " · ".join(filter(None, (view, o.site, o.unit))), picture
-                )
-            page = picture_html(picture, links)
-            if links.query is None:
-                return page
-            return picture_links(c, picture.window, links.query, now) + page
-    except importer.NoDatabase:
-        return ""
+    with closing(importer.open_db(db)) as connection:
+        c = Context(connection, view, o, now, None if o.all else WEB_ROWS)
+        picture = PICTURES[view](c) if c.stays else None
+        return write(c, picture) if picture else ""
 
 
-def document(page, db, o, now, widths=(DESK, PHONE), *, links=LIVE_LINKS, problems=()):
-    """A whole HTML document: pictures, or text drawn wide and narrow for phones, or only text of one width; no script,
-    and all style inside."""
-    from html import escape
+def document(name, db, o, now, *, query=None, problems=()):
+    """A whole HTML document: pictures, or text drawn wide, and narrow for phones; no script, and all style inside.
+    `query`: the arguments of the URL; None for a file."""
+    def picture(c, found):
+        return picture_html(c, found, query, now)
 
     if o.glyphs == "auto":
         o = o.but(glyphs="block")
-    heading, sections = WEB[page]
-    title = heading + "".join(" · " + clean(name) for name in (o.site, o.unit) if name)
-    body = problem_list(problems)
-    above = ""
-    for section in sections:
-        part = ""
-        if len(widths) > 1:
-            if section.changes and links.query is not None:
-                continue  # links lead to other times
-            part = picture_of(section.view, db, o.but(**section.changes), now, links)
+    page = WEB[name]
+    asked = [page.title, *map(clean, filter(None, (o.site, o.unit)))]
+    body = paragraphs(("bad", text) for text in of_station(problems))
+    for section in page.sections:
+        if section.changes and query is not None:
+            continue  # links lead to other times
+        part = picture_of(section.view, db, o.but(**section.changes), now, picture)
         if not part:
-            for kind, cells in zip(
-                ("wide", "narrow") if len(widths) > 1 else ("any",), widths
-            ):
+            for kind, cells in WIDTHS.items():
                 drawn = web_section(section, db, o.but(width=cells), now, problems)
-                text = to_html(drawn.lines, links.site)
+                text = to_text(drawn.lines, lambda span: html_span(span, query))
                 part += f'<pre class="{kind}">{text}</pre>\n'
-        if part != above:  # else the same as the section before
+        if part not in body:  # else the same as the section before
             body += f"<h2>{section.heading}</h2>\n{part}"
-        above = part
+    return html_page(" · ".join(asked), body, query)
+
+
+def html_page(title, body, query):
+    """A document with links to all pages."""
+    links = ""
+    for page in WEB.values():
+        url = page.file if query is None else page.url
+        links += f'<a href="{url}">{page.title}</a> '
     return HTML % {
-        "title": escape(title),
-        "nav": navigation(links),
+        "title": escaped(title),
+        "nav": links,
         "body": body,
         "light": LIGHT,
         "dark": DARK,
@@ -3447,49 +3419,27 @@ def document(page, db, o, now, widths=(DESK, PHONE), *, links=LIVE_LINKS, proble
     }
 
 
-def navigation(links):
-    """Links to all pages."""
-    from html import escape
-
-    pages = links.pages.items()
-    return " ".join(
-        f'<a href="{escape(url)}">{WEB[name][0]}</a>' for name, url in pages
-    )
-
-
-def problem_list(problems):
+def of_station(problems):
     """What is wrong with the station."""
-    from html import escape
-
-    texts = [escape(clean(problem.text)) for problem in problems if not problem.unit]
-    return "".join(f'<p class="bad">{text}</p>\n' for text in texts)
+    return [clean(problem.text) for problem in problems if not problem.unit]
 
 
 def web_page(view, db, query, html, now, *, problems=(), archive=None):
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
     text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
     o = Options.from_query(query).but(archive=archive)
-    if html:
-        widths = [o.width] if query.get("width") else (DESK, PHONE)
-        return document(
-            view,
-            db,
-            o,
-            now,
-            widths,
-            links=LIVE_LINKS._replace(query=query),
-            problems=problems,
-        )
-    texts = [
-        clean(problem.text) + "\n" for problem in problems if not problem.unit
-    ]
-    above = None
-    for section in WEB[view][1]:
-        page = web_section(section, db, o, now, problems)
-        if not page.records or page.records != above:
-            texts.append(to_text(page.lines))
-        above = page.records
-    return "\n".join(texts)
+    texts = [f"{text}\n" for text in of_station(problems)]
+    try:
+        if html:
+            return document(view, db, o, now, query=query, problems=problems)
+        for section in WEB[view].sections:
+            text = to_text(web_section(section, db, o, now, problems).lines)
+            if text not in texts:
+                texts.append(text)
+    except importer.NoDatabase as error:
+        texts.append(no_data(error, o) + "\n")
+    text = "\n".join(texts)
+    return html_page(WEB[view].title, f"<pre>{escaped(text)}</pre>", query) if html else text
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -3512,39 +3462,40 @@ def write_file(path, text):
 class Command:
     """What the command line asks for, and where."""
 
-    def __init__(self, a, environ, clock):
+    def __init__(self, a, clock):
         self.a = a
-        self.environ = environ
         self.clock = clock
-        self.settings = importer.load_settings(a.config, {"db": a.db}, environ)
+        self.settings = importer.load_settings(a.config, {"db": a.db}, os.environ)
         for warning in self.settings.warnings:
             print(f"plot_ascii: {warning}", file=sys.stderr)
+        self.archive = self.settings.archive()
         self.terminal = sys.stdout.isatty() and not a.output
 
     def options(self):
         """From the command line, completed by what the environment says of the screen and the locale."""
-        cells, lines = screen(self.environ)
-        given = {"width": str(cells), "height": str(lines)}
-        given["glyphs"] = "auto" if speaks_unicode(self.environ) else "ascii"
+        cells, lines = get_terminal_size()
+        known = {
+            "width": str(min(max(cells, 20), 1000)),
+            "height": str(max(lines, 5)),
+            "glyphs": "auto" if speaks_unicode() else "ascii",
+        }
+        given = {}
         for name, flag in zip(OPTIONS, FLAGS):
             text = getattr(self.a, name)
-            if text is not None:
-                given[flag] = text
-        archive = None if self.a.db else self.settings.archive()
-        return Options.from_query(given).but(archive=archive)
+            given[flag] = known.get(name) if text is None else text
+        return Options.from_query(given).but(archive=None if self.a.db else self.archive)
 
     def problems(self, now, whole):
         """What the daemon knows to be wrong; where none runs and the whole truth is asked for, what the database shows.
         Of a database that --db names only that."""
-        archive = self.settings.archive()
         if not self.a.db:
             if whole:
-                return importer.known_problems(archive, now)
-            return importer.read_health(archive.var_dir, now) or ()
+                return importer.known_problems(self.archive, now)
+            return importer.read_health(self.archive.var_dir, now) or ()
         if not whole:
             return ()
         with closing(importer.open_db(self.a.db)) as db:
-            return importer.problems(db, archive._replace(data_dirs=()), now)
+            return importer.problems(db, self.archive._replace(data_dirs=()), now)
 
     def text(self, o, rows):
         """The page in the format that is asked for."""
@@ -3554,10 +3505,10 @@ class Command:
         try:
             problems = self.problems(int(now), a.view == "status")
             if a.html:
-                widths = [o.width] if a.width else (DESK, PHONE)
-                return document(web_name(a.view), db, o, now, widths, problems=problems)
+                page = {"co2": "co2", "status": "index"}.get(a.view, "alive")
+                return document(page, db, o, now, problems=problems)
             if a.output and a.output.endswith(".svg"):
-                text = picture_of(a.view, db, o, now, None)
+                text = picture_of(a.view, db, o, now, picture_file)
                 if not text:
                     raise ValueError("there is no picture of this: " + a.view)
                 return text
@@ -3565,24 +3516,21 @@ class Command:
         except importer.NoDatabase as error:
             if a.db:
                 raise
-            page = nothing(a.view, clean(f"No data yet: {error}", o.glyphs == "ascii"))
+            page = nothing(a.view, no_data(error, o))
         if a.json:
             return to_json(page)
         if a.plain:
             if page.empty:
                 print(page.empty, file=sys.stderr)
             return to_tsv(page, o.glyphs == "ascii")
-        return to_text(page.lines, self.coloured())
+        return to_text(page.lines, painted) if self.coloured() else to_text(page.lines)
 
     def coloured(self):
         """A flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
         if self.a.color != "auto":
-            return bool(self.a.color == "always")
-        return (
-            self.terminal
-            and not self.environ.get("NO_COLOR")
-            and self.environ.get("TERM") != "dumb"
-        )
+            return self.a.color == "always"
+        dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return self.terminal and not dumb
 
     def run(self):
         """The exit status."""
@@ -3601,17 +3549,10 @@ class Command:
         if a.output:
             write_file(a.output, text)
         elif paged and text.count("\n") >= o.height:
-            page_through(text, self.environ)
+            page_through(text)
         else:
             put(text)
         return 0
-
-
-def web_name(view):
-    """The web page that shows a view."""
-    if view == "co2":
-        return "co2"
-    return "index" if view == "status" else "alive"
 
 
 def check(command, o):
@@ -3625,34 +3566,30 @@ def check(command, o):
     try:
         with closing(importer.open_db(command.settings.db)) as db:
             c = Context(db, "status", o, now, None)
-            units = {stay.unit_id for stay in c.stays}
-            others = {stay.unit_id for stay in importer.deployments(db)} - units
-            counts.update(
-                state.verdict
-                for state in importer.fleet_state(db, c.now, c.stays, o.archive)
-            )
+            states = importer.fleet_state(db, c.now, c.stays, o.archive)
+            others = {stay.unit_id for stay in importer.deployments(db)}
+        counts.update(state.verdict for state in states)
+        others -= {state.unit_id for state in states}
         problems = [
             problem
             for problem in command.problems(c.now, True)
             if problem.unit not in others
         ]
-        if not units:
-            problems.append(
-                Problem("units", importer.CRITICAL, "", "no units yet", now)
-            )
+        if not states:
+            why = "no units yet"
+            problems.append(Problem("units", importer.CRITICAL, "", why, now))
     except (Unusable, sqlite3.Error) as error:
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
         problems += command.problems(now, False)
-    weights = {importer.CRITICAL: 2, importer.WARNING: 1, importer.NOTE: 0}
-    worst = max([weights[problem.level] for problem in problems], default=0)
+    levels = [importer.NOTE, importer.WARNING, importer.CRITICAL]
+    worst = max([levels.index(problem.level) for problem in problems], default=0)
     said = [clean(problem.text, o.glyphs == "ascii") for problem in problems]
     if not worst:
-        said.insert(0, count(sum(counts.values()), "unit"))
+        said.insert(0, count(len(states), "unit"))
     said[0] = f"CO2 {('OK', 'WARNING', 'CRITICAL')[worst]}: {said[0].replace('|', '/')}"
     if counts:
-        said[0] += " | " + " ".join(
-            f"{verdict}={counts[verdict]}" for verdict in VERDICTS
-        )
+        numbers = [f"{verdict}={counts[verdict]}" for verdict in VERDICTS]
+        said[0] += f" | {' '.join(numbers)}"
     if not a.changes or changed(a.changes, problems, now, a.repeat * 3600, said):
         put("\n".join(said) + "\n")
     return worst
@@ -3660,31 +3597,22 @@ def check(command, o):
 
 def changed(path, problems, now, repeat, said):
     """Whether the problems are news after those that the file has, which were told last; what is well again is said."""
+    import json
+
     wrong = {problem.key: [problem.unit, clean(problem.text)] for problem in problems}
     try:
         with open(path, encoding="utf-8") as file:
-            told, *lines = file.read().splitlines()
+            told, before = json.load(file)
+    except (OSError, ValueError, TypeError):
+        told = 0
         before = {}
-        for line in lines:
-            key, unit, text = line.split("\t")
-            before[key] = [unit, text]
-        again = now - float(told) >= repeat
-    except (OSError, ValueError):
-        before = {}
-        again = True
-    if before.keys() == wrong.keys() and not (wrong and again):
+    if before.keys() == wrong.keys() and not (wrong and now - told >= repeat):
         return False
     units = {unit for unit, _ in wrong.values() if unit}
-    said += [
-        "well again: " + text
-        for key, (unit, text) in before.items()
-        if key not in wrong and unit not in units
-    ]
-    write_file(
-        path,
-        "\n".join([str(now), *("\t".join([key, *told]) for key, told in wrong.items())])
-        + "\n",
-    )
+    for key, (unit, text) in before.items():
+        if key not in wrong and unit not in units:
+            said.append("well again: " + text)
+    write_file(path, json.dumps([now, wrong]))
     return True
 
 
@@ -3702,6 +3630,7 @@ SWITCHES = {
 FILES = {
     "--config": "where co2d.conf is",
     "--db": "the database (where co2d.conf says, or var/db.sqlite3)",
+    "-o --output": "write here: FILE.svg is a picture; with --html a directory takes all pages",
     "--changes": "--check: print only what has changed since the last run; FILE keeps what that was",
 }
 
@@ -3710,15 +3639,10 @@ def arguments(argv):
     """The command line; a wrong one ends the program with status 2."""
     import argparse
 
-    cells = screen(os.environ)[
-        0
-    ]  # else argparse asks for it, which takes as long as all the rest of it
     parser = argparse.ArgumentParser(
         description="Pages of a fleet of CO2 units, for a terminal.",
         epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, width=cells - 2
-        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     views = "; ".join(f"{name}: {view.about}" for name, view in VIEWS.items())
@@ -3732,8 +3656,8 @@ def arguments(argv):
             add("--" + flag, metavar=option.metavar, help=text)
     for flag, text in SWITCHES.items():
         add(flag, action="store_true", help=text)
-    for flag, text in FILES.items():
-        add(flag, metavar="FILE", help=text)
+    for flags, text in FILES.items():
+        add(*flags.split(), metavar="FILE", help=text)
     add(
         "--repeat",
         type=between(0, 1e5),
@@ -3742,18 +3666,8 @@ def arguments(argv):
         help="--changes: all of it again after so long",
     )
     add("--color", "--colour", choices=("auto", "always", "never"), default="auto")
-    add(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write here: FILE.svg is a picture; with --html a directory takes all pages",
-    )
     add("--watch", type=between(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
-    return checked(parser, parser.parse_args(argv))
-
-
-def checked(parser, a):
-    """The command line, if its options go together."""
+    a = parser.parse_args(argv)
     if a.changes and not a.check:
         parser.error("--changes goes with status --check")
     if a.watch and (a.output or a.check):
@@ -3769,94 +3683,49 @@ def usual_days():
     return f" ({', '.join(days)}; one site {VIEWS['co2'].days_alone})"
 
 
-def screen(environ):
-    """Cells and lines: COLUMNS and LINES, then the terminal, then 80x24."""
-    size = (80, 24)
-    if sys.stdout.isatty():
-        size = os.get_terminal_size(sys.stdout.fileno())
-    found = []
-    for name, least, known in (
-        ("COLUMNS", 20, size[0] or 80),
-        ("LINES", 5, size[1] or 24),
-    ):
-        text = environ.get(name, "")
-        found.append(
-            max(least, min(int(text), 1000) if text.isdigit() and int(text) else known)
-        )
-    return found
-
-
-def speaks_unicode(environ):
-    """Whether the user's own locale is UTF-8. Python's encodings do not tell: it makes C into UTF-8. Nor does LC_CTYPE,
-    which Python itself sets then (PEP 538); what the process was started with does."""
-    ctype = environ.get("LC_CTYPE", "")
-    if ctype in ("C.UTF-8", "C.utf8", "UTF-8"):
-        try:
-            with open("/proc/self/environ", "rb") as file:
-                ctype = ctype if b"\0LC_CTYPE=" in b"\0" + file.read() else ""
-        except OSError:
-            ctype = ""
-    locale = (environ.get("LC_ALL") or ctype or environ.get("LANG") or "C").lower()
-    return "utf-8" in locale or "utf8" in locale
+def speaks_unicode():
+    """Whether the user's own locale is UTF-8. Python's encodings do not tell: it makes C into UTF-8. Then LC_CTYPE does
+    not tell either: Python sets it to C.UTF-8 (PEP 538)."""
+    ctype = os.environ.get("LC_CTYPE")
+    if sys.flags.utf8_mode and ctype == "C.UTF-8":
+        ctype = None
+    locale = os.environ.get("LC_ALL") or ctype or os.environ.get("LANG") or "C"
+    return bool(re.search("utf-?8", locale, re.IGNORECASE))
 
 
 def write_site(directory, db, o, now):
     """All pages as files for another web server, with links between them."""
-    links = Links(
-        {"index": "index.html", "alive": "status.html", "co2": "co2.html"}, file_link
-    )
     os.makedirs(directory, exist_ok=True)
-    for page, file in links.pages.items():
-        write_file(
-            os.path.join(directory, file), document(page, db, o, now, links=links)
-        )
+    files = {page.file: (name, o) for name, page in WEB.items()}
     with closing(importer.open_db(db)) as connection:
-        sites = {stay.site for stay in importer.deployments(connection) if stay.site}
-    for name in sorted(sites):
-        text = document("co2", db, o.but(site=name), now, links=links)
-        write_file(os.path.join(directory, file_link(name)), text)
+        for stay in importer.deployments(connection):
+            if stay.site:
+                files[site_link(stay.site, None)] = "co2", o.but(site=stay.site)
+    for file, (name, asked) in files.items():
+        write_file(os.path.join(directory, file), document(name, db, asked, now))
 
 
-def file_link(name):
-    """The file of a site's page; names that would be the same as a file have a checksum."""
-    from zlib import crc32
-
-    safe = re.sub("[^A-Za-z0-9._-]", "_", name)
-    return "site-%s.html" % (
-        safe
-        if safe == name
-        else "%s-%08x" % (safe, crc32(name.encode("utf-8", "replace")))
-    )
-
-
-def page_through(text, environ):
+def page_through(text):
     """Show text in the user's pager; without one that starts, print it."""
     import subprocess
 
-    pager = environ.get("PAGER") or "less -FIRX"
     less = {"LESS": "FIRX", "LESSCHARSET": "utf-8"}
-    try:
-        process = subprocess.Popen(
-            pager, shell=True, stdin=subprocess.PIPE, env={**less, **environ}
-        )
-    except OSError:
-        return put(text)
+    process = subprocess.Popen(
+        os.environ.get("PAGER") or "less -FIRX",
+        shell=True,
+        stdin=subprocess.PIPE,
+        env={**less, **os.environ},
+    )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the pager
     process.communicate(text.encode())
     if process.returncode == 127:
         put(text)
 
 
-class Resized(Exception):
-    """The terminal has another size now."""
-
-
 def watch(command):
     """Redraw in place until Ctrl-C, and at once when the terminal changes its size."""
-
-    def resized(*_):
-        raise Resized
-
+    resized = [signal.SIGWINCH]
+    signal.pthread_sigmask(signal.SIG_BLOCK, resized)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of finally
     put("\x1b[?1049h\x1b[?25l")  # the other screen, no cursor
     try:
@@ -3867,13 +3736,7 @@ def watch(command):
             except (sqlite3.Error, Unusable) as error:
                 text = clean(error, True) + "\n"
             put("\x1b[H" + text.replace("\n", "\x1b[K\n") + "\x1b[J")
-            try:
-                signal.signal(signal.SIGWINCH, resized)
-                time.sleep(command.a.watch)
-            except Resized:
-                pass
-            finally:
-                signal.signal(signal.SIGWINCH, signal.SIG_IGN)
+            signal.sigtimedwait(resized, command.a.watch)
     finally:
         put("\x1b[?25h\x1b[?1049l")
 
@@ -3885,11 +3748,8 @@ def main(argv=None, now=None):
     if sys.stdout is None:  # closed by whoever started this
         return fail(OSError(0, "stdout is closed"), 1)
     try:
-        return Command(
-            arguments(argv),
-            dict(os.environ),
-            lambda: time.time() if now is None else now,
-        ).run()
+        clock = time.time if now is None else lambda: now
+        return Command(arguments(argv), clock).run()
     except KeyboardInterrupt:
         return 130
     except ValueError as error:

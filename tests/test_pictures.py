@@ -404,9 +404,9 @@ def test_a_page_leads_to_other_times_other_sites_and_its_data(fleet: str) -> Non
         "1 year": "?site=vj_re_sn_2&recent-days=365",
         "all": "?site=vj_re_sn_2&recent-days=0",
         "‹ earlier": "?site=vj_re_sn_2&xmin=2019-09-12T12%3A00Z&xmax=2019-09-19T12%3A00Z",
-        "‹ vj_re_sn_1": "?site=vj_re_sn_1",
+        "‹ vj_re_sn_1": "?site=vj_re_sn_1&recent-days=7",
         "Vadsø_backyard_of_the_office_東京 ›":
-            "?site=Vads%C3%B8_backyard_of_the_office_%E6%9D%B1%E4%BA%AC",
+            "?site=Vads%C3%B8_backyard_of_the_office_%E6%9D%B1%E4%BA%AC&recent-days=7",
         "text": "?site=vj_re_sn_2&recent-days=7&text=1",
         "CSV": "/data/co2/readings.csv?site=vj_re_sn_2&since=2019-09-19T12%3A00Z&until=2019-09-26T12%3A00Z",
         "JSON": "/data/co2/readings.jsonl?site=vj_re_sn_2&since=2019-09-19T12%3A00Z&until=2019-09-26T12%3A00Z",
@@ -415,8 +415,8 @@ def test_a_page_leads_to_other_times_other_sites_and_its_data(fleet: str) -> Non
 
 def test_a_page_of_an_earlier_time_leads_to_a_later_one(fleet: str) -> None:
     page = web_page(fleet, "alive", xmin="2019-09-14", xmax="2019-09-18")
-    assert links_of(page)["later ›"] == "?&xmin=2019-09-18T00%3A00Z&xmax=2019-09-22T00%3A00Z"
-    assert links_of(page)["CSV"] == "/data/co2/pings.csv?&since=2019-09-14T00%3A00Z&until=2019-09-18T00%3A00Z"
+    assert links_of(page)["later ›"] == "?xmin=2019-09-18T00%3A00Z&xmax=2019-09-22T00%3A00Z"
+    assert links_of(page)["CSV"] == "/data/co2/pings.csv?since=2019-09-14T00%3A00Z&until=2019-09-18T00%3A00Z"
 
 
 def test_every_link_of_a_page_is_answered(fleet: str, tmp_path: Any) -> None:

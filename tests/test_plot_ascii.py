@@ -377,7 +377,7 @@ def test_no_control_character_from_data_gets_out(hostile: str, view: str, option
                 assert harmless(plot_ascii.to_text(page.lines), "\n"), each
                 assert harmless(plot_ascii.to_tsv(page, glyphs == "ascii"), "\n\t"), each
                 assert plot_ascii.to_json(page).isascii() and "\x7f" not in plot_ascii.to_json(page)
-                markup = plot_ascii.to_html(page.lines, plot_ascii.site_link)
+                markup = plot_ascii.to_text(page.lines, lambda span: plot_ascii.html_span(span, {}))
                 assert harmless(markup, "\n") and "<script" not in markup, each
                 assert max(width(line) for line in plot_ascii.to_text(page.lines).split("\n")) <= cells
 
@@ -937,20 +937,22 @@ def checked(markup: str) -> Checker:
 def test_web_pages_are_valid_and_have_the_text_of_the_pages(four: str, hostile: str, view: str) -> None:
     for db in (four, hostile):
         checked(plot_ascii.web_page(view, db, {}, True, seconds(NOW)))
-        checker = checked(plot_ascii.web_page(view, db, {"width": "80", "glyphs": "block"}, True, seconds(NOW)))
-        text = plot_ascii.web_page(view, db, {"glyphs": "block"}, False, seconds(NOW))
-        assert [line.rstrip() for line in checker.text.split("\n") if line.strip()] == list(filter(None, text.split("\n")))
+        markup = plot_ascii.web_page(view, db, {"panels": "1"}, True, seconds(NOW))
+        for kind, cells in plot_ascii.WIDTHS.items():
+            own = "".join(re.findall('<pre class="%s">.*?</pre>' % kind, markup, re.S))
+            lines = plot_ascii.web_page(view, db, {"panels": "1", "width": str(cells), "glyphs": "block"}, False, seconds(NOW)).split("\n")
+            drawn = html.unescape(re.sub("<.*?>", "", own)).split("\n")
+            assert own and {line.rstrip() for line in drawn} <= set(lines)
+            assert max(width(line) for line in lines) <= cells
     one = plot_ascii.web_page("co2", four, {"site": "Vadsø"}, False, seconds(NOW))
     assert one.count("\n") == 23, "a plot is as high as on a terminal, however long a page may be; none is drawn twice"
-    narrow = checked(plot_ascii.web_page(view, four, {"width": "50"}, True, seconds(NOW))).text
-    assert max(width(line) for line in narrow.split("\n")) <= 50
 
 
 def test_sites_are_links_to_their_pages(four: str) -> None:
     links = checked(plot_ascii.web_page("alive", four, {}, True, seconds(NOW))).links
     assert "/data/co2/summary?site=vj_re_sn_1" in links and "/data/co2/summary?site=Vads%C3%B8" in links
     page = checked(plot_ascii.web_page("co2", four, {"site": "Vadsø"}, True, seconds(NOW)))
-    assert page.links[:3] == list(plot_ascii.LIVE.values()) and page.text == "", "a picture, without text"
+    assert page.links[:3] == [each.url for each in plot_ascii.WEB.values()] and page.text == "", "a picture, without text"
 
 
 def test_text_page_takes_its_size_and_glyphs_from_the_url(four: str) -> None:
