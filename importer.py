@@ -111,6 +111,11 @@ def rows_of(table):
     return [re.split("  +", line) for line in table.strip().splitlines()]
 
 
+def quoted(names):
+    """Names as a list in SQL."""
+    return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+
+
 def _printable(text):
     """Without control characters: names and texts from outside reach no terminal as they are."""
     return re.sub("[\x00-\x1f\x7f-\x9f]", "?", text.encode("utf-8", "replace").decode())
@@ -2786,12 +2791,11 @@ def _remove(path, suffixes=("", "-journal", "-wal", "-shm")):
 
 
 # -- what the views ask -----------------------------------------------------------------------------------------------
-# All times are UTC seconds, all ranges half open. SQLite counts, in the columns of a page: `spans` (whose readings,
-# from when to when) and `edges` (where the columns begin and end) meet in `parts`. Of each part the whole days come
-# from the rollup `daily`, the two ends from the readings: bounds of stays and of local days are exact to the second.
-# What comes out is columns x rows, however many readings went in. The tables are temporary: the database is only read.
+# All times are UTC seconds, all ranges half open. A *span* is a unit, from when, to when. SQLite counts, in the columns
+# of a page: spans and `edges` (where the columns begin and end) meet in `parts`. Of each part the whole days come from
+# the rollup `daily`, its two ends from the readings: bounds of stays and of local days are exact to the second. What
+# comes out is columns x rows, however many readings went in. The tables are temporary: the database is only read.
 
-Span = tuple[str, int, int]             # unit, from, to
 QUANTILE_DAYS = 200                     # of readings; 10,000 at one every half hour
 RECENT = 40                             # the last so many pings or readings tell a rhythm
 HOLE = 1.5                              # rhythms; where two readings are further apart, one is missing
@@ -2808,7 +2812,7 @@ class Deployment(NamedTuple):
     nickname: str
     site: str | None = None
     tier: int | None = None
-    status: str | None = None        # deployed, en_route, lab_check
+    status: str | None = None           # deployed, en_route, lab_check
     since: int = 0
     until: int = FOREVER
 
@@ -2839,167 +2843,122 @@ class Pings(NamedTuple):
 
     @property
     def dbm(self):
-        """The mean."""
+        """The mean; None where no strength is known."""
         return self.total / self.heard if self.heard else None
 
 
+# `i` is the row of the page, `j` the column, `s` the span. Whole days of a part: from `day` until before `behind`.
 _LAY_OUT = """
 PRAGMA temp_store = MEMORY;
-CREATE TEMP TABLE IF NOT EXISTS spans(i INTEGER PRIMARY KEY, unit TEXT, a INTEGER, b INTEGER);
+CREATE TEMP TABLE IF NOT EXISTS spans(s INTEGER PRIMARY KEY, i INTEGER, unit TEXT, a INTEGER, b INTEGER);
 CREATE TEMP TABLE IF NOT EXISTS edges(j INTEGER PRIMARY KEY, a INTEGER, b INTEGER);
-CREATE TEMP TABLE IF NOT EXISTS parts(i INTEGER, j INTEGER, unit TEXT, a INTEGER, b INTEGER,
-    PRIMARY KEY(i, j)) WITHOUT ROWID;
-DELETE FROM temp.spans; DELETE FROM temp.edges; DELETE FROM temp.parts;
+CREATE TEMP TABLE IF NOT EXISTS parts(i INTEGER, j INTEGER, s INTEGER, unit TEXT, a INTEGER, b INTEGER, day INTEGER,
+    behind INTEGER, PRIMARY KEY(i, j, s)) WITHOUT ROWID;
+CREATE TEMP TABLE IF NOT EXISTS ends(i INTEGER, j INTEGER, s INTEGER, unit TEXT, a INTEGER, b INTEGER,
+    PRIMARY KEY(i, j, s, a)) WITHOUT ROWID;
+DELETE FROM temp.spans; DELETE FROM temp.edges; DELETE FROM temp.parts; DELETE FROM temp.ends;
 """
 _MEET = """
-    INSERT INTO temp.parts SELECT s.i, c.j, s.unit, max(s.a, c.a), min(s.b, c.b)
-    FROM temp.spans s CROSS JOIN temp.edges c WHERE c.b > s.a AND c.a < s.b"""
-_CUT = """
-CREATE TEMP TABLE IF NOT EXISTS days(i INTEGER, j INTEGER, unit TEXT, first INTEGER, behind INTEGER,
-    PRIMARY KEY(i, j)) WITHOUT ROWID;
-CREATE TEMP TABLE IF NOT EXISTS ends(i INTEGER, j INTEGER, unit TEXT, a INTEGER, b INTEGER,
-    PRIMARY KEY(i, j, a)) WITHOUT ROWID;
-DELETE FROM temp.days; DELETE FROM temp.ends;
-INSERT INTO temp.days SELECT i, j, unit, (a + 86399) / 86400, b / 86400 FROM temp.parts
-    WHERE (a + 86399) / 86400 < b / 86400;
-INSERT INTO temp.ends SELECT i, j, unit, a, b FROM temp.parts WHERE (a + 86399) / 86400 >= b / 86400;
-INSERT INTO temp.ends SELECT p.i, p.j, p.unit, p.a, d.first * 86400
-    FROM temp.days d JOIN temp.parts p ON p.i = d.i AND p.j = d.j WHERE p.a < d.first * 86400;
-INSERT INTO temp.ends SELECT p.i, p.j, p.unit, d.behind * 86400, p.b
-    FROM temp.days d JOIN temp.parts p ON p.i = d.i AND p.j = d.j WHERE d.behind * 86400 < p.b;
+INSERT INTO temp.parts SELECT i, j, s, unit, a, b, (a + 86399) / 86400, b / 86400 FROM (
+    SELECT s.i, c.j, s.s, s.unit, max(s.a, c.a) AS a, min(s.b, c.b) AS b
+    FROM temp.spans s CROSS JOIN temp.edges c WHERE c.b > s.a AND c.a < s.b);
+INSERT INTO temp.ends SELECT i, j, s, unit, a, min(b, day * 86400) FROM temp.parts WHERE a < day * 86400;
+INSERT INTO temp.ends SELECT i, j, s, unit, max(day, behind) * 86400, b FROM temp.parts
+    WHERE max(day, behind) * 86400 < b;
 """
-_GOOD = "CASE WHEN r.qc & {bad} = 0 THEN r.{what} END"
-_SUSPECT_VALUE = "CASE WHEN r.qc & {bad} AND NOT r.qc & %d THEN r.{what} END" % QC_ROW
-_OF_ENDS = """
-    SELECT p.i, p.j, count(*), min(r.ts), max(r.ts), count({good}), total({good}), min({good}), max({good}),
-        count({suspect}), min({suspect}), max({suspect})
-    FROM temp.ends p CROSS JOIN co2_readings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
-    GROUP BY p.i, p.j""".format(good=_GOOD, suspect=_SUSPECT_VALUE)
-_OF_DAYS = """
+_BUCKETS = """
+SELECT i, j, sum(readings), min(first), max(last), sum(n), total(sum), min(least), max(most), sum(off), min(low),
+    max(peak)
+FROM (
+    SELECT i, j, count(*) AS readings, min(ts) AS first, max(ts) AS last,
+        count(good) AS n, total(good) AS sum, min(good) AS least, max(good) AS most,
+        count(suspect) AS off, min(suspect) AS low, max(suspect) AS peak
+    FROM (SELECT p.i, p.j, r.ts, CASE WHEN r.qc & {bad} = 0 THEN r.{what} END AS good,
+              CASE WHEN r.qc & {bad} AND NOT r.qc & {never} THEN r.{what} END AS suspect
+          FROM temp.ends p CROSS JOIN co2_readings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b)
+    GROUP BY i, j
+    UNION ALL
     SELECT p.i, p.j, sum(r.n), min(r.first), max(r.last),
         sum(r.{what}_n), total(r.{what}_sum), min(r.{what}_min), max(r.{what}_max),
         sum(r.{what}_off), min(r.{what}_low), max(r.{what}_peak)
-    FROM temp.days p CROSS JOIN daily r WHERE r.unit_id = p.unit AND r.day >= p.first AND r.day < p.behind
-    GROUP BY p.i, p.j"""
+    FROM temp.parts p CROSS JOIN daily r WHERE r.unit_id = p.unit AND r.day >= p.day AND r.day < p.behind
+    GROUP BY p.i, p.j)
+GROUP BY i, j"""
 
 
-def _lay_out(db, spans, edges):
-    """Put spans and columns where SQL can join them."""
+def _lay_out(db, rows, edges=()):
+    """Put the spans of each row of a page, and its columns, where SQL can join them."""
     db.executescript(_LAY_OUT)
-    db.executemany(
-        "INSERT INTO temp.spans VALUES (?, ?, ?, ?)", [(i, *span) for i, span in enumerate(spans)]
-    )
-    columns = zip(edges, edges[1:])
-    db.executemany(
-        "INSERT INTO temp.edges VALUES (?, ?, ?)", [(j, a, b) for j, (a, b) in enumerate(columns)]
-    )
-    db.execute(_MEET)
+    for i, spans in enumerate(rows):
+        db.executemany("INSERT INTO temp.spans VALUES (NULL, ?, ?, ?, ?)", [(i, *span) for span in spans])
+    db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", zip(count(), edges, edges[1:]))
+    db.executescript(_MEET)
 
 
 def buckets(db, quantities, rows, edges):
-    """Each of the quantities (co2, temp) for each row of a page and each of its columns, None where nothing was read.
+    """quantity -> for each row of a page a list with a Bucket for each column, None where nothing was read.
 
-    The spans of a row are joined (a site with several units). Where a unit measures more seldom than a column is wide,
-    columns in which no reading was due are filled from the left (`Bucket.held`).
+    The quantities are co2 and temp; a row is a list of spans, which are joined (a site with several units). Where a unit
+    measures more seldom than a column is wide, columns in which no reading was due are filled from the left.
     """
-    owners = []
-    spans = []
-    for number, row in enumerate(rows):
-        owners += [number] * len(row)
-        spans += row
-    _lay_out(db, spans, edges)
-    db.executescript(_CUT)
+    _lay_out(db, rows, edges)
     found = {}
     for what in quantities:
-        table = [[None] * (len(edges) - 1) for _ in rows]
-        for query in (_OF_ENDS, _OF_DAYS):
-            for i, j, *values in db.execute(query.format(what=what, bad=QUANTITIES[what])):
-                cells, bucket = table[owners[i]], Bucket(*values)
-                cells[j] = _joined(cells[j], bucket)
-        for cells, row in zip(table, rows):
-            _hold(db, cells, row, edges)
-        found[what] = table
+        found[what] = [[None] * (len(edges) - 1) for _ in rows]
+        for i, j, *values in db.execute(_BUCKETS.format(what=what, bad=QUANTITIES[what], never=QC_ROW)):
+            found[what][i][j] = Bucket(*values)
+        for cells, spans in zip(found[what], rows):
+            _hold(db, cells, spans, edges)
     return found
 
 
-def _joined(bucket, other):
-    """Two buckets of the same column as one."""
-    if bucket is None:
-        return other
-    return Bucket(
-        bucket.rows + other.rows,
-        min(bucket.first, other.first),
-        max(bucket.last, other.last),
-        bucket.n + other.n,
-        bucket.total + other.total,
-        _end(min, bucket.low, other.low),
-        _end(max, bucket.high, other.high),
-        bucket.suspects + other.suspects,
-        _end(min, bucket.suspect_low, other.suspect_low),
-        _end(max, bucket.suspect_high, other.suspect_high),
-    )
-
-
-def _end(choose, *values):
-    return choose((value for value in values if value is not None), default=None)
-
-
-def _hold(db, cells, row, edges):
+def _hold(db, cells, spans, edges):
     """Fill the columns between two readings of a unit that are no more than a rhythm apart."""
     if None not in cells:
         return
-    narrowest = min(b - a for a, b in zip(edges, edges[1:]))
-    for unit, a, b in row:
+    narrowest = min(map(operator.sub, edges[1:], edges))
+    for unit, a, b in spans:
         rhythm = cadence(db, unit, edges[-1])
         if rhythm < LONGER * narrowest:
             continue
-        bound = (unit, max(a, edges[0]), min(b, edges[-1]))
-        times = db.execute(
-            "SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts",
-            bound,
-        )
-        before = FOREVER
-        for (ts,) in times:
-            if 0 < ts - before <= HOLE * rhythm:
-                first = bisect_right(edges, before) - 1
-                for j in range(first + 1, bisect_right(edges, ts) - 1):
-                    held = cells[first]
-                    cells[j] = cells[j] or held and held._replace(held=True)
-            before = ts
+        neighbours = db.execute(
+            "SELECT lag(ts, 1, ts) OVER (ORDER BY ts), ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ?",
+            (unit, max(a, edges[0]), min(b, edges[-1])))
+        for before, ts in neighbours:
+            if ts - before <= HOLE * rhythm:
+                behind = bisect_right(edges, before)
+                for j in range(behind, bisect_right(edges, ts) - 1):
+                    cells[j] = cells[j] or cells[behind - 1]._replace(held=True)
+
+
+_VALUES = """
+    SELECT r.{what} FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
+    WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400 AND {days}
+        AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
+        AND r.{what} IS NOT NULL AND r.qc & {bad} = 0"""
+_SOME_DAYS = """
+    d.day % (SELECT 1 + count(*) / {0} FROM temp.spans s CROSS JOIN daily d
+             WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400) = 0
+    """.format(QUANTILE_DAYS)
+
+
+def _values(db, what, spans, bad, days):
+    """The values of a quantity without those that have one of the bits `bad`; of days with a condition in SQL."""
+    _lay_out(db, [spans])
+    return [value for value, in db.execute(_VALUES.format(what=what, bad=bad, days=days))]
 
 
 def count_outside(db, what, spans, low, high):
     """How many values, suspect ones included, are below and above the limits; looks only into days that have some."""
-    _lay_out(db, spans, ())
-    query = """
-        SELECT total(r.{0} < :low), total(r.{0} > :high)
-        FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
-        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day <= s.b / 86400
-          AND (d.{0}_min < :low OR d.{0}_max > :high OR d.{0}_low < :low OR d.{0}_peak > :high)
-          AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
-          AND r.{0} IS NOT NULL AND r.qc & {1} = 0"""
-    below, above = db.execute(query.format(what, QC_ROW), {"low": low, "high": high}).fetchone()
-    return int(below), int(above)
-
-
-_DAYS_OF_SPANS = """
-    FROM temp.spans s CROSS JOIN daily d
-    WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400"""
+    days = f"(d.{what}_min < {low} OR d.{what}_max > {high} OR d.{what}_low < {low} OR d.{what}_peak > {high})"
+    values = _values(db, what, spans, QC_ROW, days)
+    return sum(value < low for value in values), sum(value > high for value in values)
 
 
 def quantiles(db, what, spans, shares):
-    """Values below which the given shares of all usable values lie: exact for up to QUANTILE_DAYS days, then of an
-    evenly spread sample of days."""
-    _lay_out(db, spans, ())
-    days = db.execute("SELECT count(*)" + _DAYS_OF_SPANS).fetchone()[0]
-    query = (
-        "SELECT r.{0} " + _DAYS_OF_SPANS.replace("WHERE", "CROSS JOIN co2_readings r WHERE") + """
-          AND d.day % {1} = 0 AND r.unit_id = s.unit
-          AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
-          AND r.{0} IS NOT NULL AND r.qc & {2} = 0"""
-    )
-    rows = db.execute(query.format(what, 1 + days // QUANTILE_DAYS, QUANTITIES[what]))
-    values = sorted(value for value, in rows)
+    """Values below which the given shares of all usable values lie, None where there is none: exact for up to
+    QUANTILE_DAYS days, then of an evenly spread sample of days."""
+    values = sorted(_values(db, what, spans, QUANTITIES[what], _SOME_DAYS))
     if not values:
         return [None] * len(shares)
     return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
@@ -3017,23 +2976,18 @@ def _units_in(db, table):
 
 def _units(db):
     """All units of which anything is known."""
-    found = {unit for unit, in db.execute("SELECT DISTINCT unit_id FROM deploy_durations_tiered")}
-    for table in ("daily", "pings", "error_logs"):
-        found |= _units_in(db, table)
-    return sorted(found)
+    tables = ("daily", "pings", "error_logs", "deploy_durations_tiered")
+    return sorted(set().union(*(_units_in(db, table) for table in tables)))
 
 
 def _own_name(db, unit):
-    """What a unit last called itself."""
-    for table in ("pings", "co2_readings"):
-        row = db.execute(
-            "SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ? ORDER BY ts DESC LIMIT 50) "
-            "WHERE nickname IS NOT NULL LIMIT 1" % table,
-            (unit,),
-        ).fetchone()
-        if row:
-            return str(row[0])
-    return None
+    """What a unit last called itself, in its last 50 pings or readings; else None."""
+    query = """
+        SELECT coalesce((SELECT nickname FROM (SELECT nickname FROM pings WHERE unit_id = ?1 ORDER BY ts DESC LIMIT 50)
+                         WHERE nickname IS NOT NULL LIMIT 1),
+                        (SELECT nickname FROM (SELECT nickname FROM co2_readings WHERE unit_id = ?1 ORDER BY ts DESC LIMIT 50)
+                         WHERE nickname IS NOT NULL LIMIT 1))"""
+    return db.execute(query, (unit,)).fetchone()[0]
 
 
 def _nickname(db, unit):
@@ -3041,46 +2995,40 @@ def _nickname(db, unit):
     return _own_name(db, unit) or unit.removeprefix(seqfile.UNIT_PREFIX)
 
 
+_ALL_STAYS = """
+    SELECT unit_id, coalesce(nickname, (SELECT nickname FROM deploy_durations_tiered o
+                                        WHERE o.unit_id = s.unit_id AND nickname IS NOT NULL)),
+        site, tier, status, coalesce(since, 0), coalesce(until, ?)
+    FROM deploy_durations_tiered s ORDER BY tier IS NULL, tier DESC, site, since, unit_id"""
+
+
 def deployments(db):
     """All stays, highest tier first, then by site and time; at the end the units that never had one."""
-    stays = [
-        Deployment(*row)
-        for row in db.execute(
-            """
-        SELECT s.unit_id, coalesce(s.nickname, (SELECT nickname FROM deploy_durations_tiered o
-                                                WHERE o.unit_id = s.unit_id AND nickname IS NOT NULL), ''),
-               site, tier, status, coalesce(since, 0), coalesce(until, ?)
-        FROM deploy_durations_tiered s ORDER BY tier IS NULL, tier DESC, site, since, unit_id""",
-            (FOREVER,),
-        )
-    ]
-    stays = [
-        stay if stay.nickname else stay._replace(nickname=_nickname(db, stay.unit_id))
-        for stay in stays
-    ]
+    stays = []
+    for unit, nickname, *place in db.execute(_ALL_STAYS, (FOREVER,)):
+        stays.append(Deployment(unit, nickname or _nickname(db, unit), *place))
     placed = {stay.unit_id for stay in stays}
     others = [Deployment(unit, _nickname(db, unit)) for unit in _units(db) if unit not in placed]
-    return stays + sorted(others, key=lambda stay: stay.nickname)
+    return stays + sorted(others, key=operator.attrgetter("nickname"))
 
 
 def whereabouts(stays, at):
     """Each unit's stay at a time, else its latest."""
-    return {
-        stay.unit_id: stay
-        for stay in sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))
-    }
+    stays = sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))
+    return {stay.unit_id: stay for stay in stays}
 
 
 def extent(db, table, units, now):
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
     query = """
-        SELECT (SELECT min(ts) FROM {0} WHERE unit_id = :u), (SELECT max(ts) FROM {0} WHERE unit_id = :u AND ts <= :now)
+        SELECT (SELECT min(ts) FROM {0} WHERE unit_id = ?1), (SELECT max(ts) FROM {0} WHERE unit_id = ?1 AND ts <= ?2)
         """.format(table)
-    ends = [db.execute(query, {"u": unit, "now": now}).fetchone() for unit in units]
-    there = [(first, last) for first, last in ends if last is not None]
-    return min((first for first, _ in there), default=None), max(
-        (last for _, last in there), default=None
-    )
+    times = []
+    for unit in units:
+        first, last = db.execute(query, (unit, now)).fetchone()
+        if last is not None:
+            times += [first, last]
+    return min(times, default=None), max(times, default=None)
 
 
 def last_value(db, what, spans):
@@ -3089,8 +3037,8 @@ def last_value(db, what, spans):
         "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
         "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1"
     ).format(what, QUANTITIES[what])
-    rows = [db.execute(query, span).fetchone() for span in spans]
-    return max((row for row in rows if row), default=None)
+    rows = (db.execute(query, span).fetchone() for span in spans)
+    return max(filter(None, rows), default=None)
 
 
 # Dated ahead when they came, but past now. Asked of two indexes, so that the readings themselves are left alone.
@@ -3099,9 +3047,9 @@ _NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= :n
 
 def _recent(db, table, unit, now):
     """Times of the last pings or readings up to now, newest first."""
-    query = "SELECT ts FROM %s WHERE unit_id = :unit AND ts <= :now %s ORDER BY ts DESC LIMIT %d"
-    valid = "AND " + _NOT_FUTURE if table == "co2_readings" else ""
-    return [ts for ts, in db.execute(query % (table, valid, RECENT), {"unit": unit, "now": now})]
+    valid = _NOT_FUTURE if table == "co2_readings" else "1"
+    query = f"SELECT ts FROM {table} WHERE unit_id = :unit AND ts <= :now AND {valid} ORDER BY ts DESC LIMIT {RECENT}"
+    return [ts for ts, in db.execute(query, {"unit": unit, "now": now})]
 
 
 def _rhythm(times, least, default):
@@ -3116,8 +3064,8 @@ def cadence(db, unit, now):
 
 
 def pings(db, spans, edges):
-    """Pings by number of span and number of column."""
-    _lay_out(db, spans, edges)
+    """(number of the span, number of the column) -> Pings."""
+    _lay_out(db, [[span] for span in spans], edges)
     return {(i, j): Pings(*values) for i, j, *values in db.execute("""
         SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
         FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
@@ -3126,18 +3074,15 @@ def pings(db, spans, edges):
 
 def signals(db, unit, a, b):
     """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
-    return db.execute(
-        """
+    return db.execute("""
         SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL
-        GROUP BY rssi_dbm ORDER BY rssi_dbm""",
-        (unit, a, b),
-    ).fetchall()
+        GROUP BY rssi_dbm ORDER BY rssi_dbm""", (unit, a, b)).fetchall()
 
 
 def errors(db, spans, edges):
-    """Entries of the error logs by number of span and number of column: (type, more than INFO) -> number; the type ''
-    is none of the known."""
-    _lay_out(db, spans, edges)
+    """(number of the span, number of the column) -> (type, more than INFO) -> number of entries of the error logs; the
+    type '' is none of the known."""
+    _lay_out(db, [[span] for span in spans], edges)
     found = {}
     for i, j, kind, serious, n in db.execute("""
             SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
@@ -3149,32 +3094,22 @@ def errors(db, spans, edges):
 
 def newest_errors(db, units, a, b, limit):
     """The newest entries: time, unit, level, type, message. Those of level INFO come last, if there is room."""
-    rows = []
-    for unit in units:
-        rows += db.execute(
-            "SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') "
-            "FROM error_logs WHERE unit_id = ? AND ts >= ? AND ts < ? "
-            "ORDER BY coalesce(level, '') = 'INFO', ts DESC LIMIT ?",
-            (unit, a, b, limit),
-        ).fetchall()
-    return sorted(rows, key=lambda row: (row[2] == "INFO", -row[0]))[:limit]
+    return db.execute(f"""
+        SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') FROM error_logs
+        WHERE unit_id IN ({quoted(units)}) AND ts >= ? AND ts < ?
+        ORDER BY coalesce(level, '') = 'INFO', ts DESC LIMIT ?""",
+        (a, b, limit)).fetchall()
 
 
 def read_rows(directory, match, fields, since=0.0):
     """The rows of a log of ours that have so many fields, in order, without files that ended before `since`."""
-    try:
-        names = seqfile.files_in_sequence(directory, match)
-    except FileNotFoundError:
-        return
-    for name in names:
-        file = os.path.join(directory, name)
-        if os.stat(file).st_mtime < since:
-            continue
-        with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
-            for line in stream:
-                row = line.rstrip("\n").split("\t")
-                if len(row) == fields:
-                    yield row
+    with contextlib.suppress(FileNotFoundError):
+        for name in seqfile.files_in_sequence(directory, match):
+            file = os.path.join(directory, name)
+            if os.stat(file).st_mtime >= since:
+                with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
+                    rows = [line.rstrip("\n").split("\t") for line in stream]
+                yield from (row for row in rows if len(row) == fields)
 
 
 # -- problems ---------------------------------------------------------------------------------------------------------
@@ -3908,19 +3843,14 @@ def read_options(db, what, given):
 
 def _option_in_sql(db, name, text):
     if name == "unit":
-        return _quoted(find_units(db, text))
+        return quoted(find_units(db, text))
     if name == "site":
-        return _quoted(find_sites(db, text))
+        return quoted(find_sites(db, text))
     if name == "flag":
         if text not in FLAGS.split(", "):
             raise Rejected("flag: %r is none of %s" % (text, FLAGS))
         return text
     return parse_instant(text or "''", name)
-
-
-def _quoted(names):
-    """Names as a list in SQL."""
-    return ", ".join("'%s'" % name.replace("'", "''") for name in names)
 
 
 def lines_query(what, form, conditions=()):
@@ -4033,7 +3963,7 @@ def feed(db, what, conninfo):
     if what in _BY_DAY and held[::2] == [identity, str(stays)] and int(held[1]) <= mark:
         changed = "SELECT unit_id, day * 86400, (day + 1) * 86400 FROM changes WHERE mark > ? ORDER BY 1, 2"
         days = db.execute(changed, (held[1],)).fetchall()
-        deletions = [_DELETE_DAY % (what, _quoted([unit]), _iso(since), _iso(until)) for unit, since, until in days]
+        deletions = [_DELETE_DAY % (what, quoted([unit]), _iso(since), _iso(until)) for unit, since, until in days]
         query = lines_query(what, "tsv", ["unit_id = ?", "first >= ?", "first < ?"])
         done = "%d days of units replaced" % len(days)
     else:
@@ -4086,10 +4016,10 @@ def _new_table(what):
     table = EXPORTS[what]
     columns = ["%s %s" % (column.name, _POSTGRES_TYPES[column.kind]) for column in table.columns]
     yield "CREATE TABLE %s(%s);\n" % (what, ", ".join(columns))
-    yield "COMMENT ON TABLE %s IS %s;\n" % (what, _quoted([table.about]))
+    yield "COMMENT ON TABLE %s IS %s;\n" % (what, quoted([table.about]))
     for column in table.columns:
         about = column.about if column.unit == "-" else "%s; %s" % (column.about, column.unit)
-        yield "COMMENT ON COLUMN %s.%s IS %s;\n" % (what, column.name, _quoted([about]))
+        yield "COMMENT ON COLUMN %s.%s IS %s;\n" % (what, column.name, quoted([about]))
     if what in _BY_DAY:
         yield "CREATE INDEX ON %s(unit_id, time);\n" % what
 
