@@ -2515,6 +2515,11 @@ def only_writer(path, patience=PATIENCE):
         yield
 
 
+def ask(db, query, *bound):
+    """The first value of the first row of a query."""
+    return db.execute(query, bound).fetchone()[0]
+
+
 def _connected(path):
     return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
@@ -3101,15 +3106,13 @@ def newest_errors(db, units, a, b, limit):
         (a, b, limit)).fetchall()
 
 
-def read_rows(directory, match, fields, since=0.0):
-    """The rows of a log of ours that have so many fields, in order, without files that ended before `since`."""
+def read_rows(directory, match, fields):
+    """The rows of a log of ours that have so many fields, as lists of texts, in order."""
     with contextlib.suppress(FileNotFoundError):
         for name in seqfile.files_in_sequence(directory, match):
-            file = os.path.join(directory, name)
-            if os.stat(file).st_mtime >= since:
-                with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
-                    rows = [line.rstrip("\n").split("\t") for line in stream]
-                yield from (row for row in rows if len(row) == fields)
+            with open(os.path.join(directory, name), encoding="utf-8", errors="replace", newline="\n") as stream:
+                rows = [line.rstrip("\n").split("\t") for line in stream]
+            yield from (row for row in rows if len(row) == fields)
 
 
 # -- problems ---------------------------------------------------------------------------------------------------------
@@ -3138,9 +3141,7 @@ class Problem(NamedTuple):
 def worst_first(found):
     """Problems in the order in which they are told: what is critical before warnings, the station before units."""
     levels = (CRITICAL, WARNING, NOTE)
-    return sorted(
-        found, key=lambda one: (levels.index(one.level), one.unit != "", one.since, one.key)
-    )
+    return sorted(found, key=lambda told: (levels.index(told.level), told.unit != "", told.since, told.key))
 
 
 def when(ts):
@@ -3199,24 +3200,17 @@ class UnitState(NamedTuple):
 
 
 def fleet_state(db, now, stays=None, archive=None):
-    """Every unit's state, worst first, then by tier and site. `archive`: where updates and fetches can be looked up."""
+    """The UnitState of every unit, worst first, then by tier and site. `archive`: where updates are looked up."""
     stays = deployments(db) if stays is None else stays
     order = {stay.unit_id: number for number, stay in enumerate(stays)}
     judge = _Judge(db, now, archive)
     states = [judge.state(stay) for stay in whereabouts(stays, now).values()]
     verdicts = list(VERDICTS)
-    return sorted(
-        states,
-        key=lambda state: (verdicts.index(state.verdict), -_lateness(state), order[state.unit_id]),
-    )
+    return sorted(states, key=lambda state: (verdicts.index(state.verdict), -_lateness(state), order[state.unit_id]))
 
 
 def _lateness(state):
     return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
-
-
-def _is_weak(signal):
-    return bool(signal) and sorted(signal)[len(signal) // 2] < WEAK
 
 
 class _Judge:
@@ -3224,23 +3218,16 @@ class _Judge:
 
     def __init__(self, db, now, archive):
         self.db, self.now, self.archive = db, now, archive
-        self.has_table = bool(
-            db.execute("SELECT 1 FROM deploy_durations_tiered LIMIT 1").fetchone()
-        )
-        refused = db.execute(
-            "SELECT group_concat(text) FROM rejects r JOIN sources s ON s.id = r.source "
-            "WHERE s.kind = 'deployments'"
-        ).fetchone()[0]
-        self.refused_units = re.findall(r"co2unit-[0-9A-Za-z._-]+", refused or "")
-        self.nights = _nights_of_updates(archive, now) if archive else {}
-        self.moves = _moves(archive) if archive else {}
-        servers = db.execute("SELECT id FROM sources WHERE kind = 'pings' AND path LIKE 'data/%'")
-        self.other_servers = [source for source, in servers]
-        self.rejecting: Dict[str, List[int]] = {}               # unit -> its sources with rejected lines
-        for unit, source in db.execute(
-            "SELECT unit_id, id FROM sources WHERE kind = 'readings' AND rejected > 0"
-        ):
-            self.rejecting.setdefault(unit, []).append(source)
+        self.has_table = ask(db, "SELECT EXISTS (SELECT 1 FROM deploy_durations_tiered)")
+        refused = ask(db, "SELECT group_concat(text) FROM rejects r JOIN sources s ON s.id = r.source "
+                          "WHERE s.kind = 'deployments'")
+        self.units_of_refused_rows = re.findall(r"co2unit-[0-9A-Za-z._-]+", refused or "")
+        self.nights, self.moves = _fetched(archive) if archive else ({}, {})
+        self.refused = {}               # unit -> (time of the reading before, reason) of lines that no reading follows
+        for unit, *line in db.execute(
+                "SELECT unit_id, before_ts, reason FROM sources s CROSS JOIN rejects r ON r.source = s.id "
+                "WHERE s.kind = 'readings' AND s.rejected > 0 AND r.after_ts IS NULL"):
+            self.refused.setdefault(unit, []).append(line)
 
     def state(self, stay):
         """The state of one unit, with its verdict."""
@@ -3257,26 +3244,25 @@ class _Judge:
         data_limit = ping_limit + 2 * data_rhythm
         if len(nights) == 1:            # went into an update: the data come in the next
             data_limit += ping_rhythm
-        signal = self._signal(unit)
+        signal = [dbm for dbm, in self.db.execute(
+            "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL ORDER BY ts DESC LIMIT 14",
+            (unit, self.now))]
         state = UnitState(
-            unit,
-            stay.nickname,
-            stay.site,
-            stay.tier,
-            stay.status,
-            self._is_judged(stay),
-            not self.has_table or stay.status is not None,
-            _own_name(self.db, unit),
-            last_ping,
-            last_data,
-            ping_rhythm,
-            data_rhythm,
-            signal[0] if signal else None,
+            unit, stay.nickname, stay.site, stay.tier, stay.status,
+            alarms=self._is_judged(stay),
+            in_table=not self.has_table or stay.status is not None,
+            own_name=_own_name(self.db, unit),
+            last_ping=last_ping,
+            last_data=last_data,
+            ping_rhythm=ping_rhythm,
+            data_rhythm=data_rhythm,
+            dbm=signal[0] if signal else None,
             calls=sum(1 for ts in called if ts > due and ts // DAY not in nights),
             pings_late=(self.now - last_ping) / ping_limit if last_ping else 0.0,
             data_late=(self.now - last_data) / data_limit if last_data else 0.0,
         )
-        return self._judged(state, len(nights), self._misses_days(called) and _is_weak(signal))
+        is_weak = self._misses_days(called) and bool(signal) and sorted(signal)[len(signal) // 2] < WEAK
+        return self._judged(state, len(nights), is_weak)
 
     def _judged(self, state, nights, is_weak):
         """The state with its verdict."""
@@ -3290,31 +3276,15 @@ class _Judge:
             level = WARNING
         return state._replace(verdict=verdict, level=level, why=why)
 
-    def _signal(self, unit):
-        """dBm of the last two weeks of pings, newest first."""
-        return [
-            dbm
-            for dbm, in self.db.execute(
-                "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
-                "ORDER BY ts DESC LIMIT 14",
-                (unit, self.now),
-            )
-        ]
-
     def _is_judged(self, stay):
-        if not self.has_table or stay.unit_id in self.refused_units:
+        if not self.has_table or stay.unit_id in self.units_of_refused_rows:
             return True
         if stay.status is not None:
             return stay.status == "deployed" and stay.since <= self.now < stay.until
-        bound = (stay.unit_id, self.now - NEW_UNIT, self.now)
-        reads = self.db.execute(
-            "SELECT 1 FROM co2_readings WHERE unit_id = ? AND ts BETWEEN ? AND ?", bound
-        ).fetchone()
-        days = self.db.execute(
-            "SELECT count(DISTINCT ts / 86400) FROM pings WHERE unit_id = ? AND ts BETWEEN ? AND ?",
-            bound,
-        ).fetchone()[0]
-        return bool(reads) or days >= 3
+        return bool(ask(self.db, """
+            SELECT EXISTS (SELECT 1 FROM co2_readings WHERE unit_id = ?1 AND ts BETWEEN ?2 AND ?3) OR 3 <=
+                (SELECT count(DISTINCT ts / 86400) FROM pings WHERE unit_id = ?1 AND ts BETWEEN ?2 AND ?3)""",
+            stay.unit_id, self.now - NEW_UNIT, self.now))
 
     def _misses_days(self, called):
         """Whether more than one of the last 14 days went by without a ping."""
@@ -3326,28 +3296,22 @@ class _Judge:
         if not state.alarms:
             return "off", ""
         if not state.last_ping and not state.last_data:
-            return (
-                "never",
-                "never heard of: is it switched on, and does its sync_dest name this server?",
-            )
-        moved_at, url = self.moves.get(state.unit_id, (0, ""))
-        if state.last_ping and state.last_ping <= moved_at + HOUR and state.pings_late > 1:
-            return "off", "went to %s" % url
+            return "never", "never heard of: is it switched on, and does its sync_dest name this server?"
         if state.last_ping and state.pings_late > 1:
-            return "late", "no ping since %s" % when(state.last_ping)
+            moved_at, url = self.moves.get(state.unit_id, (0, ""))
+            if state.last_ping <= moved_at + HOUR:
+                return "off", f"went to {url}"
+            return "late", f"no ping since {when(state.last_ping)}"
         why = self._refused(state)
         if why:
             return "refused", why
-        no_data = "no data since %s" % when(state.last_data) if state.last_data else "no data yet"
+        no_data = f"no data since {when(state.last_data)}" if state.last_data else "no data yet"
         is_late = state.data_late > 1
         if is_late and nights > 1:
-            return "update", "%s: %d nights went into an update that is not complete" % (
-                no_data,
-                nights,
-            )
-        if (is_late or not state.last_data) and not self._has_other_server(state):
+            return "update", f"{no_data}: {nights} nights went into an update that is not complete"
+        if (is_late or not state.last_data) and not self._has_other_server(state.unit_id):
             if state.calls > 1:
-                return "stuck", "%s, but %d pings: its data do not come" % (no_data, state.calls)
+                return "stuck", f"{no_data}, but {state.calls} pings: its data do not come"
             if is_late:
                 return "late", no_data
         why = self._sensor(state)
@@ -3356,100 +3320,65 @@ class _Judge:
     def _refused(self, state):
         """Why the newest lines of a unit are rejected; "" when they are not."""
         last = state.last_data or 0
-        count, reason = self.db.execute(
-            """
-            SELECT count(*), max(reason) FROM rejects
-            WHERE source IN (%s) AND after_ts IS NULL AND coalesce(before_ts, ?) >= ?
-            """ % ", ".join(map(str, self.rejecting.get(state.unit_id, ()))),
-            (last if state.data_late > 1 or not last else -1, last),
-        ).fetchone()
-        if count < REFUSED_LINES:
+        unknown = last if state.data_late > 1 or not last else -1       # the time before a file's first lines
+        reasons = [reason for before, reason in self.refused.get(state.unit_id, ())
+                   if (unknown if before is None else before) >= last]
+        if len(reasons) < REFUSED_LINES:
             return ""
-        return "its newest %d lines are refused (%s): see ./importer.py rejects" % (count, reason)
+        return f"its newest {len(reasons)} lines are refused ({max(reasons)}): see ./importer.py rejects"
 
     def _sensor(self, state):
         """Since when no reading has usable CO2; "" when one of the last day has."""
-        rows, usable = self.db.execute(
-            "SELECT count(*), total(co2_flag = 1) FROM co2_readings WHERE unit_id = :unit AND ts > :last - 86400 "
-            "AND ts <= :last",
-            {"unit": state.unit_id, "last": state.last_data},
-        ).fetchone()
-        if rows < SENSOR_ROWS or usable:
+        unit, last = state.unit_id, state.last_data
+        query = "SELECT count(*) >= ? AND total(co2_flag = 1) = 0 FROM co2_readings WHERE unit_id = ? AND ts > ? AND ts <= ?"
+        if not last or not ask(self.db, query, SENSOR_ROWS, unit, last - DAY, last):
             return ""
-        good = last_value(self.db, "co2", [(state.unit_id, 0, self.now)]) or (0, 0)
-        query = "SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > ?"
-        since = self.db.execute(query, (state.unit_id, good[0])).fetchone()[0]
-        return "readings come, but no usable CO2 since %s" % when(since)
+        good = last_value(self.db, "co2", [(unit, 0, self.now)]) or (0, 0)
+        since = ask(self.db, "SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > ?", unit, good[0])
+        return f"readings come, but no usable CO2 since {when(since)}"
 
-    def _has_other_server(self, state):
+    def _has_other_server(self, unit):
         """Whether another server takes the unit's data, as far as is known here."""
-        marks = ", ".join(map(str, self.other_servers))
-        query = (
-            "SELECT 1 FROM pings WHERE unit_id = ? AND ts > ? AND source IN (%s) LIMIT 1" % marks
-        )
-        recent = self.now - 7 * DAY
-        return bool(
-            self.db.execute(query, (state.unit_id, recent)).fetchone()
-            or self.archive
-            and _servers_of(self.archive, state.unit_id) > 1
-        )
-
-
-def _nights_of_updates(archive, now):
-    """Unit -> days since 1970 on which it fetched files of an update."""
-    nights = {}
-    directory = os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER)
-    for when, unit, _, _ in read_rows(directory, seqfile.FETCHES, 4, now - NEW_UNIT):
-        with contextlib.suppress(Rejected):
-            nights.setdefault(unit, set()).add(parse_day(when[:10]) // DAY)
-    return nights
+        return bool(ask(self.db, """
+            SELECT EXISTS (SELECT 1 FROM pings p JOIN sources s ON s.id = p.source
+                           WHERE p.unit_id = ? AND p.ts > ? AND s.path LIKE 'data/%')""", unit, self.now - 7 * DAY)
+                    or self.archive and len(_servers(self.archive, unit)) > 1)
 
 
 COMM_PATCH = "conf-patch/ou-comm-config.json"                   # in an update: what of it says where to report
 
 
-def _servers_of(archive, unit):
-    """How many servers the newest configuration names that was published for a unit here; 0 for none."""
+def _servers(archive, unit, update="*"):
+    """The URLs that the newest update of a unit, or the one named, sets for it to report to; none if no update does."""
+    from glob import escape, glob
     for data_dir in archive.data_dirs:
-        with contextlib.suppress(OSError):
-            for name in sorted(
-                os.listdir(os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER)), reverse=True
-            ):
-                servers = _servers_in(data_dir, unit, name)
+        pattern = os.path.join(escape(data_dir), unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH)
+        for path in sorted(glob(pattern), reverse=True):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                with open(path, encoding="utf-8") as file:
+                    servers = json.load(file).get("sync_dest")
                 if servers:
-                    return len(servers)
-    return 0
+                    return servers if isinstance(servers, list) else [servers]
+    return []
 
 
-def _servers_in(data_dir, unit, update):
-    """The servers that an update sends a unit to; none where it sets no such key."""
-    try:
-        with open(
-            os.path.join(data_dir, unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH),
-            encoding="utf-8",
-        ) as file:
-            servers = json.load(file).get("sync_dest") or []
-    except (OSError, ValueError, AttributeError):
-        return []
-    return servers if isinstance(servers, list) else [servers]
-
-
-def _moves(archive):
-    """Unit -> when it took a configuration that names one server alone, and that server: it may not call here again."""
+def _fetched(archive):
+    """Unit -> days since 1970 on which it fetched files of an update; unit -> when it took a configuration that names
+    one server alone, and that server: it may not call here again."""
+    nights = {}
     taken = {}
-    for when, unit, update, path in read_rows(
-        os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4
-    ):
-        if path == COMM_PATCH:
-            taken[unit] = when, update
+    for at, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
+        with contextlib.suppress(Rejected):
+            day = parse_day(at[:10])
+            nights.setdefault(unit, set()).add(day // DAY)
+            if path == COMM_PATCH:
+                taken[unit] = day + parse_clock(at[11:19]), update
     moves = {}
-    for unit, (when, update) in taken.items():
-        for data_dir in archive.data_dirs:
-            servers = _servers_in(data_dir, unit, update)
-            if len(servers) == 1:
-                with contextlib.suppress(Rejected):
-                    moves[unit] = parse_day(when[:10]) + parse_clock(when[11:19]), servers[0]
-    return moves
+    for unit, (ts, update) in taken.items():
+        servers = _servers(archive, unit, update)
+        if len(servers) == 1:
+            moves[unit] = ts, servers[0]
+    return nights, moves
 
 
 # -- gaps --------------------------------------------------------------------------------------------------------------
@@ -3472,82 +3401,59 @@ class Gap(NamedTuple):
 
 
 def gaps(db, stays, a, now):
-    """Stretches of more than HOLE rhythms without readings between a and now, and what became of them."""
+    """The Gaps between a and now, by unit and time: more than HOLE rhythms without readings, and what became of them."""
     found = []
     for unit in sorted({stay.unit_id for stay in stays}):
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
-        step = cadence(db, unit, now)
-        for start, end in _holes(db, unit, a, now, HOLE * step):
-            until = now if end is None else end
-            calls = db.execute(
-                "SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
-                (unit, start + step, until),
-            ).fetchone()[0]
+        newest = _recent(db, "co2_readings", unit, now)
+        step = _rhythm(newest, 1, HOUR // 2)
+        bound = {"unit": unit, "a": a, "now": now, "longest": HOLE * step}
+        holes = db.execute(_HOLES, bound).fetchall()
+        if newest and now - newest[0] > max(HOLE * step, DAY + HOUR):
+            holes.append((newest[0], None))
+        for start, end in holes:
+            until = end or now
+            calls = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
+                               (unit, start + step, until)).fetchone()[0]
             missing = round((until - start) / step) - 1 if end else (until - start) // step
-            since = (
-                now if end is None else start + step
-            )                                                   # an open gap: of a unit that is deployed now
-            if own and not any(_is_deployed(stay, since, until) for stay in own):
+            since = start + step if end else now                # an open gap: of a unit that is deployed now
+            if own and not any(stay.status == "deployed" and stay.since < until and since < stay.until for stay in own):
                 state = "off"
-            elif end is None:
-                state = "silent" if calls else "waiting"
-            else:
+            elif end:
                 state = _why(db, unit, start, end)
+            else:
+                state = "silent" if calls else "waiting"
             found.append(Gap(unit, start, end, missing, state, calls))
     return found
 
 
-def _is_deployed(stay, a, b):
-    return stay.status == "deployed" and stay.since < b and a < stay.until
-
-
-def _holes(db, unit, a, now, longest):
-    """Times of the reading before and the one after where these are further apart than `longest`; the last hole may be
-    open. Most days need no look at their readings."""
-    row = db.execute(
-        "SELECT max(ts) FROM co2_readings WHERE unit_id = ? AND ts < ?", (unit, a // DAY * DAY)
-    ).fetchone()
-    before = row[0] or FOREVER
-    for day, first, last, distance in db.execute(
-        "SELECT day, first, last, longest FROM daily WHERE unit_id = ? AND day BETWEEN ? AND ? ORDER BY day",
-        (unit, a // DAY, now // DAY),
-    ):
-        if distance <= longest and first - before <= longest and last <= now:
-            before = last
-            continue
-        bound = (unit, day * DAY, min(now + 1, (day + 1) * DAY))
-        query = "SELECT ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts"
-        for (ts,) in db.execute(query, bound).fetchall():
-            if ts - before > longest and ts > a:
-                yield before, ts
-            before = ts
-    newest = _recent(db, "co2_readings", unit, now)[:1]
-    if newest and now - newest[0] > max(longest, DAY + HOUR):
-        yield newest[0], None
+# Times of the reading before and the one after. Looked into are only days with a hole, or without readings shortly before.
+_HOLES = """
+    SELECT before, ts FROM (
+        SELECT (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = :unit AND b.ts < r.ts) AS before, r.ts
+        FROM daily d CROSS JOIN co2_readings r
+        WHERE d.unit_id = :unit AND d.day BETWEEN :a / 86400 AND :now / 86400
+            AND (d.longest > :longest OR NOT EXISTS (
+                SELECT 1 FROM daily y WHERE y.unit_id = :unit AND y.day = d.day - 1 AND y.last >= d.first - :longest))
+            AND r.unit_id = :unit AND r.ts >= max(:a + 1, d.day * 86400) AND r.ts < min(:now + 1, (d.day + 1) * 86400))
+    WHERE ts - before > :longest ORDER BY ts"""
+_ENDS = """
+    SELECT s.path, s.size, s.rejected > 0 AND EXISTS (
+        SELECT 1 FROM rejects WHERE source = s.id AND before_ts >= :start AND after_ts <= :end)
+    FROM co2_readings r LEFT JOIN sources s ON s.id = r.source
+    WHERE r.unit_id = :unit AND r.ts IN (:start, :end) ORDER BY r.ts"""
 
 
 def _why(db, unit, start, end):
     """What became of readings that are missing between two that are there, by the files these two came from."""
-    files = db.execute(
-        """
-        SELECT s.path, s.size, r.source, s.rejected FROM co2_readings r LEFT JOIN sources s ON s.id = r.source
-        WHERE r.unit_id = ? AND r.ts IN (?, ?) ORDER BY r.ts""",
-        (unit, start, end),
-    ).fetchall()
-    for _, _, source, rejected in files:
-        if (
-            rejected
-            and db.execute(
-                "SELECT 1 FROM rejects WHERE source = ? AND before_ts >= ? AND after_ts <= ? LIMIT 1",
-                (source, start, end),
-            ).fetchone()
-        ):
-            return "rejected"
-    (path, size, _, _), (next_path, _, _, _) = files[0], files[-1]
-    number, next_number = _number_of(path), _number_of(next_path)
-    if number is None or next_number is None or next_number <= number:
+    files = db.execute(_ENDS, {"unit": unit, "start": start, "end": end}).fetchall()
+    if any(rejected for _, _, rejected in files):
+        return "rejected"
+    (path, size, _), (next_path, _, _) = files[0], files[-1]
+    number, following = _number_of(path), _number_of(next_path)
+    if number is None or following is None or following <= number:
         return "lost"
-    return "resend" if next_number > number + 1 or size < seqfile.FILE_SIZE else "lost"
+    return "resend" if following > number + 1 or size < seqfile.FILE_SIZE else "lost"
 
 
 def _number_of(path):
@@ -3567,14 +3473,14 @@ _IN_THE_LEDGER = """
 
 
 def problems(db, archive, now):
-    """What the database and the directories of the archive show."""
+    """What the database and the directories of the archive show: Problems, worst first."""
     found = [Problem(*row) for row in db.execute(_IN_THE_LEDGER)]
     missing = missing_data(db, archive)
     if missing:
         found.append(Problem("data_dir", CRITICAL, "", missing, now))
     for path in retired_databases(archive.db):
         level = NOTE if _is_earlier_version(path) else WARNING
-        text = "%s was set aside: remove it when it is of no use any more" % path
+        text = f"{path} was set aside: remove it when it is of no use any more"
         found.append(Problem("before:" + path, level, "", text, int(os.stat(path).st_mtime)))
     for state in fleet_state(db, now, archive=archive):
         found += _unit_problems(state)
@@ -3583,51 +3489,36 @@ def problems(db, archive, now):
 
 def missing_data(db, archive):
     """What is wrong with the data directories; "" when they are those from which files were imported."""
-    return "; ".join("data directory %s is %s" % trouble for trouble in _not_mounted(db, archive))
+    return "; ".join(f"data directory {directory} is {why}" for directory, why in _not_mounted(db, archive))
 
 
 def _unit_problems(state):
     """What is wrong with one unit."""
-    name = "%s (%s)" % (state.site or "no site", state.nickname)
-    told = [(state.verdict, state.level, state.why)] if state.level else []
+    told = [(state.verdict, state.level, state.why)]
     if state.alarms and not state.in_table:
-        told.append(
-            (
-                "no-row",
-                WARNING,
-                "%s reports, but is in no row of the deployment table" % state.unit_id,
-            )
-        )
+        told.append(("no-row", WARNING, f"{state.unit_id} reports, but is in no row of the deployment table"))
     elif state.alarms and state.own_name not in (None, state.nickname):
-        told.append(
-            (
-                "nickname",
-                WARNING,
-                "it calls itself %s: correct the deployment table, or publish --nickname"
-                % state.own_name,
-            )
-        )
-    for what, level, text in told:
-        since = state.last_data or state.last_ping or 0
-        yield Problem(
-            "%s:%s" % (what, state.unit_id), level, state.unit_id, "%s: %s" % (name, text), since
-        )
+        told.append(("nickname", WARNING, f"it calls itself {state.own_name}: correct the deployment table, "
+                                          "or publish --nickname"))
+    for what, level, why in told:
+        if level:
+            text = f"{state.site or 'no site'} ({state.nickname}): {why}"
+            since = state.last_data or state.last_ping or 0
+            yield Problem(f"{what}:{state.unit_id}", level, state.unit_id, text, since)
 
 
 def write_health(var_dir, found, now):
     """Replace health.json; OSError when that cannot be."""
-    text = json.dumps(
-        {"written": now, "problems": [problem._asdict() for problem in found]}, indent=1
-    )
+    text = json.dumps({"written": now, "problems": [problem._asdict() for problem in found]}, indent=1) + "\n"
     file = os.path.join(var_dir, HEALTH_FILE)
     try:
         with open(file + ".new", "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
+            stream.write(text)
         os.rename(file + ".new", file)
     except OSError:                                             # the disk is full: then into the room that it has
         _remove(file, [".new"])
         with open(file, "r+", encoding="utf-8") as stream:
-            stream.write(text + "\n")
+            stream.write(text)
             stream.truncate()
 
 
@@ -3642,12 +3533,9 @@ def read_health(var_dir, now):
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return [Problem("health", CRITICAL, "", "%s cannot be read: %s" % (file, error), now)]
+        return [Problem("health", CRITICAL, "", f"{file} cannot be read: {error}", now)]
     if now - written > HEALTH_LASTS:
-        text = "co2d does not run, or cannot write (systemctl status co2d): %s is from %s" % (
-            file,
-            when(written),
-        )
+        text = f"co2d does not run, or cannot write (systemctl status co2d): {file} is from {when(written)}"
         found.append(Problem("health", CRITICAL, "", text, written))
     return worst_first(found)
 
@@ -3655,11 +3543,11 @@ def read_health(var_dir, now):
 def known_problems(archive, now):
     """What is wrong, for pages and `status --check`: by the daemon's list, or by the database where no daemon runs."""
     told = read_health(archive.var_dir, now)
-    if told is not None and not any(problem.key == "health" for problem in told):
+    stale = [problem for problem in told or [] if problem.key == "health"]
+    if told is not None and not stale:
         return told
     with contextlib.closing(open_db(archive.db)) as db:
-        found = problems(db, archive, now)
-    return worst_first(found + [problem for problem in told or [] if problem.key == "health"])
+        return worst_first([*problems(db, archive, now), *stale])
 
 
 # -- names of units ----------------------------------------------------------------------------------------------------
