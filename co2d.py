@@ -66,6 +66,7 @@ import re
 import resource
 import select
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -97,7 +98,8 @@ LONGEST_FILE = 3 * 255                  # bytes of a name on a card: FAT allows 
 RECOUNT = 60                            # seconds; before that, what a unit takes on the disk is not counted anew
 CLOCK_SLACK = 10                        # seconds; less is how clocks are set right
 LOOK = 60.0                             # seconds between two looks for problems
-LONGEST_PAUSE = 60                      # seconds between imports when one fails or takes long
+RETRY = 5.0                             # seconds after an import that failed
+LONGEST_PAUSE = 60                      # seconds after an import that took long
 PAUSE = 4                               # times as long as an import took: uploads have priority
 
 log = logging.getLogger("co2d")
@@ -2807,38 +2809,36 @@ class Importing(threading.Thread):
         super().__init__(name="import", daemon=True)
         self.station = station
         self.stopping = threading.Event()
-        self._paths: set[str] | None = None                  # that the last import failed to take
+        self._paths: set[str] = set()                           # files that are to be imported
         self._kept = importer.KeptOpen(station.settings.db)
         self._scanned = float("-inf")                           # time.monotonic() when all files were last looked at
 
     def run(self):
         """Import until `stop`. After an import of t seconds, pause 4 t: uploads have priority."""
-        patience = 1.0
         while not self.stopping.is_set():
             began = time.monotonic()
-            if not self._import_what_is_due(began):
-                self.stopping.wait(patience)
-                patience = min(2 * patience, LONGEST_PAUSE)
-                continue
-            patience = 1.0
+            is_done = self._import_what_is_due(began)
             pause = PAUSE * (time.monotonic() - began)
+            if not is_done:
+                pause = max(pause, RETRY)
             if self.stopping.wait(min(pause, LONGEST_PAUSE)):
                 break
-            self.station.something_changed.wait(self.station.settings.import_scan)
-            self.stopping.wait(self.station.settings.import_delay)
+            if is_done:
+                self.station.something_changed.wait(self.station.settings.import_scan)
+                self.stopping.wait(self.station.settings.import_delay)
         self._kept.close()
 
     def _import_what_is_due(self, now):
         """Import what has changed, now and then all; False when that failed, and is to be tried again."""
-        self._paths = self._paths or self.station.take_changed()
+        self._paths |= self.station.take_changed()
         has_expired = now - self._scanned > self.station.settings.import_scan
-        is_scan = has_expired or self.station.health.has("database")
-        if is_scan or self._paths:
-            if not self._import(None if is_scan else self._paths):
+        if has_expired or self.station.health.has("database"):
+            if not self._import(None):
                 return False
-            if is_scan:
-                self._scanned = time.monotonic()
-        self._paths = None
+            self._scanned = time.monotonic()
+        elif self._paths and not self._import(self._paths):
+            return False
+        self._paths.clear()
         return True
 
     def _import(self, paths):
@@ -2857,8 +2857,8 @@ class Importing(threading.Thread):
             return check_database(station)
         except Exception as error:                              # locked, broken, gone: uploads go on, we try again
             station.count("co2d_import_errors_total")
-            text = "imports fail, pages and alarms are old: %s%s" % (
-                error, importer.remedy(error, station.settings.db))
+            remedy = importer.remedy(error, station.settings.db)
+            text = f"imports fail, pages and alarms are old: {error}{remedy}"
             station.health.report("import", importer.CRITICAL, text)
             return False
 
@@ -2875,7 +2875,7 @@ class Importing(threading.Thread):
 def under_journald():
     """Whether stderr goes to the journal (see JOURNAL_STREAM in systemd.exec(5))."""
     status = os.fstat(2)
-    return os.environ.get("JOURNAL_STREAM") == "%d:%d" % (status.st_dev, status.st_ino)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def notify(state):
@@ -2971,26 +2971,22 @@ WantedBy=multi-user.target
 
 
 def _word(path):
-    """A path as systemd reads it (systemd.syntax(7))."""
-    escaped = re.sub(r'(["\\])', r"\\\1", path).replace("%", "%%")
-    return '"%s"' % escaped if re.search(r"""[\s"'\\;]""", path) else escaped
+    """A path as systemd reads it (systemd.syntax(7)). One with a quote or a backslash in it cannot be written."""
+    return shlex.quote(path).replace("%", "%%")
 
 
 def _host_port(address, port):
-    return ("[%s]:%d" if ":" in address else "%s:%d") % (address, port)
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def systemd_unit(kind, settings, arguments):
     """A complete systemd unit for this installation."""
-    directories = [settings.data_dir, settings.var_dir]
-    if os.path.dirname(settings.db) != settings.var_dir:
-        directories.append(os.path.dirname(settings.db))
+    directories = list(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)]))
     command = [sys.executable, os.path.join(HERE, "co2d.py")]
     if arguments.config:
         command += ["--config", os.path.abspath(arguments.config)]
     has_low_port = 0 < settings.port < 1024
-    needed = [HERE, sys.executable, *directories]
-    is_in_home = any(path.startswith(("/home/", "/root/")) for path in needed)
+    is_in_home = any(path.startswith(("/home/", "/root/")) for path in [*command[:2], *directories])
     return SYSTEMD[kind] % {
         "command": " ".join(map(_word, command)).replace("$", "$$"),
         "python": _word(sys.executable),
@@ -3020,82 +3016,71 @@ def claim(directory):
 
 
 class Daemon:
-    """The running process: what the signals set, what the main thread does in between."""
+    """The running process. The main thread does what the signals say, one after the other."""
 
     def __init__(self, settings, arguments):
-        self.arguments, self.station = arguments, Station(settings)
+        self.arguments = arguments
+        self.station = Station(settings)
         self.claims = [claim(directory) for directory in (settings.data_dir, settings.var_dir)]
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.watching = Watching(self.station)
         self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # nothing else that waits bears signal handlers
-        self.interrupted = False
-        self.watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
-        self.fed = 0.0
+        self.pulse = int(os.environ.get("WATCHDOG_USEC", "0")) / 4e6    # seconds between signs of life; 0: none
 
     def run(self):
+        """Serve until a signal ends it; the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+            signal.signal(number, lambda number, frame: self.signals.put(number))
         self.server.start()
         self.importing.start()
         self.watching.start()
+        if self.pulse:
+            _started(self._feed_watchdog, "watchdog")
         settings = self.station.settings
         place = _host_port(settings.listen, self.server.port)
         log.info("co2d %s listens on %s, data in %s", importer.__version__, place, settings.data_dir)
         if settings.port not in (0, self.server.port):
             log.warning("the configuration says port %d: make install again, the socket unit names it", settings.port)
-        notify("READY=1\nSTATUS=listens on port %d" % self.server.port)
-        while self._tick():
-            pass
-        return self._stop()
-
-    def _on_signal(self, number, frame):
-        if number == signal.SIGINT and self.interrupted:
-            os._exit(130)
-        self.interrupted |= number == signal.SIGINT
-        self.signals.put(number)
+        notify(f"READY=1\nSTATUS=listens on port {self.server.port}")
+        while True:
+            with contextlib.suppress(queue.Empty):
+                if self.signals.get(timeout=TICK) != signal.SIGHUP:     # another thread's signal does not wake this one
+                    break
+                self.reload()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)            # the second Ctrl-C ends it at once
+        log.info("stopping")
+        notify("STOPPING=1")
+        self.server.stop()
+        self.importing.stop()
+        self.watching.stop()
+        self.station.pings.close()
+        self.station.fetches.log.close()
+        log.info("stopped")
+        return 0
 
     def _feed_watchdog(self):
         """Tell systemd that we live, if we answer a request. No restart mends a disk that is full or fails."""
-        if self.watchdog and time.monotonic() - self.fed > self.watchdog:
-            self.fed = time.monotonic()
+        while self.server.socket.fileno() >= 0:                 # until it is closed
             try:
-                threading.Thread(target=self._probe, name="probe", daemon=True).start()
-            except RuntimeError as error:
-                log.error("watchdog: %s", error)
+                self._ask_ourselves()
+                notify("WATCHDOG=1")
+            except OSError as error:
+                log.error("watchdog: no answer from ourselves: %s", error)
+            time.sleep(self.pulse)
 
-    def _probe(self):
-        try:
-            with socket.create_connection((self._own_address(), self.server.port), timeout=self.watchdog) as sock:
-                if self.server.tls:
-                    import ssl                                  # it is there already
-                    sock = ssl._create_unverified_context().wrap_socket(sock)
-                sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-                answer = sock.recv(100)
-        except OSError as error:
-            log.error("watchdog: cannot reach ourselves: %s", error)
-            return
-        if answer.startswith(b"HTTP/1.1 "):
-            notify("WATCHDOG=1")
-        else:
-            log.error("watchdog: no answer from ourselves")
-
-    def _own_address(self):
-        listen = str(self.server.socket.getsockname()[0])
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)
-
-    def _tick(self):
-        """Wait for a signal, but not for long; whether to go on."""
-        self._feed_watchdog()
-        with contextlib.suppress(queue.Empty):
-            if self.signals.get(timeout=TICK) != signal.SIGHUP:
-                return False
-            self.reload()
-        return True
+    def _ask_ourselves(self):
+        host, port, *_ = self.server.socket.getsockname()       # 0.0.0.0 and :: are this machine, too
+        with socket.create_connection((host, port), timeout=self.pulse) as sock:
+            if self.server.tls:
+                import ssl                                      # it is there already
+                sock = ssl._create_unverified_context().wrap_socket(sock)
+            sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            sock.recv(100)
 
     def reload(self):
         """Read the configuration again; a bad one changes nothing."""
-        notify("RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         old = self.station.settings
         try:
             new = settings_of(self.arguments)
@@ -3113,21 +3098,10 @@ class Daemon:
             log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
         notify("READY=1")
 
-    def _stop(self):
-        log.info("stopping")
-        notify("STOPPING=1")
-        self.server.stop()
-        self.importing.stop()
-        self.watching.stop()
-        self.station.pings.close()
-        self.station.fetches.log.close()
-        log.info("stopped")
-        return 0
-
 
 def make_parser():
     """Options of `co2d run`; one for every setting."""
-    commands = "\n".join("  %-10s%s" % (name, command.help) for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:10}{command.help}" for name, command in COMMANDS.items())
     parser = command_parser("", "The daemon that CO2 sensor units report to.\n\ncommands (COMMAND --help tells more):\n"
                             + commands, """\
   co2d                                  run on port 8080, with the data beside the script
@@ -3167,11 +3141,10 @@ def serve_until_stopped(settings, arguments):
     writer = LogWriter(sys.stderr.fileno(), under_journald())
     writer.secret = settings.secret
     log.addHandler(writer)
+    log.setLevel(logging.INFO)
     logging.raiseExceptions = False                             # logging would write to stderr, and wait for a reader
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = min(most, 65536) if most > 0 else 65536             # a few per connection
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    log.setLevel(logging.INFO)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MOST_DESCRIPTORS), most))
     try:
         daemon = Daemon(settings, arguments)
     except OSError as error:
