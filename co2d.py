@@ -106,9 +106,6 @@ log = logging.getLogger("co2d")
 
 # -- messages ---------------------------------------------------------------------------------------------------------
 
-Headers = tuple[tuple[str, str], ...]
-Labels = tuple[tuple[str, Any], ...]
-
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -117,17 +114,18 @@ class Request(NamedTuple):
 
     method: str
     target: str                         # as sent, for the log
-    path: tuple[str, ...]               # decoded segments; "/" is ("",)
+    path: tuple                         # decoded segments; "/" is ("",)
     last_segment: bytes                 # of the path, not decoded
-    query: list[tuple[str, str]]        # decoded, in order
-    headers: dict[str, str]             # names in lower case
+    query: list                         # of (name, value), decoded, in order
+    headers: dict                       # names in lower case
     body: bytes = b""
     peer: str = "127.0.0.1"
     now: float = 0.0                    # UTC seconds
 
-    def argument(self, name):
-        """The first value of a query argument, "" without one."""
-        return dict(reversed(self.query)).get(name, "")
+    @property
+    def arguments(self):
+        """The first value of each query argument, by name."""
+        return dict(reversed(self.query))
 
 
 class Response(NamedTuple):
@@ -136,12 +134,12 @@ class Response(NamedTuple):
     status: int
     body: bytes = b""
     content_type: str = "application/json"
-    headers: Headers = ()
+    headers: tuple = ()                 # of (name, value)
     note: str = ""                      # for the log
     file: BinaryIO | None = None        # sent in place of `body`, piece by piece, up to the size that it has now
     extra_seconds: float = 0.0          # a long file may take so many more than `request_seconds`
-    sent: Callable[[], None] | None = None          # called when the kernel has taken the last byte, before the end
-    after: Callable[[Callable[[], None]], None] | None = None       # stores what belongs to it, and calls what sends it
+    sent: Callable | None = None        # sent() is called when the kernel has taken the last byte, before the end
+    after: Callable | None = None       # after(send) stores what belongs to it, and calls send() then
 
 
 class Refused(Exception):
@@ -166,13 +164,14 @@ def json_response(value, status=200, note="", headers=()):
 
 def text_response(text, kind="text/plain", headers=()):
     """Text in UTF-8."""
-    return Response(200, text.encode("utf-8", "replace"), kind + "; charset=utf-8", headers)
+    return Response(200, text.encode("utf-8", "replace"), f"{kind}; charset=utf-8", headers)
 
 
 def open_regular(root, parts):
     """A regular file below root, open for reading; no link on the way is followed."""
-    with seqfile.open_directory(root, list(parts[:-1])) as directory:
-        return os.fdopen(seqfile.open_file(directory, parts[-1], os.O_RDONLY), "rb")
+    *folders, name = parts
+    with seqfile.open_directory(root, folders) as directory:
+        return os.fdopen(seqfile.open_file(directory, name, os.O_RDONLY), "rb")
 
 
 def read_regular(root, parts):
@@ -218,7 +217,7 @@ _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?:^|[^\r])\
 _HOST = re.compile(r"(?:(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?)?\Z")
 _LENGTH = re.compile(r"[0-9]{1,10}\Z")
 _END_OF_HEAD = b"\r\n\r\n"
-METHODS = {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT"}
+METHODS = b"GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT".split()
 
 
 class RequestReader:
@@ -309,7 +308,7 @@ def _parse_fields(lines):
             raise Refused(400, "malformed header field")
         name = found[1].decode().lower()
         if name in headers and name in ("host", "content-length", "transfer-encoding"):
-            raise Refused(400, "repeated header field " + name)
+            raise Refused(400, f"repeated header field {name}")
         headers[name] = found[2].decode("latin-1")
     return headers
 
@@ -327,6 +326,7 @@ def _check_headers(headers, version):
         raise Refused(400, "malformed Host")
 
 
+@functools.lru_cache(maxsize=1024)      # units send the same words again and again
 def _decode(raw):
     return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
 
@@ -345,7 +345,7 @@ def _parse_query(query):
 # line, end a quoted field, or turn the direction of the text; and neither the secret nor half of it is written.
 
 MOST_LINES = 10000                      # lines that wait to be written; a line has some 100 bytes
-_WORD = re.compile(r"""([^\s/?&="'\\]+)""")
+_WORD = re.compile(r"""[^\s/?&="'\\]+""")
 
 
 def escape_unprintable(text):
@@ -361,12 +361,12 @@ def mask_secret(secret, text):
         return text
     half = min(len(secret), max(3, len(secret) // 2))
     pieces = [secret[at:at + half].lower() for at in range(len(secret) - half + 1)]
-    words = _WORD.split(text)
-    for number, word in enumerate(words):
-        folded = word.lower()
-        if any(piece in folded for piece in pieces):
-            words[number] = "*"
-    return "".join(words)
+
+    def masked(word):
+        folded = word[0].lower()
+        return "*" if any(piece in folded for piece in pieces) else word[0]
+
+    return _WORD.sub(masked, text)
 
 
 class LogWriter(logging.Handler):
@@ -381,7 +381,7 @@ class LogWriter(logging.Handler):
         self.dropped = 0                                        # the handler's own lock guards this and the next
         self._told = 0                                          # of the dropped lines, those that the log speaks of
         self._is_journald = is_journald
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lines = queue.SimpleQueue()
         self._thread = _started(functools.partial(self._write_all, fd), "log")
 
     def emit(self, record):
@@ -395,7 +395,8 @@ class LogWriter(logging.Handler):
     def line(self, record):
         """One line: a priority for journald when it reads the log (sd-daemon(3)), else a UTC time."""
         if self._is_journald:
-            start = "<%d>" % {"ERROR": 3, "WARNING": 4}.get(record.levelname, 6)
+            priority = {"ERROR": 3, "WARNING": 4}.get(record.levelname, 6)
+            start = f"<{priority}>"
         else:
             start = f"{seqfile.utc(record.created)}Z {record.levelname} "
         return start + mask_secret(self.secret, escape_unprintable(record.getMessage().rstrip()))
@@ -429,17 +430,14 @@ def _started(work, name):
 
 
 class Health:
-    """What is wrong, told by whoever notices it, and found in database and directories. See importer.Problem.
-
-    `_lock` guards `_reported` and `_found`.
-    """
+    """What is wrong, told by whoever notices it, and found in database and directories. See importer.Problem."""
 
     def __init__(self, clock):
         self.clock = clock
         self.changed = threading.Event()
-        self._lock = threading.Lock()
-        self._reported: dict[str, importer.Problem] = {}
-        self._found: list[importer.Problem] = []
+        self._lock = threading.Lock()                           # guards the next two
+        self._reported = {}                                     # by key
+        self._found = []
 
     def report(self, key, level, text, unit=""):
         """Something is wrong, or still is: `key` is the same for as long as it lasts. With no text, it is over."""
@@ -447,7 +445,7 @@ class Health:
             before = self._reported.pop(key, None)
             if text:
                 since = before.since if before else int(self.clock())
-                text = "%s (since %s)" % (text, importer.when(since))
+                text = f"{text} (since {importer.when(since)})"
                 self._reported[key] = importer.Problem(key, level, unit, text, since)
         if bool(before) != bool(text):
             self.changed.set()
@@ -486,8 +484,8 @@ class Course:
     """How far one unit is with one update, from the rows about both."""
 
     def __init__(self):
-        self.days: list[str] = []       # with STARTED, in order
-        self.taken: set[str] = set()    # paths, until all were handed over
+        self.days = []                  # with STARTED, as 2019-10-07, in order
+        self.taken = set()              # paths, until all were handed over
         self.complete_at = ""           # UTC, the last time; "": never
         self.is_over = True             # complete since it last started
 
@@ -512,17 +510,15 @@ class Course:
     def nights_in_vain(self, now):
         """Days on which the unit began, and could not finish; today does not count: it may still."""
         today = seqfile.utc(now, "%Y-%m-%d")
-        begun = list(self.days)
-        if begun and self.is_over:
-            begun.pop()
+        begun = self.days[:-1] if self.is_over else self.days
         return sum(day != today for day in begun)
 
 
-Courses = dict[tuple[str, str], Course]                         # by unit and update
-
-
 def read_courses(*directories):
-    """How far units are with their updates, from all rows of such directories as var/fetches."""
+    """How far units are with their updates, from all rows of such directories as var/fetches.
+
+    Gives (unit, update) -> Course.
+    """
     courses = {}
     for directory in directories:
         for when, unit, name, what in importer.read_rows(directory, seqfile.FETCHES, 4):
@@ -547,17 +543,15 @@ class Fetches:
         when = seqfile.utc(now, fraction=True)
         with self._lock:
             self._course_locked(unit, name).learn(when, what)
-        row = "\t".join([when, unit, name, what]) + "\n"
-        self.log.append(row.encode(), _told_of_fetch)
+        self.log.append(f"{when}\t{unit}\t{name}\t{what}\n".encode(), _told_of_fetch)
 
     def handed_over(self, unit, name, path, files, now):
         """The last byte of a file was handed over; `files` are all files of the update."""
         self.note(unit, name, path, now)
         with self._lock:
             course = self._course_locked(unit, name)
-            has_all = course.taken.issuperset(files) or course.complete_at != ""
+            has_all = course.complete_at or course.taken.issuperset(files)
             is_news = has_all and not course.is_over
-            course.is_over |= is_news
         if is_news:
             self.note(unit, name, COMPLETE, now)
 
@@ -599,20 +593,17 @@ class Room:
         return has_room
 
     def _ask(self, keep_free):
-        try:
-            disk = os.statvfs(self.directory)
-        except FileNotFoundError:
-            seqfile.make_directory(self.directory)
-            disk = os.statvfs(self.directory)
-        return (disk.f_bavail - disk.f_blocks * keep_free / 100) * disk.f_frsize
+        seqfile.make_directory(self.directory)
+        disk = shutil.disk_usage(self.directory)
+        return disk.free - disk.total * keep_free / 100
 
 
 class Count(NamedTuple):
     """What a unit took on the disk when it was counted at UTC second `at`, and what has been added since."""
 
-    bytes: int
-    files: int
-    at: float
+    bytes: int = 0
+    files: int = 0
+    at: float = 0.0
 
 
 class Quota:
@@ -621,30 +612,26 @@ class Quota:
     def __init__(self, data_dir):
         self.data_dir = data_dir
         self._lock = threading.Lock()                           # guards the next
-        self._counts: dict[str, Count] = {}
+        self._counts = {}                                       # by unit
 
     def check(self, chunk, settings):
         """Refuse a chunk that would exceed a limit."""
-        with self._lock:
-            count = self._counts.get(chunk.unit)
+        count = self._counts.get(chunk.unit)
         if count is None and not os.path.isdir(os.path.join(self.data_dir, chunk.unit)):
             if len(os.listdir(self.data_dir)) >= settings.max_units:
-                raise Refused(403, "more than %d units" % settings.max_units)
-            count = Count(0, 0, chunk.now)
+                raise Refused(403, f"more than {settings.max_units} units")
+            count = Count(at=chunk.now)
         if count is None or self._exceeds(count, chunk, settings) and abs(chunk.now - count.at) >= RECOUNT:
             count = self._count(chunk)
         if chunk.end > settings.max_file:
-            raise Refused(507, "file would exceed %d bytes" % settings.max_file)
+            raise Refused(507, f"file would exceed {settings.max_file} bytes")
         if self._exceeds(count, chunk, settings):
-            limits = (settings.max_unit_bytes, settings.max_unit_files)
-            raise Refused(507, "unit would exceed %d bytes or %d files" % limits)
+            raise Refused(507, f"unit would exceed {settings.max_unit_bytes} bytes or {settings.max_unit_files} files")
 
     def _exceeds(self, count, chunk, settings):
         if count.bytes + len(chunk.data) > settings.max_unit_bytes:
             return True
-        if count.files < settings.max_unit_files:
-            return False
-        return not os.path.lexists(os.path.join(self.data_dir, *chunk.key, chunk.kept))
+        return count.files >= settings.max_unit_files and not os.path.lexists(os.path.join(self.data_dir, chunk.path))
 
     def _count(self, chunk):
         """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
@@ -657,7 +644,7 @@ class Quota:
     def charge(self, chunk, receipt):
         """Add what a chunk took."""
         with self._lock:
-            count = self._counts.get(chunk.unit, Count(0, 0, chunk.now))
+            count = self._counts.get(chunk.unit, Count(at=chunk.now))
             self._counts[chunk.unit] = Count(count.bytes + receipt.grew, count.files + receipt.created, count.at)
 
 
@@ -676,8 +663,8 @@ class Station:
         self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync)
         self.started = self._latest = clock()
         self._lock = threading.Lock()
-        self.counters: dict[tuple[str, Labels], float] = Counter()
-        self.changed: set[str] = set()
+        self.counters = Counter()       # by (name, ((label, value), ...))
+        self.changed = set()            # paths
         self._changed_since = self.started
         self.connections = lambda: 0            # the server's, once there is one
         self.log_writer: LogWriter | None = None                # what writes the log, once there is one
@@ -752,43 +739,44 @@ class Station:
 def hello(station, request):
     """Units get their hello, browsers an index."""
     if "text/html" in request.headers.get("accept", ""):
-        return page(station, request, "index", 0)
+        return page(station, request, "index")
     return json_response("Hello world!")
 
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def ping_row(now, unit, request):
+def ping_row(unit, request):
     """A line of pings-NNNN.tsv; control characters in values would forge lines."""
-    said = dict(reversed(request.query))
+    said = request.arguments
     values = [_UNPRINTABLE.sub("?", said.get(name, "None"))[:128] for name in ("site_code", "rssi_raw", "rssi_dbm")]
-    return "\t".join([seqfile.utc(now, fraction=True), unit, *values]).encode("utf-8", "replace") + b"\n"
+    return "\t".join([seqfile.utc(request.now, fraction=True), unit, *values]).encode("utf-8", "replace") + b"\n"
 
 
 def alive(station, request, unit):
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.admit(unit)
     station.inbox.called(unit)
-    row = ping_row(request.now, unit, request)
+    row = ping_row(unit, request)
     return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, row))
 
 
 def _store_ping(station, unit, row, send):
     def told(file, problem):
-        station.count("co2d_pings_lost_total" if problem else "co2d_pings_total")
-        text = "pings are answered, but not stored: %s" % problem if problem else ""
+        text = f"pings are answered, but not stored: {problem}" if problem else ""
         station.health.report("pings", importer.CRITICAL, text)
         if problem:
+            station.count("co2d_pings_lost_total")
             log.error("ping of %s NOT STORED: %s", unit, problem)
         else:
+            station.count("co2d_pings_total")
             station.touch(file)
         send()
 
     if station.room_for_pings.take(len(row), station.settings.keep_free, station.clock()):
         station.pings.append(row, told)
     else:
-        told("", OSError("less than %g %% of the disk is free" % station.settings.keep_free))
+        told("", OSError(f"less than {station.settings.keep_free:g} % of the disk is free"))
 
 
 def push(station, request, unit, path, file):
@@ -796,7 +784,7 @@ def push(station, request, unit, path, file):
     station.admit(unit)
     folders = station.settings.upload_dirs.split()
     if path[0] not in folders or len(path) >= MAX_DEPTH:
-        raise Refused(403, "uploads go below %s" % " or ".join(folders))
+        raise Refused(403, f"uploads go below {' or '.join(folders)}")
     if file in (b"", b".", b"..") or len(file) > LONGEST_FILE:
         raise Refused(404, "no name of a file")
     offsets = [value for name, value in request.query if name == "offset"]
@@ -810,7 +798,7 @@ def push(station, request, unit, path, file):
         receipt = _store(station, chunk)
     except (Refused, OSError) as error:
         raise _storage_refusal(station, unit, error)
-    station.health.clear("storage:" + unit)
+    station.health.clear(f"storage:{unit}")
     _note_receipt(station, chunk, receipt)
     return _acknowledge(receipt)
 
@@ -820,7 +808,7 @@ def _store(station, chunk):
     if chunk.is_strange:
         return station.inbox.receive_strange(chunk, keep=has_room)
     if not has_room:
-        raise Refused(507, "less than %g %% of the disk is free" % station.settings.keep_free)
+        raise Refused(507, f"less than {station.settings.keep_free:g} % of the disk is free")
     station.quota.check(chunk, station.settings)
     return station.inbox.receive(chunk)
 
@@ -857,16 +845,15 @@ def _acknowledge(receipt):
 
 def _storage_refusal(station, unit, error):
     """How an upload ends that a quota or the disk refused: the unit comes back next day."""
-    refused = error if isinstance(error, Refused) else Refused(503, "cannot store: %s" % error)
+    refused = error
     if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            refused.status = 507
-        elif isinstance(error, IsADirectoryError) or error.errno == errno.ELOOP:
-            refused.status = 400
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        is_in_the_way = isinstance(error, IsADirectoryError) or error.errno == errno.ELOOP
+        refused = Refused(507 if is_full else 400 if is_in_the_way else 503, f"cannot store: {error}")
     station.count("co2d_storage_errors_total")
     if os.path.lexists(station.data(unit)):                     # invented ids are not remembered
-        text = "uploads of %s are refused: %s" % (unit, refused.reason)
-        station.health.report("storage:" + unit, importer.WARNING, text, unit)
+        text = f"uploads of {unit} are refused: {refused.reason}"
+        station.health.report(f"storage:{unit}", importer.WARNING, text, unit)
     return refused
 
 
@@ -881,17 +868,17 @@ def update_files(directory, prefix=""):
     """Relative paths of all files below an open directory; NotServable where a unit could not fetch one."""
     names = sorted(os.listdir(directory))
     if not names:
-        raise NotServable("%s is empty" % (prefix or "it"))
+        raise NotServable(f"{prefix or 'it'} is empty")
     for name in names:
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
         path = prefix + name
         if stat.S_ISDIR(mode) and SEGMENT.match(name):
             with seqfile.open_directory(directory, [name]) as below:
-                yield from update_files(below, path + "/")
+                yield from update_files(below, f"{path}/")
         elif not stat.S_ISREG(mode) or not SEGMENT.match(name):
-            raise NotServable("units cannot ask for %r" % path)
+            raise NotServable(f"units cannot ask for {path!r}")
         elif not os.access(name, os.R_OK, dir_fd=directory, effective_ids=True):
-            raise NotServable("this process may not read %r" % path)
+            raise NotServable(f"this process may not read {path!r}")
         else:
             yield path
 
@@ -899,8 +886,8 @@ def update_files(directory, prefix=""):
 def files_of_update(data_dir, unit, name):
     """Relative paths of the files of an update; NotServable when a unit could not fetch it completely."""
     if not (name.startswith(seqfile.UPDATE_PREFIX) and SEGMENT.match(name)):
-        raise NotServable("its name does not start with %s, or has characters that units cannot ask for"
-                          % seqfile.UPDATE_PREFIX)
+        raise NotServable(f"its name does not start with {seqfile.UPDATE_PREFIX}, or has characters that units cannot "
+                          "ask for")
     try:
         with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER, name]) as directory:
             return list(update_files(directory))
@@ -967,7 +954,7 @@ def _list_files(station, request, parts):
     """The answer for a directory of an update. Asking for all that is below one is how a unit begins to take it."""
     unit, _, name, *below = parts
     with seqfile.open_directory(station.settings.data_dir, parts) as directory:
-        if request.argument("recursive") not in ("True", "1"):
+        if request.arguments.get("recursive") not in ("True", "1"):
             return json_response(sorted(os.listdir(directory)))
         reply = json_response(list(update_files(directory)))
     if not below and request.method != "HEAD":
@@ -983,9 +970,9 @@ def recent(station, request):
     allow(request, station.settings.status_allow)
     rows = [_short_ping(line) for line in newest_pings(station.var("pings"), RECENT_PINGS)] or ["No recent pings"]
     lines = [seqfile.utc(request.now) + "\t(now)", *rows]
-    if request.argument("asc") in ("1", "true", "True"):
+    if request.arguments.get("asc") in ("1", "true", "True"):
         lines.reverse()
-    refresh = request.argument("refresh")
+    refresh = request.arguments.get("refresh", "")
     headers = (("Refresh", refresh),) if re.match(r"[0-9]{1,6}\Z", refresh) else ()
     return text_response("\n".join(lines) + "\n", headers=headers)
 
@@ -994,24 +981,17 @@ def newest_pings(directory, number):
     """The last lines over all ping files, newest first."""
     lines = []
     for name in reversed(seqfile.files_in_sequence(directory, seqfile.PINGS)):
-        lines += reversed(_lines_of(os.path.join(directory, name)))
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+            lines += filter(None, reversed(file.read().split("\n")))
         if len(lines) >= number:
             break
     return lines[:number]
 
 
-def _lines_of(file):
-    try:
-        with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
-            return [line for line in stream.read().split("\n") if line]
-    except OSError:
-        return []
-
-
 def _short_ping(line):
     when, _, rest = line.partition("\t")
-    rest = rest[len(seqfile.UNIT_PREFIX):] if rest.startswith(seqfile.UNIT_PREFIX) else rest
-    fields = [when.split(".")[0], *rest.split("\t")]
+    fields = [when.split(".")[0], *rest.removeprefix(seqfile.UNIT_PREFIX).split("\t")]
     return "\t".join(map(escape_unprintable, fields))
 
 
@@ -1019,12 +999,16 @@ _CSP = ("Content-Security-Policy",
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
-def page(station, request, view, refresh):
-    """A status page drawn from the database: HTML, or plain text for curl and whoever asks for it."""
+def page(station, request, view, refresh=""):
+    """A status page drawn from the database: HTML, or plain text for curl and whoever asks for it.
+
+    `view`: a key of plot_ascii.PAGES; `refresh`: seconds after which a browser is to ask again.
+    """
     allow(request, station.settings.status_allow)
-    accept, agent = request.headers.get("accept", ""), request.headers.get("user-agent", "")
+    accept = request.headers.get("accept", "")
+    agent = request.headers.get("user-agent", "")
     import plot_ascii                                           # a daemon that nobody looks at stays small
-    query = dict(reversed(request.query))
+    query = request.arguments
     html = not query.pop("text", "") and not accept.startswith("text/plain") and not agent.startswith("curl/")
     problems = station.health.problems()
     try:
@@ -1035,21 +1019,11 @@ def page(station, request, view, refresh):
     except importer.UnknownName as error:
         raise Refused(404, str(error))
     except (importer.Unusable, sqlite3.Error) as error:
-        raise Refused(503, "the database cannot be read: %s" % error)
+        raise Refused(503, f"the database cannot be read: {error}")
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
-        headers.append(("Refresh", str(refresh)))
-    return text_response(text, "text/html" if html else "text/plain", tuple(headers))
-
-
-def alive_summary(station, request):
-    """The chart of pings and the table of units."""
-    return page(station, request, "alive", 600)
-
-
-def co2_summary(station, request):
-    """Recent CO2 and all CO2."""
-    return page(station, request, "co2", 3600)
+        headers.append(("Refresh", refresh))
+    return text_response(text, "text/html" if html else "text/plain", headers)
 
 
 DATA_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
@@ -1071,7 +1045,7 @@ def data(what, form):
         except (importer.Unusable, sqlite3.Error) as error:
             raise Refused(503, str(error))
         except OSError as error:
-            raise Refused(507, "cannot write the export: %s" % error.strerror)
+            raise Refused(507, f"cannot write the export: {error.strerror}")
         size = os.fstat(file.fileno()).st_size
         response = file_response(file, DATA_TYPES[form], (("X-Content-Type-Options", "nosniff"),))
         return response._replace(extra_seconds=size / SLOWEST_READER)
@@ -1084,11 +1058,11 @@ def write_export(station, request, what, form):
     file = tempfile.TemporaryFile(dir=station.settings.var_dir)
     try:
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            lines = importer.export(db, what, form, dict(reversed(request.query)), request.now)
+            lines = importer.export(db, what, form, request.arguments, request.now)
             while part := "".join(itertools.islice(lines, LINES_AT_ONCE)):
                 file.write(part.encode())
-                disk = os.statvfs(station.settings.var_dir)
-                if disk.f_bavail * disk.f_frsize < min(LEAST_FREE, disk.f_blocks * disk.f_frsize // 10):
+                disk = shutil.disk_usage(station.settings.var_dir)
+                if disk.free < min(LEAST_FREE, disk.total // 10):
                     raise Refused(507, "the disk is nearly full: ask for less")
         file.seek(0)
     except BaseException:
@@ -1106,7 +1080,7 @@ def published(max_age):
         except OSError:
             raise Refused(404, "no such file")
         changed = os.fstat(file.fileno()).st_mtime
-        headers = (("Cache-Control", "max-age=%d" % max_age), ("Last-Modified", http_date(changed)))
+        headers = (("Cache-Control", f"max-age={max_age}"), ("Last-Modified", http_date(changed)))
         if not _changed_since(request.headers.get("if-modified-since", ""), changed):
             file.close()
             return Response(304, headers=headers)
@@ -1149,13 +1123,9 @@ def readyz(station, request):
     check_disk(station)
     check_database(station)
     problems = station.health.problems()
-    lines = ["%s: %s\n" % (problem.level, problem.text) for problem in problems]
-    is_ready = not any(
-        problem.level == importer.CRITICAL and not problem.unit for problem in problems
-    )
-    return text_response("".join(lines) or "ok\n")._replace(
-        status=200 if is_ready else 503
-    )
+    lines = [f"{problem.level}: {problem.text}\n" for problem in problems]
+    is_ready = all(problem.unit or problem.level != importer.CRITICAL for problem in problems)
+    return text_response("".join(lines) or "ok\n")._replace(status=200 if is_ready else 503)
 
 
 def check_disk(station):
@@ -1187,10 +1157,7 @@ def _probe_disk(station):
 def check_log(station, before):
     """Report that lines of the log are lost, if there are more than `before`; their number."""
     dropped = station.log_writer.dropped if station.log_writer else 0
-    text = (
-        "%d lines of the log are lost: nobody reads it (a full pipe, a stopped journald)"
-        % dropped
-    )
+    text = f"{dropped} lines of the log are lost: nobody reads it (a full pipe, a stopped journald)"
     station.health.report("log", importer.WARNING, text if dropped > before else "")
     return dropped
 
@@ -1199,9 +1166,7 @@ def check_database(station):
     """Report what is wrong with the database; whether it can be read. None yet is well."""
     path = station.settings.db
     _attempt(station, "writing", lambda: importer.try_to_write(path))
-    return not os.path.exists(path) or _attempt(
-        station, "database", lambda: importer.open_db(path).close()
-    )
+    return not os.path.exists(path) or _attempt(station, "database", lambda: importer.open_db(path).close())
 
 
 def _attempt(station, key, attempt):
@@ -1211,56 +1176,46 @@ def _attempt(station, key, attempt):
         attempt()
     except Exception as error:                                  # whatever it is, it is not ready
         done = "written" if key == "writing" else "read"
-        text = "the database cannot be %s: %s%s" % (
-            done,
-            error,
-            importer.remedy(error, station.settings.db),
-        )
+        remedy = importer.remedy(error, station.settings.db)
+        text = f"the database cannot be {done}: {error}{remedy}"
         station.something_changed.set()                         # the import thread makes it anew if it is damaged
     station.health.report(key, importer.CRITICAL, text)
     return not text
 
 
 def unit_directories(data_dir):
-    """Units whose directory takes no uploads, as it is a link or not ours to write; and those with strange files."""
+    """Problems of units whose directory takes no uploads, and of those with strange files."""
     with contextlib.suppress(OSError), os.scandir(data_dir) as entries:
         for entry in entries:
-            if not entry.name.startswith(seqfile.UNIT_PREFIX):
+            name, path = entry.name, entry.path
+            if not name.startswith(seqfile.UNIT_PREFIX):
                 continue
             text = ""
             if entry.is_symlink():
                 text = "it is a link, and links are not followed: put the directory itself there"
-            elif not os.access(entry.path, os.W_OK | os.X_OK):
-                text = importer.ownership(entry.path)
+            elif not os.access(path, os.W_OK | os.X_OK):
+                text = importer.ownership(path)
             since = int(entry.stat(follow_symlinks=False).st_ctime)
             if text:
-                text = "uploads to %s are refused: %s" % (entry.path, text)
-                yield importer.Problem(
-                    "directory:" + entry.name, importer.CRITICAL, entry.name, text, since
-                )
-            strange = os.path.join(entry.path, seqfile.STRANGE)
+                text = f"uploads to {path} are refused: {text}"
+                yield importer.Problem(f"directory:{name}", importer.CRITICAL, name, text, since)
+            strange = os.path.join(path, seqfile.STRANGE)
             if os.path.isdir(strange):
-                text = (
-                    "%s sends files with names that are not its own; they are kept in %s"
-                    % (entry.name, strange)
-                )
-                if _stays_behind(entry.path):
-                    text += (
-                        "; its error log stays behind until they are taken off its card"
-                    )
-                yield importer.Problem(
-                    "strange:" + entry.name, importer.NOTE, entry.name, text, since
-                )
+                text = f"{name} sends files with names that are not its own; they are kept in {strange}"
+                if _stays_behind(path):
+                    text += "; its error log stays behind until they are taken off its card"
+                yield importer.Problem(f"strange:{name}", importer.NOTE, name, text, since)
 
 
 def _stays_behind(directory):
     """Whether a unit has acknowledged strange files behind its newest error log: it never looks back at that."""
-    strange = os.path.join(directory, seqfile.STRANGE, seqfile.ERRORS_FOLDER)
-    errors = os.path.join(directory, seqfile.ERRORS_FOLDER)
-    if not (os.path.isdir(strange) and os.path.isdir(errors)):
+    try:
+        logs = seqfile.files_in_sequence(os.path.join(directory, seqfile.ERRORS_FOLDER), seqfile.ERRORS)
+        strange = os.listdir(os.path.join(directory, seqfile.STRANGE, seqfile.ERRORS_FOLDER))
+    except OSError:
         return False
-    newest = max(seqfile.files_in_sequence(errors, seqfile.ERRORS), default="")
-    return any(seqfile.card_name(name) > newest.encode() for name in os.listdir(strange))
+    newest = max(logs, default="").encode()
+    return any(seqfile.card_name(name) > newest for name in strange)
 
 
 class Watching(threading.Thread):
@@ -1269,7 +1224,7 @@ class Watching(threading.Thread):
     def __init__(self, station):
         super().__init__(name="health", daemon=True)
         self.station, self.stopping = station, False
-        self._told: dict[str, importer.Problem] = {}
+        self._told = {}                                         # problems by key
         self._lines_dropped = 0
 
     def run(self):
@@ -1292,38 +1247,26 @@ class Watching(threading.Thread):
         self._tell(problems)
         text = ""
         try:
-            importer.write_health(
-                station.settings.var_dir, problems, int(station.clock())
-            )
+            importer.write_health(station.settings.var_dir, problems, int(station.clock()))
         except OSError as error:
-            text = "%s cannot be written: %s" % (importer.HEALTH_FILE, error)
+            text = f"{importer.HEALTH_FILE} cannot be written: {error}"
         health.report("health", importer.CRITICAL, text)
 
     def _ask_database(self):
         """What the database shows. While imports fail, units are judged as of their last success."""
         station, health = self.station, self.station.health
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            health.report(
-                "data_dir", importer.CRITICAL, importer.missing_data(db, station.archive)
-            )
-            begun = [
-                problem.since
-                for problem in health.problems()
-                if problem.key in ("import", "writing", "data_dir")
-            ]
-            found = importer.problems(
-                db, station.archive, min([int(station.clock()), *begun])
-            )
+            health.report("data_dir", importer.CRITICAL, importer.missing_data(db, station.archive))
+            causes = ("import", "writing", "data_dir")
+            begun = [problem.since for problem in health.problems() if problem.key in causes]
+            found = importer.problems(db, station.archive, min([int(station.clock()), *begun]))
         return [problem for problem in found if not health.has(problem.key)]
 
     def _tell(self, problems):
         """Tell the log what is new and what is over."""
-        levels = {
-            importer.CRITICAL: logging.ERROR,
-            importer.WARNING: logging.WARNING,
-            importer.NOTE: logging.INFO,
-        }
-        told, self._told = self._told, {problem.key: problem for problem in problems}
+        levels = {importer.CRITICAL: logging.ERROR, importer.WARNING: logging.WARNING, importer.NOTE: logging.INFO}
+        told = self._told
+        self._told = {problem.key: problem for problem in problems}
         for key in self._told.keys() - told.keys():
             log.log(levels[self._told[key].level], "%s", self._told[key].text)
         for key in told.keys() - self._told.keys():
@@ -1339,34 +1282,36 @@ class Watching(threading.Thread):
 def metrics(station, request):
     """Counters and gauges in Prometheus' text format."""
     allow(request, station.settings.metrics_allow)
-    return Response(
-        200,
-        format_metrics(station, request.now).encode(),
-        "text/plain; version=0.0.4; charset=utf-8",
-    )
+    text = format_metrics(station, request.now)
+    return text_response(text, "text/plain; version=0.0.4")
 
 
-METRICS = {                             # family: type and help
-    "co2d_requests_total": ("counter", "Requests by route and status."),
-    "co2d_received_bytes_total": ("counter", "Bytes of request bodies."),
-    "co2d_stored_bytes_total": ("counter", "Bytes added to unit files."),
-    "co2d_chunks_total": ("counter", "Chunks by what became of them."),
-    "co2d_pings_total": ("counter", "Pings stored."),
-    "co2d_pings_lost_total": ("counter", "Pings answered but not stored."),
-    "co2d_storage_errors_total": ("counter", "Uploads that the disk or a quota refused."),
-    "co2d_strange_bytes_dropped_total": ("counter", "Bytes of files with strange names, acknowledged but not kept."),
-    "co2d_import_errors_total": ("counter", "Imports that failed."),
-    "co2d_dropped_connections_total": ("counter", "Slow clients dropped to serve others, by phase."),
-    "co2d_log_lines_dropped_total": ("counter", "Lines of the log that nobody read in time."),
-    "co2d_syncs_total": ("counter", "Syncs of data to disk."),
-    "co2d_sync_seconds_total": ("counter", "Seconds spent in them."),
-    "co2d_uptime_seconds": ("gauge", "Seconds since the start."),
-    "co2d_open_connections": ("gauge", "Connections being served."),
-    "co2d_import_lag_seconds": ("gauge", "Seconds that the oldest change has waited for its import."),
-    "co2d_problem": ("gauge", "1 for each problem that there is, by key, level, unit and text (see /readyz)."),
-    "co2d_free_bytes": ("gauge", "Free bytes where uploads go."),
-    "co2d_units": ("gauge", "Units by verdict (%s) of plot_ascii.py status." % ", ".join(importer.VERDICTS)),
-}
+METRICS = dict(line.split(None, 1) for line in f"""\
+co2d_requests_total                 Requests by route and status.
+co2d_received_bytes_total           Bytes of request bodies.
+co2d_stored_bytes_total             Bytes added to unit files.
+co2d_chunks_total                   Chunks by what became of them.
+co2d_pings_total                    Pings stored.
+co2d_pings_lost_total               Pings answered but not stored.
+co2d_storage_errors_total           Uploads that the disk or a quota refused.
+co2d_strange_bytes_dropped_total    Bytes of files with strange names, acknowledged but not kept.
+co2d_import_errors_total            Imports that failed.
+co2d_dropped_connections_total      Slow clients dropped to serve others, by phase.
+co2d_log_lines_dropped_total        Lines of the log that nobody read in time.
+co2d_syncs_total                    Syncs of data to disk.
+co2d_sync_seconds_total             Seconds spent in them.
+co2d_uptime_seconds                 Seconds since the start.
+co2d_open_connections               Connections being served.
+co2d_import_lag_seconds             Seconds that the oldest change has waited for its import.
+co2d_problem                        1 for each problem that there is, by key, level, unit and text (see /readyz).
+co2d_free_bytes                     Free bytes where uploads go.
+co2d_units                          Units by verdict ({", ".join(importer.VERDICTS)}) of plot_ascii.py status.
+""".splitlines())
+
+
+def metric_kind(name):
+    """As Prometheus has it, what only grows is a counter, and its name says so."""
+    return "counter" if name.endswith("_total") else "gauge"
 
 
 def format_metrics(station, now):
@@ -1374,51 +1319,32 @@ def format_metrics(station, now):
     samples = station.samples()
     samples["co2d_uptime_seconds", ()] = now - station.started
     for problem in station.health.problems():
-        labels = (
-            ("key", problem.key),
-            ("level", problem.level),
-            ("unit", problem.unit),
-            ("text", problem.text),
-        )
+        labels = tuple((name, getattr(problem, name)) for name in ("key", "level", "unit", "text"))
         samples["co2d_problem", labels] = 1
-    with contextlib.suppress(
-        OSError
-    ):                                                          # no data directory, or a broken disk: readyz tells
-        disk = os.statvfs(station.settings.data_dir)
-        samples["co2d_free_bytes", ()] = disk.f_bavail * disk.f_frsize
-    samples.update(
-        (("co2d_units", (("state", state),)), number)
-        for state, number in unit_states(station, now).items()
-    )
+    with contextlib.suppress(OSError):                          # no data directory, or a broken disk: readyz tells
+        samples["co2d_free_bytes", ()] = shutil.disk_usage(station.settings.data_dir).free
+    with contextlib.suppress(Exception):                        # no database, or a broken one: readyz tells
+        for state, number in unit_states(station, now).items():
+            samples["co2d_units", (("state", state),)] = number
     lines = []
-    for name, (kind, help) in METRICS.items():
-        rows = sorted(
-            (labels, value)
-            for (family, labels), value in samples.items()
-            if family == name
-        )
-        lines += (
-            ["# HELP %s %s" % (name, help), "# TYPE %s %s" % (name, kind)] if rows else []
-        )
-        lines += ["%s%s %.10g" % (name, _labels(labels), value) for labels, value in rows]
+    for name, help in METRICS.items():
+        rows = sorted((labels, value) for (family, labels), value in samples.items() if family == name)
+        if rows:
+            lines += [f"# HELP {name} {help}", f"# TYPE {name} {metric_kind(name)}"]
+        lines += [f"{name}{_labels(labels)} {value:.10g}" for labels, value in rows]
     return "\n".join(lines) + "\n"
 
 
 def _labels(labels):
     escape = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})
-    pairs = ['%s="%s"' % (name, str(value).translate(escape)) for name, value in labels]
-    return "{%s}" % ",".join(pairs) if pairs else ""
+    pairs = [f'{name}="{str(value).translate(escape)}"' for name, value in labels]
+    return f"{{{','.join(pairs)}}}" if pairs else ""
 
 
 def unit_states(station, now):
-    """How many units are in which state; empty without a database."""
-    try:
-        with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            return dict(
-                Counter(unit.verdict for unit in importer.fleet_state(db, int(now), archive=station.archive))
-            )
-    except Exception:                                           # no database, or a broken one: readyz tells
-        return {}
+    """How many units are in which state: a Counter by verdict."""
+    with contextlib.closing(importer.open_db(station.settings.db)) as db:
+        return Counter(unit.verdict for unit in importer.fleet_state(db, int(now), archive=station.archive))
 
 
 # -- routes -----------------------------------------------------------------------------------------------------------
@@ -1440,8 +1366,8 @@ ROUTES = [
     Route("GET", "/ou/<unit>/updates", list_updates),
     Route("GET", "/ou/<unit>/updates/<path>", update),
     Route("GET", "/status/alive/recent", recent),
-    Route("GET", "/status/alive/summary", alive_summary, lane="people"),
-    Route("GET", "/data/co2/summary", co2_summary, lane="people"),
+    Route("GET", "/status/alive/summary", functools.partial(page, view="alive", refresh=600), lane="people"),
+    Route("GET", "/data/co2/summary", functools.partial(page, view="co2", refresh=3600), lane="people"),
     *(Route("GET", "/data/co2/%s.%s" % (what, form), data(what, form), lane="exports")
       for what in importer.EXPORTS for form in DATA_TYPES),
     Route("GET", "/status/alive/<path>", published(590)),

@@ -363,7 +363,7 @@ def test_pings_stop_where_the_disk_is_to_be_left_free_and_are_answered_and_count
 
 def test_the_disk_is_asked_for_room_once_a_second_or_when_what_it_said_is_used_up(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or mock.Mock(f_bavail=60, f_blocks=100, f_frsize=1000))
+    monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or mock.Mock(f_bfree=0, f_bavail=60, f_blocks=100, f_frsize=1000))
     room = co2d.Room(str(tmp_path))
     assert [room.take(4000, 50, NOW) for _ in range(3)] == [True] * 3                # 10,000 bytes, of which 12,000 are taken
     assert len(asked) == 1
