@@ -44,6 +44,7 @@ import json
 import math
 import operator
 import os
+import pwd
 import re
 import signal
 import sqlite3
@@ -2359,34 +2360,41 @@ def _open_no_link(path, flags):
 def open_db(path):
     """Read-only; NoDatabase when there is none that can be read. Temporary tables are possible."""
     if not os.path.exists(path):
-        raise NoDatabase("no database yet: %s (./importer.py makes it)" % path)
-    how = "immutable=1" if _is_frozen(path) else "mode=ro"
+        raise NoDatabase(f"no database yet: {path} (./importer.py makes it)")
+    has_log = os.path.exists(path + "-wal")
+    can_change = has_log or not os.statvfs(path).f_flag & os.ST_RDONLY
     try:
-        db = sqlite3.connect("file:%s?%s" % (_quote(path), how), uri=True, timeout=PATIENCE)
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        db = _connect(path, "mode=ro" if can_change else "immutable=1")
+        version = ask(db, "PRAGMA user_version")
+        ask(db, "SELECT count(*) FROM sqlite_master")
     except sqlite3.OperationalError as error:
         reason = "" if os.access(path, os.R_OK) else ": permission denied"
-        if os.path.exists(path + "-wal"):
+        if has_log:
             reason = ": it was left open; start co2d, or let its owner run ./importer.py"
-        raise NoDatabase("%s cannot be read (%s)%s" % (path, error, reason))
+        raise NoDatabase(f"{path} cannot be read ({error}){reason}")
     except sqlite3.DatabaseError as error:
-        raise NoDatabase("%s: %s (./importer.py makes it anew)" % (path, error))
+        raise NoDatabase(f"{path}: {error} (./importer.py makes it anew)")
     if version != SCHEMA_VERSION:
         db.close()
-        raise NoDatabase("%s was made by another version (./importer.py makes it anew)" % path)
+        raise NoDatabase(f"{path} was made by another version (./importer.py makes it anew)")
     # Else SQLite makes an index of all readings for a page of some hundred columns.
     db.execute("PRAGMA automatic_index = OFF")
     return db
 
 
-def _is_frozen(path):
-    """Whether nobody can write to a database while it is read."""
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY) and not os.path.exists(path + "-wal")
+def _connect(path, how):
+    """A connection to a database that is there; `how` is an option of SQLite's URIs."""
+    name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return sqlite3.connect(f"file:{name}?{how}", uri=True, timeout=PATIENCE)
 
 
-def _quote(path):
-    return os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+def ask(db, query, *bound):
+    """The first value of the first row of a query."""
+    return db.execute(query, bound).fetchone()[0]
+
+
+def _connected(path):
+    return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
 
 class KeptOpen:
@@ -2437,14 +2445,13 @@ def _leave(db):
 
 def ownership(path):
     """What to do about a file or directory that this process cannot write."""
-    import pwd
     try:
-        names = [pwd.getpwuid(number).pw_name for number in (os.stat(path).st_uid, os.geteuid())]
+        owner, user = (pwd.getpwuid(number).pw_name for number in (os.stat(path).st_uid, os.geteuid()))
     except (OSError, KeyError) as error:
         return str(error)
-    if names[0] == names[1]:
-        return "%s may not be written by its owner: sudo chmod u+w %s" % (path, path)
-    return "%s belongs to %s: sudo chown %s %s" % (path, names[0], names[1], path)
+    if owner == user:
+        return f"{path} may not be written by its owner: sudo chmod u+w {path}"
+    return f"{path} belongs to {owner}: sudo chown {user} {path}"
 
 
 def remedy(error, path):
@@ -2453,12 +2460,12 @@ def remedy(error, path):
         if os.path.exists(place) and not os.access(place, os.W_OK):
             return "; " + ownership(place)
     if "full" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC:
-        return "; make room on the disk of %s" % path
+        return f"; make room on the disk of {path}"
     if type(error) is sqlite3.DatabaseError:
         return "; it is made anew from the text"
     if isinstance(error, (OSError, sqlite3.Error, Unusable)):
         return "; it is tried again"
-    return "; this is an error of the program, at " + place_of(error)
+    return f"; this is an error of the program, at {place_of(error)}"
 
 
 def try_to_write(path):
@@ -2477,21 +2484,19 @@ def try_to_write(path):
 def act_as_owner(path):
     """Be the user to whom a file belongs, before it is replaced, so that it stays theirs. Root becomes that user, for
     good; Unusable for others, with the command to type."""
-    places = [place for place in (path, os.path.dirname(os.path.abspath(path))) if os.path.exists(place)]
+    places = filter(os.path.exists, (path, os.path.dirname(os.path.abspath(path))))
     owners = [os.stat(place).st_uid for place in places]
     if os.geteuid() == 0:
         owner = next(filter(None, owners), 0)
         if owner:
-            import pwd
             user = pwd.getpwuid(owner)
             os.initgroups(user.pw_name, user.pw_gid)
             os.setgid(user.pw_gid)
             os.setuid(owner)
-    elif path in places and owners[0] != os.geteuid():
-        import pwd
+    elif os.path.exists(path) and owners[0] != os.geteuid():
         import shlex
         name = pwd.getpwuid(owners[0]).pw_name
-        raise Unusable("%s belongs to %s: sudo -u %s %s" % (path, name, name, shlex.join(sys.argv)))
+        raise Unusable(f"{path} belongs to {name}: sudo -u {name} {shlex.join(sys.argv)}")
 
 
 @contextlib.contextmanager
@@ -2507,34 +2512,26 @@ def only_writer(path, patience=PATIENCE):
             except BlockingIOError:
                 if time.monotonic() > end:
                     lock.seek(0)
-                    raise Unusable("process %s is importing into %s" % (lock.read().strip() or "?", path))
+                    raise Unusable(f"process {lock.read().strip() or '?'} is importing into {path}")
                 time.sleep(0.05)
         lock.truncate(0)
-        lock.write("%d\n" % os.getpid())
+        lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
 
 
-def ask(db, query, *bound):
-    """The first value of the first row of a query."""
-    return db.execute(query, bound).fetchone()[0]
-
-
-def _connected(path):
-    return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
-
-
 def import_new(archive, paths=None, now=None, progress=None, processes=1):
-    """Import what is new: in these files, or in all. Unusable, OSError or sqlite3.Error when that cannot be."""
-    now = time.time() if now is None else now
+    """Import what is new: in the files at these paths, or in all; the Summary. `progress` is told numbers of bytes.
+
+    Unusable, OSError or sqlite3.Error when that cannot be.
+    """
     with only_writer(archive.db):
         if _is_ours(archive.db):
             try:
-                return _import_new(archive, paths, now, progress)
-            except sqlite3.OperationalError as error:
+                return _import_new(archive, paths, now or time.time(), progress)
+            except sqlite3.OperationalError as error:           # somebody reads it all the time, and keeps the old one
                 if "locked" not in str(error):
                     raise
-                return _import_beside(archive, paths, now, progress)
             except sqlite3.DatabaseError as error:
                 if type(error) is not sqlite3.DatabaseError:    # that one alone says that the file is damaged
                     raise
@@ -2544,8 +2541,7 @@ def import_new(archive, paths=None, now=None, progress=None, processes=1):
 
 def _import_new(archive, paths, now, progress):
     named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
-    with contextlib.ExitStack() as stack:
-        db = stack.enter_context(_writing(archive.db))
+    with _writing(archive.db) as db:
         listing = Listing(archive, db) if named is None else None
         db.execute("BEGIN IMMEDIATE")
         run = Import(db, Rules(archive.limits, now), progress)
@@ -2554,26 +2550,13 @@ def _import_new(archive, paths, now, progress):
             _take_all(run, archive, listing)
         else:
             missing = _not_mounted(db, archive)
-            run.take(source for source in named or [] if not missing or source.key.startswith("var/"))
+            run.take(source for source in named if not missing or source.key.startswith("var/"))
         if run.again:
-            run.take_again((listing or stack.enter_context(Listing(archive))).between())
+            with Listing(archive) as everything:
+                run.take_again(everything.between())
         run.settle()
         db.execute("COMMIT")
     return run.summary
-
-
-def _import_beside(archive, paths, now, progress):
-    """Import into a copy and put it in place: somebody reads the database all the time, and keeps the old one."""
-    new = archive.db + ".new"
-    try:
-        _remove(new)
-        with _connected(archive.db) as db, _connected(new) as copied:
-            db.backup(copied)
-        summary = _import_new(archive._replace(db=new), paths, now, progress)
-        _swap_in(new, archive.db)
-    finally:
-        _remove(new)
-    return summary
 
 
 def _take_all(run, archive, listing):
@@ -2588,9 +2571,9 @@ def _take_all(run, archive, listing):
         _mark_data(archive)
         gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM files)"
         run.forget(run.db.execute(gone).fetchall())
-    changed = ("SELECT %s FROM files f LEFT JOIN sources s ON s.path = f.key "
-               "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key" % _LISTED)
-    run.take(map(_listed, run.db.execute(changed)))
+    changed = run.db.execute(f"SELECT {_LISTED} FROM files f LEFT JOIN sources s ON s.path = f.key "
+                             "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key")
+    run.take(map(_listed, changed))
 
 
 # The data directory has a mark, and the server directory says that there is one. So an empty directory, where the disk
@@ -2620,25 +2603,26 @@ def _not_mounted(db, archive):
 
 def _named(archive, paths):
     """The sources at these paths; None when all must be looked at, because a table of deployments is among them."""
-    found = [_source(os.path.abspath(path), os.path.abspath(root), prefix) for path in sorted(set(paths))
-             for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/"))
-             if os.path.abspath(path).startswith(os.path.abspath(root) + os.sep)]
-    if any(source and source.kind == "deployments" for source in found):
-        return None
-    return [source for source in found if source]
+    found = []
+    for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/")):
+        root = os.path.abspath(root)
+        below = [path for path in map(os.path.abspath, paths) if path.startswith(root + os.sep)]
+        found += filter(None, [_source(path, root, prefix) for path in sorted(set(below))])
+    return None if any(source.kind == "deployments" for source in found) else found
 
 
 def _is_ours(path):
-    """Whether the database is of this schema; one that is not is put out of the way."""
+    """Whether there is a database of this schema; one of another is put out of the way."""
     if not os.path.exists(path):
         return False
     try:
         with _connected(path) as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+            if ask(db, "PRAGMA user_version") == SCHEMA_VERSION:
                 return True
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:                               # it is damaged
+        pass
     _retire(path)
     return False
 
@@ -2646,33 +2630,31 @@ def _is_ours(path):
 def _retire(path):
     """Put a database that cannot be used out of the way. Of those that we made earlier the newest is kept; what is not
     ours, or damaged, is never removed."""
-    aside = "%s.before-%s" % (path, seqfile.utc(time.time(), "%Y%m%dT%H%M%SZ"))
+    aside = f"{path}.before-{seqfile.utc(time.time(), '%Y%m%dT%H%M%SZ')}"
     while os.path.exists(aside):
         aside += "-"
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             os.rename(path + suffix, aside + suffix)
-    print("importer: %s is damaged or of another version; it is now %s" % (path, aside), file=sys.stderr)
-    if _is_earlier_version(aside):
-        for other in retired_databases(path):
-            if other != aside and _is_earlier_version(other):
+    print(f"importer: {path} is damaged or of another version; it is now {aside}", file=sys.stderr)
+    earlier = [other for other in retired_databases(path) if _is_earlier_version(other)]
+    if aside in earlier:
+        for other in earlier:
+            if other != aside:
                 _remove(other)
 
 
 def retired_databases(path):
     """The databases that were put out of the way of the one at `path`."""
-    directory, name = os.path.split(os.path.abspath(path))
-    names = os.listdir(directory) if os.path.isdir(directory) else []
-    return sorted(os.path.join(directory, other) for other in names
-                  if other.startswith(name + ".before-") and not other.endswith(("-wal", "-shm")))
+    from glob import escape, glob
+    names = glob(escape(os.path.abspath(path)) + ".before-*")
+    return sorted(name for name in names if not name.endswith(("-wal", "-shm")))
 
 
 def _is_earlier_version(path):
-    with contextlib.suppress(sqlite3.Error):
-        with contextlib.closing(sqlite3.connect("file:%s?immutable=1" % _quote(path), uri=True)) as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            tables = {name for name, in db.execute("SELECT name FROM sqlite_master")}
-            return 0 < version < SCHEMA_VERSION and {"co2_readings", "sources"} < tables
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "immutable=1")) as db:
+        tables = {name for name, in db.execute("SELECT name FROM sqlite_master")}
+        return 0 < ask(db, "PRAGMA user_version") < SCHEMA_VERSION and {"co2_readings", "sources"} < tables
     return False
 
 
@@ -2680,14 +2662,14 @@ def rebuild(archive, now=None, progress=None, processes=1):
     """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
     with only_writer(archive.db):
         _is_ours(archive.db)                                    # else it is set aside, not replaced
-        return _rebuild(archive, time.time() if now is None else now, progress, processes)
+        return _rebuild(archive, now, progress, processes)
 
 
 def _rebuild(archive, now, progress, processes):
     new = archive.db + ".new"
     with Listing(archive) as listing:
         try:
-            summary = _build(new, listing, Rules(archive.limits, now), progress, processes)
+            summary = _build(new, listing, Rules(archive.limits, now or time.time()), progress, processes)
             summary.unreadable[:0] = listing.unreadable
             summary.hidden = listing.unreadable
             summary.disputed = listing.disputed
@@ -2706,7 +2688,7 @@ PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PR
 def _build(path, listing, rules, progress, processes):
     """A database at `path` from nothing. Several processes read a share of the text each; one unites and settles it."""
     own, *others = listing.shares(processes)
-    shares = {"%s-part%d" % (path, n): list(listing.between(first, last)) for n, (first, last, _) in enumerate(others)}
+    shares = {f"{path}-part{n}": list(listing.between(first, last)) for n, (first, last, _) in enumerate(others)}
     helpers = {}
     for file in (path, *shares):
         _remove(file)
@@ -2716,17 +2698,18 @@ def _build(path, listing, rules, progress, processes):
         with _connected(path) as db:
             run = _fill(db, listing.between(*own[:2]), rules, progress)
             for part, sources in shares.items():
-                if not _has_succeeded(helpers.pop(part)):       # whatever it was: it is seen here if it happens again
+                pid = helpers.pop(part)
+                if not pid or os.waitpid(pid, 0)[1]:            # whatever it was: it is seen here if it happens again
                     _remove(part)
                     with _connected(part) as other:
                         _fill(other, sources, rules, progress)
                 _unite(db, part)
             # To sort the indexes; each thread takes as much memory as the cache may.
-            db.executescript("PRAGMA threads = %d; PRAGMA cache_size = -2000; BEGIN; %s" % (processes, INDEXES))
+            db.executescript(f"PRAGMA threads = {processes}; PRAGMA cache_size = -2000; BEGIN; {INDEXES}")
             run.settle_all()
             summary = Summary.of_new(db)
             db.execute("COMMIT")
-            db.execute("PRAGMA user_version = %d" % SCHEMA_VERSION)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     finally:
         for pid in filter(None, helpers.values()):
             os.kill(pid, signal.SIGKILL)
@@ -2754,24 +2737,19 @@ def _start_helper(path, sources, rules):
     except OSError:
         return 0
     if not pid:
-        status = 1
         with contextlib.suppress(BaseException):
             with _connected(path) as db:
                 _fill(db, sources, rules, None)
-            status = 0
-        os._exit(status)
+            os._exit(0)
+        os._exit(1)
     return pid
-
-
-def _has_succeeded(pid):
-    return pid > 0 and os.waitpid(pid, 0)[1] == 0
 
 
 def _unite(db, part):
     """Add the rows of another database that was filled with a share."""
     db.execute("ATTACH ? AS part", (part,))
     for table in (*TABLES.values(), "rejects", "sources"):      # SQLite copies pages
-        db.execute("INSERT INTO main.%s SELECT * FROM part.%s" % (table, table))
+        db.execute(f"INSERT INTO main.{table} SELECT * FROM part.{table}")
     db.execute("INSERT INTO main.daily SELECT * FROM part.daily WHERE 1" + _OR_OPEN)
     db.execute("DETACH part")
 
