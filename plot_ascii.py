@@ -895,18 +895,6 @@ class Column:
         vars(self).update(other)
 
 
-class Ruler(NamedTuple):
-    """The columns of a chart of dBm."""
-
-    low: int
-    step: int  # dB
-    cells: int
-
-    def place(self, dbm):
-        """The column of a strength."""
-        return (dbm - self.low) // self.step
-
-
 # of a page's charts, for a third of a second: many rows get wider columns
 MOST_CELLS = 60000
 
@@ -914,7 +902,7 @@ MOST_CELLS = 60000
 class Table:
     """Rows under headings; where the page is narrow, columns go by rank; charts take what is left."""
 
-    ruler: Ruler  # of a chart of dBm
+    ruler: Scale  # of a chart of dBm
 
     def __init__(self, c, columns, window, rows=1):
         self.c = c
@@ -2138,18 +2126,13 @@ class SignalRow(NamedTuple):
     """A unit with the strengths of its pings."""
 
     stay: Deployment
-    levels: list[
-        tuple[int, int, int]
-    ]  # dBm from the weakest, how many, when the last was
-    days: Sequence[Pings | None] = ()
+    levels: list[tuple[int, int, int]]  # dBm from the weakest, how many, newest
 
     def quarters(self):
         """Least, quartiles and greatest."""
         values = [dbm for dbm, n, _ in self.levels for _ in range(n)]
-        return [
-            values[min(len(values) * quarter // 4, len(values) - 1)]
-            for quarter in range(5)
-        ]
+        n = len(values)
+        return [values[at] for at in (0, n // 4, n // 2, n * 3 // 4, -1)]
 
     def last(self):
         """The newest."""
@@ -2160,32 +2143,23 @@ def view_signal(c):
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
     stays = importer.whereabouts(c.stays, c.now)
     window = c.window([(unit, 0, FOREVER) for unit in stays])
-    found = [
-        SignalRow(stay, importer.signals(c.db, unit, window.a, window.b + 1))
-        for unit, stay in stays.items()
-    ]
-    rows = sorted(
-        (row for row in found if row.levels), key=lambda row: row.quarters()[2]
-    )
+    rows = []
+    for unit, stay in stays.items():
+        levels = importer.signals(c.db, unit, window.a, window.b + 1)
+        if levels:
+            rows.append(SignalRow(stay, levels))
     if not rows:
         return nothing("signal", "No pings with a signal strength in this time.")
+    rows.sort(key=lambda row: row.quarters()[2])
     t = Table(c, signal_columns(c, rows), window)
-    t.ruler = lay_ruler(t, rows)
-    here = rows[: c.room(3)]
-    days = t.axes["trend"] = make_axis(
-        c.zone, window._replace(exact=False), 10, FROM_DAYS
-    )
-    pings = importer.pings(
-        c.db,
-        [(row.stay.unit_id, days.edges[0], window.b + 1) for row in here],
-        days.edges,
-    )
-    here = [row._replace(days=pings_of(pings, i, days)) for i, row in enumerate(here)]
+    span = window._replace(exact=False)
+    t.axes["trend"] = make_axis(c.zone, span, 10, FROM_DAYS)
+    step = lay_ruler(t, rows)
     title = [
         (0, "signal dBm"),
         (0, *c.zone.period(window, c.g.to)),
         (2, count(len(rows), "unit") + ", weakest first"),
-        (3, f"1 col = {t.ruler.step} dB"),
+        (3, f"1 col = {step} dB"),
     ]
     notes = [
         (c.g.whisker, "min–max"),
@@ -2194,7 +2168,7 @@ def view_signal(c):
         (c.g.dot, "last"),
         (c.g.limit, f"limits: <{importer.UNUSABLE} unusable, <{importer.WEAK} weak"),
     ]
-    return t.page(title, here, len(rows), notes)
+    return t.page(title, rows[: c.room(3)], len(rows), notes)
 
 
 def signal_columns(c, rows):
@@ -2205,40 +2179,50 @@ def signal_columns(c, rows):
         Column("min p25 median p75 max", "", 46 if c.width > 75 else 15, box_cell),
         number_column("last", 4, SignalRow.last, 1),
         number_column("n", 4, lambda row: sum(n for _, n, _ in row.levels), 2),
-        Column("trend", "trend", 10, lambda t, row: rssi_cell(c, row.days), rank=3),
+        Column("trend", "trend", 10, trend_cell, rank=3),
     ]
 
 
+def trend_cell(t, row):
+    """The strength of the signal in the course of time."""
+    axis = t.axes["trend"]
+    spans = [(row.stay.unit_id, axis.edges[0], t.window.b + 1)]
+    found = importer.pings(t.c.db, spans, axis.edges)
+    return rssi_cell(t.c, pings_of(found, 0, axis))
+
+
 def lay_ruler(t, rows):
-    """The ruler that has room for the signals of all rows; its ticks become a heading."""
+    """Makes the ruler, an axis of dBm that has room for the signals of all rows; its step in dB."""
     box = t.column("median")
     low = min([-113, *(row.levels[0][0] for row in rows)])
     high = max([-68, *(row.levels[-1][0] for row in rows)])
     step = ceil((high - low + 1) / (box.cells + t.spare()))
     box.cells = (high - low) // step + 1
+    t.ruler = Scale(low - 0.5, low - 0.5 + step * box.cells)
     ticks = [
         Tick((dbm - low) // step, str(dbm))
         for dbm in range(ceil(low / 10) * 10, high, 10)
     ]
     box.head = t.c.say(heading(spaced(ticks, box.cells), box.cells))
-    return Ruler(low, step, box.cells)
+    return step
 
 
 def box_cell(t, row):
     """Range, quartiles, median and newest value on the ruler, with the limits behind them."""
     g = t.c.g
-    line = [" "] * t.ruler.cells
-    for limit in (importer.WEAK, importer.UNUSABLE):
-        line[t.ruler.place(limit)] = g.limit
+    cells = t.column("median").cells
+    line = [" "] * cells
     least, lower, median, upper, greatest = points = row.quarters()
     last = row.last()
     for char, begin, end in (
+        (g.limit, importer.WEAK, importer.WEAK),
+        (g.limit, importer.UNUSABLE, importer.UNUSABLE),
         (g.whisker, least, greatest),
         (g.box, lower, upper),
         (g.median, median, median),
         (g.dot, last, last),
     ):
-        for at in range(t.ruler.place(begin), t.ruler.place(end) + 1):
+        for at in range(t.ruler.level(begin, cells), t.ruler.level(end, cells) + 1):
             line[at] = char
     return Cell(points, [Span("".join(line))])
 
@@ -2252,97 +2236,84 @@ class ErrorRow(NamedTuple):
     """A unit with the entries of its error logs."""
 
     stay: Deployment
-    columns: list[int]  # WARN and EXC in each column
+    columns: Counter[int]  # WARN and EXC by column
     kinds: Counter[str]  # all entries by type
 
     def weight(self):
         """What rows are sorted by: first those that are not INFO."""
-        return sum(self.columns), sum(self.kinds.values())
+        return sum(self.columns.values()), sum(self.kinds.values())
 
 
 def view_errors(c):
     """Entries of the units' error logs by type, what is more than INFO by column; below, the newest."""
     stays = importer.whereabouts(c.stays, c.now)
     window = c.window([(unit, 0, FOREVER) for unit in stays])
+    rows = [ErrorRow(stay, Counter(), Counter()) for stay in stays.values()]
     t = Table(
         c,
         [
-            *who(c, [ErrorRow(stay, [], Counter()) for stay in stays.values()], 4),
+            *who(c, rows, 4),
             Column("serious", "", 14, digits_cell, steps=FROM_DAYS),
             *map(kind_column, KINDS),
-            number_column("all", 4, lambda row: sum(row.kinds.values()), 1),
+            number_column("all", 4, lambda row: row.weight()[1], 1),
         ],
         window,
     )
     axis = t.axes["serious"]
-    window = Window(axis.edges[0], window.b)
-    t.window = window
-    rows = [error_row(c, stay, axis, window.b) for stay in stays.values()]
-    rows = sorted(
-        (row for row in rows if row.kinds), key=lambda row: row.weight(), reverse=True
-    )
+    t.window = window = Window(axis.edges[0], window.b)
+    spans = [(unit, window.a, window.b + 1) for unit in stays]
+    for (i, j), entries in importer.errors(c.db, spans, axis.edges).items():
+        for (kind, serious), n in entries.items():
+            rows[i].kinds[kind] += n
+            rows[i].columns[j] += n * serious
+    rows = [row for row in rows if row.kinds]
     if not rows:
         return nothing("errors", "No errors in this time.")
+    rows.sort(key=ErrorRow.weight, reverse=True)
     title = [
         (0, "errors"),
         (0, *c.zone.period(window, c.g.to)),
         (2, count(len(rows), "unit")),
-        (2, f"{sum((row.weight()[1] for row in rows))} entries"),
+        (2, f"{sum(row.weight()[1] for row in rows)} entries"),
         (3, "1 col = " + axis.step),
     ]
     here = rows[: c.rows and max(1, (c.rows - 4) * 3 // 5)]
     room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
     newest = importer.newest_errors(c.db, list(stays), window.a, window.b + 1, room)
-    facts = [
-        dict(zip(("at", "unit", "level", "type", "message"), (c.zone.iso(ts), *entry)))
-        for ts, *entry in newest
-    ]
     notes = [("", "digits: WARN and EXC"), ("+", "more than 9")]
+    names = "at", "unit", "level", "type", "message"
+    facts = [dict(zip(names, (c.zone.iso(ts), *entry))) for ts, *entry in newest]
+    lines = [[Span("newest, INFO last", "head")]] if newest else []
+    lines += [entry_line(t, stays[entry[1]].site, entry) for entry in newest]
     page = t.page(title, here, len(rows), notes, newest=facts)
-    cells = min(t.columns[0].cells, max(11, c.width // 8))
-    lines = [entry_line(c, cells, stays[entry[1]], entry) for entry in newest]
-    if lines:
-        lines.insert(0, [Span("newest, INFO last", "head")])
     return page._replace(lines=page.lines + lines)
 
 
 def kind_column(kind):
     """How many entries there are of a type."""
     name = kind or "other"
-    return number_column(
-        name, max(len(name), 5), lambda row: row.kinds[kind] or None, 2
-    )
-
-
-def error_row(c, stay, axis, end):
-    """The entries of one unit."""
-    columns = [0] * axis.cells
-    kinds = Counter()
-    found = importer.errors(c.db, [(stay.unit_id, axis.edges[0], end + 1)], axis.edges)
-    for (_, j), entries in found.items():
-        for (kind, serious), n in entries.items():
-            kinds[kind] += n
-            columns[j] += n if serious else 0
-    return ErrorRow(stay, columns, kinds)
+    cells = max(len(name), 5)
+    return number_column(name, cells, lambda row: row.kinds[kind] or None, 2)
 
 
 def digits_cell(t, row):
     """Numbers of one digit; more are a +."""
-    digits = [str(n) if n < 10 else "+" for n in row.columns]
-    return Cell([row.columns], [Span("".join(digits).replace("0", " "))])
+    numbers = [row.columns[j] for j in range(t.axes["serious"].cells)]
+    digits = "".join(str(n) if n < 10 else "+" for n in numbers)
+    return Cell([numbers], [Span(digits.replace("0", " "))])
 
 
-def entry_line(c, cells, stay, entry):
+def entry_line(t, site, entry):
     """An entry of a log: when, where, how bad, what."""
+    c = t.c
     ts, _, level, kind, message = entry
-    site = Span(c.name(stay.site or "[no site]"), "", stay.site or "")
-    room = c.width - 19 - cells
+    cells = t.columns[0].cells
     return [
         Span(f"{c.zone.short(ts, c.now):12} "),
-        *pad([site], cells),
+        *pad([Span(c.name(site or "[no site]"), "", site or "")], cells),
         Span(" "),
         *pad([Span(c.name(level), "bad" if level == "EXC" else "")], 5),
-        Span(cut_middle(c.name(message or kind), room)),
+        Span(cut_middle(c.name(message or kind), c.width - 19 - cells)),
     ]
 
 
