@@ -51,7 +51,7 @@ from collections import Counter
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache
-from itertools import chain, cycle, groupby, zip_longest
+from itertools import chain, cycle, groupby, starmap, zip_longest
 from math import ceil, floor, log10, nan
 from shutil import get_terminal_size
 from types import SimpleNamespace
@@ -2413,20 +2413,18 @@ VIEWS = {
 # pixel high. Other heights are pixels. What things look like is said in STYLE alone.
 
 STRETCHED = 2000
-TICK_STEPS = [n * 10**power for power in range(5) for n in (1, 2, 5)]
 SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
 
-Point = tuple[int, int]
-Times = tuple[float, float]  # from, to; UTC seconds
 Text = tuple[str, str]  # style, words
 
 
-class Frame(NamedTuple):
+class Frame:
     """The time that the charts of a picture show."""
 
-    edges: list[int]  # UTC seconds of the columns, one more than these
-    ticks: list[Tick]
-    groups: list[tuple[int, int, str]]  # columns with one hover text: first, end, when
+    def __init__(self, edges, ticks, groups):
+        self.edges = edges  # UTC seconds of the columns, one more than these
+        self.ticks = ticks
+        self.groups = groups  # columns with one hover text: first, end, when
 
     def share(self, ts):
         """Where a time lies: 0 at the left edge, 1 at the right one."""
@@ -2438,11 +2436,11 @@ class Frame(NamedTuple):
         """The same, for points of curves."""
         return round(STRETCHED * self.share(ts))
 
-    def columns(self, stay):
-        """The first column that a stay is in, and the one behind its last."""
-        return max(bisect_right(self.edges, stay.since) - 1, 0), bisect_left(
-            self.edges, stay.until
-        )
+    @cached_property
+    def middles(self):
+        """Where the columns lie, for points of curves."""
+        columns = zip(self.edges, self.edges[1:])
+        return [self.at((begin + end) / 2) for begin, end in columns]
 
     def runs(self, stay, values):
         """When values of columns are true while a stay lasts."""
@@ -2471,8 +2469,8 @@ class Frame(NamedTuple):
         """What each day, or longer, says under the mouse."""
         drawn = ""
         for first, end, when in self.groups:
-            left = self.share(self.edges[first])
-            x = f'x="{left:.1%}" width="{self.share(self.edges[end]) - left:.1%}"'
+            left, right = self.share(self.edges[first]), self.share(self.edges[end])
+            x = f'x="{left:.1%}" width="{right - left:.1%}"'
             drawn += f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
         return f'<g class="hover">{drawn}</g>'
 
@@ -2499,7 +2497,7 @@ def path(points, end=""):
         steps.append((next_x - x, next_y - y))
         x = next_x
         y = next_y
-    return text + " ".join("%d %d" % step for step in steps).replace(" -", "-") + end
+    return text + " ".join(f"{dx} {dy}" for dx, dy in steps).replace(" -", "-") + end
 
 
 def stretches(values):
@@ -2516,7 +2514,7 @@ def stretches(values):
 
 def signed(form, value):
     """Numbers with a real minus."""
-    return str(form % value).replace("-", "−")
+    return (form % value).replace("-", "−")
 
 
 class Panel(NamedTuple):
@@ -2536,15 +2534,16 @@ class Panel(NamedTuple):
         """Round values, so far apart that their labels are legible."""
         low, high = self.chart.scale
         least = (high - low) * max(10.5 / self.height, 0.14)
-        step = next((step for step in TICK_STEPS if step >= least), TICK_STEPS[-1])
-        return list(range(ceil(low / step) * step, floor(high) + 1, step))
+        step = int(nice(max(least, 1)))
+        return range(ceil(low / step) * step, floor(high) + 1, step)
 
     def labels(self):
         """The round values."""
+        style = f"{self.chart.quantity.name}-label"
         drawn = ""
         for value in self.ticks():
             y = self.y(value) / 10 + 4
-            drawn += f'<text class="{self.chart.quantity.name}-label" x="30" y="{y:g}">{signed("%d", value)}</text>'
+            drawn += f'<text class="{style}" x="30" y="{y:g}">{signed("%d", value)}</text>'
         return drawn
 
     def level(self, style, value):
@@ -2558,39 +2557,34 @@ class Panel(NamedTuple):
         filled = name == "temp" and kind != "second"
         ranged = kind != "second" and (name == "co2" or edges[1] - edges[0] >= DAY)
         zero = self.y(0)
-        band = above = below = line = ""
+        band = f"{name}-band band-{kind}"
+        line = f"{name} line-{kind}"
+        drawn = {"above": "", "below": "", band: "", line: ""}
         for start, end in stretches(bucket and bucket.n for bucket in buckets):
             run = buckets[start:end]
-            columns = zip(edges[start:end], edges[start + 1 :])
-            xs = [self.frame.at((begin + until) / 2) for begin, until in columns]
-            means = [(x, self.y(mean(bucket))) for x, bucket in zip(xs, run)]
-            line += path(means)
+            xs = self.frame.middles[start:end]
+            means = [self.y(mean(bucket)) for bucket in run]
+            drawn[line] += path(list(zip(xs, means)))
             if ranged:
                 highs = [(x, self.y(bucket.high)) for x, bucket in zip(xs, run)]
                 lows = [(x, self.y(bucket.low)) for x, bucket in zip(xs, run)]
-                band += path(highs + lows[::-1], "z")
-            if filled:
-                foot = [(xs[-1], zero), (xs[0], zero)]
-                if any(y < zero for _, y in means):
-                    above += path([(x, min(y, zero)) for x, y in means] + foot, "z")
-                if any(y > zero for _, y in means):
-                    below += path([(x, max(y, zero)) for x, y in means] + foot, "z")
-        back = curve("above", above) + curve("below", below)
-        back += curve(f"{name}-band band-{kind}", band)
-        return back + curve(f"{name} line-{kind}", line)
+                drawn[band] += path(highs + lows[::-1], "z")
+            for side, nearer in (("above", min), ("below", max)):
+                edge = [(x, nearer(y, zero)) for x, y in zip(xs, means)]
+                if filled and any(y != zero for _, y in edge):
+                    foot = [(xs[-1], zero), (xs[0], zero)]
+                    drawn[side] += path(edge + foot, "z")
+        return "".join(starmap(curve, drawn.items()))
 
     def marks(self):
         """Signs above where values are suspect or off the scale: one for columns side by side."""
         drawn = ""
-        for mark, group in groupby(enumerate(self.chart.marks), lambda each: each[1]):
-            columns = [column for column, _ in group]
-            if mark:
-                start = self.frame.edges[columns[0]]
-                end = self.frame.edges[columns[-1] + 1]
-                x = f'x="{self.frame.share((start + end) / 2):.2%}"'
-                drawn += (
-                    f'<text class="mark" {x} y="{self.top - 1}">{SIGNS[mark]}</text>'
-                )
+        marks = self.chart.marks
+        for mark, sign in SIGNS.items():
+            for first, end in stretches(each == mark for each in marks):
+                edges = self.frame.edges
+                x = self.frame.share((edges[first] + edges[end]) / 2)
+                drawn += f'<text class="mark" x="{x:.2%}" y="{self.top - 1}">{sign}</text>'
         return drawn
 
 
@@ -2612,10 +2606,10 @@ ABOVE = 9  # px over a panel, for marks
 
 def stands(row, stay):
     """Whether it is the unit of this stay that stands for the site, all the time."""
-    for unit, since, until in row.spans:
-        if unit == stay.unit_id and since <= stay.since and stay.until <= until:
-            return True
-    return False
+    return any(
+        unit == stay.unit_id and since <= stay.since and stay.until <= until
+        for unit, since, until in row.spans
+    )
 
 
 def stay_bars(frame, strand, top):
@@ -2679,7 +2673,9 @@ def unit_curves(panel, row):
         if len(row.strands) == 1 and row.spans[0][1:] == (0, FOREVER):
             stays = [Deployment(row.spans[0][0], strand.nickname)]
         for stay in stays:
-            first, end = panel.frame.columns(stay)
+            edges = panel.frame.edges
+            first = max(bisect_right(edges, stay.since) - 1, 0)
+            end = bisect_left(edges, stay.until)
             if first < end:
                 before = [None] * first
                 kind = stay.status or "deployed"
@@ -2799,6 +2795,7 @@ def ping_strip(frame, rows, end):
     ]
     if state.dbm:
         right.append(("more", signed("%d dBm", state.dbm)))
+    right.append(("more", state.unit_id.removeprefix("co2unit-")))
     name = row.stay.site or row.stay.nickname
     left = [("head", name), ("", row.stay.nickname)]
     return Strip(left, right, height, frame.fitted(height, "") + drawn, "", name)
@@ -2847,18 +2844,13 @@ def picture_co2(c):
     rows, window, alone = co2_rows(c)
     if not rows:
         return None
-    rows = rows[: 1 if alone else c.room(0)]
-    cells = (
-        SITE_COLUMNS
-        if alone
-        else max(min(FLEET_COLUMNS, MOST_COLUMNS // len(rows)), 30)
-    )
+    rows = rows[: c.room(0)]
+    most = max(MOST_COLUMNS // len(rows), 30)
+    cells = SITE_COLUMNS if alone else min(FLEET_COLUMNS, most)
     axis = make_axis(c.zone, window, cells, WITHOUT_HALF_DAYS)
     rows = with_charts(c, rows, dict.fromkeys(NAMES, axis), window.b)
     frame = make_frame(c, axis)
-    gaps = importer.gaps(
-        c.db, [stay for row in rows for stay in row.stays], axis.edges[0], window.b
-    )
+    gaps = importer.gaps(c.db, c.stays, axis.edges[0], window.b)
     if alone:
         row = rows[0]._replace(strands=strands_of(c, rows[0], axis, window.b))
         strips = site_strips(frame, row, gaps, window.b)
@@ -2870,10 +2862,8 @@ def picture_co2(c):
         c.zone.period(Window(axis.edges[0], window.b), "–")[0],
         f"mean and range of {axis.step}",
     ]
-    about += [
-        chart.quantity.label + signed(" %.0f…%.0f", chart.scale)
-        for chart in rows[0].charts.values()
-    ]
+    for chart in rows[0].charts.values():
+        about.append(chart.quantity.label + signed(" %.0f…%.0f", chart.scale))
     return Picture(" · ".join(about), frame, strips, numbers, window)
 
 
@@ -2883,17 +2873,16 @@ def picture_pings(c):
     axis = make_axis(c.zone, window, SITE_COLUMNS, FROM_DAYS)
     frame = make_frame(c, axis)
     found = [PingRow(stays) for stays in lanes(c.stays)]
-    rows = [with_pings(c, row, axis, window) for row in found if row.within(window)][
-        : c.room(0)
-    ]
+    found = [row for row in found if row.within(window)]
+    if not found:
+        return None
+    rows = [with_pings(c, row, axis, window) for row in found[: c.room(0)]]
     strips = []
     numbers = []
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
         strip = ping_strip(frame, list(group), window.b)
         strips.append(strip)
         numbers.append((strip.link, ", ".join(text for _, text in strip.right)))
-    if not strips:
-        return None
     shown = Window(axis.edges[0], window.b)
     about = f"{c.zone.period(shown, '–')[0]} · 1 cell = {axis.step}"
     return Picture(about, frame, strips, numbers, window)
@@ -3315,22 +3304,21 @@ def picture_links(c, window, query, now):
         links.append(f'<a href="{escaped(url)}">{escaped(label)}</a>')
 
     a, b, _ = window
-    before, begin, end, after = map(c.zone.iso, (a + a - b, a, b, b + b - a))
+    earlier, begin, end, later = map(c.zone.iso, (a + a - b, a, b, b + b - a))
     times = {"recent-days", "xmin", "xmax"}
     any_time = {name: query[name] for name in query if name not in times}
     for text, days in SPANS.items():
         link(text, {**any_time, "recent-days": days})
-    link("‹ earlier", any_time, xmin=before, xmax=begin)
+    link("‹ earlier", any_time, xmin=earlier, xmax=begin)
     if b + DAY < now:
-        link("later ›", any_time, xmin=end, xmax=after)
+        link("later ›", any_time, xmin=end, xmax=later)
     stays = importer.deployments(c.db)
     sites = list(dict.fromkeys(stay.site for stay in stays if stay.site))
-    if c.o.site in sites:
-        at = sites.index(c.o.site)
-        for site in sites[:at][-1:]:
-            link(f"‹ {site}", query, site=site)
-        for site in sites[at + 1 : at + 2]:
-            link(f"{site} ›", query, site=site)
+    for before, after in zip(sites, sites[1:]):
+        if after == c.o.site:
+            link("‹ " + before, query, site=before)
+        if before == c.o.site:
+            link(after + " ›", query, site=after)
     link("text", query, text=1)
     who = {name: query[name] for name in ("site", "unit") if name in query}
     table = VIEWS[c.view].table.replace("co2_", "")
@@ -3352,9 +3340,6 @@ def picture_of(view, db, o, now, write):
 def document(name, db, o, now, *, query=None, problems=()):
     """A whole HTML document: pictures, or text drawn wide, and narrow for phones; no script, and all style inside.
     `query`: the arguments of the URL; None for a file."""
-    def picture(c, found):
-        return picture_html(c, found, query, now)
-
     if o.glyphs == "auto":
         o = o.but(glyphs="block")
     page = WEB[name]
@@ -3363,7 +3348,13 @@ def document(name, db, o, now, *, query=None, problems=()):
     for section in page.sections:
         if section.changes and query is not None:
             continue  # links lead to other times
-        part = picture_of(section.view, db, o.but(**section.changes), now, picture)
+        part = picture_of(
+            section.view,
+            db,
+            o.but(**section.changes),
+            now,
+            lambda c, picture: picture_html(c, picture, query, now),
+        )
         if not part:
             for kind, cells in WIDTHS.items():
                 drawn = web_section(section, db, o.but(width=cells), now, problems)
@@ -3418,7 +3409,6 @@ def web_page(view, db, query, html, now, *, problems=(), archive=None):
 
 def put(text):
     """To stdout, in UTF-8 or ASCII as it is, whatever Python thinks of the locale."""
-    sys.stdout.flush()
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 
@@ -3446,7 +3436,7 @@ class Command:
         """From the command line, completed by what the environment says of the screen and the locale."""
         cells, lines = get_terminal_size()
         known = {
-            "width": str(min(max(cells, 20), 1000)),
+            "width": str(max(cells, 20)),
             "height": str(max(lines, 5)),
             "glyphs": "auto" if speaks_unicode() else "ascii",
         }
@@ -3557,7 +3547,8 @@ def check(command, o):
     said = [clean(problem.text, o.glyphs == "ascii") for problem in problems]
     if not worst:
         said.insert(0, count(len(states), "unit"))
-    said[0] = f"CO2 {('OK', 'WARNING', 'CRITICAL')[worst]}: {said[0].replace('|', '/')}"
+    word = levels[worst].upper() if worst else "OK"
+    said[0] = f"CO2 {word}: {said[0].replace('|', '/')}"
     if counts:
         numbers = [f"{verdict}={counts[verdict]}" for verdict in VERDICTS]
         said[0] += f" | {' '.join(numbers)}"

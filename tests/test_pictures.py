@@ -228,7 +228,7 @@ def test_beside_pings_stand_the_age_of_the_last_one_and_the_share_of_days() -> N
     state = UnitState("co2unit-30aea42a50bc", "varanger-03", *[None] * 14)._replace(last_ping=7 * DAY, dbm=-81)
     row = PingRow([stay(since=2 * DAY)], [None, None, *[CALLED] * 5, None], None, state)
     strip = plot_ascii.ping_strip(days(8), [row], 8 * DAY)
-    assert strip.right == [("head", "1 d 00 h ago"), ("more", "5/6 = 83 %"), ("more", "−81 dBm")]
+    assert strip.right == [("head", "1 d 00 h ago"), ("more", "5/6 = 83 %"), ("more", "−81 dBm"), ("more", "30aea42a50bc")]
     assert "<title>1 Jan 1970: 5 days with pings</title>" in strip.chart
 
 
@@ -445,6 +445,12 @@ def test_below_a_picture_stand_its_numbers(fleet: str) -> None:
     table = re.search("<table>(.*?)</table>", page, re.S)
     assert table
     assert table[1].splitlines()[2].startswith("<tr><th>24 Sep<td>CO₂ ppm 550…561, mean 555; temp °C −6.0…6.0, mean")
+
+
+def test_every_sign_of_a_picture_is_in_its_legend(fleet: str) -> None:
+    signs = '<text class="mark" x="12" y="9">%s</text></svg> suspect or off the scale'
+    assert signs % "▲" in web_page(fleet, "co2", site="vj_re_sn_2", **{"recent-days": "14"})
+    assert "suspect or off the scale" not in web_page(fleet, "co2", site="vj_re_sn_1", **{"recent-days": "14"})
 
 
 def test_names_from_outside_are_harmless_in_a_page_and_in_a_file(tmp_path: Any) -> None:
