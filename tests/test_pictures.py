@@ -133,7 +133,7 @@ def test_values_off_the_scale_lie_on_its_edge() -> None:
 
 def test_labels_stand_on_round_values_with_room_between() -> None:
     panel = Panel(hours(2), chart(CO2, 330, 510), 9, 48)
-    assert panel.ticks() == [350, 400, 450, 500]
+    assert list(panel.ticks()) == [350, 400, 450, 500]
     cold = Panel(hours(2), chart(TEMP, -11, 2), 0, 26)
     assert cold.labels() == '<text class="temp-label" x="30" y="28">−10</text><text class="temp-label" x="30" y="8">0</text>'
 
