@@ -27,7 +27,6 @@ Where they meet:
     Server._lock    guards the table of parked connections and the selector that belongs to it
     Server._ready, Server._lanes            queues of connections that go on
     Station._lock   guards counters, `changed` and the last time that was seen
-    Quota._lock     guards what units take on the disk; Room._lock: what is free on a disk
     Health._lock    guards the list of problems; Station.probing: one try of the disk at a time
     Fetches._lock   guards what is known of the updates that units take
     LogWriter       (the lock of logging.Handler) guards the count of dropped lines
@@ -76,7 +75,7 @@ import struct
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from http import HTTPStatus
 from typing import Any, BinaryIO, Callable, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -333,11 +332,8 @@ def _decode(raw):
 
 def _parse_query(query):
     """Arguments in order. A plus stays a plus: the units do not encode anything, and nicknames may hold one."""
-    pairs = []
-    for part in filter(None, query.split(b"&")):
-        name, _, value = part.partition(b"=")
-        pairs.append((_decode(name), _decode(value)))
-    return pairs
+    pairs = [part.partition(b"=") for part in query.split(b"&") if part]
+    return [(_decode(name), _decode(value)) for name, _, value in pairs]
 
 
 # -- the log ----------------------------------------------------------------------------------------------------------
@@ -517,13 +513,12 @@ class Course:
 def read_courses(*directories):
     """How far units are with their updates, from all rows of such directories as var/fetches.
 
-    Gives (unit, update) -> Course.
+    Gives (unit, update) -> Course; an empty one for what is in no row.
     """
-    courses = {}
+    courses = defaultdict(Course)
     for directory in directories:
         for when, unit, name, what in importer.read_rows(directory, seqfile.FETCHES, 4):
-            course = courses.setdefault((unit, name), Course())
-            course.learn(when, what)
+            courses[unit, name].learn(when, what)
     return courses
 
 
@@ -535,21 +530,18 @@ class Fetches:
         self._lock = threading.Lock()                           # guards _courses and what is in it
         self._courses = read_courses(directory)
 
-    def _course_locked(self, unit, name):
-        return self._courses.setdefault((unit, name), Course())
-
     def note(self, unit, name, what, now):
         """Add a row. What the unit asks for is noted before the reply, so that rows keep its order."""
         when = seqfile.utc(now, fraction=True)
         with self._lock:
-            self._course_locked(unit, name).learn(when, what)
+            self._courses[unit, name].learn(when, what)
         self.log.append(f"{when}\t{unit}\t{name}\t{what}\n".encode(), _told_of_fetch)
 
     def handed_over(self, unit, name, path, files, now):
         """The last byte of a file was handed over; `files` are all files of the update."""
         self.note(unit, name, path, now)
         with self._lock:
-            course = self._course_locked(unit, name)
+            course = self._courses[unit, name]
             has_all = course.complete_at or course.taken.issuperset(files)
             is_news = has_all and not course.is_over
         if is_news:
@@ -558,7 +550,7 @@ class Fetches:
     def is_given_up(self, unit, name, now):
         """Whether the unit has spent so many nights on an update that it is to send its data first."""
         with self._lock:
-            nights = self._course_locked(unit, name).nights_in_vain(now)
+            nights = self._courses[unit, name].nights_in_vain(now)
         if nights >= MOST_NIGHTS:
             log.warning("updates/%s of %s is not listed any more: it took %d nights in vain", name, unit, nights)
         return nights >= MOST_NIGHTS
@@ -573,23 +565,24 @@ def _told_of_fetch(file, problem):
 
 
 class Room:
-    """Whether a disk has more free than is kept back: asked of the disk once a second, and counted down between."""
+    """Whether a disk has more free than is kept back: asked of the disk once a second, and counted down between.
+
+    No lock: of two that take at once, one may not be counted, for a second.
+    """
 
     def __init__(self, directory):
         """`directory`: a directory of that disk; made again when somebody has removed it."""
         self.directory = directory
-        self._lock = threading.Lock()                           # guards the next two
         self._left = 0.0                                        # bytes
         self._asked = 0.0                                       # UTC seconds
 
     def take(self, length, keep_free, now):
         """Whether there is room to write; `length` bytes count as written then. `keep_free` is in percent."""
-        with self._lock:
-            if self._left <= 0 or abs(now - self._asked) >= 1:
-                self._left = self._ask(keep_free)
-                self._asked = now
-            has_room = self._left >= 0
-            self._left -= length
+        if self._left <= 0 or abs(now - self._asked) >= 1:
+            self._left = self._ask(keep_free)
+            self._asked = now
+        has_room = self._left >= 0
+        self._left -= length
         return has_room
 
     def _ask(self, keep_free):
@@ -607,11 +600,13 @@ class Count(NamedTuple):
 
 
 class Quota:
-    """How much of the disk each unit may take. A unit that sends nothing that is stored leaves no trace."""
+    """How much of the disk each unit may take. A unit that sends nothing that is stored leaves no trace.
+
+    No lock: of two chunks of a unit at once, one may not be charged, and before a refusal all is counted anew.
+    """
 
     def __init__(self, data_dir):
         self.data_dir = data_dir
-        self._lock = threading.Lock()                           # guards the next
         self._counts = {}                                       # by unit
 
     def check(self, chunk, settings):
@@ -636,16 +631,13 @@ class Quota:
     def _count(self, chunk):
         """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
         total, files = seqfile.usage_of(os.path.join(self.data_dir, chunk.unit))
-        count = Count(total, files, chunk.now)
-        with self._lock:
-            self._counts[chunk.unit] = count
+        self._counts[chunk.unit] = count = Count(total, files, chunk.now)
         return count
 
     def charge(self, chunk, receipt):
         """Add what a chunk took."""
-        with self._lock:
-            count = self._counts.get(chunk.unit, Count(at=chunk.now))
-            self._counts[chunk.unit] = Count(count.bytes + receipt.grew, count.files + receipt.created, count.at)
+        count = self._counts.get(chunk.unit, Count(at=chunk.now))
+        self._counts[chunk.unit] = Count(count.bytes + receipt.grew, count.files + receipt.created, count.at)
 
 
 class Station:
@@ -779,9 +771,10 @@ def _store_ping(station, unit, row, send):
         told("", OSError(f"less than {station.settings.keep_free:g} % of the disk is free"))
 
 
-def push(station, request, unit, path, file):
+def push(station, request, unit, path):
     """A chunk of a file, which may have any name that a card can hold; see seqfile for what becomes of it."""
     station.admit(unit)
+    file = request.last_segment
     folders = station.settings.upload_dirs.split()
     if path[0] not in folders or len(path) >= MAX_DEPTH:
         raise Refused(403, f"uploads go below {' or '.join(folders)}")
@@ -836,10 +829,9 @@ def _acknowledge(receipt):
     answer = {"ack_file": [name, position, position]}
     if receipt.kind == "enough":
         raise Refused(503, "no more of this file before the next ping")
-    if receipt.kind == "gap":
-        return json_response({"error": "SKIPPED_PART_OF_FILE", **answer}, 416, "gap")
-    if receipt.kind == "start":
-        return json_response({"error": "READINGS_FIRST", **answer}, 416, "start")
+    error = {"gap": "SKIPPED_PART_OF_FILE", "start": "READINGS_FIRST"}.get(receipt.kind)
+    if error:
+        return json_response({"error": error, **answer}, 416, receipt.kind)
     return json_response(answer, note=receipt.kind)
 
 
@@ -999,6 +991,19 @@ _CSP = ("Content-Security-Policy",
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
+@contextlib.contextmanager
+def refusals():
+    """What stands in the way of a page or an export is no mistake of the program: it is answered."""
+    try:
+        yield
+    except importer.UnknownName as error:
+        raise Refused(404, str(error))
+    except (importer.BadArguments, ValueError) as error:
+        raise Refused(400, str(error))
+    except (importer.Unusable, sqlite3.Error) as error:
+        raise Refused(503, f"the database cannot be read: {error}")
+
+
 def page(station, request, view, refresh=""):
     """A status page drawn from the database: HTML, or plain text for curl and whoever asks for it.
 
@@ -1011,15 +1016,9 @@ def page(station, request, view, refresh=""):
     query = request.arguments
     html = not query.pop("text", "") and not accept.startswith("text/plain") and not agent.startswith("curl/")
     problems = station.health.problems()
-    try:
+    with refusals():
         text = plot_ascii.web_page(view, station.settings.db, query, html, request.now, problems=problems,
                                    archive=station.archive)
-    except ValueError as error:
-        raise Refused(400, str(error))
-    except importer.UnknownName as error:
-        raise Refused(404, str(error))
-    except (importer.Unusable, sqlite3.Error) as error:
-        raise Refused(503, f"the database cannot be read: {error}")
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
         headers.append(("Refresh", refresh))
@@ -1036,16 +1035,8 @@ def data(what, form):
     """An endpoint for a table as `importer.py export` writes it; the arguments of the URL are its options."""
     def serve(station, request):
         allow(request, station.settings.status_allow)
-        try:
+        with refusals():
             file = write_export(station, request, what, form)
-        except importer.UnknownName as error:
-            raise Refused(404, str(error))
-        except importer.BadArguments as error:
-            raise Refused(400, str(error))
-        except (importer.Unusable, sqlite3.Error) as error:
-            raise Refused(503, str(error))
-        except OSError as error:
-            raise Refused(507, f"cannot write the export: {error.strerror}")
         size = os.fstat(file.fileno()).st_size
         response = file_response(file, DATA_TYPES[form], (("X-Content-Type-Options", "nosniff"),))
         return response._replace(extra_seconds=size / SLOWEST_READER)
@@ -1055,8 +1046,8 @@ def data(what, form):
 def write_export(station, request, what, form):
     """An export as a temporary file, so that it takes no memory and is complete before its first byte is sent."""
     import tempfile
-    file = tempfile.TemporaryFile(dir=station.settings.var_dir)
     try:
+        file = tempfile.TemporaryFile(dir=station.settings.var_dir)
         with contextlib.closing(importer.open_db(station.settings.db)) as db:
             lines = importer.export(db, what, form, request.arguments, request.now)
             while part := "".join(itertools.islice(lines, LINES_AT_ONCE)):
@@ -1065,9 +1056,8 @@ def write_export(station, request, what, form):
                 if disk.free < min(LEAST_FREE, disk.total // 10):
                     raise Refused(507, "the disk is nearly full: ask for less")
         file.seek(0)
-    except BaseException:
-        file.close()
-        raise
+    except OSError as error:
+        raise Refused(507, f"cannot write the export: {error.strerror}")
     return file
 
 
@@ -1110,11 +1100,7 @@ def allow(request, allowed):
 def healthz(station, request):
     """The process answers, by the way that a ping takes: behind the rows that wait, whatever the disk makes of them."""
     allow(request, station.settings.metrics_allow)
-
-    def wait(send):
-        station.pings.append(b"", lambda *_: send())
-
-    return text_response("ok\n")._replace(after=wait)
+    return text_response("ok\n")._replace(after=lambda send: station.pings.append(b"", lambda *_: send()))
 
 
 def readyz(station, request):
@@ -1324,8 +1310,10 @@ def format_metrics(station, now):
     with contextlib.suppress(OSError):                          # no data directory, or a broken disk: readyz tells
         samples["co2d_free_bytes", ()] = shutil.disk_usage(station.settings.data_dir).free
     with contextlib.suppress(Exception):                        # no database, or a broken one: readyz tells
-        for state, number in unit_states(station, now).items():
-            samples["co2d_units", (("state", state),)] = number
+        with contextlib.closing(importer.open_db(station.settings.db)) as db:
+            units = importer.fleet_state(db, int(now), archive=station.archive)
+        for verdict, number in Counter(unit.verdict for unit in units).items():
+            samples["co2d_units", (("state", verdict),)] = number
     lines = []
     for name, help in METRICS.items():
         rows = sorted((labels, value) for (family, labels), value in samples.items() if family == name)
@@ -1341,17 +1329,14 @@ def _labels(labels):
     return f"{{{','.join(pairs)}}}" if pairs else ""
 
 
-def unit_states(station, now):
-    """How many units are in which state: a Counter by verdict."""
-    with contextlib.closing(importer.open_db(station.settings.db)) as db:
-        return Counter(unit.verdict for unit in importer.fleet_state(db, int(now), archive=station.archive))
-
-
 # -- routes -----------------------------------------------------------------------------------------------------------
 
 
 class Route(NamedTuple):
-    """An endpoint and when it answers. In the pattern, <path> takes one segment or more, <file> the last, undecoded."""
+    """An endpoint and when it answers.
+
+    In the pattern, <unit> and <path> (one segment or more) are handed to the endpoint. <file>: Request.last_segment.
+    """
 
     method: str
     pattern: str
@@ -1360,22 +1345,22 @@ class Route(NamedTuple):
 
 
 ROUTES = [
-    Route("GET", "/", hello, lane="people"),
+    Route("GET", "/", hello, "people"),
     Route("POST", "/ou/<unit>/alive", alive),
     Route("PUT", "/ou/<unit>/push-sequential/<path>/<file>", push),
     Route("GET", "/ou/<unit>/updates", list_updates),
     Route("GET", "/ou/<unit>/updates/<path>", update),
     Route("GET", "/status/alive/recent", recent),
-    Route("GET", "/status/alive/summary", functools.partial(page, view="alive", refresh=600), lane="people"),
-    Route("GET", "/data/co2/summary", functools.partial(page, view="co2", refresh=3600), lane="people"),
-    *(Route("GET", "/data/co2/%s.%s" % (what, form), data(what, form), lane="exports")
+    Route("GET", "/status/alive/summary", functools.partial(page, view="alive", refresh=600), "people"),
+    Route("GET", "/data/co2/summary", functools.partial(page, view="co2", refresh=3600), "people"),
+    *(Route("GET", "/data/co2/%s.%s" % (what, form), data(what, form), "exports")
       for what in importer.EXPORTS for form in DATA_TYPES),
     Route("GET", "/status/alive/<path>", published(590)),
     Route("GET", "/data/co2/<path>", published(3590)),
     Route("GET", "/var/pub/<path>", published(590)),
     Route("GET", "/healthz", healthz),
-    Route("GET", "/readyz", readyz, lane="people"),
-    Route("GET", "/metrics", metrics, lane="people"),
+    Route("GET", "/readyz", readyz, "people"),
+    Route("GET", "/metrics", metrics, "people"),
 ]
 
 SEGMENT_FORM = SEGMENT.pattern.replace(r"\Z", "")
@@ -1406,21 +1391,14 @@ def find_route(request):
         if found:
             methods = [route.method, "HEAD"] if route.method == "GET" else [route.method]
             if request.method in methods:
-                return route, _filled(route, found, request)
+                filled = found.groupdict()
+                if "path" in filled:
+                    filled["path"] = filled["path"].split("/")
+                return route, filled
             allowed += methods
     if allowed:
         raise Refused(405, "method not allowed", (("Allow", ", ".join(dict.fromkeys(allowed))),))
     raise Refused(404, "not found")
-
-
-def _filled(route, found, request):
-    """Arguments of the endpoint."""
-    filled = found.groupdict()
-    if "path" in filled:
-        filled["path"] = tuple(filled["path"].split("/"))
-    if route.pattern.endswith("<file>"):
-        filled["file"] = request.last_segment
-    return filled
 
 
 def strip_secret(secret, request):
