@@ -222,7 +222,7 @@ def main() -> int:
     """Run all checks; the exit status."""
     modules = [module + ".py" for module in ARROWS]
     complaints: list[str] = [*check_arrows(), *check_top_level(), *check_plainness(), *check_docstrings(), *check_unused(),
-                             *check_with("mypy", "--check-untyped-defs", "--disable-error-code=var-annotated",
+                             *check_with("mypy", "--check-untyped-defs", "--no-strict-optional", "--disable-error-code=var-annotated",
                                          "--disable-error-code=assignment", "--no-error-summary", *modules,
                                          known=r'"Settings|namedtuple\(\)'),          # its fields are made from a table
                              *check_with("ruff", "check", "--quiet", "--no-cache", "--select", "E,F,W", "--ignore", "E501", *modules)]
