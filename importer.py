@@ -257,7 +257,7 @@ class Export(NamedTuple):
     about: str
     columns: list[Column]
     rows: str                           # SQL: what stands behind FROM
-    options: str                        # those of OPTIONS that choose from it
+    filters: str                        # those of FILTERS that choose from it
     begin: str = "NULL"                 # SQL: the UTC seconds that a row is about, from ...
     end: str = "NULL"                   # ... to
 
@@ -3650,8 +3650,7 @@ class Form(NamedTuple):
 
     between: str                        # two values
     null: str
-    text: str                           # SQL of a column of that kind, {0} its value
-    time: str = "{0}"                   # the same
+    values: dict[str, str]              # kind of column -> SQL of its value as text, {0} is the value; others stay
     place: str = "%s"                   # where a value goes; {0} is its column
     line: str = "%s\n"                  # where the values go
 
@@ -3660,30 +3659,37 @@ _IF_ANY = "CASE WHEN {0} GLOB '*[' || char(%s) || ']*' THEN %s ELSE {0} END"
 _QUOTED = """'"' || replace({0}, '"', '""') || '"'"""
 _ESCAPED = "replace(replace(replace(replace({0}, '\\', '\\\\'), char(9), '\\t'), char(10), '\\n'), char(13), '\\r')"
 FORMS = {
-    "csv": Form(",", "", _IF_ANY % ("34, 44, 10, 13", _QUOTED)),
-    "tsv": Form("\t", "\\N", _IF_ANY % ("92, 9, 10, 13", _ESCAPED)),      # the text format of PostgreSQL
-    "jsonl": Form(", ", "null", "as_json({0})", "'\"' || {0} || '\"'", '"{0}": %s', "{%s}\n"),
+    "csv": Form(",", "", {"text": _IF_ANY % ("34, 44, 10, 13", _QUOTED)}),
+    "tsv": Form("\t", "\\N", {"text": _IF_ANY % ("92, 9, 10, 13", _ESCAPED)}),     # the text format of PostgreSQL
+    "jsonl": Form(", ", "null", {"text": "as_json({0})", "time": "'\"' || {0} || '\"'"}, '"{0}": %s', "{%s}\n"),
 }
+
+
+class Filter(NamedTuple):
+    """An option that chooses from an export, on the command line and in URLs."""
+
+    metavar: str
+    about: str
+    condition: str                      # SQL, on columns of the export, and on its times `first` and `last`
 
 
 FLAGS = "1, 2, 3, 4, 9"
-OPTIONS = {                             # choose from an export, on the command line and in URLs: metavar, what it is
-    "since": ("UTC", "from this ISO date or time on"),
-    "until": ("UTC", "before this ISO date or time"),
-    "unit": ("NAME", "units by hardware id, the end of it, or nickname; several with commas, patterns with *"),
-    "site": ("NAME", "sites of deployments; several with commas, patterns with *"),
-    "flag": ("N", "readings with this co2_flag: " + FLAGS),
+FILTERS = {
+    "since": Filter("UTC", "from this ISO date or time on", "last >= %s"),
+    "until": Filter("UTC", "before this ISO date or time", "first < %s"),
+    "unit": Filter("NAME", "units by hardware id, the end of it, or nickname; several with commas, patterns with *",
+                   "unit_id IN (%s)"),
+    "site": Filter("NAME", "sites of deployments; several with commas, patterns with *", "site IN (%s)"),
+    "flag": Filter("N", "readings with this co2_flag: " + FLAGS, "co2_flag = %s"),
 }
-_CONDITIONS = {"since": "last >= %s", "until": "first < %s", "unit": "unit_id IN (%s)", "site": "site IN (%s)",
-               "flag": "co2_flag = %s"}
 
 
 def export(db, what, form, given, now):
     """Lines of text, each with its newline: a header, except in jsonl, then the rows.
 
-    `given` holds texts of `OPTIONS`. BadArguments when they make no sense, UnknownName for names that nothing has.
+    `given`: name of a filter -> text. BadArguments when that makes no sense, UnknownName for names that nothing has.
     """
-    conditions = read_options(db, what, given)
+    conditions = read_filters(db, what, given)
     if what == "gaps":
         _list_gaps(db, int(now))
     encode = json.JSONEncoder(ensure_ascii=False).encode
@@ -3693,50 +3699,41 @@ def export(db, what, form, given, now):
     return lines if form == "jsonl" else chain([header], lines)
 
 
-def read_options(db, what, given):
-    """The options that are given, as conditions in SQL."""
+def read_filters(db, what, given):
+    """The filters that are given, as conditions in SQL."""
     conditions = []
-    options = EXPORTS[what].options.split()
+    known = EXPORTS[what].filters.split()
     for name, text in given.items():
-        if name not in options:
-            raise BadArguments("%s: no option %r; there are %s" % (what, name, ", ".join(options)))
-        try:
-            conditions.append(_CONDITIONS[name] % _option_in_sql(db, name, text))
-        except Rejected as rejected:
-            raise BadArguments(str(rejected))
+        if name not in known:
+            raise BadArguments(f"{what}: no option {name!r}; there are {', '.join(known)}")
+        if name == "unit":
+            value = quoted(find_units(db, text))
+        elif name == "site":
+            value = quoted(find_sites(db, text))
+        elif name == "flag":
+            value = text
+            if text not in FLAGS.split(", "):
+                raise BadArguments(f"flag: {text!r} is none of {FLAGS}")
+        else:
+            try:
+                value = parse_instant(text or "''", name)
+            except Rejected as rejected:
+                raise BadArguments(str(rejected))
+        conditions.append(FILTERS[name].condition % value)
     return conditions
 
 
-def _option_in_sql(db, name, text):
-    if name == "unit":
-        return quoted(find_units(db, text))
-    if name == "site":
-        return quoted(find_sites(db, text))
-    if name == "flag":
-        if text not in FLAGS.split(", "):
-            raise Rejected("flag: %r is none of %s" % (text, FLAGS))
-        return text
-    return parse_instant(text or "''", name)
-
-
 def lines_query(what, form, conditions=()):
-    """The query for lines of text. The conditions are on columns of the export, and on its times `first` and `last`."""
+    """The query for lines of text; the conditions are as those of filters."""
     table, how = EXPORTS[what], FORMS[form]
-    places = [how.place.format(column.name) for column in table.columns]
-    line = how.line % how.between.join(places)
-    values = [_as_text(column, how) for column in table.columns]
-    rows = table.select(", %s AS first, %s AS last" % (table.begin, table.end))
+    line = how.line % how.between.join(how.place.format(column.name) for column in table.columns)
+    values = []
+    for column in table.columns:
+        text = how.values.get(column.kind, "{0}").format(column.name)
+        values.append(f"ifnull({text}, '{how.null}')")
+    rows = table.select(f", {table.begin} AS first, {table.end} AS last")
     where = " AND ".join(conditions) or "1"
-    return "SELECT printf('%s', %s) FROM (%s) WHERE %s ORDER BY unit_id, first" % (line, ", ".join(values), rows, where)
-
-
-def _as_text(column, form):
-    value = column.name
-    if column.kind == "text":
-        value = form.text.format(value)
-    elif column.kind == "time":
-        value = form.time.format(value)
-    return "ifnull(%s, '%s')" % (value, form.null)
+    return f"SELECT printf('{line}', {', '.join(values)}) FROM ({rows}) WHERE {where} ORDER BY unit_id, first"
 
 
 def _list_gaps(db, now):
@@ -3754,27 +3751,25 @@ def _iso(ts):
     return None if ts is None else seqfile.utc(ts) + "Z"
 
 
-class ProgressBar:
+class ProgressLine:
     """A line on stderr, where that is a terminal, for what takes longer than a moment. Counts what is done."""
 
-    def __init__(self, unit, total=0):
+    def __init__(self, unit):
         self.unit = unit
-        self.of = " of %s" % format(total, ",") if total else ""
         self.done = 0
-        self.next = time.monotonic() + 0.5 if sys.stderr.isatty() else float("inf")
+        self.is_shown = sys.stderr.isatty()
+        self.next = time.monotonic() + 0.5
 
     def __call__(self, number):
         self.done += number
-        if time.monotonic() > self.next:
+        if self.is_shown and time.monotonic() > self.next:
             self.next = time.monotonic() + 0.1
-            sys.stderr.write("\r%s%s %s " % (format(self.done, ","), self.of, self.unit))
+            sys.stderr.write(f"\r{self.done:,} {self.unit} ")
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.next < float("inf"):
-            sys.stderr.write("\r\033[K")                        # leave the line clean
+    def close(self):
+        """Leave the line clean."""
+        if self.is_shown:
+            sys.stderr.write("\r\033[K")
 
 
 # -- PostgreSQL -------------------------------------------------------------------------------------------------------
@@ -3823,38 +3818,37 @@ def feed(db, what, conninfo):
     is_there, *noted = run_psql(conninfo, [_ASK.format(what)]).splitlines()
     held = noted[0].split("|") if noted else ["", "", ""]
     if is_there == "t" and not noted:
-        raise Unusable("a table %s is there that we have not made: rename it, or drop it" % what)
+        raise Unusable(f"a table {what} is there that we have not made: rename it, or drop it")
     if held == [identity, str(mark), str(stays)]:
-        return "%s: nothing has changed since the last time" % what
+        return f"{what}: nothing has changed since the last time"
     if what in _BY_DAY and held[::2] == [identity, str(stays)] and int(held[1]) <= mark:
         changed = "SELECT unit_id, day * 86400, (day + 1) * 86400 FROM changes WHERE mark > ? ORDER BY 1, 2"
         days = db.execute(changed, (held[1],)).fetchall()
-        deletions = [_DELETE_DAY % (what, quoted([unit]), _iso(since), _iso(until)) for unit, since, until in days]
+        deletions = [f"DELETE FROM {what} WHERE unit_id = {quoted([unit])} AND time >= '{_iso(a)}' AND time < '{_iso(b)}';\n"
+                     for unit, a, b in days]
         query = lines_query(what, "tsv", ["unit_id = ?", "first >= ?", "first < ?"])
-        done = "%d days of units replaced" % len(days)
+        done = f"{len(days)} days of units replaced"
     else:
         days = [()]                                             # one, of all rows
-        deletions = ["DELETE FROM %s;\n" % what]
+        deletions = [f"DELETE FROM {what};\n"]
         query = lines_query(what, "tsv")
         done = "all replaced" if noted else "all sent"
-    with ProgressBar("rows") as bar:
-        rows = (_counted(db.execute(query, day), bar) for day in days)
+
+    with contextlib.closing(ProgressLine("rows")) as progress:
         run_psql(conninfo, chain(
             [_BEGIN.format(what, "|".join(held) if noted else "")],
             [] if is_there == "t" else _new_table(what),
             deletions,
-            ["COPY %s FROM stdin;\n" % what], chain.from_iterable(rows), ["\\.\n"],
+            [f"COPY {what} FROM stdin;\n"], _lines_of_days(db, query, days, progress), ["\\.\n"],
             [_COMMIT.format(what, identity, mark, stays)]))
-    return "%s: %s, %d rows" % (what, done, bar.done)
+    return f"{what}: {done}, {progress.done} rows"
 
 
-_DELETE_DAY = "DELETE FROM %s WHERE unit_id = %s AND time >= '%s' AND time < '%s';\n"
-
-
-def _counted(rows, bar):
-    for line, in rows:
-        bar(1)
-        yield line
+def _lines_of_days(db, query, days, progress):
+    for day in days:
+        for line, in db.execute(query, day):
+            progress(1)
+            yield line
 
 
 def run_psql(conninfo, lines):
@@ -3865,7 +3859,6 @@ def run_psql(conninfo, lines):
     try:
         with Popen(["psql", *options, "--dbname=" + conninfo], stdin=PIPE, stdout=PIPE, encoding="utf-8",
                    env={**os.environ, "PGCLIENTENCODING": "UTF8"}) as psql:
-            assert psql.stdin and psql.stdout
             psql.stdin.writelines(lines)
             psql.stdin.close()
             said = psql.stdout.read()
@@ -3874,20 +3867,20 @@ def run_psql(conninfo, lines):
     except BrokenPipeError:                                     # it has ended: its exit status says why
         pass
     if psql.returncode:
-        raise Unusable("psql failed (exit status %d): nothing has changed there" % psql.returncode)
+        raise Unusable(f"psql failed (exit status {psql.returncode}): nothing has changed there")
     return said
 
 
 def _new_table(what):
     table = EXPORTS[what]
-    columns = ["%s %s" % (column.name, _POSTGRES_TYPES[column.kind]) for column in table.columns]
-    yield "CREATE TABLE %s(%s);\n" % (what, ", ".join(columns))
-    yield "COMMENT ON TABLE %s IS %s;\n" % (what, quoted([table.about]))
+    columns = [f"{column.name} {_POSTGRES_TYPES[column.kind]}" for column in table.columns]
+    yield f"CREATE TABLE {what}({', '.join(columns)});\n"
+    yield f"COMMENT ON TABLE {what} IS {quoted([table.about])};\n"
     for column in table.columns:
-        about = column.about if column.unit == "-" else "%s; %s" % (column.about, column.unit)
-        yield "COMMENT ON COLUMN %s.%s IS %s;\n" % (what, column.name, quoted([about]))
+        about = column.about if column.unit == "-" else f"{column.about}; {column.unit}"
+        yield f"COMMENT ON COLUMN {what}.{column.name} IS {quoted([about])};\n"
     if what in _BY_DAY:
-        yield "CREATE INDEX ON %s(unit_id, time);\n" % what
+        yield f"CREATE INDEX ON {what}(unit_id, time);\n"
 
 
 # -- a data package ---------------------------------------------------------------------------------------------------
@@ -3906,18 +3899,17 @@ def write_package(db, directory, given, now):
     os.makedirs(directory, exist_ok=True)
     file = os.path.join(directory, DESCRIPTOR)
     if os.listdir(directory) and not os.path.exists(file):
-        raise BadArguments("%s holds something else than a data package: name an empty directory" % directory)
+        raise BadArguments(f"{directory} holds something else than a data package: name an empty directory")
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
-    covered = "SELECT min(first), max(last) FROM (%s) WHERE %s" % (
-        EXPORTS["readings"].select(", r.ts AS first, r.ts AS last"),
-        " AND ".join(["first <= %d" % now, *read_options(db, "readings", given)]))
-    start, end = map(_iso, db.execute(covered).fetchone())
+    readings = EXPORTS["readings"].select(", r.ts AS first, r.ts AS last")
+    where = " AND ".join([f"first <= {int(now)}", *read_filters(db, "readings", given)])
+    start, end = map(_iso, db.execute(f"SELECT min(first), max(last) FROM ({readings}) WHERE {where}").fetchone())
     package = {
         "profile": "tabular-data-package",
         "name": "co2-readings",
         "title": "CO2 and temperature measured by units in the field",
         "description": "Times are UTC, by the units' clocks. A deployment lasts from start_ts until before end_ts. "
-                       "Flags are those of %s. Written by co2d %s." % (_FLAGS, __version__),
+                       f"Flags are those of {_FLAGS}. Written by co2d {__version__}.",
         "version": seqfile.utc(now, "%Y.%m.%d"),
         "temporal": {"start": start, "end": end},
         "resources": resources,
@@ -3933,10 +3925,9 @@ def _write_resource(db, directory, what, given, now):
         file.writelines(export(db, what, "csv", given, now))
     fields = []
     for column in EXPORTS[what].columns:
-        field = {"name": column.name, "type": _FIELD_TYPES[column.kind], "description": column.about}
+        fields.append({"name": column.name, "type": _FIELD_TYPES[column.kind], "description": column.about})
         if column.unit != "-":
-            field["unit"] = column.unit
-        fields.append(field)
+            fields[-1]["unit"] = column.unit
     return {"name": what, "path": path, "profile": "tabular-data-resource", "title": EXPORTS[what].about,
             "encoding": "utf-8", "schema": {"fields": fields}}
 
@@ -3953,9 +3944,8 @@ def command_import(archive, arguments):
     """Import what is new, or everything anew, and print a summary."""
     run = rebuild if arguments.command == "rebuild" else import_new
     act_as_owner(archive.db)
-    total = sum(source.size for source in find_sources(archive, [])) if sys.stderr.isatty() else 0
-    with ProgressBar("bytes", total) as bar:
-        summary = run(archive, progress=bar, processes=_cores())
+    with contextlib.closing(ProgressLine("bytes")) as progress:
+        summary = run(archive, progress=progress, processes=_cores())
     print(summary)
     return 1 if summary.unreadable else 0
 
@@ -4011,7 +4001,7 @@ def command_verify(archive, arguments):
 
 def command_export(archive, arguments):
     """Take data elsewhere: as CSV, TSV or JSON lines, into a PostgreSQL database, or as a data package."""
-    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name) is not None}
+    given = {name: text for name, text in vars(arguments).items() if name in FILTERS and text is not None}
     what = arguments.what
     check_export(arguments, given)
     with contextlib.closing(open_db(archive.db)) as db:
@@ -4032,19 +4022,19 @@ def command_export(archive, arguments):
 
 def check_export(arguments, given):
     """BadArguments for options that do not go together."""
-    if arguments.resume:
-        raise BadArguments("--resume has gone, as a file cannot take rows back: use --psql CONNINFO, or --since")
-    psql, package, what = arguments.psql, arguments.package, arguments.what
-    if package and (what or psql or arguments.output):
-        raise BadArguments("--package DIR writes %s: nothing else can be named with it" % ", ".join(PACKAGED))
-    if not package and not what:
-        raise BadArguments("say what to export: " + ", ".join(EXPORTS))
-    if psql and what not in RECEIVED:
-        raise BadArguments("--psql takes %s; %s are made anew for each export" % (", ".join(RECEIVED), what))
-    if psql and (given or arguments.output):
-        raise BadArguments("--psql takes all rows into tables: no other option makes sense with it")
-    if re.search(r"password\s*=|://[^/@]*:[^/@]*@", psql or ""):
-        raise BadArguments("a password on the command line can be seen by all users: write it to ~/.pgpass")
+    psql, package, what, output = arguments.psql, arguments.package, arguments.what, arguments.output
+    for is_wrong, why in (
+            (arguments.resume, "--resume has gone, as a file cannot take rows back: use --psql CONNINFO, or --since"),
+            (package and (what or psql or output),
+             f"--package DIR writes {', '.join(PACKAGED)}: nothing else can be named with it"),
+            (not package and not what, f"say what to export: {', '.join(EXPORTS)}"),
+            (psql and what not in RECEIVED,
+             f"--psql takes {', '.join(RECEIVED)}; {what} are made anew for each export"),
+            (psql and (given or output), "--psql takes all rows into tables: no other option makes sense with it"),
+            (re.search(r"password\s*=|://[^/@]*:[^/@]*@", psql or ""),
+             "a password on the command line can be seen by all users: write it to ~/.pgpass")):
+        if is_wrong:
+            raise BadArguments(why)
 
 
 COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
@@ -4080,43 +4070,36 @@ EXAMPLES = {                            # command -> what stands at the end of i
 
 def make_parser():
     """The command line; the common options may stand before the command or behind it."""
-    formatter = argparse.RawDescriptionHelpFormatter
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    add = common.add_argument
+    add("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
+    add("--var-dir", metavar="DIR", help="server directory (pings, database)")
+    add("--db", metavar="FILE", help="database")
+    add("--data-dir", action="append", metavar="DIR",
+        help="data directory; several are merged, each with the pings in DIR/../var")
+    alike = {"parents": [common], "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(description="From text files to SQLite, every byte accounted for.",
-                                     epilog="examples:" + EXAMPLES[""], formatter_class=formatter)
+                                     epilog="examples:" + EXAMPLES[""], **alike)
     parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
-    _add_common_options(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run in COMMANDS.items():
-        about = "All text into a new database." if name == "rebuild" else (run.__doc__ or "").splitlines()[0]
-        sub = commands.add_parser(name, help=about, description=about, epilog="examples:" + EXAMPLES[name],
-                                  formatter_class=formatter)
-        _add_common_options(sub, argparse.SUPPRESS)             # does not undo what stands before the command
+        about = "All text into a new database." if name == "rebuild" else run.__doc__.splitlines()[0]
+        sub = commands.add_parser(name, help=about, description=about, epilog="examples:" + EXAMPLES[name], **alike)
         if name == "export":
-            _add_export_options(sub)
+            _add_export_options(sub.add_argument)
     return parser
 
 
-def _add_common_options(parser, default):
-    for name, metavar, about in (
-            ("--config", "FILE", "configuration (default: CO2D_CONF, or co2d.conf beside the script)"),
-            ("--var-dir", "DIR", "server directory (pings, database)"),
-            ("--db", "FILE", "database")):
-        parser.add_argument(name, metavar=metavar, default=default, help=about)
-    parser.add_argument("--data-dir", action="append", default=default, metavar="DIR",
-                        help="data directory; several are merged, each with the pings in DIR/../var")
-
-
-def _add_export_options(parser):
-    add = parser.add_argument
+def _add_export_options(add):
     add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
     add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
-    for name, (metavar, about) in OPTIONS.items():
-        add("--" + name, metavar=metavar, help=about)
+    for name, option in FILTERS.items():
+        add("--" + name, metavar=option.metavar, help=option.about)
     add("-o", "--output", metavar="FILE", help="instead of stdout")
     add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
     add("--psql", metavar="CONNINFO",
         help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
-    add("--package", metavar="DIR", help="write a data package: %s as CSV, and a description" % ", ".join(PACKAGED))
+    add("--package", metavar="DIR", help=f"write a data package: {', '.join(PACKAGED)} as CSV, and a description")
 
 
 def main(argv=None):
@@ -4124,42 +4107,41 @@ def main(argv=None):
     parser = make_parser()
     name = parser.prog.removesuffix(".py")
     arguments = parser.parse_args(argv)
-    arguments.command = arguments.command or "import"
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):                # never by the locale
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    for stream in filter(None, (sys.stdout, sys.stderr)):       # never by the locale
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         if not sys.stdout:
             raise Unusable("stdout is closed")
-        data_dirs = arguments.data_dir or [None]
-        settings = load_settings(arguments.config, {**vars(arguments), "data_dir": data_dirs[0]})
-        for warning in settings.warnings:
-            print("%s: warning: %s" % (name, _printable(warning)), file=sys.stderr)
-        archive = settings.archive()
-        if len(data_dirs) > 1:
-            archive = archive._replace(data_dirs=tuple(data_dirs))
-        status = COMMANDS[arguments.command](archive, arguments)
-        sys.stdout.flush()
-        return status
+        return _run(name, arguments)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:                                     # who read has seen enough
-        _drop_stdout()
-        return 0
     except OSError as error:
+        # Python must find no unwritten text when it ends: it would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):                  # who read has seen enough
+            return 0
         reason = ": ".join(filter(None, [error.filename, error.strerror])) or str(error)
-        failed = 1
-        _drop_stdout()
+        status = 1
     except (Unusable, sqlite3.Error) as error:
         reason = str(error)
-        failed = 2 if isinstance(error, BadArguments) else 1
-    print("%s: %s" % (name, _printable(reason)), file=sys.stderr)
-    return failed
+        status = 2 if isinstance(error, BadArguments) else 1
+    print(f"{name}: {_printable(reason)}", file=sys.stderr)
+    return status
 
 
-def _drop_stdout():
-    """Let Python find no unwritten text when it ends: it would complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _run(name, arguments):
+    """Run the command that the arguments name; the exit status."""
+    given = vars(arguments)
+    data_dirs = given.get("data_dir", [None])
+    settings = load_settings(given.get("config"), {**given, "data_dir": data_dirs[0]})
+    for warning in settings.warnings:
+        print(f"{name}: warning: {_printable(warning)}", file=sys.stderr)
+    archive = settings.archive()
+    if len(data_dirs) > 1:
+        archive = archive._replace(data_dirs=tuple(data_dirs))
+    status = COMMANDS[arguments.command or "import"](archive, arguments)
+    sys.stdout.flush()
+    return status
 
 
 if __name__ == "__main__":
