@@ -85,7 +85,6 @@ import seqfile
 from importer import SEGMENT, SETTINGS, BadConfig, Settings
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-OTHER_TASKS = 64                        # for systemd: threads beside those that serve
 EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
 
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
@@ -1463,8 +1462,11 @@ class Failed(Exception):
     """A command that cannot be carried out; says why, and what to do."""
 
 
-def command_parser(command, description, examples):
-    """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help."""
+def command_parser(command, description, examples, directory=""):
+    """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help.
+
+    `directory`: help on the argument DIR; "" where there is none.
+    """
     program = os.path.basename(sys.argv[0])                     # as it was called
     examples = examples.replace("co2d ", program + " ").replace("%", "%%")
     parser = argparse.ArgumentParser(
@@ -1479,6 +1481,8 @@ def command_parser(command, description, examples):
     if command:                                                 # run has them among the settings
         add("--data-dir", metavar="DIR", help="data directory, instead of the configuration's")
         add("--var-dir", metavar="DIR", help="server directory, instead of the configuration's")
+    if directory:
+        add("directory", metavar="DIR", help=directory)
     return parser
 
 
@@ -1778,15 +1782,15 @@ WITHDRAWN = re.compile(r"\.withdrawn-(.+)-[0-9]+\Z")
 
 
 def default_name(latest, now):
-    """update-2026-11-25z130405: with the second (UTC), so that two servers do not give the same name; behind `latest`.
+    """update-2026-11-25z130405: with the second (UTC), so that two servers do not give the same name.
 
-    The z sorts behind update-2026-11-25a and the like.
+    It sorts behind the name `latest` if any second of this minute does; the z sorts behind update-2026-11-25a.
     """
     for second in range(60):
         name = seqfile.utc(now + second, seqfile.UPDATE_PREFIX + "%Y-%m-%dz%H%M%S")
         if name > latest:
-            return name
-    raise Failed(f"the name of today does not sort after {latest}: give one that does with --name")
+            break
+    return name
 
 
 def files_to_publish(arguments, settings):
@@ -1826,11 +1830,10 @@ def _warn_of_silence(urls):
     """Tell where no station answers at a URL that units are sent to: a refusal there would cut them off."""
     import ssl
     from urllib import request
-    anyone = request.HTTPSHandler(context=ssl._create_unverified_context())     # units verify no certificate
-    opener = request.build_opener(anyone, request.ProxyHandler({}))
+    anyone = ssl._create_unverified_context()                   # units verify no certificate
     for url in urls:
         try:
-            opener.open(url + "/", timeout=5).close()
+            request.urlopen(url + "/", timeout=5, context=anyone).close()
         except Exception as error:                              # whatever is there, it is no station
             warn(f"no station answers at {url}: {error}")
 
@@ -1909,7 +1912,7 @@ class Publishing:
             is_well = SEGMENT.match(name) and name.startswith(seqfile.UPDATE_PREFIX)
             if not is_well or name <= latest[unit]:
                 raise Failed(f"{unit}: the name {name} must start with {seqfile.UPDATE_PREFIX} and sort after "
-                             + latest[unit])
+                             f"{latest[unit]}: give one with --name")
         become_daemon_user(self.settings)
         for unit in units:
             before = visible_updates(self.data_dir, unit)
@@ -2088,22 +2091,13 @@ def _all_below(directories):
 
 def _tell_copied(done, directories, target):
     files = [path for path in _all_below(directories) if os.path.isfile(path)]
-    newest = "never"
-    if files:
-        newest = seqfile.utc(max(map(os.path.getmtime, files)))
+    newest = seqfile.utc(max(map(os.path.getmtime, files), default=0))
     print(f"{done}: {len(files)} files in {target}, the newest of {newest} UTC")
-
-
-def _directory_parser(command, description, examples, what):
-    """Options of a command with a directory."""
-    parser = command_parser(command, description, examples)
-    parser.add_argument("directory", metavar="DIR", help=what)
-    return parser
 
 
 def backup_parser():
     """Options of `co2d backup`."""
-    return _directory_parser(
+    return command_parser(
         "backup", "Copy text, updates and configuration to a directory, also while the daemon "
         "runs. The next time only what has changed is copied.", """\
   co2d backup /mnt/backup
@@ -2131,7 +2125,7 @@ def backup(settings, arguments):
 
 def restore_parser():
     """Options of `co2d restore`."""
-    return _directory_parser(
+    return command_parser(
         "restore", "Bring a backup back into the directories of the configuration, which are to be "
         "empty. The database is made anew from the text.", """\
   sudo systemctl stop co2d.socket co2d.service && sudo co2d restore /mnt/backup
@@ -2255,13 +2249,10 @@ class Connection:
         """The result of a call on the socket; None if it would have to wait, for `self.event`."""
         try:
             result = call(*arguments)
-        except BlockingIOError:
-            self.event = event
-            return None
         except OSError as error:
-            if not self.is_encrypted or error.errno not in TLS_WANTS:
+            self.event = {errno.EAGAIN: event, **TLS_WANTS}.get(error.errno)
+            if not self.event:
                 raise
-            self.event = TLS_WANTS[error.errno]
             return None
         self.heard = time.monotonic()
         return result
@@ -2460,17 +2451,15 @@ class Server:
     # The workers
 
     def _accept_new(self):
-        """Take new connections, but first those that are ready to go on."""
+        """Take new connections."""
         while self._is_accepting:
-            if not self._ready.empty():
-                with contextlib.suppress(queue.Empty):
-                    self._serve(self._ready.get_nowait())
-            elif self._is_full():
+            if self._is_full():
                 time.sleep(CROWDED_TICK)
             else:
                 self._serve(self._accept())
 
     def _resume_ready(self):
+        """Go on with those that were parked."""
         for connection in iter(self._ready.get, None):
             self._serve(connection)
 
@@ -2833,7 +2822,7 @@ User=co2d
 Group=co2d
 UMask=0027
 LimitNOFILE=65536
-TasksMax=%(tasks)d
+TasksMax=80
 MemoryMax=512M
 Environment=MALLOC_ARENA_MAX=2
 # A directory that is missing is passed over here: the daemon itself says more about it than 226/NAMESPACE.
@@ -2897,7 +2886,6 @@ def systemd_unit(kind, settings, arguments):
         "directories": " ".join(map(_word, directories)),
         "written": " ".join(_word("-" + path) for path in directories),
         "listen": _host_port(settings.listen, settings.port),
-        "tasks": WORKERS + OTHER_TASKS,
         "capability": "CAP_NET_BIND_SERVICE" if has_low_port else "",
         "private_users": "no" if has_low_port else "true",
         "home": "read-only" if is_in_home else "true",

@@ -305,8 +305,12 @@ def test_the_name_is_the_second_and_sorts_behind_the_letters_and_all_names_in_us
     assert co2d.default_name("update-2026-11-21z235959", 1_795_305_600) == "update-2026-11-22z000000"
     assert co2d.default_name("update-2026-11-22a", 1_795_305_600) == "update-2026-11-22z000000"
     assert co2d.default_name("update-2026-11-22z000000", 1_795_305_600) == "update-2026-11-22z000001"
-    with pytest.raises(co2d.Failed, match="does not sort after update-2027: give one that does with --name"):
-        co2d.default_name("update-2027", 1_795_305_600)
+
+
+def test_a_name_that_no_second_of_today_sorts_after_asks_for_another(place, capsys):
+    assert publish(place, UNIT, place.directory / "new", "--name", "update-3000") == 0
+    assert publish(place, UNIT, place.directory / "new") == 1
+    assert "must start with update- and sort after update-3000: give one with --name" in capsys.readouterr().err
 
 
 def test_a_name_that_another_server_has_offered_is_used_as_well(place, capsys):
