@@ -1490,7 +1490,7 @@ def settings_of(arguments):
     """The settings in force; what is to be told about them is told."""
     settings = importer.load_settings(arguments.config, vars(arguments))
     for line in settings.warnings:
-        log.warning("%s", line)
+        log.warning(line)
     return settings
 
 
@@ -2355,7 +2355,7 @@ class Connection:
         if level > logging.INFO or not settings.quiet:
             line = request_for_log(settings.secret, self.request) if self.request else "-"
             took = (self.since - self.accepted) * 1000
-            log.log(level, '%s "%s" %d %d %.1fms %s', self.peer, line, status, received, took, self.response.note)
+            log.log(level, f'{self.peer} "{line}" {status} {received} {took:.1f}ms {self.response.note}')
 
 
 class State(NamedTuple):
@@ -2455,36 +2455,30 @@ class Server:
         while self._is_accepting:
             if self._is_full():
                 time.sleep(CROWDED_TICK)
-            else:
-                self._serve(self._accept())
+                continue
+            try:
+                sock, address = self.socket.accept()            # the kernel wakes one thread for one connection
+            except OSError:                                     # nobody came within TICK, or no descriptor is left
+                time.sleep(CROWDED_TICK)
+                continue
+            connection = Connection(sock, address[0], self.station, self.tls)
+            self._open[connection] = None
+            self._serve(connection)
 
     def _resume_ready(self):
         """Go on with those that were parked."""
         for connection in iter(self._ready.get, None):
             self._serve(connection)
 
-    def _accept(self):
-        try:
-            sock, address = self.socket.accept()                # the kernel wakes one thread for one connection
-        except BlockingIOError:                                 # nobody came within TICK
-            return None
-        except OSError:                                         # gone again, or no descriptor is left
-            time.sleep(CROWDED_TICK)
-            return None
-        connection = Connection(sock, address[0], self.station, self.tls)
-        self._open[connection] = None
-        return connection
-
     def _serve(self, connection):
         """Go on until the client has to do something, or another thread goes on, or all is over."""
-        while connection and self._advance(connection):
+        while self._advance(connection):
             if connection.state == CLOSED:
                 self._end(connection)
                 return
             if not self._answer(connection):
                 return
-        if connection:
-            self._park(connection)
+        self._park(connection)
 
     def _advance(self, connection):
         """Go on as far as the client lets us: to the answer or the end; False when it has to do something before."""
@@ -2492,7 +2486,7 @@ class Server:
             connection.advance()
         except (OSError, Gone) as error:
             if str(error) and not self.station.settings.quiet:
-                log.info("%s went away in its %s: %s", connection.peer, connection.state, error)
+                log.info(f"{connection.peer} went away in its {connection.state}: {error}")
             connection.enter(CLOSED)
         except Exception as error:
             self._fail(connection, error)
@@ -2500,7 +2494,7 @@ class Server:
 
     def _fail(self, connection, error):
         """A mistake in the program costs one connection, no thread."""
-        log.error("%s: %r at %s", connection.peer, error, importer.place_of(error))
+        log.error(f"{connection.peer}: {error!r} at {importer.place_of(error)}")
         connection.enter(CLOSED)
 
     def _answer(self, connection, lane=""):
@@ -2569,17 +2563,14 @@ class Server:
         while not self._is_over:
             tick = CROWDED_TICK if self._is_full() else TICK / 2
             for key, _ in self._selector.select(tick):
-                self._wake(key.data)
+                connection, event = key.data, key.data.event
+                needs_worker = STATES[connection.state].needs_worker
+                if needs_worker or self._advance(connection) or connection.event != event:
+                    self._unpark(connection)
             now = time.monotonic()
             if now - looked_at >= tick:
                 looked_at = now
                 self._look_after(now)
-
-    def _wake(self, connection):
-        """The client of a parked connection has done something."""
-        event = connection.event
-        if STATES[connection.state].needs_worker or self._advance(connection) or connection.event != event:
-            self._unpark(connection)
 
     def _look_after(self, now):
         """Keep the deadlines, make room when there is none, and tell of a disk that hangs."""
@@ -2603,7 +2594,7 @@ class Server:
             text = (f"{hanging} requests have waited for the disk for more than {DISK_PATIENCE:g} s, and others wait "
                     f"for them: see with dmesg whether the disk of {self.station.settings.data_dir} fails")
             if not health.has("hanging"):
-                log.error("%s", text)
+                log.error(text)
         health.report("hanging", importer.CRITICAL, text)
 
     def _come_too_late(self, connection):
@@ -2617,7 +2608,7 @@ class Server:
     def _drop(self, connection, reason):
         """End a parked connection."""
         if not self.station.settings.quiet:
-            log.info("%s dropped in its %s: %s", connection.peer, connection.state, reason)
+            log.info(f"{connection.peer} dropped in its {connection.state}: {reason}")
         connection.enter(CLOSED)
         self._unpark(connection)
 
@@ -2903,7 +2894,7 @@ def claim(directory):
     except BlockingIOError:
         raise OSError(errno.EBUSY, "another co2d uses it", directory)
     except OSError as error:                                    # NFS locks no directories
-        log.warning("%s cannot be locked (%s): see that no other co2d uses it", directory, error)
+        log.warning(f"{directory} cannot be locked ({error}): see that no other co2d uses it")
     return fd
 
 
@@ -2931,9 +2922,9 @@ class Daemon:
             _started(self._feed_watchdog, "watchdog")
         settings = self.station.settings
         place = _host_port(settings.listen, self.server.port)
-        log.info("co2d %s listens on %s, data in %s", importer.__version__, place, settings.data_dir)
+        log.info(f"co2d {importer.__version__} listens on {place}, data in {settings.data_dir}")
         if settings.port not in (0, self.server.port):
-            log.warning("the configuration says port %d: make install again, the socket unit names it", settings.port)
+            log.warning(f"the configuration says port {settings.port}: make install again, the socket unit names it")
         notify(f"READY=1\nSTATUS=listens on port {self.server.port}")
         while True:
             with contextlib.suppress(queue.Empty):
@@ -2958,7 +2949,7 @@ class Daemon:
                 self._ask_ourselves()
                 notify("WATCHDOG=1")
             except OSError as error:
-                log.error("watchdog: no answer from ourselves: %s", error)
+                log.error(f"watchdog: no answer from ourselves: {error}")
             time.sleep(self.pulse)
 
     def _ask_ourselves(self):
@@ -2978,7 +2969,7 @@ class Daemon:
             new = settings_of(self.arguments)
             tls = _tls_context(old)
         except (BadConfig, OSError) as error:                   # OSError: the current directory is gone
-            log.error("reload refused, the old settings stay: %s", error)
+            log.error(f"reload refused, the old settings stay: {error}")
         else:
             fixed = {name: getattr(old, name) for name, setting in SETTINGS.items() if setting.change == "restart"}
             later = [name for name in fixed if getattr(new, name) != fixed[name]]
@@ -2987,7 +2978,8 @@ class Daemon:
             if self.station.log_writer:
                 self.station.log_writer.secret = new.secret
             self.server.tls = tls                               # the same files, perhaps with a renewed certificate
-            log.info("reloaded%s", "; only a restart changes " + ", ".join(later) if later else "")
+            told = "; only a restart changes " + ", ".join(later) if later else ""
+            log.info("reloaded" + told)
         notify("READY=1")
 
 
