@@ -2577,7 +2577,11 @@ class Server:
         is_stopped = now > self._stopped_at + STOP_PATIENCE
         for connection in list(self._parked):
             if now > connection.deadline():
-                self._come_too_late(connection)
+                try:
+                    connection.refuse(Refused(408, f"{connection.state} took too long"))
+                    self._unpark(connection)
+                except Gone as gone:
+                    self._drop(connection, str(gone))
             elif is_stopped and (connection.state != "reply" or self._kind_of(connection) != "unit"):
                 self._drop(connection, "the daemon stops")
         if self._is_full() and self._is_waited_for():
@@ -2596,14 +2600,6 @@ class Server:
             if not health.has("hanging"):
                 log.error(text)
         health.report("hanging", importer.CRITICAL, text)
-
-    def _come_too_late(self, connection):
-        try:
-            connection.refuse(Refused(408, f"{connection.state} took too long"))
-        except Gone as gone:
-            self._drop(connection, str(gone))
-        else:
-            self._unpark(connection)
 
     def _drop(self, connection, reason):
         """End a parked connection."""
@@ -2767,15 +2763,14 @@ def notify(state):
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.connect(re.sub("^@", "\0", address))
             sock.sendall(state.encode())
 
 
 def inherited_listener():
     """The listening socket that systemd hands over, if any (sd_listen_fds(3))."""
     is_for_us = os.environ.get("LISTEN_PID") == str(os.getpid())
-    number = os.environ.get("LISTEN_FDS", "0")
-    return socket.socket(fileno=3) if is_for_us and number != "0" else None
+    return socket.socket(fileno=3) if is_for_us else None
 
 
 SYSTEMD = {
