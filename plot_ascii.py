@@ -262,7 +262,6 @@ class Zone:
     """A time zone of this machine. Local times are datetimes with this zone."""
 
     def __init__(self, name="UTC"):
-        self.name = clean(name)
         self.info = timezone.utc
         if name.upper() != "UTC":
             from zoneinfo import ZoneInfo  # here, because most pages are in UTC
@@ -273,6 +272,7 @@ class Zone:
                 raise ValueError(
                     f"no time zone {clean(name, True)[:40]} is known on this machine"
                 )
+        self.name = str(self.info)
 
     def local(self, ts):
         """UTC seconds as local time."""
@@ -307,7 +307,7 @@ class Zone:
         """A range for a title, with the zone, in shorter and shorter forms. Of whole days the last is named."""
         begin = self.local(window.a)
         end = self.local(window.b)
-        whole = end == snap(end, ONE_DAY) and begin == snap(begin, ONE_DAY)
+        whole = begin.hour == begin.minute == end.hour == end.minute == 0
         days = whole or window.b - window.a > 99 * DAY
         if days:
             end -= timedelta(seconds=1)
@@ -342,8 +342,18 @@ class Window(NamedTuple):
 class Step(NamedTuple):
     """A calendar step."""
 
-    unit: str  # min, day, month; for ticks also date: days counted from the 1st of a month
+    unit: str  # min, month; for ticks also date: days counted from the 1st of a month
     n: int
+
+
+STEP_UNITS = {
+    "min": ("min", 1),
+    "h": ("min", 60),
+    "d": ("min", 1440),
+    "week": ("min", 10080),
+    "month": ("month", 1),
+    "year": ("month", 12),
+}
 
 
 def step_of(name):
@@ -353,14 +363,6 @@ def step_of(name):
     return Step(unit, int(n) * size)
 
 
-STEP_UNITS = {
-    "min": ("min", 1),
-    "h": ("min", 60),
-    "d": ("day", 1),
-    "week": ("day", 7),
-    "month": ("month", 1),
-    "year": ("month", 12),
-}
 ALL_STEPS = (
     "30 min,1 h,2 h,3 h,6 h,12 h,1 d,2 d,3 d,1 week,2 weeks,1 month,2 months,3 months,6 months,1 year,5 years"
 ).split(",")
@@ -369,10 +371,16 @@ FROM_DAYS = ALL_STEPS[6:]
 WITHOUT_HALF_DAYS = (
     ALL_STEPS[:5] + FROM_DAYS
 )  # temperatures of night and day would alternate
-ONE_DAY = STEPS["1 d"]
-TICKS = [Step("min", n) for n in (10, 30, 60, 120, 180, 360, 720)]
-TICKS += [Step("date", n) for n in (1, 2, 3, 5, 10, 15)]
-TICKS += [Step("month", n) for n in (1, 2, 3, 6, 12, 24, 60, 120, 600)]
+TICK_SIZES = {
+    "min": "10 30 60 120 180 360 720",
+    "date": "1 2 3 5 10 15",
+    "month": "1 2 3 6 12 24 60 120 600",
+}
+TICKS = [
+    Step(unit, int(n))
+    for unit, sizes in TICK_SIZES.items()
+    for n in sizes.split()
+]
 
 
 def snap(local, step, on=0):
@@ -381,10 +389,8 @@ def snap(local, step, on=0):
     unit, n = step
     day = local.replace(hour=0, minute=0, second=0)
     if unit == "min":
-        steps = (local.hour * 60 + local.minute) // n + on
-        return day + timedelta(minutes=steps * n)
-    if unit == "day":
-        return day + timedelta(days=n * on - (day.toordinal() - 1) % n)
+        minutes = (day.toordinal() - 1) * 1440 + local.hour * 60 + local.minute
+        return local.replace(second=0) + timedelta(minutes=on * n - minutes % n)
     if unit == "month":
         months = ((local.year * 12 + local.month - 1) // n + on) * n
         return day.replace(year=months // 12, month=months % 12 + 1, day=1)
@@ -394,7 +400,7 @@ def snap(local, step, on=0):
 
 def length(step):
     """Seconds of a step at the most, but for days that clocks make longer."""
-    return step.n * {"min": 60, "month": 31 * DAY}.get(step.unit, DAY)
+    return step.n * {"min": 60, "date": DAY, "month": 31 * DAY}[step.unit]
 
 
 class Tick(NamedTuple):
@@ -422,6 +428,11 @@ class Axis(NamedTuple):
         """One for each column."""
         return len(self.edges) - 1
 
+    @property
+    def heading(self):
+        """A line with the ticks and their labels."""
+        return heading(self.ticks, self.cells)
+
     def columns(self):
         """Begin and end of each column."""
         return list(zip(self.edges, self.edges[1:]))
@@ -430,33 +441,28 @@ class Axis(NamedTuple):
         """The number of the column with this time, which is on the axis."""
         return bisect_right(self.edges, ts) - 1
 
-    def heading(self):
-        """A line with the ticks and their labels."""
-        return heading(self.ticks, self.cells)
-
 
 def make_axis(zone, window, cells, steps=ALL_STEPS):
     """Columns of the shortest of these steps that fit so many cells."""
     a, b, exact = window
+    begin = zone.local(a)
     fitting = [
         name
         for name in steps
         if b - a < (cells + 1) * length(STEPS[name]) + DAY
     ]
     for name in fitting or steps[-1:]:
-        step = STEPS[name]
-        start = snap(zone.local(a), step)
-        following = snap(start, step, 1)
-        if not exact and start.timestamp() < a and following.timestamp() < b:
-            start = following
-        edges = [int(start.timestamp())]
-        while edges[-1] < b and len(edges) <= cells:
-            start = snap(start, step, 1)
-            edge = int(start.timestamp())
-            if edge > edges[-1]:  # an hour that the clocks skip has no column
-                edges.append(edge)
+        starts = [
+            snap(begin, STEPS[name], number) for number in range(cells + 4)
+        ]
+        # an hour that the clocks skip has no column
+        edges = sorted({int(start.timestamp()) for start in starts})
+        if not exact and edges[0] < a and edges[1] < b:
+            edges.pop(0)
+        edges = edges[: cells + 1]
         if edges[-1] >= b:
             break
+    edges = edges[: bisect_left(edges, b) + 1]
     return Axis(edges, name, make_ticks(zone, edges))
 
 
@@ -471,7 +477,6 @@ def heading(ticks, cells):
 def make_ticks(zone, edges):
     """Ticks on the smallest calendar steps whose labels do not meet."""
     cells = len(edges) - 1
-    times = [zone.local(edge) for edge in edges]
     least = (edges[-1] - edges[0]) / (
         0.7 * cells + 2
     )  # closer ticks have no room for their labels
@@ -479,12 +484,11 @@ def make_ticks(zone, edges):
         if length(step) < least:
             continue
         ticks = []
-        for cell, (begin, end) in enumerate(zip(times, times[1:])):
-            tick = snap(end - timedelta(seconds=1), step)
-            if tick >= begin:
-                ticks.append(
-                    Tick(cell, tick_label(tick, step), int(tick.timestamp()))
-                )
+        for cell, (begin, end) in enumerate(zip(edges, edges[1:])):
+            tick = snap(zone.local(end - 1), step)
+            ts = int(tick.timestamp())
+            if ts >= begin:
+                ticks.append(Tick(cell, tick_label(tick, step), ts))
         chosen = spaced(ticks, cells)
         if len(chosen) >= 0.8 * len(ticks):
             break
@@ -532,13 +536,7 @@ class Scale(NamedTuple):
 def nice(size):
     """The next of 1, 2, 5, 10, 20 ... that is not smaller."""
     power = 10.0 ** floor(log10(size))
-    for n in (1, 2, 5):
-        if n * power >= size * 0.9999:
-            return n * power
-    return 10 * power
-
-
-Buckets = list[Optional[Bucket]]
+    return next(n * power for n in (1, 2, 5, 10) if n * power >= size * 0.9999)
 
 
 def make_scale(buckets, narrow, top=None):
@@ -553,27 +551,25 @@ def make_scale(buckets, narrow, top=None):
     high = ceil(inside[-1] / unit) * unit
     missing = max(narrow / 5 - (high - low), 0)
     low -= missing / 2
-    high = high + missing / 2 if top is None else top
+    high = top or high + missing / 2
     return Scale(low if low < high else high / 2, high)
 
 
 def _extremes(buckets):
     """Least and greatest usable values, sorted; where none is usable, the suspect ones."""
-    usable = []
-    suspect = []
-    for bucket in buckets:
-        if bucket and bucket.n:
-            usable += bucket.low, bucket.high
-        elif bucket and bucket.suspects:
-            suspect += bucket.suspect_low, bucket.suspect_high
-    return sorted(usable or suspect)
+    found = list(filter(None, buckets))
+    usable = [(bucket.low, bucket.high) for bucket in found if bucket.n]
+    suspect = [
+        (bucket.suspect_low, bucket.suspect_high)
+        for bucket in found
+        if bucket.suspects
+    ]
+    return sorted(chain.from_iterable(usable or suspect))
 
 
 # what a row of a plot may be worth, in units of a thousandth of the scale
 _ROW_STEPS = [
-    n * ten
-    for ten in (1, 10, 100, 1000, 10000, 100000)
-    for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)
+    n * 10**power for power in range(6) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)
 ]
 
 
@@ -583,18 +579,15 @@ def make_rows(scale, rows):
     for n in _ROW_STEPS:
         step = n * unit
         first = floor(scale.low / step + 0.5)
-        labels = [_row_label(row * step) for row in range(first, first + rows)]
-        if rows >= 5:
-            labels = [
-                label if (first + i) % 2 == 0 else ""
-                for i, label in enumerate(labels)
-            ]
-        if (
-            scale.high <= (first + rows - 0.5) * step
-            and max(map(len, labels)) <= 4
-        ):
+        labels = []
+        for row in range(first, first + rows):
+            labels.append(
+                "" if rows >= 5 and row % 2 else _row_label(row * step)
+            )
+        end = (first + rows - 0.5) * step
+        if scale.high <= end and max(map(len, labels)) <= 4:
             break
-    return Scale((first - 0.5) * step, (first + rows - 0.5) * step), labels
+    return Scale((first - 0.5) * step, end), labels
 
 
 def _row_label(value):
@@ -920,7 +913,7 @@ class Table:
             cells = max(min(cells, MOST_CELLS // rows // len(charts)), 4)
             axis = make_axis(c.zone, window, cells, column.steps)
             self.axes[column.fields[0]] = axis
-            column.head = " " * column.margin + c.say(axis.heading())
+            column.head = " " * column.margin + c.say(axis.heading)
             column.cells = axis.cells + 2 * column.margin
 
     def column(self, field):
@@ -1489,7 +1482,7 @@ def detail(c, row, window, lines):
             name = " " + cut(c.name(strand.nickname), c.width - 6 - len(chars))
         drawn.append([Span(head + c.plot.side + chars), Span(name, "dim")])
     drawn.append(
-        [Span("     " + c.say(axis.heading().replace("╷", c.plot.foot)))]
+        [Span("     " + c.say(axis.heading.replace("╷", c.plot.foot)))]
     )
     facts = {
         "site": row.name,
