@@ -3046,13 +3046,16 @@ def cadence(db, unit, now):
     return _rhythm(_recent(db, "co2_readings", unit, now), 1, HOUR // 2)
 
 
-def pings(db, spans, edges):
-    """(number of the span, number of the column) -> Pings."""
-    _lay_out(db, [[span] for span in spans], edges)
-    return {(i, j): Pings(*values) for i, j, *values in db.execute("""
-        SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
-        FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
-        GROUP BY p.i, p.j""")}
+def pings(db, rows, edges):
+    """For each row of a page, a list of spans, a list with Pings for each column, None where none came."""
+    _lay_out(db, rows, edges)
+    found = [[None] * (len(edges) - 1) for _ in rows]
+    for i, j, *values in db.execute("""
+            SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
+            FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
+            GROUP BY p.i, p.j"""):
+        found[i][j] = Pings(*values)
+    return found
 
 
 def signals(db, unit, a, b):

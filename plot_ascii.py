@@ -50,7 +50,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain, cycle, groupby, starmap, zip_longest
 from math import ceil, floor, log10, nan
 from shutil import get_terminal_size
@@ -843,8 +843,6 @@ class Page(NamedTuple):
         str, list[str]
     ] = {}  # field of a chart -> where its columns begin
     empty: str = ""  # why there is nothing to show
-    rows: Sequence[Any] = ()  # what the lines were drawn from, for pictures
-    window: Window = Window(0, 0)
 
 
 def nothing(view, why):
@@ -863,9 +861,9 @@ class Cell(NamedTuple):
         return [span.text for span in self.spans]
 
 
-def cell(text, value, style="", link=""):
-    """One value, one span."""
-    return Cell([value], [Span(text, style, link)])
+def cell(text, *values, style="", link=""):
+    """Values, drawn as one span."""
+    return Cell(values, [Span(text, style, link)])
 
 
 class Column:
@@ -966,17 +964,7 @@ class Table:
             field: list(map(iso, axis.edges[:-1]))
             for field, axis in self.axes.items()
         }
-        return Page(
-            c.view,
-            facts,
-            fields,
-            records,
-            lines,
-            axes,
-            "",
-            rows[:room],
-            self.window,
-        )
+        return Page(c.view, facts, fields, records, lines, axes)
 
     def fill(self, row):
         """What a row has in each column."""
@@ -1000,9 +988,9 @@ def name_column(c, field, rows, names, rank=0):
     def fill(t, row):
         name = names(row) or None
         link = name if field == "site" else ""
-        return cell(c.name(name or "[no site]"), name, "", link)
+        return cell(c.name(name or "[no site]"), name, link=link)
 
-    most = max([4, *(width(c.name(names(row) or "[no site]")) for row in rows)])
+    most = max([4, *(width(fill(None, row).texts()[0]) for row in rows)])
     cells = min(most, max(11, c.width // 8))
     return Column(field, field, cells, fill, rank=rank, most=most)
 
@@ -1209,15 +1197,11 @@ def rows_of(stays, by_unit):
         groups.setdefault(key, []).append(stay)
     rows = []
     for group in groups.values():
-        first = group[0]
+        unit, nickname, site = group[0][:3]
         if by_unit:
-            rows.append(
-                SiteRow(first.nickname, group, [(first.unit_id, 0, FOREVER)])
-            )
+            rows.append(SiteRow(nickname, group, [(unit, 0, FOREVER)]))
         else:
-            rows.append(
-                SiteRow(first.site or first.nickname, group, spans_there(group))
-            )
+            rows.append(SiteRow(site or nickname, group, spans_there(group)))
     return rows
 
 
@@ -1339,8 +1323,10 @@ def fleet_table(c, rows, window, range_cells, flag_cells):
     warm_steps = FROM_DAYS if many else WITHOUT_HALF_DAYS
     columns = [
         name_column(c, "site", rows, lambda row: row.name),
-        Column("co2", "", 14, chart_of(CO2), steps=steps),
-        Column("ppm ppm_age", "ppm", 4, last_of(CO2), rank=1, right=True),
+        Column("co2", "", 14, partial(chart_cell, CO2), steps=steps),
+        Column(
+            "ppm ppm_age", "ppm", 4, partial(last_cell, CO2), rank=1, right=True
+        ),
         Column(
             "min max",
             "range",
@@ -1350,12 +1336,20 @@ def fleet_table(c, rows, window, range_cells, flag_cells):
             right=True,
             gap=2,
         ),
-        Column("temp", "", 7, chart_of(TEMP), rank=4, gap=2, steps=warm_steps),
+        Column(
+            "temp",
+            "",
+            7,
+            partial(chart_cell, TEMP),
+            rank=4,
+            gap=2,
+            steps=warm_steps,
+        ),
         Column(
             "celsius celsius_age",
             c.g.degree,
             5,
-            last_of(TEMP),
+            partial(last_cell, TEMP),
             rank=2,
             right=True,
         ),
@@ -1369,43 +1363,33 @@ def fleet_table(c, rows, window, range_cells, flag_cells):
     return Table(c, columns, window, n)
 
 
-def chart_of(quantity):
-    """A column with the chart of a quantity."""
-
-    def fill(t, row):
-        chart = row.charts[quantity.name]
-        return Cell(
-            [chart.means],
-            bars(t.c, chart.means, chart.scale, quantity.name, chart.marks),
-        )
-
-    return fill
+def chart_cell(quantity, t, row):
+    """The means as bars."""
+    chart = row.charts[quantity.name]
+    drawn = bars(t.c, chart.means, chart.scale, quantity.name, chart.marks)
+    return Cell([chart.means], drawn)
 
 
-def last_of(quantity):
-    """A column with the newest value, unless it is old, and its age."""
-
-    def fill(t, row):
-        chart = row.charts[quantity.name]
-        return last_cell(quantity, chart.last, chart.stale, t.window.b)
-
-    return fill
+def last_cell(quantity, t, row):
+    """The newest value of a chart, unless it is old, and its age."""
+    chart = row.charts[quantity.name]
+    return value_cell(quantity, chart.last, chart.stale, t.window.b)
 
 
-def last_cell(quantity, last, stale, end, none=""):
+def value_cell(quantity, last, stale, end, none=""):
     """The newest value and its age in s. A stale one is not shown."""
     if last is None:
-        return Cell([None, None], [Span(none)])
+        return cell(none, None, None)
     ts, value = last
     text = compact(value) if value > 999 else quantity.form % value
-    return Cell([value, end - ts], [Span(none if stale else text)])
+    return cell(none if stale else text, value, end - ts)
 
 
 def range_cell(t, row):
     """Least and greatest value of CO2."""
-    low, high = ends = row.charts["co2"].ends
+    low, high = row.charts["co2"].ends
     text = "" if low is None else compact(low) + "–" + compact(high)
-    return Cell(ends, [Span(t.c.say(text))])
+    return cell(t.c.say(text), low, high)
 
 
 def flags_cell(t, row):
@@ -1418,7 +1402,7 @@ def flags_cell(t, row):
             text += chart.quantity.letter + getattr(t.c.g, mark)
             if n > 1:
                 text += compact(n)
-    return Cell(values, [Span(text, "bad")])
+    return cell(text, *values, style="bad")
 
 
 # -- co2: one site in detail ------------------------------------------------------------------------------------------
@@ -1433,11 +1417,10 @@ def panels(c, rows, window):
     """Every stay in detail, with one time axis and one scale for all."""
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[: c.rows and max(1, (c.rows - 1) // height)]
-    here = with_charts(c, here, detail_axes(c, window), window.b)
     hidden = len(rows) - len(here)
     lines = []
     records = []
-    for row in here:
+    for row in with_charts(c, here, detail_axes(c, window), window.b):
         page = detail(c, row, window, height - bool(hidden))
         lines += page.lines
         names = [row.name, row.stays[0].nickname]
@@ -1445,8 +1428,7 @@ def panels(c, rows, window):
     if hidden:
         lines += c.wrapped([f"+{hidden} more (--all)"])
     facts = {name: page.facts[name] for name in ("co2_scale", "temp_scale")}
-    fields = ["site", "unit", *page.fields]
-    return Page("co2", facts, fields, records, lines, rows=here, window=window)
+    return Page("co2", facts, ["site", "unit", *page.fields], records, lines)
 
 
 def detail_axes(c, window):
@@ -1498,10 +1480,7 @@ def detail(c, row, window, lines):
         ]
         for record, bucket in zip(records, chart.buckets):
             record += bucket_values(bucket)
-    shown = Window(axis.edges[0], window.b)
-    return Page(
-        "co2", facts, fields, records, drawn + legend, rows=[row], window=shown
-    )
+    return Page("co2", facts, fields, records, drawn + legend)
 
 
 def bucket_values(bucket):
@@ -1632,39 +1611,32 @@ def panel(c, row, chart, end, lines):
     )
     aside = width(beyond) < c.width - 5 - chart.axis.cells
     heading = [(0, quantity.label), (0, "" if aside else beyond)]
-    tail = ""
+    marked = any(chart.marks)
+    scale, labels = make_rows(chart.scale, max(lines - 1 - marked, 1))
+    tails = [""] * len(labels)
     if chart.last:
         ts, value = chart.last
-        tail = f" {g.last} {quantity.form_last % value}"
+        newest = quantity.form_last % value
         if chart.stale:
-            heading.append(
-                (1, f"last {quantity.form_last % value}, {ago(end - ts)} ago")
-            )
-            tail = ""
+            heading.append((1, f"last {newest}, {ago(end - ts)} ago"))
+        else:
+            tails[scale.level(value, len(labels))] = f" {g.last} {newest}"
     spans = row.within(Window(chart.axis.edges[0], end))
     numbers = importer.quantiles(c.db, quantity.name, spans, (0.05, 0.5, 0.95))
     if None not in numbers:
         p5, median, p95 = [quantity.form % number for number in numbers]
         heading += (2, "median " + median), (3, f"p5 {p5}  p95 {p95}")
-    drawn = [c.title(heading, "")]
-    if any(chart.marks):
+    drawn = []
+    for label, line, tail in zip(
+        labels, plot(g, chart, scale, len(labels)), tails
+    ):
+        side = f"{label:>4}{g.label if label else g.side}"
+        drawn.insert(0, [Span(side), *line, Span(tail, quantity.name)])
+    if marked:
         marks = [(getattr(g, mark, " "), "bad") for mark in chart.marks]
         after = Span(" " + beyond if aside else "", "bad")
-        drawn.append([Span("    " + g.side), *styled(marks), after])
-    scale, labels = make_rows(chart.scale, max(lines - len(drawn), 1))
-    at = scale.level(chart.last[1], len(labels)) if chart.last else -1
-    rows = []
-    for level, line in enumerate(plot(g, chart, scale, len(labels))):
-        label = labels[level]
-        side = f"{label:>4}{g.label if label else g.side}"
-        rows.append(
-            [
-                Span(side),
-                *line,
-                Span(tail if level == at else "", quantity.name),
-            ]
-        )
-    return drawn + rows[::-1]
+        drawn.insert(0, [Span("    " + g.side), *styled(marks), after])
+    return [c.title(heading, ""), *drawn]
 
 
 # braille: dots of a cell from below, left and right
@@ -1674,9 +1646,9 @@ DOTS = (0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08)
 class Places(NamedTuple):
     """What a column of a plot takes, counted in places from below: a cell has four in braille, else one."""
 
-    left: range  # the line of the means in the left half of the column
-    right: range
-    reach: range  # from the least to the greatest value
+    left: set[int]  # the line of the means in the left half of the column
+    right: set[int]
+    reach: set[int]  # from the least to the greatest value
 
 
 def plot(g, chart, scale, rows):
@@ -1695,7 +1667,7 @@ def plot(g, chart, scale, rows):
                 scale.level(bucket.low, levels),
                 scale.level(bucket.high, levels) + 1,
             )
-        columns.append(Places(left, right, reach))
+        columns.append(Places(set(left), set(right), set(reach)))
     zero = scale.level(0, rows) if scale.low < 0 < scale.high else -1
     lines = []
     for row in range(rows):
@@ -1730,29 +1702,27 @@ def trace(means, connect):
 
 def plot_char(g, column, at, style, blank):
     """The character of a column in the row of a plot that has these places, and its style."""
-    line = any(place in column.left or place in column.right for place in at)
-    inside = [place in column.reach for place in at]
-    if not line:
+    on_line = (column.left | column.right).intersection(at)
+    inside = column.reach.intersection(at)
+    if not on_line:
         style = "dim"
-    if not line and not any(inside):
+    if not on_line and not inside:
         return blank, style
     if g is BRAILLE:
         return braille(column, at, inside), style
-    return g.mean if line else g.range, style
+    return g.mean if on_line else g.range, style
 
 
 def braille(column, at, inside):
     """The means, and of the range every other dot on the left."""
+    odd = inside.intersection(at[1::2])
+    left = column.left | (odd or inside)
     bits = 0
-    for i, place in enumerate(at):
-        if (
-            place in column.left
-            or inside[i]
-            and (i % 2 or not any(inside[1::2]))
-        ):
-            bits += DOTS[0][i]
+    for place, left_dot, right_dot in zip(at, *DOTS):
+        if place in left:
+            bits += left_dot
         if place in column.right:
-            bits += DOTS[1][i]
+            bits += right_dot
     return chr(0x2800 + bits)
 
 
@@ -1785,17 +1755,16 @@ class PingRow(NamedTuple):
 
 def lanes(stays):
     """The stays of each site, in as many rows as there are units at once."""
-    sites = {}
+    sites = {stay.site or stay.unit_id: [] for stay in stays}
     for stay in sorted(stays, key=lambda stay: stay.since):
-        rows = sites.setdefault(stay.site or stay.unit_id, [])
+        rows = sites[stay.site or stay.unit_id]
         for row in rows:
             if row[-1].until <= stay.since:
                 row.append(stay)
                 break
         else:
             rows.append([stay])
-    order = dict.fromkeys(stay.site or stay.unit_id for stay in stays)
-    return [row for site in order for row in sites[site]]
+    return list(chain.from_iterable(sites.values()))
 
 
 def view_pings(c):
@@ -1853,23 +1822,13 @@ PING_LEVELS = {
 
 def with_pings(c, row, axis, window):
     """The row with its pings by column, and with the silence of the unit that is there."""
-    columns = [None] * axis.cells
-    for (_, j), pings in importer.pings(
-        c.db, row.within(window), axis.edges
-    ).items():
-        columns[j] = Pings._make(
-            map(sum, zip(pings, columns[j] or (0, 0, 0, 0)))
-        )
-    late = None
+    (columns,) = importer.pings(c.db, [row.within(window)], axis.edges)
     (state,) = importer.fleet_state(c.db, window.b, [row.stay])
-    here = row.stay.since <= window.b < row.stay.until
-    if (
-        here
-        and state.alarms
-        and state.pings_late > 1
-        and state.last_ping is not None
-    ):
-        late = window.b - state.last_ping
+    late = (
+        window.b - state.last_ping
+        if state.alarms and state.pings_late > 1
+        else None
+    )
     return PingRow(row.stays, columns, late, state)
 
 
@@ -1885,9 +1844,7 @@ def ping_cell(t, row):
         if pings:
             share = pings.days / max(days_of(row.stays, column), pings.days)
             line[j + 1] = g.days[bisect_right((0.3, 0.6, 0.95), share)], ""
-        elif days_of(filter(is_deployed, row.sited()), column) > min(
-            0.9, (until - begin) / DAY
-        ):
+        elif days_of(filter(is_deployed, row.sited()), column) > 0.9:
             line[j + 1] = g.silent, "bad"
     for stay in row.sited():
         if axis.edges[0] <= stay.since < end:
@@ -1897,20 +1854,13 @@ def ping_cell(t, row):
             at = axis.column_of(stay.until - 1) + 2
             if line[at][0] == " ":
                 line[at] = g.close, "dim"
-    return Cell(
-        [[pings.n if pings else 0 for pings in row.columns]], styled(line)
-    )
+    return Cell([ping_numbers(row.columns)], styled(line))
 
 
 def days_of(stays, window):
     """Days of stays in a range."""
-    return (
-        sum(
-            until - since
-            for _, since, until in cut_spans(spans_of(stays), window)
-        )
-        / DAY
-    )
+    spans = cut_spans(spans_of(stays), window)
+    return sum(until - since for _, since, until in spans) / DAY
 
 
 def late_cell(t, row):
@@ -1920,7 +1870,7 @@ def late_cell(t, row):
     text = (
         f"{row.late // 3600}h" if row.late < 2 * DAY else f"{row.late // DAY}d"
     )
-    return cell(text, row.late, "bad")
+    return cell(text, row.late, style="bad")
 
 
 # -- status -----------------------------------------------------------------------------------------------------------
@@ -1952,7 +1902,7 @@ class StatusRow(NamedTuple):
     """A unit with the pings of its last days."""
 
     stay: UnitState
-    days: list[Pings | None]
+    days: Sequence[Pings | None] = ()
 
 
 def problem_lines(c, problem):
@@ -1962,34 +1912,29 @@ def problem_lines(c, problem):
 
 
 def unit_problems(c, states):
-    """What is wrong with units beside what the table says; of three where lines are few."""
+    """What is wrong with units beside what the table says; of three problems where lines are few."""
     units = {state.unit_id for state in states}
     told = ("late:", "never:", "weak:")
+    found = [
+        problem
+        for problem in c.problems
+        if problem.unit in units and not problem.key.startswith(told)
+    ]
     lines = []
-    for problem in c.problems:
-        room = c.rows is None or len(lines) < 3  # for whole sentences
-        if room and problem.unit in units and not problem.key.startswith(told):
-            lines += problem_lines(c, problem)
+    for problem in found[: c.rows and 3]:
+        lines += problem_lines(c, problem)
     return lines
 
 
 def view_status(c):
     """How each unit does, worst first; pings and data are judged apart."""
     states = importer.fleet_state(c.db, c.now, c.stays, c.o.archive)
-    window = Window(c.now - 13 * DAY, c.now + 1)
-    axis = make_axis(c.zone, window, 14, FROM_DAYS)
     below = unit_problems(c, states)
     c.rows = c.room(len(below))
     here = states[: c.room(3)]
-    found = importer.pings(
-        c.db,
-        [(state.unit_id, axis.edges[0], window.b) for state in here],
-        axis.edges,
-    )
-    rows = [
-        StatusRow(state, pings_of(found, i, axis))
-        for i, state in enumerate(here)
-    ]
+    axis = make_axis(c.zone, Window(c.now - 13 * DAY, c.now + 1), 14, FROM_DAYS)
+    spans = [[(state.unit_id, axis.edges[0], c.now + 1)] for state in here]
+    rows = list(map(StatusRow, here, importer.pings(c.db, spans, axis.edges)))
     t = Table(c, status_columns(c, states), Window(axis.edges[0], c.now))
     t.axes = {"pings": axis, "rssi": axis}
     counts = Counter(state.verdict for state in states)
@@ -2009,15 +1954,22 @@ def status_columns(c, states):
     """The columns of the page."""
     return [
         Column("state", "", 4, state_cell),
-        *who(c, [StatusRow(state, []) for state in states]),
+        *who(c, list(map(StatusRow, states))),
         Column("ping_age data_age", "last", 8, age_cell, rank=1, right=True),
         Column("pings", "pings 14 d", 14, days_cell, rank=2),
-        Column("ppm ppm_age", "ppm", 4, newest_of(CO2), rank=4, right=True),
+        Column(
+            "ppm ppm_age",
+            "ppm",
+            4,
+            partial(newest_cell, CO2),
+            rank=4,
+            right=True,
+        ),
         Column(
             "celsius celsius_age",
             c.g.degree,
             5,
-            newest_of(TEMP),
+            partial(newest_cell, TEMP),
             rank=6,
             right=True,
         ),
@@ -2049,57 +2001,41 @@ def status_title(c, counts):
     ]
 
 
-def pings_of(found, i, axis):
-    """The pings of one row by column."""
-    return [found.get((i, j)) for j in range(axis.cells)]
+def ping_numbers(columns):
+    """How many pings there are in each column."""
+    return [pings.n if pings else 0 for pings in columns]
 
 
 def state_cell(t, row):
     """The verdict."""
     verdict = VERDICTS[row.stay.verdict]
-    return cell(verdict.short, row.stay.verdict, verdict.style)
+    return cell(verdict.short, row.stay.verdict, style=verdict.style)
 
 
 def age_cell(t, row):
     """How long ago the last ping and the last reading were; shown is the one that the verdict is about."""
     state = row.stay
-    ages = [
-        None if ts is None else t.c.now - ts
-        for ts in (state.last_ping, state.last_data)
+    ping, data = [
+        ts and t.c.now - ts for ts in (state.last_ping, state.last_data)
     ]
-    age = ages[1] if state.verdict == "stuck" or ages[0] is None else ages[0]
-    style = VERDICTS[state.verdict].style
-    return Cell(
-        ages,
-        [
-            Span(
-                "never" if age is None else ago(age),
-                style if style == "bad" else "",
-            )
-        ],
-    )
+    age = data if state.verdict == "stuck" or ping is None else ping
+    return cell("never" if age is None else ago(age), ping, data)
 
 
 def days_cell(t, row):
     """Whether it called on each day."""
-    numbers = [pings.n if pings else 0 for pings in row.days]
-    return Cell(
-        [numbers], [Span("".join(t.c.g.pings[min(n, 2)] for n in numbers))]
+    numbers = ping_numbers(row.days)
+    return cell("".join(t.c.g.pings[min(n, 2)] for n in numbers), numbers)
+
+
+def newest_cell(quantity, t, row):
+    """The newest value of a unit, unless it is old, and its age."""
+    c = t.c
+    last = importer.last_value(
+        c.db, quantity.name, [(row.stay.unit_id, 0, c.now + 1)]
     )
-
-
-def newest_of(quantity):
-    """A column with the newest value of a unit, unless it is old."""
-
-    def fill(t, row):
-        c = t.c
-        last = importer.last_value(
-            c.db, quantity.name, [(row.stay.unit_id, 0, c.now + 1)]
-        )
-        stale = last is None or c.now - last[0] > 2 * row.stay.ping_rhythm
-        return last_cell(quantity, last, stale, c.now, c.g.none)
-
-    return fill
+    stale = last is None or c.now - last[0] > 2 * row.stay.ping_rhythm
+    return value_cell(quantity, last, stale, c.now, c.g.none)
 
 
 def rssi_cell(c, columns, per_bar=1):
@@ -2180,8 +2116,8 @@ def trend_cell(t, row):
     """The strength of the signal in the course of time."""
     axis = t.axes["trend"]
     spans = [(row.stay.unit_id, axis.edges[0], t.window.b + 1)]
-    found = importer.pings(t.c.db, spans, axis.edges)
-    return rssi_cell(t.c, pings_of(found, 0, axis))
+    (columns,) = importer.pings(t.c.db, [spans], axis.edges)
+    return rssi_cell(t.c, columns)
 
 
 def lay_ruler(t, rows):

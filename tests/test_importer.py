@@ -1395,7 +1395,7 @@ def ask_everything(db, stays, spans, units, edges, end):
         importer.last_value(db, what, spans)
     for table in ("co2_readings", "pings", "error_logs"):
         importer.extent(db, table, units, end)
-    importer.pings(db, spans, edges)
+    importer.pings(db, [spans[:3], spans[3:]], edges)
     importer.errors(db, spans, edges)
     importer.signals(db, units[0], edges[0], end)
     importer.newest_errors(db, units, edges[0], end, 5)
@@ -1473,7 +1473,7 @@ def test_what_the_rollups_give_is_what_a_plain_query_over_the_rows_gives(place, 
 
 def compare_columns(place, db, spans, edges):
     found = importer.buckets(db, ("co2", "temp"), [[span] for span in spans], edges)
-    pings = importer.pings(db, spans, edges)
+    pings = importer.pings(db, [[span] for span in spans], edges)
     for i, (unit, since, until) in enumerate(spans):
         for j, (a, b) in enumerate((max(since, a), min(until, b)) for a, b in zip(edges, edges[1:])):
             for what in ("co2", "temp"):
@@ -1484,7 +1484,7 @@ def compare_columns(place, db, spans, edges):
                     assert [bucket.rows, bucket.n, bucket.total, *bucket[5:10]] == expected, (what, unit, a, b)
             n, days, dbm = place.ask("SELECT count(*), count(DISTINCT ts / 86400), avg(rssi_dbm) FROM pings "
                                      "WHERE unit_id = ? AND ts >= ? AND ts < ?", unit, a, b)[0]
-            mine = pings.get((i, j))
+            mine = pings[i][j]
             assert (mine and (mine.n, mine.days, mine.dbm)) == ((n, days, dbm and pytest.approx(dbm)) if n else None)
 
 
