@@ -321,13 +321,6 @@ def test_files_that_are_removed_make_room_in_the_quota_within_a_minute(tmp_path,
     assert len(counted) == 1
 
 
-def test_a_clock_that_goes_back_is_logged(tmp_path, caplog):
-    times = iter([NOW, NOW + 50, NOW - 3600, NOW - 3595])
-    station = co2d.Station(make_settings(tmp_path), clock=lambda: next(times))
-    [station.now() for _ in range(3)]
-    assert [record.getMessage() for record in caplog.records] == ["the clock went back by 3650 s"]
-
-
 def test_units_that_are_not_listed_are_refused(tmp_path):
     station = co2d.Station(make_settings(tmp_path, units="co2unit-3* co2unit-7"))
     assert [ask(station, "POST", "/ou/co2unit-%s/alive" % unit).status for unit in ("3", "39", "7", "70", "1")] == [

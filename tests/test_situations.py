@@ -50,7 +50,7 @@ def whole_lines(data):
 def answer(station, pieces):
     """The bytes of a station's reply."""
     head, _, body = b"".join(pieces).partition(b"\r\n\r\n")
-    request = co2d.parse_head(head + b"\r\n\r\n")._replace(body=body, now=station.now())
+    request = co2d.parse_head(head + b"\r\n\r\n")._replace(body=body, now=station.clock())
     response = co2d.respond(station, request)
     if response.after:
         response.after(lambda: None)
