@@ -101,10 +101,9 @@ class Rejected(Exception):
 
 def place_of(error):
     """File and line where an exception was raised."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return "%s:%d" % (os.path.basename(trace.tb_frame.f_code.co_filename), trace.tb_lineno) if trace else "?"
+    from traceback import extract_tb                            # no page needs it
+    last = extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(last.filename)}:{last.lineno}"
 
 
 def rows_of(table):
@@ -415,7 +414,7 @@ data_dir         directory  restart  remote_data     one directory per unit
 var_dir          directory  restart  var             pings, database, files to serve
 db               path       restart  -               SQLite database; empty: db.sqlite3 in var_dir
 secret           secret     reload   -               path prefix that units must know: http://host:8080/SECRET/ou/...
-units            patterns   reload   *               ids of units that may report: names or patterns, separated by spaces
+units            patterns   reload   *             ids of units that may report: names or patterns, separated by spaces
 upload_dirs      segments   reload   data errors     directories of a unit that take its uploads
 ask_older        switch     restart  yes             ask units for older files that are missing or short
 status_allow     networks   reload   0.0.0.0/0 ::/0  networks that may see the status pages
@@ -435,37 +434,40 @@ import_delay     seconds    reload   1               seconds from an upload to i
 import_scan      seconds    reload   300             seconds between looks for files that came in by other ways
 quiet            switch     reload   no              log only what went wrong
 """
-# What a setting of each kind looks like, and what is said of another. `real` and `whole` are limits of quality rules.
+# kind, pattern that a setting of this kind has, what is said of one that has not; a kind can have two rows. `real` and
+# `whole` are limits of quality rules.
 _KINDS = r"""
-address    \S+                                   %r does not appear to be an IPv4 or IPv6 address
-port       [0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]  %r is not a whole number from 0 to 65535
-number     [1-9][0-9]{0,8}                       %r is not a whole number from 1 to 999999999
-size       [0-9]{1,12} ?[KMG]?                   %r is not a size: write bytes, or a number with K, M or G
+address    \S+  %r does not appear to be an IPv4 or IPv6 address
+port       [0-9]{1,5}  %r is not a whole number from 0 to 65535
+port       .{1,4}|[0-5].{4}|6[0-4].{3}|65[0-4]..|655[0-2].|6553[0-5]  %r is not a whole number from 0 to 65535
+number     [1-9][0-9]{0,8}  %r is not a whole number from 1 to 999999999
+size       [0-9]{1,12} ?[KMG]?  %r is not a size: write bytes, or a number with K, M or G
 seconds    (?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,3})?  %r is not a number of seconds
-percent    [0-9]{1,2}(\.[0-9]{1,3})?             %r is not a percentage from 0 to 99
-switch     (?i:yes|true|on|1|no|false|off|0)     %r is neither yes nor no
-path       [^\0]*                                no path has a NUL in it
-directory  [^\0]*                                no path has a NUL in it
-directory  (?s:.+)                               no directory is named
-secret     (SEGMENT)?                            a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot
-patterns   .+                                    at least one is needed; * is all
-segments   (?!(updates|set-aside)$)SEGMENT       %r cannot take uploads
-whole      -?[0-9]{1,9}                          %r is not a whole number
-real       -?[0-9]{1,9}(\.[0-9]{1,9})?           %r is not a number
-""".replace("SEGMENT", _SEGMENT)
+percent    [0-9]{1,2}(\.[0-9]{1,3})?  %r is not a percentage from 0 to 99
+switch     (?i:yes|true|on|1|no|false|off|0)  %r is neither yes nor no
+path       [^\0]*  no path has a NUL in it
+directory  [^\0]*  no path has a NUL in it
+directory  (?s:.+)  no directory is named
+secret     (SEGMENT)?  a secret has 1 to 64 letters, digits, '.', '_', '-' and does not start with a dot
+patterns   .+  at least one is needed; * is all
+segments   (?!(OURS)$)SEGMENT  %r cannot take uploads
+whole      -?[0-9]{1,9}  %r is not a whole number
+real       -?[0-9]{1,9}(\.[0-9]{1,9})?  %r is not a number
+""".replace("SEGMENT", _SEGMENT).replace("OURS", f"{seqfile.UPDATES_FOLDER}|{seqfile.SET_ASIDE}")
 _MANY = ("networks", "segments")        # kinds of which a setting holds several words
-_SIZES = {"K": 10, "M": 20, "G": 30}
-_CONVERT = {                            # kinds that are no text -> how their text becomes a value
-    "port": int, "number": int, "whole": int, "percent": float, "seconds": float, "real": float,
-    "size": lambda text: int(text.rstrip(" KMG")) << _SIZES.get(text[-1], 0),
-    "switch": lambda text: text.lower() in ("yes", "true", "on", "1")}
 
 
 def _value_of(kind, text, base):
     """The value that a text stands for; relative paths count from the directory `base`."""
     if kind in ("path", "directory"):
         return os.path.join(base, text) if text else ""
-    return _CONVERT.get(kind, str)(text)
+    if kind == "switch":
+        return text.lower() in ("yes", "true", "on", "1")
+    if kind == "size":
+        return int(text.rstrip(" KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0)
+    if kind in ("port", "number", "whole"):
+        return int(text)
+    return float(text) if kind in ("percent", "seconds", "real") else text
 
 
 SETTINGS = {
@@ -2881,8 +2883,8 @@ def _lay_out(db, rows, edges=()):
 def buckets(db, quantities, rows, edges):
     """quantity -> for each row of a page a list with a Bucket for each column, None where nothing was read.
 
-    The quantities are co2 and temp; a row is a list of spans, which are joined (a site with several units). Where a unit
-    measures more seldom than a column is wide, columns in which no reading was due are filled from the left.
+    The quantities are co2 and temp; a row is a list of spans, which are joined (a site with several units). Where a
+    unit measures more seldom than a column is wide, columns in which no reading was due are filled from the left.
     """
     _lay_out(db, rows, edges)
     found = {}
@@ -2965,12 +2967,10 @@ def _units(db):
 
 def _own_name(db, unit):
     """What a unit last called itself, in its last 50 pings or readings; else None."""
-    query = """
-        SELECT coalesce((SELECT nickname FROM (SELECT nickname FROM pings WHERE unit_id = ?1 ORDER BY ts DESC LIMIT 50)
-                         WHERE nickname IS NOT NULL LIMIT 1),
-                        (SELECT nickname FROM (SELECT nickname FROM co2_readings WHERE unit_id = ?1 ORDER BY ts DESC LIMIT 50)
-                         WHERE nickname IS NOT NULL LIMIT 1))"""
-    return db.execute(query, (unit,)).fetchone()[0]
+    name = """
+        (SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ?1 ORDER BY ts DESC LIMIT 50)
+         WHERE nickname IS NOT NULL LIMIT 1)"""
+    return ask(db, f"SELECT coalesce({name % 'pings'}, {name % 'co2_readings'})", unit)
 
 
 def _nickname(db, unit):
@@ -3226,8 +3226,8 @@ class _Judge:
         if len(nights) == 1:            # went into an update: the data come in the next
             data_limit += ping_rhythm
         signal = [dbm for dbm, in self.db.execute(
-            "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL ORDER BY ts DESC LIMIT 14",
-            (unit, self.now))]
+            "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
+            "ORDER BY ts DESC LIMIT 14", (unit, self.now))]
         state = UnitState(
             unit, stay.nickname, stay.site, stay.tier, stay.status,
             alarms=self._is_judged(stay),
@@ -3311,7 +3311,9 @@ class _Judge:
     def _sensor(self, state):
         """Since when no reading has usable CO2; "" when one of the last day has."""
         unit, last = state.unit_id, state.last_data
-        query = "SELECT count(*) >= ? AND total(co2_flag = 1) = 0 FROM co2_readings WHERE unit_id = ? AND ts > ? AND ts <= ?"
+        query = """
+            SELECT count(*) >= ? AND total(co2_flag = 1) = 0 FROM co2_readings
+            WHERE unit_id = ? AND ts > ? AND ts <= ?"""
         if not last or not ask(self.db, query, SENSOR_ROWS, unit, last - DAY, last):
             return ""
         good = last_value(self.db, "co2", [(unit, 0, self.now)]) or (0, 0)
@@ -3382,7 +3384,7 @@ class Gap(NamedTuple):
 
 
 def gaps(db, stays, a, now):
-    """The Gaps between a and now, by unit and time: more than HOLE rhythms without readings, and what became of them."""
+    """The Gaps between a and now, by unit and time: more than HOLE rhythms without readings."""
     found = []
     for unit in sorted({stay.unit_id for stay in stays}):
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
@@ -3408,7 +3410,7 @@ def gaps(db, stays, a, now):
     return found
 
 
-# Times of the reading before and the one after. Looked into are only days with a hole, or without readings shortly before.
+# Times of the reading before and the one after. Only days are looked into that have a hole, or have one before them.
 _HOLES = """
     SELECT before, ts FROM (
         SELECT (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = :unit AND b.ts < r.ts) AS before, r.ts
@@ -3827,8 +3829,8 @@ def feed(db, what, conninfo):
     if what in _BY_DAY and held[::2] == [identity, str(stays)] and int(held[1]) <= mark:
         changed = "SELECT unit_id, day * 86400, (day + 1) * 86400 FROM changes WHERE mark > ? ORDER BY 1, 2"
         days = db.execute(changed, (held[1],)).fetchall()
-        deletions = [f"DELETE FROM {what} WHERE unit_id = {quoted([unit])} AND time >= '{_iso(a)}' AND time < '{_iso(b)}';\n"
-                     for unit, a, b in days]
+        deletions = [f"DELETE FROM {what} WHERE unit_id = {quoted([unit])} "
+                     f"AND time >= '{_iso(begin)}' AND time < '{_iso(end)}';\n" for unit, begin, end in days]
         query = lines_query(what, "tsv", ["unit_id = ?", "first >= ?", "first < ?"])
         done = f"{len(days)} days of units replaced"
     else:
@@ -4080,14 +4082,15 @@ def make_parser():
     add("--db", metavar="FILE", help="database")
     add("--data-dir", action="append", metavar="DIR",
         help="data directory; several are merged, each with the pings in DIR/../var")
-    alike = {"parents": [common], "formatter_class": argparse.RawDescriptionHelpFormatter}
+    formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description="From text files to SQLite, every byte accounted for.",
-                                     epilog="examples:" + EXAMPLES[""], **alike)
+                                     epilog="examples:" + EXAMPLES[""], parents=[common], formatter_class=formatter)
     parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run in COMMANDS.items():
         about = "All text into a new database." if name == "rebuild" else run.__doc__.splitlines()[0]
-        sub = commands.add_parser(name, help=about, description=about, epilog="examples:" + EXAMPLES[name], **alike)
+        sub = commands.add_parser(name, help=about, description=about, epilog="examples:" + EXAMPLES[name],
+                                  parents=[common], formatter_class=formatter)
         if name == "export":
             _add_export_options(sub.add_argument)
     return parser
@@ -4110,8 +4113,9 @@ def main(argv=None):
     parser = make_parser()
     name = parser.prog.removesuffix(".py")
     arguments = parser.parse_args(argv)
-    for stream in filter(None, (sys.stdout, sys.stderr)):       # never by the locale
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):                # never by the locale
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         if not sys.stdout:
             raise Unusable("stdout is closed")
