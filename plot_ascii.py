@@ -52,6 +52,7 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache, partial
 from itertools import chain, cycle, groupby, starmap, zip_longest
+from operator import attrgetter
 from math import ceil, floor, log10, nan
 from shutil import get_terminal_size
 from types import SimpleNamespace
@@ -2320,7 +2321,7 @@ def gap_cell(t, row):
 VIEWS = {
     "co2": View(
         view_co2,
-        "CO2 and temperature by site; one site in detail",
+        "CO2 and temperature by site; one site in detail, a year of it",
         "co2_readings",
         14,
         365,
@@ -2823,7 +2824,7 @@ PICTURES = {"co2": picture_co2, "pings": picture_pings}
 # -- the same page as text, TSV, JSON, HTML ---------------------------------------------------------------------------
 
 
-def to_text(lines, write=lambda span: span.text):
+def to_text(lines, write=attrgetter("text")):
     """Lines of spans as text; `write` makes text of a span: plain, `painted`, or for HTML."""
     return "".join("".join(map(write, line)).rstrip() + "\n" for line in lines)
 
@@ -3349,138 +3350,126 @@ def write_file(path, text):
     os.replace(path + ".new", path)
 
 
-class Command:
-    """What the command line asks for, and where."""
-
-    def __init__(self, a, clock):
-        self.a = a
-        self.clock = clock
-        self.settings = importer.load_settings(a.config, {"db": a.db}, os.environ)
-        for warning in self.settings.warnings:
-            print(f"plot_ascii: {warning}", file=sys.stderr)
-        self.archive = self.settings.archive()
-        self.terminal = sys.stdout.isatty() and not a.output
-
-    def options(self):
-        """From the command line, completed by what the environment says of the screen and the locale."""
-        cells, lines = get_terminal_size()
-        known = {
-            "width": str(max(cells, 20)),
-            "height": str(max(lines, 5)),
-            "glyphs": "auto" if speaks_unicode() else "ascii",
-        }
-        given = {}
-        for name, flag in zip(OPTIONS, FLAGS):
-            text = getattr(self.a, name)
-            given[flag] = known.get(name) if text is None else text
-        return Options.from_query(given).but(archive=None if self.a.db else self.archive)
-
-    def problems(self, now, whole):
-        """What the daemon knows to be wrong; where none runs and the whole truth is asked for, what the database shows.
-        Of a database that --db names only that."""
-        if not self.a.db:
-            if whole:
-                return importer.known_problems(self.archive, now)
-            return importer.read_health(self.archive.var_dir, now) or ()
-        if not whole:
-            return ()
-        with closing(importer.open_db(self.a.db)) as db:
-            return importer.problems(db, self.archive._replace(data_dirs=()), now)
-
-    def text(self, o, rows):
-        """The page in the format that is asked for."""
-        a = self.a
-        now = self.clock()
-        db = self.settings.db
-        try:
-            problems = self.problems(int(now), a.view == "status")
-            if a.html:
-                page = {"co2": "co2", "status": "index"}.get(a.view, "alive")
-                return document(page, db, o, now, problems=problems)
-            if a.output and a.output.endswith(".svg"):
-                text = picture_of(a.view, db, o, now, picture_file)
-                if not text:
-                    raise ValueError("there is no picture of this: " + a.view)
-                return text
-            page = draw(a.view, db, o, now, rows, problems=problems)
-        except importer.NoDatabase as error:
-            if a.db:
-                raise
-            page = nothing(a.view, no_data(error, o))
-        if a.json:
-            return to_json(page)
-        if a.plain:
-            if page.empty:
-                print(page.empty, file=sys.stderr)
-            return to_tsv(page, o.glyphs == "ascii")
-        return to_text(page.lines, painted) if self.coloured() else to_text(page.lines)
-
-    def coloured(self):
-        """A flag wins, then NO_COLOR and TERM, then whether this is a terminal."""
-        if self.a.color != "auto":
-            return self.a.color == "always"
-        dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        return self.terminal and not dumb
-
-    def run(self):
-        """The exit status."""
-        a = self.a
-        o = self.options()
-        if a.check:
-            return check(self, o)
-        if a.watch:
-            watch(self)
-        if a.html and a.output and (os.path.isdir(a.output) or a.output.endswith("/")):
-            write_site(a.output, self.settings.db, o, self.clock())
-            return 0
-        paged = self.terminal and sys.stdin.isatty() and not a.no_pager
-        whole = o.all or a.plain or a.json or paged and a.view != "status"
-        text = self.text(o, None if whole else o.height - 1)
-        if a.output:
-            write_file(a.output, text)
-        elif paged and text.count("\n") >= o.height:
-            page_through(text)
-        else:
-            put(text)
+def run(a):
+    """What the command line asks for; the exit status. `a` is what argparse makes of it, with a `clock`."""
+    a.settings = importer.load_settings(a.config, {"db": a.db}, os.environ)
+    a.archive = a.settings.archive()
+    a.terminal = sys.stdout.isatty() and not a.output
+    for warning in a.settings.warnings:
+        print(f"plot_ascii: {warning}", file=sys.stderr)
+    o = options(a)
+    if a.check:
+        return check(a, o)
+    if a.watch:
+        watch(a)
+    if a.html and a.output and (os.path.isdir(a.output) or a.output.endswith("/")):
+        write_site(a.output, a.settings.db, o, a.clock())
         return 0
+    paged = a.terminal and sys.stdin.isatty() and not a.no_pager
+    whole = o.all or a.plain or a.json or paged and a.view != "status"
+    text = page_text(a, o, None if whole else o.height - 1)
+    if a.output:
+        write_file(a.output, text)
+    elif paged and text.count("\n") >= o.height:
+        page_through(text)
+    else:
+        put(text)
+    return 0
 
 
-def check(command, o):
+def options(a):
+    """From the command line, completed by what the environment says of the screen and the locale."""
+    cells, lines = get_terminal_size()
+    known = {
+        "width": str(max(cells, 20)),
+        "height": str(max(lines, 5)),
+        "glyphs": "auto" if speaks_unicode() else "ascii",
+    }
+    given = {}
+    for name, flag in zip(OPTIONS, FLAGS):
+        text = getattr(a, name)
+        given[flag] = known.get(name) if text is None else text
+    return Options.from_query(given).but(archive=None if a.db else a.archive)
+
+
+def known_problems(a, now, whole):
+    """What the daemon knows to be wrong; where none runs and the whole truth is asked for, what the database shows.
+    Of a database that --db names only that."""
+    if not a.db:
+        if whole:
+            return importer.known_problems(a.archive, now)
+        return importer.read_health(a.archive.var_dir, now) or ()
+    if not whole:
+        return ()
+    with closing(importer.open_db(a.db)) as db:
+        return importer.problems(db, a.archive._replace(data_dirs=()), now)
+
+
+def page_text(a, o, rows):
+    """The page in the format that is asked for."""
+    now = a.clock()
+    db = a.settings.db
+    try:
+        problems = known_problems(a, int(now), a.view == "status")
+        if a.html:
+            page = {"co2": "co2", "status": "index"}.get(a.view, "alive")
+            return document(page, db, o, now, problems=problems)
+        if a.output and a.output.endswith(".svg"):
+            text = picture_of(a.view, db, o, now, picture_file)
+            if not text:
+                raise ValueError("there is no picture of this: " + a.view)
+            return text
+        page = draw(a.view, db, o, now, rows, problems=problems)
+    except importer.NoDatabase as error:
+        if a.db:
+            raise
+        page = nothing(a.view, no_data(error, o))
+    if a.json:
+        return to_json(page)
+    if a.plain:
+        if page.empty:
+            print(page.empty, file=sys.stderr)
+        return to_tsv(page, o.glyphs == "ascii")
+    # a flag wins, then NO_COLOR and TERM, then whether this is a terminal
+    dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    auto = a.color == "auto" and a.terminal and not dumb
+    write = painted if auto or a.color == "always" else attrgetter("text")
+    return to_text(page.lines, write)
+
+
+def check(a, o):
     """For monitoring: one line, then one for each further problem; 0 is well, 1 warning, 2 critical.
 
     With --changes it speaks only when what is wrong has changed, and every --repeat hours while it is.
     """
-    a = command.a
-    now = int(command.clock())
-    counts = Counter()
+    now = int(a.clock())
     try:
-        with closing(importer.open_db(command.settings.db)) as db:
-            c = Context(db, "status", o, now, None)
-            states = importer.fleet_state(db, c.now, c.stays, o.archive)
-            others = {stay.unit_id for stay in importer.deployments(db)}
-        counts.update(state.verdict for state in states)
-        others -= {state.unit_id for state in states}
+        page = draw("status", a.settings.db, o, now, None)
+        units = {"", *(row.stay.unit_id for row in page.rows)}
+        some = o.site or o.unit or o.min_tier or o.max_tier
         problems = [
             problem
-            for problem in command.problems(c.now, True)
-            if problem.unit not in others
+            for problem in known_problems(a, now, True)
+            if problem.unit in units or not some
         ]
-        if not states:
+        facts = page.facts.items()
+        counts = [f"{name}={n}" for name, n in facts if name in VERDICTS]
+        if not page.rows:
             why = "no units yet"
             problems.append(Problem("units", importer.CRITICAL, "", why, now))
     except (Unusable, sqlite3.Error) as error:
+        counts = []
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
-        problems += command.problems(now, False)
+        problems += known_problems(a, now, False)
     levels = [importer.NOTE, importer.WARNING, importer.CRITICAL]
     worst = max([levels.index(problem.level) for problem in problems], default=0)
     said = [clean(problem.text, o.glyphs == "ascii") for problem in problems]
     if not worst:
-        said.insert(0, count(len(states), "unit"))
+        said.insert(0, count(len(page.rows), "unit"))
     word = levels[worst].upper() if worst else "OK"
     said[0] = f"CO2 {word}: {said[0].replace('|', '/')}"
     if counts:
-        numbers = [f"{verdict}={counts[verdict]}" for verdict in VERDICTS]
-        said[0] += f" | {' '.join(numbers)}"
+        said[0] += f" | {' '.join(counts)}"
     if not a.changes or changed(a.changes, problems, now, a.repeat * 3600, said):
         put("\n".join(said) + "\n")
     return worst
@@ -3536,15 +3525,14 @@ def arguments(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    views = "; ".join(f"{name}: {view.about}" for name, view in VIEWS.items())
-    add("view", nargs="?", default="co2", choices=list(VIEWS), help=views)
+    views = [f"{name}: {view.about} ({view.days} days)" for name, view in VIEWS.items()]
+    add("view", nargs="?", default="co2", choices=list(VIEWS), help="; ".join(views))
     add("--version", action="version", version="%(prog)s " + importer.__version__)
     for flag, option in zip(FLAGS, OPTIONS.values()):
-        text = option.help + (usual_days() if flag == "recent-days" else "")
         if option.parse is switch:
-            add("--" + flag, action="store_const", const="yes", help=text)
+            add("--" + flag, action="store_const", const="yes", help=option.help)
         else:
-            add("--" + flag, metavar=option.metavar, help=text)
+            add("--" + flag, metavar=option.metavar, help=option.help)
     for flag, text in SWITCHES.items():
         add(flag, action="store_true", help=text)
     for flags, text in FILES.items():
@@ -3568,20 +3556,14 @@ def arguments(argv):
     return a
 
 
-def usual_days():
-    """How long each page is without --recent-days."""
-    days = [f"{name} {view.days}" for name, view in VIEWS.items() if name != "status"]
-    return f" ({', '.join(days)}; one site {VIEWS['co2'].days_alone})"
-
-
 def speaks_unicode():
-    """Whether the user's own locale is UTF-8. Python's encodings do not tell: it makes C into UTF-8. Then LC_CTYPE does
-    not tell either: Python sets it to C.UTF-8 (PEP 538)."""
-    ctype = os.environ.get("LC_CTYPE")
-    if sys.flags.utf8_mode and ctype == "C.UTF-8":
-        ctype = None
-    locale = os.environ.get("LC_ALL") or ctype or os.environ.get("LANG") or "C"
-    return bool(re.search("utf-?8", locale, re.IGNORECASE))
+    """Whether the user's own locale is UTF-8. Python's encodings do not tell: where the locale is C it turns its UTF-8
+    mode on, and sets LC_CTYPE itself (PEP 538, 540)."""
+    names = ["LC_ALL", "LC_CTYPE", "LANG"]
+    if sys.flags.utf8_mode:
+        names.remove("LC_CTYPE")
+    locale = next(filter(None, map(os.environ.get, names)), "C")
+    return "utf8" in locale.lower().replace("-", "")
 
 
 def write_site(directory, db, o, now):
@@ -3600,20 +3582,16 @@ def page_through(text):
     """Show text in the user's pager; without one that starts, print it."""
     import subprocess
 
-    less = {"LESS": "FIRX", "LESSCHARSET": "utf-8"}
-    process = subprocess.Popen(
-        os.environ.get("PAGER") or "less -FIRX",
-        shell=True,
-        stdin=subprocess.PIPE,
-        env={**less, **os.environ},
-    )
+    pager = os.environ.get("PAGER") or "less -FIRX"
+    env = {"LESS": "FIRX", **os.environ}
+    process = subprocess.Popen(pager, shell=True, stdin=subprocess.PIPE, env=env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the pager
     process.communicate(text.encode())
     if process.returncode == 127:
         put(text)
 
 
-def watch(command):
+def watch(a):
     """Redraw in place until Ctrl-C, and at once when the terminal changes its size."""
     resized = [signal.SIGWINCH]
     signal.pthread_sigmask(signal.SIG_BLOCK, resized)
@@ -3621,26 +3599,26 @@ def watch(command):
     put("\x1b[?1049h\x1b[?25l")  # the other screen, no cursor
     try:
         while True:
-            o = command.options()
+            o = options(a)
             try:
-                text = command.text(o, o.height - 1)
+                text = page_text(a, o, o.height - 1)
             except (sqlite3.Error, Unusable) as error:
                 text = clean(error, True) + "\n"
             put("\x1b[H" + text.replace("\n", "\x1b[K\n") + "\x1b[J")
-            signal.sigtimedwait(resized, command.a.watch)
+            signal.sigtimedwait(resized, a.watch)
     finally:
         put("\x1b[?25h\x1b[?1049l")
 
 
 def main(argv=None, now=None):
     """The command line; the exit status."""
-    gc.set_threshold(1000000)  # a page is many small tuples and no cycles
     gc.enable()
     if sys.stdout is None:  # closed by whoever started this
         return fail(OSError(0, "stdout is closed"), 1)
     try:
-        clock = time.time if now is None else lambda: now
-        return Command(arguments(argv), clock).run()
+        a = arguments(argv)
+        a.clock = time.time if now is None else lambda: now
+        return run(a)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
@@ -3654,9 +3632,7 @@ def main(argv=None, now=None):
 
 def fail(error, status):
     """Say why in one line."""
-    why = str(error)
-    if isinstance(error, OSError):
-        why = ": ".join(filter(None, [error.filename, error.strerror]))
+    why = re.sub(r"^\[Errno \d+\] ", "", str(error))
     print(f"plot_ascii: {clean(why, True)}", file=sys.stderr)
     return status
 
