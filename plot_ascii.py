@@ -2351,10 +2351,12 @@ Text = tuple[str, str]  # style, words
 class Frame:
     """The time that the charts of a picture show."""
 
-    def __init__(self, edges, ticks, groups):
+    def __init__(self, edges, ticks, groups, end):
         self.edges = edges  # UTC seconds of the columns, one more than these
         self.ticks = ticks
         self.groups = groups  # columns with one hover text: first, end, when
+        self.end = end  # UTC seconds; the last column may end later
+        self.gaps: list[importer.Gap] = []
 
     def share(self, ts):
         """Where a time lies: 0 at the left edge, 1 at the right one."""
@@ -2615,7 +2617,7 @@ def unit_curves(panel, row):
     return drawn
 
 
-def chart_strip(frame, row, size, gaps, end):
+def chart_strip(frame, row, size):
     """Quantities of a site under each other, flat or tall; where readings are missing, and why."""
     top = ABOVE
     back = curves = front = labels = ""
@@ -2631,49 +2633,45 @@ def chart_strip(frame, row, size, gaps, end):
     height = top - ABOVE + 3
     column = frame.edges[1] - frame.edges[0]
     for unit, since, until in row.spans:
-        for gap in gaps:
-            times = max(gap.start, since), min(gap.end or end, until)
+        for gap in frame.gaps:
+            times = max(gap.start, since), min(gap.end or frame.end, until)
             if gap.unit_id == unit and times[1] - times[0] > column:
                 back += frame.rect("gap", times, 0, height)
                 y = ABOVE + panel.height / 2
                 front += frame.word("word", times, y, GAPS[gap.state][0])
     front += frame.hover(lambda first, last: told(row, first, last))
     drawn = back + frame.fitted(height, curves) + front
-    return Strip([], beside(row, end), height, drawn, labels)
+    return Strip([], beside(row, frame.end), height, drawn, labels)
 
 
-def fleet_strip(frame, row, gaps, end):
+def fleet_strip(frame, row):
     """All quantities of a site in little room."""
     buckets = {name: chart.buckets for name, chart in row.charts.items()}
     stays = [stay for stay in row.stays if stands(row, stay)]
     strand = Strand("", "", stays, buckets, 0)
-    strip = chart_strip(frame, row._replace(strands=[strand]), "flat", gaps, end)
-    bars = stay_bars(frame, strand, strip.height + 1)
+    strip = chart_strip(frame, row._replace(strands=[strand]), "flat")
     here = row.stays[-1]
-    left = [("head", row.name), ("", here.nickname if here.site else "never deployed")]
     return strip._replace(
-        left=left, height=strip.height + 7, chart=strip.chart + bars, link=row.name
+        left=[("head", row.name), ("", here.nickname if here.site else "never deployed")],
+        height=strip.height + 7,
+        chart=strip.chart + stay_bars(frame, strand, strip.height + 1),
+        link=row.name,
     )
 
 
-def site_strips(frame, row, gaps, end):
+def site_strips(frame, row):
     """One site in detail: a strip for each quantity, and one for each unit."""
     strips = []
     for name, chart in row.charts.items():
-        strip = chart_strip(frame, row._replace(charts={name: chart}), "tall", gaps, end)
+        strip = chart_strip(frame, row._replace(charts={name: chart}), "tall")
         strips.append(strip._replace(left=[("head", chart.quantity.label)]))
     for strand in row.strands:
         drawn = stay_bars(frame, strand, 5)
         for stay in strand.stays:
-            drawn += frame.word(
-                "status",
-                (stay.since, stay.until),
-                21,
-                (stay.status or "no site").replace("_", " "),
-            )
-        strips.append(
-            Strip([("head", strand.nickname), ("", strand.unit_id)], [], 24, drawn)
-        )
+            status = (stay.status or "no site").replace("_", " ")
+            drawn += frame.word("status", (stay.since, stay.until), 21, status)
+        left = [("head", strand.nickname), ("", strand.unit_id)]
+        strips.append(Strip(left, [], 24, drawn))
     return strips
 
 
@@ -2703,22 +2701,21 @@ def lane(frame, row, top, height):
     return back + front
 
 
-def ping_strip(frame, rows, end):
+def ping_strip(frame, rows):
     """A site; units that are there at the same time have lanes of their own, less high."""
-    row = rows[0]
+    row, *others = rows
     drawn = lane(frame, row, 5, 14)
     height = 24
-    for other in rows[1:]:
+    for other in others:
         drawn += lane(frame, other, height, 5)
         height += 9
     days = [pings.days if pings else 0 for pings in row.columns]
-    drawn += frame.hover(
-        lambda first, end: count(sum(days[first:end]), "day") + " with pings"
-    )
-    due = ceil(days_of(row.sited(), Window(frame.edges[0], end)))
     called = sum(days)
+    due = ceil(days_of(row.sited(), Window(frame.edges[0], frame.end)))
     state = row.state
-    age = "never" if state.last_ping is None else f"{ago(end - state.last_ping)} ago"
+    age = "never"
+    if state.last_ping is not None:
+        age = ago(frame.end - state.last_ping) + " ago"
     right = [
         ("bad" if row.late else "head", age),
         ("more", f"{called}/{due} = {percent(called, due)}" if due else "not deployed"),
@@ -2728,7 +2725,12 @@ def ping_strip(frame, rows, end):
     right.append(("more", state.unit_id.removeprefix("co2unit-")))
     name = row.stay.site or row.stay.nickname
     left = [("head", name), ("", row.stay.nickname)]
-    return Strip(left, right, height, frame.fitted(height, "") + drawn, "", name)
+
+    def tell(first, end):
+        return count(sum(days[first:end]), "day") + " with pings"
+
+    drawn = frame.fitted(height, "") + drawn + frame.hover(tell)
+    return Strip(left, right, height, drawn, "", name)
 
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
@@ -2741,14 +2743,14 @@ MOST_COLUMNS = 6000  # of all sites together
 class Picture(NamedTuple):
     """A view as it is shown in a browser and in a file."""
 
-    about: str  # range, scales
+    about: str  # columns, scales
     frame: Frame
     strips: list[Strip]
     numbers: list[Text]  # the same in words: of a time or a site
     window: Window
 
 
-def make_frame(c, axis):
+def make_frame(c, axis, end):
     """An axis with some 12 labels, and with a hover text for each day, or a longer time."""
     edges = axis.edges
     ticks = make_ticks(c.zone, edges[:: max(axis.cells // 48, 1)])
@@ -2757,16 +2759,14 @@ def make_frame(c, axis):
         begin = c.zone.local(first.ts)
         label = f"{begin:%-d %b}" if begin.day > 1 else f"{first.label} {begin.year}"
         ticks[0] = first._replace(label=label)
-
     groups = []
     whole = Window(edges[0], edges[-1])
-    for start, end in make_axis(c.zone, whole, 54, FROM_DAYS).columns():
-        column = bisect_left(edges, start)
-        last = min(bisect_left(edges, end), axis.cells)
+    form = "%-d %b %Y" if whole.b - whole.a > 366 * DAY else "%-d %b"
+    for start, until in make_axis(c.zone, whole, 54, FROM_DAYS).columns():
         begin = c.zone.local(max(start, edges[0]))
-        form = "%-d %b %Y" if whole.b - whole.a > 366 * DAY else "%-d %b"
-        groups.append((column, last, begin.strftime(form)))
-    return Frame(edges, ticks, groups)
+        last = min(bisect_left(edges, until), axis.cells)
+        groups.append((bisect_left(edges, start), last, begin.strftime(form)))
+    return Frame(edges, ticks, groups, end)
 
 
 def picture_co2(c):
@@ -2779,43 +2779,38 @@ def picture_co2(c):
     cells = SITE_COLUMNS if alone else min(FLEET_COLUMNS, most)
     axis = make_axis(c.zone, window, cells, WITHOUT_HALF_DAYS)
     rows = with_charts(c, rows, dict.fromkeys(NAMES, axis), window.b)
-    frame = make_frame(c, axis)
-    gaps = importer.gaps(c.db, c.stays, axis.edges[0], window.b)
+    frame = make_frame(c, axis, window.b)
+    frame.gaps = importer.gaps(c.db, c.stays, axis.edges[0], window.b)
     if alone:
         row = rows[0]._replace(strands=strands_of(c, rows[0], axis, window.b))
-        strips = site_strips(frame, row, gaps, window.b)
+        strips = site_strips(frame, row)
         numbers = [(when, told(row, first, end)) for first, end, when in frame.groups]
     else:
-        strips = [fleet_strip(frame, row, gaps, window.b) for row in rows]
+        strips = [fleet_strip(frame, row) for row in rows]
         numbers = [(row.name, told(row, 0, axis.cells)) for row in rows]
-    about = [
-        c.zone.period(Window(axis.edges[0], window.b), "–")[0],
-        f"mean and range of {axis.step}",
-    ]
+    about = "mean and range of " + axis.step
     for chart in rows[0].charts.values():
-        about.append(chart.quantity.label + signed(" %.0f…%.0f", chart.scale))
-    return Picture(" · ".join(about), frame, strips, numbers, window)
+        about += f" · {chart.quantity.label}" + signed(" %.0f…%.0f", chart.scale)
+    return Picture(about, frame, strips, numbers, window)
 
 
 def picture_pings(c):
     """A strip for each site."""
     window = c.window(spans_of(c.stays))
     axis = make_axis(c.zone, window, SITE_COLUMNS, FROM_DAYS)
-    frame = make_frame(c, axis)
+    frame = make_frame(c, axis, window.b)
     found = [PingRow(stays) for stays in lanes(c.stays)]
     found = [row for row in found if row.within(window)]
     if not found:
         return None
     rows = [with_pings(c, row, axis, window) for row in found[: c.room(0)]]
     strips = []
-    numbers = []
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
-        strip = ping_strip(frame, list(group), window.b)
-        strips.append(strip)
-        numbers.append((strip.link, ", ".join(text for _, text in strip.right)))
-    shown = Window(axis.edges[0], window.b)
-    about = f"{c.zone.period(shown, '–')[0]} · 1 cell = {axis.step}"
-    return Picture(about, frame, strips, numbers, window)
+        strips.append(ping_strip(frame, list(group)))
+    numbers = [
+        (strip.link, ", ".join(text for _, text in strip.right)) for strip in strips
+    ]
+    return Picture("1 cell = " + axis.step, frame, strips, numbers, window)
 
 
 PICTURES = {"co2": picture_co2, "pings": picture_pings}
@@ -3264,7 +3259,11 @@ def picture_of(view, db, o, now, write):
     with closing(importer.open_db(db)) as connection:
         c = Context(connection, view, o, now, None if o.all else WEB_ROWS)
         picture = PICTURES[view](c) if c.stays else None
-        return write(c, picture) if picture else ""
+        if picture is None:
+            return ""
+        shown = Window(picture.frame.edges[0], picture.window.b)
+        period, *_ = c.zone.period(shown, "–")
+        return write(c, picture._replace(about=f"{period} · {picture.about}"))
 
 
 def document(name, db, o, now, *, query=None, problems=()):
