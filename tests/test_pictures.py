@@ -31,7 +31,7 @@ DAY = 24 * HOUR
 
 def columns(n: int, size: int) -> Frame:
     """So many columns, from 0."""
-    return Frame([size * i for i in range(n + 1)], [Tick(0, "Jan 1970", 0)], [(0, n, "1 Jan 1970")])
+    return Frame([size * i for i in range(n + 1)], [Tick(0, "Jan 1970", 0)], [(0, n, "1 Jan 1970")], size * n)
 
 
 def hours(n: int) -> Frame:
@@ -157,7 +157,7 @@ def test_each_unit_has_a_line_as_its_stay_is() -> None:
     row = site(chart(CO2._replace(tall=50), 400, 500, level), first, then)
     after = Strand("co2unit-next", "varanger-11", [successor], {"co2": level}, 1800)
     row = row._replace(stays=[first, then, successor], strands=[*row.strands, after])
-    drawn = plot_ascii.chart_strip(hours(4), row, "tall", [], 4 * HOUR).chart
+    drawn = plot_ascii.chart_strip(hours(4), row, "tall").chart
     assert re.findall('class="co2 line-([a-z_]+)" d="([^"]+)"', drawn) == [
         ("en_route", "M250 490l1000 0"), ("deployed", "M1250 490l500 0"), ("second", "M750 490l1000 0")]
 
@@ -166,7 +166,9 @@ def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
     row = site(chart(CO2._replace(tall=50), 400, 500, [values(420, 420, 420), None, None, values(420, 420, 420)]))
     unit = row.stays[0].unit_id
     gaps = [Gap(unit, HOUR, 3 * HOUR, 4, "lost", 0), Gap(unit, HOUR, HOUR + 9, 1, "lost", 0), Gap("other", 0, None, 1, "lost", 0)]
-    strip = plot_ascii.chart_strip(hours(4), row, "tall", gaps, 4 * HOUR)
+    frame = hours(4)
+    frame.gaps = gaps
+    strip = plot_ascii.chart_strip(frame, row, "tall")
     assert strip.height == 62
     assert strip.chart.startswith('<rect class="gap" x="25.00%" width="50.00%" y="0" height="62"/><svg viewBox="0 0 2000 620" ')
     assert strip.chart.count('class="gap"') == 1
@@ -175,7 +177,7 @@ def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
 
 def test_the_mouse_is_told_the_numbers_of_a_day() -> None:
     row = site(chart(TEMP._replace(tall=50), -10, 10, [values(-8, -4, 1), None]))
-    strip = plot_ascii.chart_strip(hours(2), row, "tall", [], 2 * HOUR)
+    strip = plot_ascii.chart_strip(hours(2), row, "tall")
     assert "<title>1 Jan 1970: temp °C −8.0…1.0, mean −4.0</title>" in strip.chart
 
 
@@ -190,11 +192,13 @@ def test_a_ribbon_is_thin_where_a_unit_was_deployed_without_readings() -> None:
 def test_beside_a_site_stand_its_last_values_its_range_and_what_is_off_the_scale() -> None:
     one = chart(CO2, 300, 500, [values(366, 420, 478), spike(420, 9991)])._replace(above=2, last=(HOUR, 444.4))
     row = site(one)
-    strip = plot_ascii.fleet_strip(hours(2), row, [], 10 * HOUR)
+    frame = hours(2)
+    frame.end = 10 * HOUR
+    strip = plot_ascii.fleet_strip(frame, row)
     assert strip.left == [("head", "vj_re_sn_3"), ("", "varanger-03")]
     assert strip.right == [("co2", "444 ppm"), ("more", "CO₂ ppm 366…478"), ("bad", "▲ 2 to 9991 ppm")]
     old = row._replace(charts={"co2": one._replace(stale=True)}, late=True)
-    assert plot_ascii.fleet_strip(hours(2), old, [], 10 * HOUR).right == [
+    assert plot_ascii.fleet_strip(frame, old).right == [
         ("more", "CO₂ ppm 366…478"), ("bad", "▲ 2 to 9991 ppm"), ("bad", "no CO₂ for 9 h")]
 
 
@@ -227,7 +231,7 @@ def test_silence_of_three_days_is_coloured_where_a_unit_is_deployed() -> None:
 def test_beside_pings_stand_the_age_of_the_last_one_and_the_share_of_days() -> None:
     state = UnitState("co2unit-30aea42a50bc", "varanger-03", *[None] * 14)._replace(last_ping=7 * DAY, dbm=-81)
     row = PingRow([stay(since=2 * DAY)], [None, None, *[CALLED] * 5, None], None, state)
-    strip = plot_ascii.ping_strip(days(8), [row], 8 * DAY)
+    strip = plot_ascii.ping_strip(days(8), [row])
     assert strip.right == [("head", "1 d 00 h ago"), ("more", "5/6 = 83 %"), ("more", "−81 dBm"), ("more", "30aea42a50bc")]
     assert "<title>1 Jan 1970: 5 days with pings</title>" in strip.chart
 
