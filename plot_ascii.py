@@ -663,24 +663,38 @@ OPTIONS = {
 }
 FLAGS = [name.replace("_", "-") for name in OPTIONS]
 WIDE = 160  # cells; all columns fit
+WEB_ROWS = 200  # lines of one section of a web page, unless ?all=1
 
 
 class Options(SimpleNamespace):
-    """A value for each of OPTIONS, and `archive`: where verdicts on units look for updates and fetches, or None."""
+    """A value for each of OPTIONS, and what the page is made of.
+
+    db        path of the database
+    now       UTC seconds
+    rows      lines of the page; None: any number
+    problems  importer.Problem: what is known to be wrong
+    query     the arguments of the URL; None: the page is a file
+    archive   where verdicts on units look for updates and fetches, or None
+    """
+
+    rows = WEB_ROWS
+    problems = ()
+    query = None
+    archive = None
 
     def __init__(self, **given):
         defaults = {name: option.default for name, option in OPTIONS.items()}
-        super().__init__(**{**defaults, "archive": None, **given})
+        super().__init__(**{**defaults, **given})
 
     def but(self, **changes):
         """The same with some changed."""
         return Options(**{**vars(self), **changes})
 
     @classmethod
-    def from_query(cls, query):
+    def from_query(cls, asked, **others):
         """From the arguments of a URL or of a command line. What is empty is not given."""
         given = {}
-        for flag, text in query.items():
+        for flag, text in asked.items():
             name = flag.replace("-", "_")
             if name not in OPTIONS:
                 known = ", ".join(FLAGS)
@@ -692,7 +706,7 @@ class Options(SimpleNamespace):
                     given[name] = OPTIONS[name].parse(text)
             except ValueError as error:
                 raise ValueError(f"{flag}: {error}")
-        return cls(**given)
+        return cls(**given, **others)
 
 
 class View(NamedTuple):
@@ -708,19 +722,18 @@ class View(NamedTuple):
 class Context:
     """What a view draws with: the database, the options, and the time that is now on the page (UTC seconds)."""
 
-    def __init__(self, db, view, o, now, rows):
+    def __init__(self, db, view, o):
         self.db = db
         self.view = view  # one of VIEWS
         self.o = o
-        self.rows = rows  # lines of the page; None: any number
+        self.rows = None if o.all else o.rows  # lines of the page; None: any number
         self.zone = Zone(o.tz)
-        self.now = int(now)
+        self.now = o.now
         if o.xmax is not None:
             self.now = min(self.now, self.zone.parse(o.xmax))
         self.width = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = self.g is ASCII
-        self.problems = ()
         self.buckets = {}  # quantity, step of columns -> what `read_buckets` has found
 
     def room(self, others):
@@ -1918,7 +1931,7 @@ def unit_problems(c, states):
     told = ("late:", "never:", "weak:")
     found = [
         problem
-        for problem in c.problems
+        for problem in c.o.problems
         if problem.unit in units and not problem.key.startswith(told)
     ]
     lines = []
@@ -2805,11 +2818,11 @@ def picture_pings(c):
         return None
     rows = [with_pings(c, row, axis, window) for row in found[: c.room(0)]]
     strips = []
+    numbers = []
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
-        strips.append(ping_strip(frame, list(group)))
-    numbers = [
-        (strip.link, ", ".join(text for _, text in strip.right)) for strip in strips
-    ]
+        strip = ping_strip(frame, list(group))
+        strips.append(strip)
+        numbers.append((strip.link, ", ".join(text for _, text in strip.right)))
     return Picture("1 cell = " + axis.step, frame, strips, numbers, window)
 
 
@@ -3058,7 +3071,6 @@ WEB = {
     ),
 }
 WIDTHS = {"wide": 100, "narrow": 46}  # cells; one is 8 px wide at 13 px
-WEB_ROWS = 200  # lines of one section, unless ?all=1
 
 
 def site_link(name, query):
@@ -3076,13 +3088,12 @@ def no_data(error, o):
     return clean(f"No data yet: {error}", o.glyphs == "ascii")
 
 
-def draw(view, db, o, now, rows, *, problems=()):
-    """One page of so many lines. NoDatabase: there is none; UnknownName: nothing has the name that is asked for."""
-    with closing(importer.open_db(db)) as connection:
-        c = Context(connection, view, o, now, rows)
-        c.problems = problems
+def draw(view, o):
+    """One page. NoDatabase: there is none; UnknownName: nothing has the name that is asked for."""
+    with closing(importer.open_db(o.db)) as connection:
+        c = Context(connection, view, o)
         above = []
-        for problem in problems:
+        for problem in o.problems:
             if not problem.unit:  # of the station
                 above += problem_lines(c, problem)
         c.rows = c.room(len(above))
@@ -3095,12 +3106,10 @@ def draw(view, db, o, now, rows, *, problems=()):
     return page._replace(lines=above + page.lines)
 
 
-def web_section(section, db, o, now, problems):
+def web_section(section, o):
     """A page as a part of a web page, which itself says what is wrong with the station."""
-    of_units = [problem for problem in problems if problem.unit]
-    rows = None if o.all else WEB_ROWS
-    o = o.but(**section.changes)
-    return draw(section.view, db, o, now, rows, problems=of_units)
+    of_units = [problem for problem in o.problems if problem.unit]
+    return draw(section.view, o.but(problems=of_units, **section.changes))
 
 
 def legend(strips):
@@ -3131,9 +3140,9 @@ def paragraphs(lines):
     return "".join(f'<p class="{style}">{escaped(text)}</p>' for style, text in lines)
 
 
-def picture_html(c, picture, query, now):
+def picture_html(c, picture):
     """A picture for a page: links, what it is about, legend, strips; the same in words."""
-    drawn = "" if query is None else picture_links(c, picture.window, query, now)
+    drawn = "" if c.o.query is None else picture_links(c, picture.window)
     keys = ""
     for swatch, meaning in legend(picture.strips):
         keys += f'<span><svg width="24" height="10">{swatch}</svg> {meaning}</span> '
@@ -3144,7 +3153,7 @@ def picture_html(c, picture, query, now):
     for strip in picture.strips:
         name = paragraphs(strip.left)
         if strip.link:
-            name = f'<a href="{site_link(strip.link, query)}">{name}</a>'
+            name = f'<a href="{site_link(strip.link, c.o.query)}">{name}</a>'
         drawn += (
             f'<div class="strip"><div class="name">{name}</div>'
             f'<svg class="scale" width="34" height="{strip.height}">{strip.labels}</svg>'
@@ -3218,10 +3227,11 @@ def picture_file(c, picture):
 SPANS = {"14 days": 14, "30 days": 30, "1 year": 365, "all": 0}  # days
 
 
-def picture_links(c, window, query, now):
+def picture_links(c, window):
     """Other times of a picture, the sites before and after, its data."""
     from urllib.parse import urlencode
 
+    query = c.o.query
     links = []
 
     def link(label, asked, path="", **changes):
@@ -3235,7 +3245,7 @@ def picture_links(c, window, query, now):
     for text, days in SPANS.items():
         link(text, {**any_time, "recent-days": days})
     link("‹ earlier", any_time, xmin=earlier, xmax=begin)
-    if b + DAY < now:
+    if b + DAY < c.o.now:
         link("later ›", any_time, xmin=end, xmax=later)
     stays = importer.deployments(c.db)
     sites = list(dict.fromkeys(stay.site for stay in stays if stay.site))
@@ -3252,12 +3262,12 @@ def picture_links(c, window, query, now):
     return f'<p class="links">{" ".join(links)}</p>\n'
 
 
-def picture_of(view, db, o, now, write):
+def picture_of(view, o, write):
     """What `write` makes of a view's picture; nothing where there is none."""
     if view not in PICTURES or o.panels:
         return ""
-    with closing(importer.open_db(db)) as connection:
-        c = Context(connection, view, o, now, None if o.all else WEB_ROWS)
+    with closing(importer.open_db(o.db)) as connection:
+        c = Context(connection, view, o)
         picture = PICTURES[view](c) if c.stays else None
         if picture is None:
             return ""
@@ -3266,32 +3276,25 @@ def picture_of(view, db, o, now, write):
         return write(c, picture._replace(about=f"{period} · {picture.about}"))
 
 
-def document(name, db, o, now, *, query=None, problems=()):
-    """A whole HTML document: pictures, or text drawn wide, and narrow for phones; no script, and all style inside.
-    `query`: the arguments of the URL; None for a file."""
+def document(name, o):
+    """A whole HTML document: pictures, or text drawn wide, and narrow for phones; no script, and all style inside."""
     if o.glyphs == "auto":
         o = o.but(glyphs="block")
     page = WEB[name]
     asked = [page.title, *map(clean, filter(None, (o.site, o.unit)))]
-    body = paragraphs(("bad", text) for text in of_station(problems))
+    body = paragraphs(("bad", text) for text in of_station(o.problems))
     for section in page.sections:
-        if section.changes and query is not None:
+        if section.changes and o.query is not None:
             continue  # links lead to other times
-        part = picture_of(
-            section.view,
-            db,
-            o.but(**section.changes),
-            now,
-            lambda c, picture: picture_html(c, picture, query, now),
-        )
+        part = picture_of(section.view, o.but(**section.changes), picture_html)
         if not part:
             for kind, cells in WIDTHS.items():
-                drawn = web_section(section, db, o.but(width=cells), now, problems)
-                text = to_text(drawn.lines, lambda span: html_span(span, query))
+                lines = web_section(section, o.but(width=cells)).lines
+                text = to_text(lines, lambda span: html_span(span, o.query))
                 part += f'<pre class="{kind}">{text}</pre>\n'
         if part not in body:  # else the same as the section before
             body += f"<h2>{section.heading}</h2>\n{part}"
-    return html_page(" · ".join(asked), body, query)
+    return html_page(" · ".join(asked), body, o.query)
 
 
 def html_page(title, body, query):
@@ -3318,13 +3321,14 @@ def of_station(problems):
 def web_page(view, db, query, html, now, *, problems=(), archive=None):
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
     text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
-    o = Options.from_query(query).but(archive=archive)
+    made_of = {"db": db, "now": int(now), "problems": problems, "archive": archive}
+    o = Options.from_query(query, query=query, **made_of)
     texts = [f"{text}\n" for text in of_station(problems)]
     try:
         if html:
-            return document(view, db, o, now, query=query, problems=problems)
+            return document(view, o)
         for section in WEB[view].sections:
-            text = to_text(web_section(section, db, o, now, problems).lines)
+            text = to_text(web_section(section, o).lines)
             if text not in texts:
                 texts.append(text)
     except importer.NoDatabase as error:
@@ -3362,7 +3366,7 @@ def run(a):
     if a.watch:
         watch(a)
     if a.html and a.output and (os.path.isdir(a.output) or a.output.endswith("/")):
-        write_site(a.output, a.settings.db, o, a.clock())
+        write_site(a.output, o)
         return 0
     paged = a.terminal and sys.stdin.isatty() and not a.no_pager
     whole = o.all or a.plain or a.json or paged and a.view != "status"
@@ -3388,7 +3392,9 @@ def options(a):
     for name, flag in zip(OPTIONS, FLAGS):
         text = getattr(a, name)
         given[flag] = known.get(name) if text is None else text
-    return Options.from_query(given).but(archive=None if a.db else a.archive)
+    archive = None if a.db else a.archive
+    db = a.settings.db
+    return Options.from_query(given, db=db, now=int(a.clock()), archive=archive)
 
 
 def known_problems(a, now, whole):
@@ -3406,19 +3412,17 @@ def known_problems(a, now, whole):
 
 def page_text(a, o, rows):
     """The page in the format that is asked for."""
-    now = a.clock()
-    db = a.settings.db
     try:
-        problems = known_problems(a, int(now), a.view == "status")
+        o = o.but(problems=known_problems(a, o.now, a.view == "status"))
         if a.html:
             page = {"co2": "co2", "status": "index"}.get(a.view, "alive")
-            return document(page, db, o, now, problems=problems)
+            return document(page, o)
         if a.output and a.output.endswith(".svg"):
-            text = picture_of(a.view, db, o, now, picture_file)
+            text = picture_of(a.view, o, picture_file)
             if not text:
                 raise ValueError("there is no picture of this: " + a.view)
             return text
-        page = draw(a.view, db, o, now, rows, problems=problems)
+        page = draw(a.view, o.but(rows=rows))
     except importer.NoDatabase as error:
         if a.db:
             raise
@@ -3441,9 +3445,9 @@ def check(a, o):
 
     With --changes it speaks only when what is wrong has changed, and every --repeat hours while it is.
     """
-    now = int(a.clock())
+    now = o.now
     try:
-        page = draw("status", a.settings.db, o, now, None)
+        page = draw("status", o.but(rows=None))
         units = {"", *(row.stay.unit_id for row in page.rows)}
         some = o.site or o.unit or o.min_tier or o.max_tier
         problems = [
@@ -3565,16 +3569,16 @@ def speaks_unicode():
     return "utf8" in locale.lower().replace("-", "")
 
 
-def write_site(directory, db, o, now):
+def write_site(directory, o):
     """All pages as files for another web server, with links between them."""
     os.makedirs(directory, exist_ok=True)
     files = {page.file: (name, o) for name, page in WEB.items()}
-    with closing(importer.open_db(db)) as connection:
+    with closing(importer.open_db(o.db)) as connection:
         for stay in importer.deployments(connection):
             if stay.site:
                 files[site_link(stay.site, None)] = "co2", o.but(site=stay.site)
     for file, (name, asked) in files.items():
-        write_file(os.path.join(directory, file), document(name, db, asked, now))
+        write_file(os.path.join(directory, file), document(name, asked))
 
 
 def page_through(text):

@@ -96,11 +96,11 @@ def write(path: str, text: str) -> None:
 
 
 def text_of(view: str, db: str, now: datetime = NOW, rows: Optional[int] = 23, **options: object) -> str:
-    return plot_ascii.to_text(plot_ascii.draw(view, db, Options(**options), seconds(now), rows).lines)
+    return plot_ascii.to_text(page_of(view, db, now, rows, **options).lines)
 
 
 def page_of(view: str, db: str, now: datetime = NOW, rows: Optional[int] = None, **options: object) -> plot_ascii.Page:
-    return plot_ascii.draw(view, db, Options(**options), seconds(now), rows)
+    return plot_ascii.draw(view, Options(db=db, now=seconds(now), **{"rows": rows, **options}))
 
 
 def records(page: plot_ascii.Page) -> List[Dict[str, object]]:
@@ -562,7 +562,7 @@ def test_every_character_of_a_chart_is_in_the_legend(moves: str, four: str, view
     for db in (moves, four):
         if "site" in options and db == moves:
             continue
-        lines = plot_ascii.draw(view, db, Options(width=cells, glyphs="block", **options), seconds(NOW), rows).lines
+        lines = page_of(view, db, NOW, rows, width=cells, glyphs="block", **options).lines
         legend = [line for line in lines[2:] if len(line) == 1 and line[0].style == "dim"]
         known = "".join(line[0].text for line in legend)
         drawn = "".join(span.text for line in lines[2:] if line not in legend for span in line)
@@ -594,7 +594,7 @@ def test_pages_begin_with_what_is_wrong_with_the_station_and_status_ends_with_wh
                 importer.Problem("sensor:x", importer.WARNING, "co2unit-000000000003", "Vadsø (unit-03): no usable CO2", 1),
                 importer.Problem("late:x", importer.WARNING, "co2unit-000000000004", "it is late", 1)]
     for view in plot_ascii.VIEWS:
-        page = plot_ascii.draw(view, four, Options(width=40), seconds(NOW), 12, problems=problems)
+        page = page_of(view, four, NOW, 12, width=40, problems=problems)
         lines = plot_ascii.to_text(page.lines).splitlines()
         assert lines[:2] == ["the disk is full since 2019-09-26:", "remove what is not needed"] and len(lines) <= 12, view
         assert page.lines[0][0].style == "bad" and ("Vadsø (unit-03): no usable CO2" in lines) == (view == "status")
@@ -822,7 +822,7 @@ def test_labels_of_a_plot_have_at_most_four_characters() -> None:
 
 
 def test_of_very_many_rows_the_columns_are_wider() -> None:
-    c = plot_ascii.Context(None, "co2", Options(width=250), seconds(NOW), None)
+    c = plot_ascii.Context(None, "co2", Options(width=250, now=seconds(NOW)))
     years = plot_ascii.Window(seconds(NOW) - 1826 * 86400, seconds(NOW))
 
     def axis_of(rows: int) -> plot_ascii.Axis:

@@ -175,8 +175,8 @@ def drawn(text: Text, view: str, cells: int, zone: str, days: int, **options: An
         plot_ascii.Zone(zone)
     except ValueError:
         pytest.skip("no time zones here")
-    o = plot_ascii.Options(width=cells, tz=zone, recent_days=days, **options)
-    return json.loads(plot_ascii.to_json(plot_ascii.draw(view, text.db, o, NOW, None)))
+    o = plot_ascii.Options(db=text.db, now=NOW, rows=None, width=cells, tz=zone, recent_days=days, **options)
+    return json.loads(plot_ascii.to_json(plot_ascii.draw(view, o)))
 
 
 def columns_of(page: dict[str, Any], field: str) -> list[tuple[int, int]]:
