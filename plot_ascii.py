@@ -3448,7 +3448,8 @@ def check(a, o):
     now = o.now
     try:
         page = draw("status", o.but(rows=None))
-        units = {"", *(row.stay.unit_id for row in page.rows)}
+        rows = [dict(zip(page.fields, record)) for record in page.records]
+        units = {"", *(row["unit_id"] for row in rows)}
         some = o.site or o.unit or o.min_tier or o.max_tier
         problems = [
             problem
@@ -3457,7 +3458,7 @@ def check(a, o):
         ]
         facts = page.facts.items()
         counts = [f"{name}={n}" for name, n in facts if name in VERDICTS]
-        if not page.rows:
+        if not rows:
             why = "no units yet"
             problems.append(Problem("units", importer.CRITICAL, "", why, now))
     except (Unusable, sqlite3.Error) as error:
@@ -3468,7 +3469,7 @@ def check(a, o):
     worst = max([levels.index(problem.level) for problem in problems], default=0)
     said = [clean(problem.text, o.glyphs == "ascii") for problem in problems]
     if not worst:
-        said.insert(0, count(len(page.rows), "unit"))
+        said.insert(0, count(len(rows), "unit"))
     word = levels[worst].upper() if worst else "OK"
     said[0] = f"CO2 {word}: {said[0].replace('|', '/')}"
     if counts:
