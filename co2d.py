@@ -1505,7 +1505,7 @@ ID_FILE = "ou-id.json"
 COMM_FILE = "ou-comm-config.json"
 SCHEDULE_FILE = "schedule.json"
 
-# What follows are regular expressions for compact JSON. The unit appends /ou/... to a URL, and must be able to parse it.
+# Regular expressions for values as compact JSON. A unit appends /ou/... to a URL, and must be able to parse it.
 _NICKNAME = r'"(?! |None")([^&%"\\\x00-\x1f\x7f\ud800-\udfff]|\\["\\]){1,64}(?<! )"'
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _URL = (r'"https?://([A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63}'
@@ -1624,7 +1624,10 @@ def check_patch(name, content, settings):
 
 
 def check_update(files, settings, force):
-    """Failed when these files (path -> bytes) would harm a unit. `force`: with keys and files that no firmware reads."""
+    """Failed when these files (path -> bytes) would harm a unit.
+
+    `force`: what no firmware reads is warned about, not refused.
+    """
     for name, content in files.items():
         unread = []
         if name.startswith(PATCHES):
@@ -1724,38 +1727,35 @@ def _progress(course, files, now):
     return state
 
 
-def _effect(patch, runs):
-    """What is seen of an update, from the configuration that it sets and the pings since the unit had all of it.
-
-    Pings alone prove little: a unit that is switched on sends two.
-    """
-    if not runs and "sync_dest" not in patch:
-        return "has not called since"
-    seen = []
-    latest = max(runs, key=lambda run: run.last, default=None)
-    if latest and "site_code" in patch:
-        if latest.nickname == patch["site_code"]:
-            seen.append(f"calls itself {latest.nickname} since {latest.first[:19]}")
-        else:
-            seen.append("still calls itself " + latest.nickname)
-    if "sync_dest" in patch:
-        seen.append(_effect_of_move(patch["sync_dest"], runs))
-    return ", ".join(seen) or f"called again, last {latest.last[:19]}"
-
-
 def as_list(value):
     """A list as it is; else the value alone."""
     return value if isinstance(value, list) else [value]
 
 
-def _effect_of_move(urls, runs):
-    """Silence here is what is expected of a unit that went to another server."""
-    run = min(runs, key=lambda run: run.server, default=None)   # one that reached this server, if there is one
-    if not run:
-        return "went to " + " or ".join(as_list(urls))
-    if run.server:
-        return f"calls at {run.server} since {run.first[:19]}"
-    return f"calls here, last {run.last[:19]}"
+def _effect(patch, runs):
+    """What is seen of an update, from the configuration that it sets and the pings since the unit had all of it.
+
+    Pings alone prove little: a unit that is switched on sends two. Silence here is what is expected of a unit that was
+    sent to another server.
+    """
+    if not runs and "sync_dest" in patch:
+        return "went to " + " or ".join(as_list(patch["sync_dest"]))
+    if not runs:
+        return "has not called since"
+    latest = max(runs, key=lambda run: run.last)
+    seen = []
+    if "site_code" in patch:
+        if latest.nickname == patch["site_code"]:
+            seen.append(f"calls itself {latest.nickname} since {latest.first[:19]}")
+        else:
+            seen.append("still calls itself " + latest.nickname)
+    if "sync_dest" in patch:
+        nearest = min(runs, key=lambda run: run.server)         # at this server, if there is one
+        if nearest.server:
+            seen.append(f"calls at {nearest.server} since {nearest.first[:19]}")
+        else:
+            seen.append(f"calls here, last {nearest.last[:19]}")
+    return ", ".join(seen) or f"called again, last {latest.last[:19]}"
 
 
 # -- publishing: the command ------------------------------------------------------------------------------------------
@@ -2175,8 +2175,8 @@ class Connection:
         self.event = READ               # what the client has to make possible
         self.accepted = self.heard = time.monotonic()           # heard: when the client last sent or took a byte
         self.reader = RequestReader(station.settings.max_body)
-        self.request: Request | None = None
-        self.response: Response | None = None
+        self.request: Any = None        # a Request; None: not yet complete
+        self.response: Any = None       # a Response; None: not yet found
         self.is_slow = False            # the answer takes long, and not for the disk
         self.is_complete = False        # the kernel has taken the whole reply
         self._unsent = memoryview(b"")
@@ -2232,7 +2232,7 @@ class Connection:
         try:
             result = call(*arguments)
         except OSError as error:
-            self.event = {errno.EAGAIN: event, **TLS_WANTS}.get(error.errno)
+            self.event = {errno.EAGAIN: event, **TLS_WANTS}.get(error.errno or 0)
             if not self.event:
                 raise
             return None
@@ -2268,10 +2268,10 @@ class Connection:
         return True
 
     def _read(self):
-        is_first = self.heard == self.accepted
+        """The bytes that have come, which the reader has taken in; None when the client is to send more."""
         data = self._attempt(READ, self.sock.recv, PIECE)
         if data == b"":
-            raise Gone("" if is_first else "closed by the client")
+            raise Gone("closed by the client")
         if data:
             self.reader.feed(data)
         return data
@@ -2467,7 +2467,7 @@ class Server:
         try:
             connection.advance()
         except (OSError, Gone) as error:
-            if str(error) and not self.station.settings.quiet:
+            if not self.station.settings.quiet:
                 log.info(f"{connection.peer} went away in its {connection.state}: {error}")
             connection.enter(CLOSED)
         except Exception as error:
