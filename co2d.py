@@ -95,7 +95,7 @@ RECENT_PINGS = 20
 LONGEST_FILE = 3 * 255                  # bytes of a name on a card: FAT allows 255 characters, of 3 bytes in UTF-8
 RECOUNT = 60                            # seconds; before that, what a unit takes on the disk is not counted anew
 LOOK = 60.0                             # seconds between two looks for problems
-RETRY = 5.0                             # seconds after an import that failed
+RETRY = 1.0                             # seconds after an import that failed
 LONGEST_PAUSE = 60                      # seconds after an import that took long
 PAUSE = 4                               # times as long as an import took: uploads have priority
 
