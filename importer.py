@@ -2422,27 +2422,23 @@ class KeptOpen:
         if self.db:
             self.db.close()
             self.db, self.number = None, 0
-            with contextlib.suppress(sqlite3.Error), _connected(self.path) as db:
-                _leave(db)
+            _leave(self.path)
 
 
 @contextlib.contextmanager
 def _writing(path):
     """A connection that writes beside readers; OperationalError when one keeps the database busy in the mode DELETE."""
-    with _connected(path) as db:
-        db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA busy_timeout = %d" % (PATIENCE * 1000))
-        try:
+    try:
+        with _connected(path) as db:
+            db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
             yield db
-        finally:
-            db.rollback()
-            _leave(db)
+    finally:
+        _leave(path)
 
 
-def _leave(db):
-    with contextlib.suppress(sqlite3.OperationalError):         # others have it open
-        db.execute("PRAGMA busy_timeout = 0")
-        db.execute("PRAGMA journal_mode = DELETE")
+def _leave(path):
+    with contextlib.suppress(sqlite3.Error), _connected(path) as db:        # unless others have it open
+        db.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
 
 
 def ownership(path):
@@ -3396,8 +3392,8 @@ def gaps(db, stays, a, now):
             holes.append((newest[0], None))
         for start, end in holes:
             until = end or now
-            calls = db.execute("SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
-                               (unit, start + step, until)).fetchone()[0]
+            calls = ask(db, "SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
+                        unit, start + step, until)
             missing = round((until - start) / step) - 1 if end else (until - start) // step
             since = start + step if end else now                # an open gap: of a unit that is deployed now
             if own and not any(stay.status == "deployed" and stay.since < until and since < stay.until for stay in own):
@@ -3549,11 +3545,11 @@ def find_units(db, text):
     A name is a hardware id, the end of one (four letters or more), or a nickname: what a unit calls itself, or what the
     table of deployments calls it. UnknownName when nothing has that name, or when several units have it.
     """
-    called = {}
+    names = db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''").fetchall()
     for unit in _units(db):
-        for name in (unit, unit.removeprefix(seqfile.UNIT_PREFIX), _nickname(db, unit)):
-            called.setdefault(name, set()).add(unit)
-    for unit, name in db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''"):
+        names += [(unit, unit), (unit, unit.removeprefix(seqfile.UNIT_PREFIX)), (unit, _nickname(db, unit))]
+    called = {}
+    for unit, name in names:
         called.setdefault(name, set()).add(unit)
     return find_names("unit", called, text)
 
@@ -3593,8 +3589,29 @@ def unknown(what, name, known):
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
+_UNBALANCED = """
+    SELECT path || ': ' || done || ' bytes of lines, but ' || imported_bytes || ' imported and ' || rejected_bytes ||
+        ' rejected'
+    FROM main.sources WHERE done <> imported_bytes + rejected_bytes"""
+_ROLLUP = """
+    SELECT DISTINCT 'daily: ' || unit_id || ', ' || day || ': the rollup is not that of the text' FROM (
+        SELECT * FROM (SELECT * FROM main.daily EXCEPT SELECT * FROM fresh.daily)
+        UNION ALL SELECT * FROM (SELECT * FROM fresh.daily EXCEPT SELECT * FROM main.daily))"""
+_ACCOUNT = "path, id, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts, extra_fields"
+_ACCOUNTS = f"""
+    SELECT 'sources: ' || path || ': the account is not that of the text'
+    FROM (SELECT {_ACCOUNT} FROM main.sources EXCEPT SELECT {_ACCOUNT} FROM fresh.sources)"""
+_COUNTS = """
+    SELECT '{0}: ' || ours || ' rows, but ' || theirs || ' in the text'
+    FROM (SELECT (SELECT count(*) FROM main.{0}) AS ours, (SELECT count(*) FROM fresh.{0}) AS theirs)
+    WHERE ours <> theirs"""
+_OTHER_ROWS = """
+    SELECT coalesce(s.path, '?') || ': byte ' || r.offset || ': row of {0} is not in the {3}'
+    FROM (SELECT * FROM {1}.{0} EXCEPT SELECT * FROM {2}.{0}) r LEFT JOIN main.sources s ON s.id = r.source"""
+
+
 def verify(archive, processes=1):
-    """Read all text again and compare, row by row and byte by byte; what does not agree.
+    """Read all text again and compare, row by row and byte by byte; what does not agree, as sorted lines of text.
 
     Whoever may read the archive may call this, also while imports go on: what they add meanwhile is left out.
     """
@@ -3604,46 +3621,20 @@ def verify(archive, processes=1):
     with contextlib.closing(open_db(archive.db)) as db, TemporaryDirectory("", "verify-", beside) as directory:
         db.execute("BEGIN")                                     # one state, from the first query to the last
         ledger = db.execute("SELECT path, done FROM sources").fetchall()
-        now = db.execute("SELECT coalesce(at, 0) FROM last_import").fetchone()[0]
-        problems = ["%s: %d bytes of lines, but %d imported and %d rejected" % row for row in db.execute(_UNBALANCED)]
+        now = ask(db, "SELECT coalesce(at, 0) FROM last_import")
         new = os.path.join(directory, "db.sqlite3")
         with Listing(archive) as listing:
-            problems += ["%s: the ledger knows it, but the file is gone" % path for path in listing.limit(ledger)]
+            problems = [f"{path}: the ledger knows it, but the file is gone" for path in listing.limit(ledger)]
             summary = _build(new, listing, Rules(archive.limits, now), None, processes)
-            problems += ["%s: could not be read: %s" % row for row in (*listing.unreadable, *summary.unreadable)]
-        problems += _differences(db, new)
+            problems += [f"{path}: could not be read: {why}" for path, why in listing.unreadable + summary.unreadable]
+        db.execute("ATTACH ? AS fresh", (new,))
+        queries = [_UNBALANCED, _ROLLUP, _ACCOUNTS]
+        for table in (*TABLES.values(), "rejects"):
+            queries += [_COUNTS.format(table), _OTHER_ROWS.format(table, "main", "fresh", "text"),
+                        _OTHER_ROWS.format(table, "fresh", "main", "database")]
+        for query in queries:
+            problems += [line for line, in db.execute(query)]
     return sorted(problems)
-
-
-_UNBALANCED = """
-    SELECT path, done, imported_bytes, rejected_bytes FROM sources WHERE done <> imported_bytes + rejected_bytes"""
-_COUNTS = """
-    SELECT '{0}: ' || ours || ' rows, but ' || theirs || ' in the text'
-    FROM (SELECT (SELECT count(*) FROM main.{0}) AS ours, (SELECT count(*) FROM fresh.{0}) AS theirs)
-    WHERE ours <> theirs"""
-_OTHER_ROWS = """
-    SELECT coalesce(s.path, '?') || ': byte ' || r.offset || ': row of {0} is not in the {3}'
-    FROM (SELECT * FROM {1}.{0} EXCEPT SELECT * FROM {2}.{0}) r LEFT JOIN main.sources s ON s.id = r.source"""
-_ROLLUP = """
-    SELECT DISTINCT 'daily: ' || unit_id || ', ' || day || ': the rollup is not that of the text' FROM (
-        SELECT * FROM (SELECT * FROM main.daily EXCEPT SELECT * FROM fresh.daily)
-        UNION ALL SELECT * FROM (SELECT * FROM fresh.daily EXCEPT SELECT * FROM main.daily))"""
-_ACCOUNT = "path, id, done, lines, imported, repeated, rejected, imported_bytes, checksum, last_ts, extra_fields"
-_ACCOUNTS = """
-    SELECT 'sources: ' || path || ': the account is not that of the text'
-    FROM (SELECT {0} FROM main.sources EXCEPT SELECT {0} FROM fresh.sources)""".format(_ACCOUNT)
-
-
-def _differences(db, other):
-    """What of the database is not in `other`, or the other way round."""
-    db.execute("ATTACH ? AS fresh", (other,))
-    queries = [_ROLLUP, _ACCOUNTS]
-    for table in (*TABLES.values(), "rejects"):
-        queries += [_COUNTS.format(table), _OTHER_ROWS.format(table, "main", "fresh", "text"),
-                    _OTHER_ROWS.format(table, "fresh", "main", "database")]
-    for query in queries:
-        for line, in db.execute(query):
-            yield line
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
