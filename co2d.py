@@ -164,16 +164,9 @@ def text_response(text, kind="text/plain", headers=()):
     return Response(200, text.encode("utf-8", "replace"), f"{kind}; charset=utf-8", headers)
 
 
-def open_regular(root, parts):
-    """A regular file below root, open for reading; no link on the way is followed."""
-    *folders, name = parts
-    with seqfile.open_directory(root, folders) as directory:
-        return os.fdopen(seqfile.open_file(directory, name, os.O_RDONLY), "rb")
-
-
 def read_regular(root, parts):
-    """The bytes of such a file."""
-    with open_regular(root, parts) as file:
+    """The bytes of a regular file below root; no link on the way is followed."""
+    with seqfile.open_regular(root, parts) as file:
         return file.read()
 
 
@@ -917,7 +910,7 @@ def update(station, request, unit, path):
     parts = [unit, seqfile.UPDATES_FOLDER, *path]
     try:
         files = files_of_update(station.settings.data_dir, unit, name)
-        file = open_regular(station.settings.data_dir, parts)
+        file = seqfile.open_regular(station.settings.data_dir, parts)
     except IsADirectoryError:
         return _list_files(station, request, parts)
     except (NotServable, OSError):
@@ -1053,7 +1046,7 @@ def published(max_age):
     def serve(station, request, path):
         allow(request, station.settings.status_allow)
         try:
-            file = open_regular(station.var("pub"), path)
+            file = seqfile.open_regular(station.var("pub"), path)
         except OSError:
             raise Refused(404, "no such file")
         changed = os.fstat(file.fileno()).st_mtime

@@ -571,6 +571,13 @@ def open_file(directory, name, flags=os.O_RDWR):
     return fd
 
 
+def open_regular(root, parts):
+    """The regular file root/part/part/..., open for reading as bytes; no link on the way is followed."""
+    *folders, name = parts
+    with open_directory(root, folders) as directory:
+        return os.fdopen(open_file(directory, name, os.O_RDONLY), "rb")
+
+
 class OpenFile:
     """A regular file that stays open between writes. Its path may come to name another file: see `is_current`."""
 
@@ -836,23 +843,20 @@ class Inbox:
     def _store_locked(self, chunk):
         """Do what `decide` says, and answer as the table above does."""
         file = self._open_locked(chunk)
-        if file is None:
-            return Receipt("gap", (chunk.name, 0))
-        size = self._trusted_size_locked(file)
+        size = self._trusted_size_locked(file) if file else 0
         held = b""
         if chunk.offset < size:
             held = _read_from_disk(file.fd, min(len(chunk.data), size - chunk.offset), chunk.offset)
         same = len(held) if chunk.data.startswith(held) else len(os.path.commonprefix([held, chunk.data]))
         decision = decide(size, chunk.offset, len(chunk.data), same)
+        if decision.kind == "gap":
+            return Receipt("gap", (chunk.name, size))
         aside, rescued = "", 0
         if decision.kind == "differ":
             aside, rescued = self._set_aside(chunk, file.fd, decision.keep, size)
-        if decision.kind != "gap":
-            self._replace_locked(file, decision.keep, chunk.data[decision.skip:])
+        self._replace_locked(file, decision.keep, chunk.data[decision.skip:])
         with self._lock:
             _put_last(self._open, file.path, file, MOST_OPEN)
-        if decision.kind == "gap":
-            return Receipt("gap", (chunk.name, size))
         grew = max(0, chunk.end - size) + rescued
         return Receipt(decision.kind, (chunk.name, chunk.end), grew, (size == 0) + bool(aside), aside)
 
@@ -940,9 +944,7 @@ def _sizes(root, key):
 def _is_cut(root, key, name):
     """Whether a file does not end in a newline; False where it cannot be read: asking would help nobody."""
     try:
-        with open_directory(root, key) as directory:
-            fd = open_file(directory, name, os.O_RDONLY)
-        with os.fdopen(fd, "rb") as file:
+        with open_regular(root, [*key, name]) as file:
             file.seek(-1, os.SEEK_END)
             return file.read() != b"\n"
     except OSError:
@@ -951,7 +953,7 @@ def _is_cut(root, key, name):
 
 def _load_memory(directory):
     try:
-        with os.fdopen(open_file(directory, MEMORY_FILE, os.O_RDONLY), "rb") as file:
+        with open_regular(directory, [MEMORY_FILE]) as file:
             return Memory(json.loads(file.read()))
     except (OSError, ValueError, TypeError, AttributeError):    # none yet, or not what we wrote
         return Memory({})
