@@ -623,20 +623,22 @@ def _read_blocks(fd, start, end):
 
 
 def _write_new(directory, name, blocks, sync):
-    """Create a file that appears complete and durable under its name, or not at all."""
+    """Create a file that appears complete under its name, or not at all; durable unless `sync` is None."""
     hidden = "." + name
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
     try:
         with os.fdopen(open_file(directory, hidden, flags), "wb") as file:
             file.writelines(blocks)
-            file.flush()
-            sync(file.fileno())
+            if sync:
+                file.flush()
+                sync(file.fileno())
         os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(hidden, dir_fd=directory)
         raise
-    os.fsync(directory)
+    if sync:
+        os.fsync(directory)
 
 
 def publish_tree(directory, name, files):
@@ -812,7 +814,7 @@ class Inbox:
         if not memory.is_saved:
             with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
                 with open_directory(self.root, chunk.key) as directory:
-                    _write_new(directory, MEMORY_FILE, [json.dumps(memory.to_save()).encode()], self.sync)
+                    _write_new(directory, MEMORY_FILE, [json.dumps(memory.to_save()).encode()], None)
                 memory.is_saved = True
         return older
 
