@@ -1301,7 +1301,7 @@ def format_metrics(station, now):
 def _labels(labels):
     escape = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})
     pairs = [f'{name}="{str(value).translate(escape)}"' for name, value in labels]
-    return f"{{{','.join(pairs)}}}" if pairs else ""
+    return "{%s}" % ",".join(pairs) if pairs else ""
 
 
 # -- routes -----------------------------------------------------------------------------------------------------------
