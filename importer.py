@@ -516,7 +516,7 @@ def read_ini(file):
     section = None
     for number, line in enumerate(map(str.strip, lines), 1):
         where = f"{file}:{number}"
-        name, *text = re.split(" *[=:] *", line, maxsplit=1)
+        name, *text = re.split(r"\s*[=:]\s*", line, maxsplit=1)
         name = name.lower()
         if not line or line[0] in "#;":
             continue
