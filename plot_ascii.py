@@ -471,7 +471,7 @@ def heading(ticks, cells):
     """A line with ticks and their labels; ╷ stands at the tick."""
     line = ""
     for tick in ticks:
-        line = f"{line:{tick.cell}}╷{tick.label}"
+        line = line.ljust(tick.cell) + "╷" + tick.label        # not in an f-string: Python 3.9 takes no width of 0
     return line.ljust(cells)
 
 
