@@ -32,11 +32,9 @@ escape sequences, no curses), palettes beyond the terminal's own.
 
 from __future__ import annotations
 
-import gc
 import signal
 
 if __name__ == "__main__":
-    gc.disable()  # loading makes many objects and no garbage
     # Ctrl-C ends it without a traceback until `main` takes over
     interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -60,7 +58,6 @@ from typing import (
     Any,
     Callable,
     NamedTuple,
-    Optional,
     Sequence,
 )
 
@@ -211,11 +208,9 @@ STYLES = {
 
 def pad(spans, cells, right=False):
     """Spans made so many cells wide; a single one is cut."""
-    free = cells - sum(width(span.text) for span in spans)
-    if free < 0 and len(spans) == 1:
+    if len(spans) == 1:
         spans = [spans[0]._replace(text=cut(spans[0].text, cells))]
-        free = cells - width(spans[0].text)
-    fill = Span(" " * free)
+    fill = Span(" " * (cells - sum(width(span.text) for span in spans)))
     return [fill, *spans] if right else [*spans, fill]
 
 
@@ -768,14 +763,14 @@ class Context:
 
     def wrapped(self, notes, between="  ", style="dim"):
         """Notes in as many lines as they take."""
-        lines = [""]
-        for note in notes:
-            longer = lines[-1] + between + note if lines[-1] else note
-            if width(longer) <= self.width:
+        lines = []
+        for note in filter(None, notes):
+            longer = between.join([*lines[-1:], note])
+            if lines and width(longer) <= self.width:
                 lines[-1] = longer
             else:
                 lines.append(note)
-        return [[Span(cut(line, self.width), style)] for line in lines if line]
+        return [[Span(cut(line, self.width), style)] for line in lines]
 
     def legend(self, notes, here):
         """What those characters mean that are here: of notes of characters and meaning. Without characters a note
@@ -883,7 +878,6 @@ def cell(text, *values, style="", link=""):
 class Column:
     """A column of a table."""
 
-    rank = 0  # what does not fit goes, the highest first; 0 stays
     least = 0  # cells of the narrowest page that has it
     right = False
     gap = 1  # cells before it
@@ -892,11 +886,12 @@ class Column:
     steps: Sequence[str] = ()
     most = 0  # of names: cells of the longest; they are taken if they are left
 
-    def __init__(self, fields, head, cells, fill, **other):
+    def __init__(self, fields, head, cells, fill, rank=0, **other):
         self.fields = fields.split()  # the names of its values in TSV and JSON
         self.head = head
         self.cells = cells  # of a chart the least
         self.fill = fill  # what a row has in it: fill(table, row) is a Cell
+        self.rank = rank  # what does not fit goes, the highest first; 0 stays
         vars(self).update(other)
 
 
@@ -1000,13 +995,13 @@ def name_column(c, field, rows, names, rank=0):
     """A column of names: an eighth of the page, or more where nothing else takes it."""
 
     def fill(t, row):
-        name = names(row) or None
+        name = names(row) or ""
         link = name if field == "site" else ""
-        return cell(c.name(name or "[no site]"), name, link=link)
+        return cell(c.name(name or "[no site]"), name or None, link=link)
 
     most = max([4, *(width(fill(None, row).texts()[0]) for row in rows)])
     cells = min(most, max(11, c.width // 8))
-    return Column(field, field, cells, fill, rank=rank, most=most)
+    return Column(field, field, cells, fill, rank, most=most)
 
 
 def who(c, rows, rank=3):
@@ -1014,7 +1009,7 @@ def who(c, rows, rank=3):
     return [
         name_column(c, "site", rows, lambda row: row.stay.site),
         name_column(c, "unit", rows, lambda row: row.stay.nickname, rank),
-        Column("unit_id", "id", 12, id_cell, rank=9, most=12, least=100),
+        Column("unit_id", "id", 12, id_cell, 9, most=12, least=100),
     ]
 
 
@@ -1031,7 +1026,7 @@ def number_column(head, cells, get, rank, none=""):
         value = get(row)
         return cell(none if value is None else str(value), value)
 
-    return Column(head.lower(), head, cells, fill, rank=rank, right=True)
+    return Column(head.lower(), head, cells, fill, rank, right=True)
 
 
 def bars(c, values, scale, style="", marks=()):
@@ -1228,7 +1223,7 @@ def with_charts(c, rows, axes, end):
     }
     for quantity in QUANTITIES:
         axis = axes[quantity.name]
-        columns = read_buckets(c, rows, axes, quantity.name, end)
+        columns = read_buckets(c, rows, axis, quantity.name, end)
         top = c.o.co2_max if quantity is CO2 else None
         scale = make_scale(chain.from_iterable(columns), quantity.narrow, top)
         for row, buckets in zip(rows, columns):
@@ -1240,17 +1235,13 @@ def with_charts(c, rows, axes, end):
     ]
 
 
-def read_buckets(c, rows, axes, name, end):
-    """The buckets of a quantity, for each row; those with the same columns are read at once, and once for a page."""
-    axis = axes[name]
-    if (name, axis.step) not in c.buckets:
-        same = [other for other in axes if axes[other].edges == axis.edges]
+def read_buckets(c, rows, axis, name, end):
+    """The buckets of a quantity, for each row; they are read once for a page."""
+    key = name, axis.step
+    if key not in c.buckets:
         spans = [row.within(Window(axis.edges[0], end)) for row in rows]
-        for other, columns in importer.buckets(
-            c.db, same, spans, axis.edges
-        ).items():
-            c.buckets[other, axis.step] = columns
-    return c.buckets[name, axis.step]
+        c.buckets[key] = importer.buckets(c.db, [name], spans, axis.edges)[name]
+    return c.buckets[key]
 
 
 def measured(c, chart, row, end, states):
@@ -1287,15 +1278,25 @@ def view_co2(c):
     rows, window, alone = co2_rows(c)
     if not rows:
         return nothing("co2", "No readings in this time.")
+    if not c.o.panels and not alone:
+        return fleet(c, rows, window)
+    axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
+    axes = dict.fromkeys(NAMES, axis)
     if c.o.panels:
-        return panels(c, rows, window)
-    return site(c, rows[0], window) if alone else fleet(c, rows, window)
+        return panels(c, rows, axes, window)
+    (row,) = with_charts(c, rows, axes, window.b)
+    lines = min(c.rows or c.o.height, c.o.height - 1)  # a browser has more rows
+    return detail(c, row, window, lines)
 
 
 def fleet(c, rows, window, range_cells=7, flag_cells=3):
     """A row per site: all on one time axis, and on one scale."""
     here = rows[: c.room(3)]
-    t = fleet_table(c, rows, window, range_cells, flag_cells)
+    columns = [
+        name_column(c, "site", rows, lambda row: row.name),
+        *fleet_columns(c, range_cells, flag_cells),
+    ]
+    t = Table(c, columns, window, len(here))
     drawn = with_charts(c, here, t.axes, window.b)
     reach = max(t.longest("max", drawn), range_cells)
     flags = max(t.longest("late", drawn), 1)
@@ -1305,9 +1306,10 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     scale = drawn[0].charts["co2"].scale
     warmth = drawn[0].charts["temp"].scale
     sites = any(row.name == row.stays[0].site for row in rows)
+    axis = t.axes["co2"]
     title = [
         (0, count(len(rows), "site" if sites else "unit")),
-        (0, *c.zone.period(Window(t.axes["co2"].edges[0], window.b), c.g.to)),
+        (0, *c.zone.period(Window(axis.edges[0], window.b), c.g.to)),
         (2, f"CO₂ {scale.low:.0f}{c.g.to}{scale.high:.0f} ppm"),
         (
             3,
@@ -1317,7 +1319,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
         ),
     ]
     notes = [
-        ("", f"col = {t.axes['co2'].step} (CO₂)"),
+        ("", f"col = {axis.step} (CO₂)"),
         ("", f"{t.axes['temp'].step} (T)"),
         ("", "blank = no data"),
         ("L", "late"),
@@ -1329,52 +1331,23 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     )
 
 
-def fleet_table(c, rows, window, range_cells, flag_cells):
-    """Its columns. Of very many rows the charts' columns are days, which are read from rollups."""
-    n = len(rows[: c.room(3)])
-    many = n > 250 and window.b - window.a > 3 * DAY
-    steps = FROM_DAYS if many else ALL_STEPS
-    warm_steps = FROM_DAYS if many else WITHOUT_HALF_DAYS
-    columns = [
-        name_column(c, "site", rows, lambda row: row.name),
-        Column("co2", "", 14, partial(chart_cell, CO2), steps=steps),
+def fleet_columns(c, range_cells, flag_cells):
+    """Charts and numbers of the two quantities."""
+    co2 = partial(chart_cell, CO2)
+    temp = partial(chart_cell, TEMP)
+    ppm = partial(last_cell, CO2)
+    celsius = partial(last_cell, TEMP)
+    flags = "late above below temp_above temp_below"
+    return [
+        Column("co2", "", 14, co2, steps=ALL_STEPS),
+        Column("ppm ppm_age", "ppm", 4, ppm, 1, right=True),
         Column(
-            "ppm ppm_age", "ppm", 4, partial(last_cell, CO2), rank=1, right=True
+            "min max", "range", range_cells, range_cell, 3, right=True, gap=2
         ),
-        Column(
-            "min max",
-            "range",
-            range_cells,
-            range_cell,
-            rank=3,
-            right=True,
-            gap=2,
-        ),
-        Column(
-            "temp",
-            "",
-            7,
-            partial(chart_cell, TEMP),
-            rank=4,
-            gap=2,
-            steps=warm_steps,
-        ),
-        Column(
-            "celsius celsius_age",
-            c.g.degree,
-            5,
-            partial(last_cell, TEMP),
-            rank=2,
-            right=True,
-        ),
-        Column(
-            "late above below temp_above temp_below",
-            "!",
-            flag_cells,
-            flags_cell,
-        ),
+        Column("temp", "", 7, temp, 4, gap=2, steps=WITHOUT_HALF_DAYS),
+        Column("celsius celsius_age", c.g.degree, 5, celsius, 2, right=True),
+        Column(flags, "!", flag_cells, flags_cell),
     ]
-    return Table(c, columns, window, n)
 
 
 def chart_cell(quantity, t, row):
@@ -1427,14 +1400,14 @@ def flags_cell(t, row):
 # nothing, thin is less than half.
 
 
-def panels(c, rows, window):
+def panels(c, rows, axes, window):
     """Every stay in detail, with one time axis and one scale for all."""
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[: c.rows and max(1, (c.rows - 1) // height)]
     hidden = len(rows) - len(here)
     lines = []
     records = []
-    for row in with_charts(c, here, detail_axes(c, window), window.b):
+    for row in with_charts(c, here, axes, window.b):
         page = detail(c, row, window, height - bool(hidden))
         lines += page.lines
         names = [row.name, row.stays[0].nickname]
@@ -1443,19 +1416,6 @@ def panels(c, rows, window):
         lines += c.wrapped([f"+{hidden} more (--all)"])
     facts = {name: page.facts[name] for name in ("co2_scale", "temp_scale")}
     return Page("co2", facts, ["site", "unit", *page.fields], records, lines)
-
-
-def detail_axes(c, window):
-    """The same axis for each quantity."""
-    axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
-    return dict.fromkeys(NAMES, axis)
-
-
-def site(c, row, window):
-    """One site or unit."""
-    (row,) = with_charts(c, [row], detail_axes(c, window), window.b)
-    lines = min(c.rows or c.o.height, c.o.height - 1)  # a browser has more rows
-    return detail(c, row, window, lines)
 
 
 def detail(c, row, window, lines):
@@ -1662,7 +1622,7 @@ class Places(NamedTuple):
 
     left: set[int]  # the line of the means in the left half of the column
     right: set[int]
-    reach: set[int]  # from the least to the greatest value
+    reach: range  # from the least to the greatest value
 
 
 def plot(g, chart, scale, rows):
@@ -1681,7 +1641,7 @@ def plot(g, chart, scale, rows):
                 scale.level(bucket.low, levels),
                 scale.level(bucket.high, levels) + 1,
             )
-        columns.append(Places(set(left), set(right), set(reach)))
+        columns.append(Places(left, right, reach))
     zero = scale.level(0, rows) if scale.low < 0 < scale.high else -1
     lines = []
     for row in range(rows):
@@ -1697,27 +1657,23 @@ def plot(g, chart, scale, rows):
 
 
 def trace(means, connect):
-    """The places that the line of the means takes in the left and in the right half of each column."""
-    left = [range(0) if at is None else range(at, at + 1) for at in means]
-    right = list(left)
+    """The places that the line of the means takes in the left and in the right half of each column. What lies between
+    two neighbours belongs to the half that is nearer."""
+    left = [{at} - {None} for at in means]
+    right = [{at} - {None} for at in means]
     for j, (before, after) in enumerate(zip(means, means[1:])):
-        if not connect or before is None or after is None:
-            continue
-        if after > before:
-            middle = (before + after + 1) // 2
-            right[j] = range(before, middle)
-            left[j + 1] = range(middle, after + 1)
-        else:
-            middle = (before + after) // 2
-            right[j] = range(middle + 1, before + 1) or right[j]
-            left[j + 1] = range(after, middle + 1)
+        if connect and None not in (before, after):
+            for place in range(min(before, after), max(before, after) + 1):
+                nearer = abs(place - before) < abs(place - after)
+                half = right[j] if nearer else left[j + 1]
+                half.add(place)
     return left, right
 
 
 def plot_char(g, column, at, style, blank):
     """The character of a column in the row of a plot that has these places, and its style."""
     on_line = (column.left | column.right).intersection(at)
-    inside = column.reach.intersection(at)
+    inside = set(at).intersection(column.reach)
     if not on_line:
         style = "dim"
     if not on_line and not inside:
@@ -1786,7 +1742,6 @@ def view_pings(c):
     window = c.window(spans_of(c.stays))
     found = [PingRow(stays) for stays in lanes(c.stays)]
     name, unit, hardware = who(c, found, 2)
-    name.cells = min(name.cells, max(10, c.width // 8))
     unit.gap = 0
     t = Table(
         c,
@@ -1797,7 +1752,7 @@ def view_pings(c):
             ),
             unit,
             hardware,
-            Column("late_seconds", "late", 4, late_cell, rank=1, right=True),
+            Column("late_seconds", "late", 4, late_cell, 1, right=True),
         ],
         window,
         len(found[: c.room(3)]),
@@ -1890,33 +1845,25 @@ def late_cell(t, row):
 # -- status -----------------------------------------------------------------------------------------------------------
 
 
-class Verdict(NamedTuple):
-    """How a verdict of the importer is written."""
-
-    short: str
-    style: str
-    long: str
-
-
+# verdict of the importer -> how it is written in a row, its style, how it is written in the title
 VERDICTS = {
-    "late": Verdict("LATE", "bad", "LATE"),
-    "stuck": Verdict("DATA", "bad", "call without DATA"),
-    "update": Verdict("UPD.", "bad", "UPDATE not taken"),
-    "refused": Verdict("LINE", "bad", "with refused LINES"),
-    "sensor": Verdict("SENS", "bad", "SENSOR"),
-    "weak": Verdict("weak", "warn", "weak"),
-    "never": Verdict("none", "warn", "never"),
-    "ok": Verdict(" ok", "good", "ok"),
-    "off": Verdict(" --", "dim", "not deployed"),
+    "late": ("LATE", "bad", "LATE"),
+    "stuck": ("DATA", "bad", "call without DATA"),
+    "update": ("UPD.", "bad", "UPDATE not taken"),
+    "refused": ("LINE", "bad", "with refused LINES"),
+    "sensor": ("SENS", "bad", "SENSOR"),
+    "weak": ("weak", "warn", "weak"),
+    "never": ("none", "warn", "never"),
+    "ok": (" ok", "good", "ok"),
+    "off": (" --", "dim", "not deployed"),
 }
 SIGNAL = Scale(-115, -70)  # dBm, of small charts
 
 
 class StatusRow(NamedTuple):
-    """A unit with the pings of its last days."""
+    """A unit as it is."""
 
     stay: UnitState
-    days: Sequence[Pings | None] = ()
 
 
 def problem_lines(c, problem):
@@ -1945,12 +1892,12 @@ def view_status(c):
     states = importer.fleet_state(c.db, c.now, c.stays, c.o.archive)
     below = unit_problems(c, states)
     c.rows = c.room(len(below))
-    here = states[: c.room(3)]
-    axis = make_axis(c.zone, Window(c.now - 13 * DAY, c.now + 1), 14, FROM_DAYS)
-    spans = [[(state.unit_id, axis.edges[0], c.now + 1)] for state in here]
-    rows = list(map(StatusRow, here, importer.pings(c.db, spans, axis.edges)))
-    t = Table(c, status_columns(c, states), Window(axis.edges[0], c.now))
-    t.axes = {"pings": axis, "rssi": axis}
+    rows = list(map(StatusRow, states))
+    window = Window(c.now - 13 * DAY, c.now + 1)
+    days = make_axis(c.zone, window, 14, FROM_DAYS)
+    pairs = make_axis(c.zone, window, 8, FROM_DAYS)
+    t = Table(c, status_columns(c, rows), Window(days.edges[0], c.now))
+    t.axes = {"pings": days, "rssi": pairs}
     counts = Counter(state.verdict for state in states)
     notes = [
         ("", "pings:"),
@@ -1960,53 +1907,38 @@ def view_status(c):
         ("", "rssi −115…−70 dBm"),
     ]
     facts = {name: counts[name] for name in VERDICTS}
-    page = t.page(status_title(c, counts), rows, len(states), notes, **facts)
+    here = rows[: c.room(3)]
+    page = t.page(status_title(c, counts), here, len(rows), notes, **facts)
     return page._replace(lines=page.lines + below)
 
 
-def status_columns(c, states):
+def status_columns(c, rows):
     """The columns of the page."""
+    ppm = partial(newest_cell, CO2)
+    celsius = partial(newest_cell, TEMP)
     return [
         Column("state", "", 4, state_cell),
-        *who(c, list(map(StatusRow, states))),
-        Column("ping_age data_age", "last", 8, age_cell, rank=1, right=True),
-        Column("pings", "pings 14 d", 14, days_cell, rank=2),
-        Column(
-            "ppm ppm_age",
-            "ppm",
-            4,
-            partial(newest_cell, CO2),
-            rank=4,
-            right=True,
-        ),
-        Column(
-            "celsius celsius_age",
-            c.g.degree,
-            5,
-            partial(newest_cell, TEMP),
-            rank=6,
-            right=True,
-        ),
+        *who(c, rows),
+        Column("ping_age data_age", "last", 8, age_cell, 1, right=True),
+        Column("pings", "pings 14 d", 14, days_cell, 2),
+        Column("ppm ppm_age", "ppm", 4, ppm, 4, right=True),
+        Column("celsius celsius_age", c.g.degree, 5, celsius, 6, right=True),
         number_column("dBm", 4, lambda row: row.stay.dbm, 5, c.g.none),
-        Column(
-            "rssi",
-            "rssi 14d",
-            8,
-            lambda t, row: rssi_cell(c, row.days, 2),
-            rank=7,
-        ),
+        Column("rssi", "rssi 14d", 8, partial(signal_cell, "rssi"), 7),
     ]
 
 
 def status_title(c, counts):
     """When, and how many units have which verdict; where there is no room, only what is wrong."""
-    each = [
-        (name, f"{counts[name]} {VERDICTS[name].long}")
-        for name in VERDICTS
+    each = {
+        name: f"{counts[name]} {long}"
+        for name, (_, _, long) in VERDICTS.items()
         if counts[name]
-    ]
-    said = "  ".join(text for _, text in each)
-    wrong = "  ".join(text for name, text in each if name not in ("ok", "off"))
+    }
+    said = "  ".join(each.values())
+    wrong = "  ".join(
+        text for name, text in each.items() if name not in ("ok", "off")
+    )
     units = count(sum(counts.values()), "unit")
     return [
         (3, "fleet"),
@@ -2022,8 +1954,9 @@ def ping_numbers(columns):
 
 def state_cell(t, row):
     """The verdict."""
-    verdict = VERDICTS[row.stay.verdict]
-    return cell(verdict.short, row.stay.verdict, style=verdict.style)
+    verdict = row.stay.verdict
+    short, style, _ = VERDICTS[verdict]
+    return cell(short, verdict, style=style)
 
 
 def age_cell(t, row):
@@ -2036,9 +1969,17 @@ def age_cell(t, row):
     return cell("never" if age is None else ago(age), ping, data)
 
 
+def pings_of(t, row, field):
+    """The pings of the row's unit in the columns of a chart."""
+    axis = t.axes[field]
+    spans = [(row.stay.unit_id, axis.edges[0], t.window.b + 1)]
+    (columns,) = importer.pings(t.c.db, [spans], axis.edges)
+    return columns
+
+
 def days_cell(t, row):
     """Whether it called on each day."""
-    numbers = ping_numbers(row.days)
+    numbers = ping_numbers(pings_of(t, row, "pings"))
     return cell("".join(t.c.g.pings[min(n, 2)] for n in numbers), numbers)
 
 
@@ -2052,14 +1993,10 @@ def newest_cell(quantity, t, row):
     return value_cell(quantity, last, stale, c.now, c.g.none)
 
 
-def rssi_cell(c, columns, per_bar=1):
-    """The mean strength of the signal by column, and drawn of so many columns together."""
-    signal = [pings.dbm if pings else None for pings in columns]
-    means = []
-    for at in range(0, len(signal), per_bar):
-        heard = [dbm for dbm in signal[at : at + per_bar] if dbm is not None]
-        means.append(sum(heard) / len(heard) if heard else None)
-    return Cell([signal], bars(c, means, SIGNAL))
+def signal_cell(field, t, row):
+    """The mean strength of the signal by column."""
+    signal = [pings.dbm if pings else None for pings in pings_of(t, row, field)]
+    return Cell([signal], bars(t.c, signal, SIGNAL))
 
 
 # -- signal -----------------------------------------------------------------------------------------------------------
@@ -2122,16 +2059,8 @@ def signal_columns(c, rows):
         Column("min p25 median p75 max", "", 46 if c.width > 75 else 15, box_cell),
         number_column("last", 4, SignalRow.last, 1),
         number_column("n", 4, lambda row: sum(n for _, n, _ in row.levels), 2),
-        Column("trend", "trend", 10, trend_cell, rank=3),
+        Column("trend", "trend", 10, partial(signal_cell, "trend"), 3),
     ]
-
-
-def trend_cell(t, row):
-    """The strength of the signal in the course of time."""
-    axis = t.axes["trend"]
-    spans = [(row.stay.unit_id, axis.edges[0], t.window.b + 1)]
-    (columns,) = importer.pings(t.c.db, [spans], axis.edges)
-    return rssi_cell(t.c, columns)
 
 
 def lay_ruler(t, rows):
@@ -2296,7 +2225,7 @@ def view_gaps(c):
         [
             *who(c, rows),
             Column("from", "from", 12, lambda t, row: time_cell(t, row.gap.start)),
-            Column("to", "to", 12, lambda t, row: time_cell(t, row.gap.end), rank=1),
+            Column("to", "to", 12, lambda t, row: time_cell(t, row.gap.end), 1),
             number_column("missing", 7, lambda row: row.gap.missing, 2),
             Column("state calls", "state", 14, gap_cell),
         ],
@@ -3616,7 +3545,6 @@ def watch(a):
 
 def main(argv=None, now=None):
     """The command line; the exit status."""
-    gc.enable()
     if sys.stdout is None:  # closed by whoever started this
         return fail(OSError(0, "stdout is closed"), 1)
     try:

@@ -753,14 +753,6 @@ def test_what_is_no_zone_has_a_clear_message(name: str) -> None:
         Zone(name)
 
 
-def test_a_page_of_very_many_rows_is_made_of_days(tmp_path: object) -> None:
-    start = NOW - timedelta(days=5)
-    db = archive(str(tmp_path), [Unit(n, steady(start, minutes=240)) for n in range(260)])
-    some, every_one = page_of("co2", db, rows=23), page_of("co2", db)
-    assert some.axes["co2"][1].endswith("T18:00Z") and [at[-6:] for at in every_one.axes["co2"]] == ["00:00Z"] * 6
-    assert len(every_one.records) == 260 and records(every_one)[7]["co2"][1:5] == [420.5] * 4
-
-
 def test_readings_without_any_usable_value_are_marked_by_days_as_by_hours(tmp_path: object) -> None:
     """Unit 1 has 85.0 degC (power-on) for two days, and for two others no readings at all."""
     readings = [(when, ppm, 85.0 if when.day in (18, 19) else temp) for when, ppm, temp in steady() if when.day not in (22, 23)]
