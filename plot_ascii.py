@@ -1777,7 +1777,7 @@ def view_pings(c):
         (c.g.open, "deployment"),
         (c.g.close, "its end"),
     )
-    rows = [with_pings(c, row, axis, window) for row in found[: c.room(3)]]
+    rows = with_pings(c, found[: c.room(3)], axis, window)
     return t.page(title, rows, len(found), notes)
 
 
@@ -1789,16 +1789,20 @@ PING_LEVELS = {
 }
 
 
-def with_pings(c, row, axis, window):
-    """The row with its pings by column, and with the silence of the unit that is there."""
-    (columns,) = importer.pings(c.db, [row.within(window)], axis.edges)
-    (state,) = importer.fleet_state(c.db, window.b, [row.stay])
-    late = (
-        window.b - state.last_ping
-        if state.alarms and state.pings_late > 1
-        else None
-    )
-    return PingRow(row.stays, columns, late, state)
+def with_pings(c, rows, axis, window):
+    """The rows with their pings by column, and with the silence of the units that are there."""
+    stays = [row.stay for row in rows]
+    states = importer.fleet_state(c.db, window.b, stays)
+    states = {state.unit_id: state for state in states}
+    spans = [row.within(window) for row in rows]
+    found = []
+    for row, columns in zip(rows, importer.pings(c.db, spans, axis.edges)):
+        state = states[row.stay.unit_id]
+        late = None
+        if state.alarms and state.pings_late > 1 and row.stay.until > window.b:
+            late = window.b - state.last_ping
+        found.append(PingRow(row.stays, columns, late, state))
+    return found
 
 
 def ping_cell(t, row):
@@ -2745,7 +2749,7 @@ def picture_pings(c):
     found = [row for row in found if row.within(window)]
     if not found:
         return None
-    rows = [with_pings(c, row, axis, window) for row in found[: c.room(0)]]
+    rows = with_pings(c, found[: c.room(0)], axis, window)
     strips = []
     numbers = []
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
