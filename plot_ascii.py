@@ -2555,11 +2555,10 @@ def unit_curves(panel, row):
             first = max(bisect_right(edges, stay.since) - 1, 0)
             end = bisect_left(edges, stay.until)
             if first < end:
-                before = [None] * first
                 kind = stay.status or "deployed"
                 if not stands(row, stay):
                     kind = "second"
-                drawn += panel.curves(before + own[first : end + 1], kind)
+                drawn += panel.curves([None] * first + own[first : end + 1], kind)
     return drawn
 
 
@@ -2635,7 +2634,7 @@ def lane(frame, row, top, height):
         if not stay.site:
             continue
         for times in frame.runs(stay, [not pings for pings in row.columns]):
-            days = int(times[1] - times[0]) // DAY
+            days = (times[1] - times[0]) // DAY
             if days >= SILENT_DAYS and is_deployed(stay):
                 back += frame.rect("silence", times, top, height)
                 front += frame.word("silent", times, top + height - 3, f"{days} d")
@@ -3321,10 +3320,10 @@ def options(a):
         "height": str(max(lines, 5)),
         "glyphs": "auto" if speaks_unicode() else "ascii",
     }
-    given = {}
-    for name, flag in zip(OPTIONS, FLAGS):
-        text = getattr(a, name)
-        given[flag] = known.get(name) if text is None else text
+    given = {
+        flag: getattr(a, name) or known.get(name)
+        for name, flag in zip(OPTIONS, FLAGS)
+    }
     archive = None if a.db else a.archive
     db = a.settings.db
     return Options.from_query(given, db=db, now=int(a.clock()), archive=archive)
@@ -3532,7 +3531,6 @@ def watch(a):
     """Redraw in place until Ctrl-C, and at once when the terminal changes its size."""
     resized = [signal.SIGWINCH]
     signal.pthread_sigmask(signal.SIG_BLOCK, resized)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of finally
     put("\x1b[?1049h\x1b[?25l")  # the other screen, no cursor
     try:
         while True:
