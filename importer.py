@@ -116,6 +116,21 @@ def quoted(names):
     return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
 
 
+def ask(db, query, *bound):
+    """The first value of the first row of a query."""
+    return db.execute(query, bound).fetchone()[0]
+
+
+def _units_in(db, table):
+    """The units of a table that has an index by unit: a skip through that, not a scan."""
+    return {unit for unit, in db.execute("""
+        WITH RECURSIVE known(unit) AS (
+            SELECT min(unit_id) FROM {0}
+            UNION ALL SELECT (SELECT min(unit_id) FROM {0} WHERE unit_id > known.unit)
+            FROM known WHERE known.unit IS NOT NULL)
+        SELECT unit FROM known WHERE unit IS NOT NULL""".format(table))}
+
+
 def _printable(text):
     """Without control characters: names and texts from outside reach no terminal as they are."""
     return re.sub("[\x00-\x1f\x7f-\x9f]", "?", text.encode("utf-8", "replace").decode())
@@ -2359,6 +2374,16 @@ def _open_no_link(path, flags):
 # needs no such files.
 
 
+def _connect(path, how):
+    """A connection to a database that is there; `how` is an option of SQLite's URIs."""
+    name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return sqlite3.connect(f"file:{name}?{how}", uri=True, timeout=PATIENCE)
+
+
+def _connected(path):
+    return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
+
+
 def open_db(path):
     """Read-only; NoDatabase when there is none that can be read. Temporary tables are possible."""
     if not os.path.exists(path):
@@ -2384,19 +2409,9 @@ def open_db(path):
     return db
 
 
-def _connect(path, how):
-    """A connection to a database that is there; `how` is an option of SQLite's URIs."""
-    name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    return sqlite3.connect(f"file:{name}?{how}", uri=True, timeout=PATIENCE)
-
-
-def ask(db, query, *bound):
-    """The first value of the first row of a query."""
-    return db.execute(query, bound).fetchone()[0]
-
-
-def _connected(path):
-    return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
+def _leave(path):
+    with contextlib.suppress(sqlite3.Error), _connected(path) as db:        # unless others have it open
+        db.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
 
 
 class KeptOpen:
@@ -2436,9 +2451,10 @@ def _writing(path):
         _leave(path)
 
 
-def _leave(path):
-    with contextlib.suppress(sqlite3.Error), _connected(path) as db:        # unless others have it open
-        db.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
+def _remove(path, suffixes=("", "-journal", "-wal", "-shm")):
+    for suffix in suffixes:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)
 
 
 def ownership(path):
@@ -2518,60 +2534,51 @@ def only_writer(path, patience=PATIENCE):
         yield
 
 
-def import_new(archive, paths=None, now=None, progress=None, processes=1):
-    """Import what is new: in the files at these paths, or in all; the Summary. `progress` is told numbers of bytes.
-
-    Unusable, OSError or sqlite3.Error when that cannot be.
-    """
-    with only_writer(archive.db):
-        if _is_ours(archive.db):
-            try:
-                return _import_new(archive, paths, now or time.time(), progress)
-            except sqlite3.OperationalError as error:           # somebody reads it all the time, and keeps the old one
-                if "locked" not in str(error):
-                    raise
-            except sqlite3.DatabaseError as error:
-                if type(error) is not sqlite3.DatabaseError:    # that one alone says that the file is damaged
-                    raise
-                _retire(archive.db)
-        return _rebuild(archive, now, progress, processes)
+def _is_earlier_version(path):
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "immutable=1")) as db:
+        tables = {name for name, in db.execute("SELECT name FROM sqlite_master")}
+        return 0 < ask(db, "PRAGMA user_version") < SCHEMA_VERSION and {"co2_readings", "sources"} < tables
+    return False
 
 
-def _import_new(archive, paths, now, progress):
-    named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
-    with _writing(archive.db) as db:
-        listing = Listing(archive, db) if named is None else None
-        db.execute("BEGIN IMMEDIATE")
-        run = Import(db, Rules(archive.limits, now), progress)
-        run.release_future()
-        if listing:
-            _take_all(run, archive, listing)
-        else:
-            missing = _not_mounted(db, archive)
-            run.take(source for source in named if not missing or source.key.startswith("var/"))
-        if run.again:
-            with Listing(archive) as everything:
-                run.take_again(everything.between())
-        run.settle()
-        db.execute("COMMIT")
-    return run.summary
+def retired_databases(path):
+    """The databases that were put out of the way of the one at `path`."""
+    from glob import escape, glob
+    names = glob(escape(os.path.abspath(path)) + ".before-*")
+    return sorted(name for name in names if not name.endswith(("-wal", "-shm")))
 
 
-def _take_all(run, archive, listing):
-    """All that is new, and out with what is gone, unless that cannot be known."""
-    run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
-    run.summary.hidden = list(listing.unreadable)
-    missing = _not_mounted(run.db, archive)
-    listing.unreadable += missing
-    if missing:
-        run.db.execute("DELETE FROM files WHERE key LIKE 'data/%'")
-    if not listing.unreadable:
-        _mark_data(archive)
-        gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM files)"
-        run.forget(run.db.execute(gone).fetchall())
-    changed = run.db.execute(f"SELECT {_LISTED} FROM files f LEFT JOIN sources s ON s.path = f.key "
-                             "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key")
-    run.take(map(_listed, changed))
+def _retire(path):
+    """Put a database that cannot be used out of the way. Of those that we made earlier the newest is kept; what is not
+    ours, or damaged, is never removed."""
+    aside = f"{path}.before-{seqfile.utc(time.time(), '%Y%m%dT%H%M%SZ')}"
+    while os.path.exists(aside):
+        aside += "-"
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path + suffix, aside + suffix)
+    print(f"importer: {path} is damaged or of another version; it is now {aside}", file=sys.stderr)
+    earlier = [other for other in retired_databases(path) if _is_earlier_version(other)]
+    if aside in earlier:
+        for other in earlier:
+            if other != aside:
+                _remove(other)
+
+
+def _is_ours(path):
+    """Whether there is a database of this schema; one of another is put out of the way."""
+    if not os.path.exists(path):
+        return False
+    try:
+        with _connected(path) as db:
+            if ask(db, "PRAGMA user_version") == SCHEMA_VERSION:
+                return True
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:                               # it is damaged
+        pass
+    _retire(path)
+    return False
 
 
 # The data directory has a mark, and the server directory says that there is one. So an empty directory, where the disk
@@ -2599,122 +2606,9 @@ def _not_mounted(db, archive):
     return found
 
 
-def _named(archive, paths):
-    """The sources at these paths; None when all must be looked at, because a table of deployments is among them."""
-    found = []
-    for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/")):
-        root = os.path.abspath(root)
-        below = [path for path in map(os.path.abspath, paths) if path.startswith(root + os.sep)]
-        found += filter(None, [_source(path, root, prefix) for path in sorted(set(below))])
-    return None if any(source.kind == "deployments" for source in found) else found
-
-
-def _is_ours(path):
-    """Whether there is a database of this schema; one of another is put out of the way."""
-    if not os.path.exists(path):
-        return False
-    try:
-        with _connected(path) as db:
-            if ask(db, "PRAGMA user_version") == SCHEMA_VERSION:
-                return True
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError:                               # it is damaged
-        pass
-    _retire(path)
-    return False
-
-
-def _retire(path):
-    """Put a database that cannot be used out of the way. Of those that we made earlier the newest is kept; what is not
-    ours, or damaged, is never removed."""
-    aside = f"{path}.before-{seqfile.utc(time.time(), '%Y%m%dT%H%M%SZ')}"
-    while os.path.exists(aside):
-        aside += "-"
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path + suffix, aside + suffix)
-    print(f"importer: {path} is damaged or of another version; it is now {aside}", file=sys.stderr)
-    earlier = [other for other in retired_databases(path) if _is_earlier_version(other)]
-    if aside in earlier:
-        for other in earlier:
-            if other != aside:
-                _remove(other)
-
-
-def retired_databases(path):
-    """The databases that were put out of the way of the one at `path`."""
-    from glob import escape, glob
-    names = glob(escape(os.path.abspath(path)) + ".before-*")
-    return sorted(name for name in names if not name.endswith(("-wal", "-shm")))
-
-
-def _is_earlier_version(path):
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "immutable=1")) as db:
-        tables = {name for name, in db.execute("SELECT name FROM sqlite_master")}
-        return 0 < ask(db, "PRAGMA user_version") < SCHEMA_VERSION and {"co2_readings", "sources"} < tables
-    return False
-
-
-def rebuild(archive, now=None, progress=None, processes=1):
-    """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
-    with only_writer(archive.db):
-        _is_ours(archive.db)                                    # else it is set aside, not replaced
-        return _rebuild(archive, now, progress, processes)
-
-
-def _rebuild(archive, now, progress, processes):
-    new = archive.db + ".new"
-    with Listing(archive) as listing:
-        try:
-            summary = _build(new, listing, Rules(archive.limits, now or time.time()), progress, processes)
-            summary.unreadable[:0] = listing.unreadable
-            summary.hidden = listing.unreadable
-            summary.disputed = listing.disputed
-            _swap_in(new, archive.db)
-            _mark_data(archive)
-        finally:
-            _remove(new)
-    return summary
-
-
 _FRESH = """
 PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;
 """
-
-
-def _build(path, listing, rules, progress, processes):
-    """A database at `path` from nothing. Several processes read a share of the text each; one unites and settles it."""
-    own, *others = listing.shares(processes)
-    shares = {f"{path}-part{n}": list(listing.between(first, last)) for n, (first, last, _) in enumerate(others)}
-    helpers = {}
-    for file in (path, *shares):
-        _remove(file)
-    try:
-        for part, sources in shares.items():
-            helpers[part] = _start_helper(part, sources, rules)
-        with _connected(path) as db:
-            run = _fill(db, listing.between(*own[:2]), rules, progress)
-            for part, sources in shares.items():
-                pid = helpers.pop(part)
-                if not pid or os.waitpid(pid, 0)[1]:            # whatever it was: it is seen here if it happens again
-                    _remove(part)
-                    with _connected(part) as other:
-                        _fill(other, sources, rules, progress)
-                _unite(db, part)
-            # To sort the indexes; each thread takes as much memory as the cache may.
-            db.executescript(f"PRAGMA threads = {processes}; PRAGMA cache_size = -2000; BEGIN; {INDEXES}")
-            run.settle_all()
-            summary = Summary.of_new(db)
-            db.execute("COMMIT")
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    finally:
-        for pid in filter(None, helpers.values()):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        for part in shares:
-            _remove(part)
-    return summary
 
 
 def _fill(db, sources, rules, progress):
@@ -2752,6 +2646,40 @@ def _unite(db, part):
     db.execute("DETACH part")
 
 
+def _build(path, listing, rules, progress, processes):
+    """A database at `path` from nothing. Several processes read a share of the text each; one unites and settles it."""
+    own, *others = listing.shares(processes)
+    shares = {f"{path}-part{n}": list(listing.between(first, last)) for n, (first, last, _) in enumerate(others)}
+    helpers = {}
+    for file in (path, *shares):
+        _remove(file)
+    try:
+        for part, sources in shares.items():
+            helpers[part] = _start_helper(part, sources, rules)
+        with _connected(path) as db:
+            run = _fill(db, listing.between(*own[:2]), rules, progress)
+            for part, sources in shares.items():
+                pid = helpers.pop(part)
+                if not pid or os.waitpid(pid, 0)[1]:            # whatever it was: it is seen here if it happens again
+                    _remove(part)
+                    with _connected(part) as other:
+                        _fill(other, sources, rules, progress)
+                _unite(db, part)
+            # To sort the indexes; each thread takes as much memory as the cache may.
+            db.executescript(f"PRAGMA threads = {processes}; PRAGMA cache_size = -2000; BEGIN; {INDEXES}")
+            run.settle_all()
+            summary = Summary.of_new(db)
+            db.execute("COMMIT")
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    finally:
+        for pid in filter(None, helpers.values()):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for part in shares:
+            _remove(part)
+    return summary
+
+
 def _swap_in(new, path):
     """Rename. Nothing may be left of the old one's log, which the new one would take for its own: what is in it goes
     into the old file as far as its readers allow; a crash in between would lose nothing that is not in the text."""
@@ -2765,10 +2693,92 @@ def _swap_in(new, path):
     os.rename(new, path)
 
 
-def _remove(path, suffixes=("", "-journal", "-wal", "-shm")):
-    for suffix in suffixes:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + suffix)
+def _rebuild(archive, now, progress, processes):
+    new = archive.db + ".new"
+    with Listing(archive) as listing:
+        try:
+            summary = _build(new, listing, Rules(archive.limits, now or time.time()), progress, processes)
+            summary.unreadable[:0] = listing.unreadable
+            summary.hidden = listing.unreadable
+            summary.disputed = listing.disputed
+            _swap_in(new, archive.db)
+            _mark_data(archive)
+        finally:
+            _remove(new)
+    return summary
+
+
+def rebuild(archive, now=None, progress=None, processes=1):
+    """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
+    with only_writer(archive.db):
+        _is_ours(archive.db)                                    # else it is set aside, not replaced
+        return _rebuild(archive, now, progress, processes)
+
+
+def _named(archive, paths):
+    """The sources at these paths; None when all must be looked at, because a table of deployments is among them."""
+    found = []
+    for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/")):
+        root = os.path.abspath(root)
+        below = [path for path in map(os.path.abspath, paths) if path.startswith(root + os.sep)]
+        found += filter(None, [_source(path, root, prefix) for path in sorted(set(below))])
+    return None if any(source.kind == "deployments" for source in found) else found
+
+
+def _take_all(run, archive, listing):
+    """All that is new, and out with what is gone, unless that cannot be known."""
+    run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
+    run.summary.hidden = list(listing.unreadable)
+    missing = _not_mounted(run.db, archive)
+    listing.unreadable += missing
+    if missing:
+        run.db.execute("DELETE FROM files WHERE key LIKE 'data/%'")
+    if not listing.unreadable:
+        _mark_data(archive)
+        gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM files)"
+        run.forget(run.db.execute(gone).fetchall())
+    changed = run.db.execute(f"SELECT {_LISTED} FROM files f LEFT JOIN sources s ON s.path = f.key "
+                             "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key")
+    run.take(map(_listed, changed))
+
+
+def _import_new(archive, paths, now, progress):
+    named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
+    with _writing(archive.db) as db:
+        listing = Listing(archive, db) if named is None else None
+        db.execute("BEGIN IMMEDIATE")
+        run = Import(db, Rules(archive.limits, now), progress)
+        run.release_future()
+        if listing:
+            _take_all(run, archive, listing)
+        else:
+            missing = _not_mounted(db, archive)
+            run.take(source for source in named if not missing or source.key.startswith("var/"))
+        if run.again:
+            with Listing(archive) as everything:
+                run.take_again(everything.between())
+        run.settle()
+        db.execute("COMMIT")
+    return run.summary
+
+
+def import_new(archive, paths=None, now=None, progress=None, processes=1):
+    """Import what is new: in the files at these paths, or in all; the Summary. `progress` is told numbers of bytes.
+
+    Unusable, OSError or sqlite3.Error when that cannot be.
+    """
+    with only_writer(archive.db):
+        if _is_ours(archive.db):
+            try:
+                return _import_new(archive, paths, now or time.time(), progress)
+            except sqlite3.OperationalError as error:           # somebody reads it all the time, and keeps the old one
+                if "locked" not in str(error):
+                    raise
+            except sqlite3.DatabaseError as error:
+                if type(error) is not sqlite3.DatabaseError:    # that one alone says that the file is damaged
+                    raise
+                _retire(archive.db)
+        return _rebuild(archive, now, progress, processes)
 
 
 # -- what the views ask -----------------------------------------------------------------------------------------------
@@ -2828,6 +2838,28 @@ class Pings(NamedTuple):
         return self.total / self.heard if self.heard else None
 
 
+# Dated ahead when they came, but past now. Asked of two indexes, so that the readings themselves are left alone.
+_NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= :now)"
+
+
+def _recent(db, table, unit, now):
+    """Times of the last pings or readings up to now, newest first."""
+    valid = _NOT_FUTURE if table == "co2_readings" else "1"
+    query = f"SELECT ts FROM {table} WHERE unit_id = :unit AND ts <= :now AND {valid} ORDER BY ts DESC LIMIT {RECENT}"
+    return [ts for ts, in db.execute(query, {"unit": unit, "now": now})]
+
+
+def _rhythm(times, least, default):
+    """The median distance; with fewer than three distances there is none yet."""
+    steps = sorted(a - b for a, b in zip(times, times[1:]) if a > b)
+    return max(least, steps[len(steps) // 2]) if len(steps) > 2 else default
+
+
+def cadence(db, unit, now):
+    """Seconds between two readings of a unit, as of late."""
+    return _rhythm(_recent(db, "co2_readings", unit, now), 1, HOUR // 2)
+
+
 # `i` is the row of the page, `j` the column, `s` the span. Whole days of a part: from `day` until before `behind`.
 _LAY_OUT = """
 PRAGMA temp_store = MEMORY;
@@ -2876,23 +2908,6 @@ def _lay_out(db, rows, edges=()):
     db.executescript(_MEET)
 
 
-def buckets(db, quantities, rows, edges):
-    """quantity -> for each row of a page a list with a Bucket for each column, None where nothing was read.
-
-    The quantities are co2 and temp; a row is a list of spans, which are joined (a site with several units). Where a
-    unit measures more seldom than a column is wide, columns in which no reading was due are filled from the left.
-    """
-    _lay_out(db, rows, edges)
-    found = {}
-    for what in quantities:
-        found[what] = [[None] * (len(edges) - 1) for _ in rows]
-        for i, j, *values in db.execute(_BUCKETS.format(what=what, bad=QUANTITIES[what], never=QC_ROW)):
-            found[what][i][j] = Bucket(*values)
-        for cells, spans in zip(found[what], rows):
-            _hold(db, cells, spans, edges)
-    return found
-
-
 def _hold(db, cells, spans, edges):
     """Fill the columns between two readings of a unit that are no more than a rhythm apart."""
     if None not in cells:
@@ -2910,6 +2925,23 @@ def _hold(db, cells, spans, edges):
                 behind = bisect_right(edges, before)
                 for j in range(behind, bisect_right(edges, ts) - 1):
                     cells[j] = cells[j] or cells[behind - 1]._replace(held=True)
+
+
+def buckets(db, quantities, rows, edges):
+    """quantity -> for each row of a page a list with a Bucket for each column, None where nothing was read.
+
+    The quantities are co2 and temp; a row is a list of spans, which are joined (a site with several units). Where a
+    unit measures more seldom than a column is wide, columns in which no reading was due are filled from the left.
+    """
+    _lay_out(db, rows, edges)
+    found = {}
+    for what in quantities:
+        found[what] = [[None] * (len(edges) - 1) for _ in rows]
+        for i, j, *values in db.execute(_BUCKETS.format(what=what, bad=QUANTITIES[what], never=QC_ROW)):
+            found[what][i][j] = Bucket(*values)
+        for cells, spans in zip(found[what], rows):
+            _hold(db, cells, spans, edges)
+    return found
 
 
 _VALUES = """
@@ -2945,14 +2977,68 @@ def quantiles(db, what, spans, shares):
     return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
 
 
-def _units_in(db, table):
-    """The units of a table that has an index by unit: a skip through that, not a scan."""
-    return {unit for unit, in db.execute("""
-        WITH RECURSIVE known(unit) AS (
-            SELECT min(unit_id) FROM {0}
-            UNION ALL SELECT (SELECT min(unit_id) FROM {0} WHERE unit_id > known.unit)
-            FROM known WHERE known.unit IS NOT NULL)
-        SELECT unit FROM known WHERE unit IS NOT NULL""".format(table))}
+def last_value(db, what, spans):
+    """Time and value of the newest usable one. It is old news when that was more than two rhythms ago."""
+    query = (
+        "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
+        "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1"
+    ).format(what, QUANTITIES[what])
+    rows = (db.execute(query, span).fetchone() for span in spans)
+    return max(filter(None, rows), default=None)
+
+
+def extent(db, table, units, now):
+    """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
+    query = """
+        SELECT (SELECT min(ts) FROM {0} WHERE unit_id = ?1), (SELECT max(ts) FROM {0} WHERE unit_id = ?1 AND ts <= ?2)
+        """.format(table)
+    times = []
+    for unit in units:
+        first, last = db.execute(query, (unit, now)).fetchone()
+        if last is not None:
+            times += [first, last]
+    return min(times, default=None), max(times, default=None)
+
+
+def pings(db, rows, edges):
+    """For each row of a page, a list of spans, a list with Pings for each column, None where none came."""
+    _lay_out(db, rows, edges)
+    found = [[None] * (len(edges) - 1) for _ in rows]
+    for i, j, *values in db.execute("""
+            SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
+            FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
+            GROUP BY p.i, p.j"""):
+        found[i][j] = Pings(*values)
+    return found
+
+
+def signals(db, unit, a, b):
+    """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
+    return db.execute("""
+        SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL
+        GROUP BY rssi_dbm ORDER BY rssi_dbm""", (unit, a, b)).fetchall()
+
+
+def errors(db, spans, edges):
+    """(number of the span, number of the column) -> (type, more than INFO) -> number of entries of the error logs; the
+    type '' is none of the known."""
+    _lay_out(db, [[span] for span in spans], edges)
+    found = {}
+    for i, j, kind, serious, n in db.execute("""
+            SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
+            FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
+            GROUP BY p.i, p.j, kind, serious"""):
+        found.setdefault((i, j), {})[kind, bool(serious)] = n
+    return found
+
+
+def newest_errors(db, units, a, b, limit):
+    """The newest entries: time, unit, level, type, message. Those of level INFO come last, if there is room."""
+    return db.execute(f"""
+        SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') FROM error_logs
+        WHERE unit_id IN ({quoted(units)}) AND ts >= ? AND ts < ?
+        ORDER BY coalesce(level, '') = 'INFO', ts DESC LIMIT ?""",
+        (a, b, limit)).fetchall()
 
 
 def _units(db):
@@ -2995,92 +3081,6 @@ def whereabouts(stays, at):
     """Each unit's stay at a time, else its latest."""
     stays = sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))
     return {stay.unit_id: stay for stay in stays}
-
-
-def extent(db, table, units, now):
-    """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
-    query = """
-        SELECT (SELECT min(ts) FROM {0} WHERE unit_id = ?1), (SELECT max(ts) FROM {0} WHERE unit_id = ?1 AND ts <= ?2)
-        """.format(table)
-    times = []
-    for unit in units:
-        first, last = db.execute(query, (unit, now)).fetchone()
-        if last is not None:
-            times += [first, last]
-    return min(times, default=None), max(times, default=None)
-
-
-def last_value(db, what, spans):
-    """Time and value of the newest usable one. It is old news when that was more than two rhythms ago."""
-    query = (
-        "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
-        "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1"
-    ).format(what, QUANTITIES[what])
-    rows = (db.execute(query, span).fetchone() for span in spans)
-    return max(filter(None, rows), default=None)
-
-
-# Dated ahead when they came, but past now. Asked of two indexes, so that the readings themselves are left alone.
-_NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= :now)"
-
-
-def _recent(db, table, unit, now):
-    """Times of the last pings or readings up to now, newest first."""
-    valid = _NOT_FUTURE if table == "co2_readings" else "1"
-    query = f"SELECT ts FROM {table} WHERE unit_id = :unit AND ts <= :now AND {valid} ORDER BY ts DESC LIMIT {RECENT}"
-    return [ts for ts, in db.execute(query, {"unit": unit, "now": now})]
-
-
-def _rhythm(times, least, default):
-    """The median distance; with fewer than three distances there is none yet."""
-    steps = sorted(a - b for a, b in zip(times, times[1:]) if a > b)
-    return max(least, steps[len(steps) // 2]) if len(steps) > 2 else default
-
-
-def cadence(db, unit, now):
-    """Seconds between two readings of a unit, as of late."""
-    return _rhythm(_recent(db, "co2_readings", unit, now), 1, HOUR // 2)
-
-
-def pings(db, rows, edges):
-    """For each row of a page, a list of spans, a list with Pings for each column, None where none came."""
-    _lay_out(db, rows, edges)
-    found = [[None] * (len(edges) - 1) for _ in rows]
-    for i, j, *values in db.execute("""
-            SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
-            FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
-            GROUP BY p.i, p.j"""):
-        found[i][j] = Pings(*values)
-    return found
-
-
-def signals(db, unit, a, b):
-    """Of the pings of a unit: each dBm, from the weakest, how many had it, and the time of the last of these."""
-    return db.execute("""
-        SELECT rssi_dbm, count(*), max(ts) FROM pings WHERE unit_id = ? AND ts >= ? AND ts < ? AND rssi_dbm IS NOT NULL
-        GROUP BY rssi_dbm ORDER BY rssi_dbm""", (unit, a, b)).fetchall()
-
-
-def errors(db, spans, edges):
-    """(number of the span, number of the column) -> (type, more than INFO) -> number of entries of the error logs; the
-    type '' is none of the known."""
-    _lay_out(db, [[span] for span in spans], edges)
-    found = {}
-    for i, j, kind, serious, n in db.execute("""
-            SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
-            FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
-            GROUP BY p.i, p.j, kind, serious"""):
-        found.setdefault((i, j), {})[kind, bool(serious)] = n
-    return found
-
-
-def newest_errors(db, units, a, b, limit):
-    """The newest entries: time, unit, level, type, message. Those of level INFO come last, if there is room."""
-    return db.execute(f"""
-        SELECT ts, unit_id, coalesce(level, ''), coalesce(etype, ''), coalesce(message, '') FROM error_logs
-        WHERE unit_id IN ({quoted(units)}) AND ts >= ? AND ts < ?
-        ORDER BY coalesce(level, '') = 'INFO', ts DESC LIMIT ?""",
-        (a, b, limit)).fetchall()
 
 
 def read_rows(directory, match, fields):
@@ -3176,18 +3176,40 @@ class UnitState(NamedTuple):
     why: str = ""                       # in words: what is wrong, since when, what to do
 
 
-def fleet_state(db, now, stays=None, archive=None):
-    """The UnitState of every unit, worst first, then by tier and site. `archive`: where updates are looked up."""
-    stays = deployments(db) if stays is None else stays
-    order = {stay.unit_id: number for number, stay in enumerate(stays)}
-    judge = _Judge(db, now, archive)
-    states = [judge.state(stay) for stay in whereabouts(stays, now).values()]
-    verdicts = list(VERDICTS)
-    return sorted(states, key=lambda state: (verdicts.index(state.verdict), -_lateness(state), order[state.unit_id]))
+COMM_PATCH = "conf-patch/ou-comm-config.json"                   # in an update: what of it says where to report
 
 
-def _lateness(state):
-    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
+def _servers(archive, unit, update="*"):
+    """The URLs that the newest update of a unit, or the one named, sets for it to report to; none if no update does."""
+    from glob import escape, glob
+    for data_dir in archive.data_dirs:
+        pattern = os.path.join(escape(data_dir), unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH)
+        for path in sorted(glob(pattern), reverse=True):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                with open(path, encoding="utf-8") as file:
+                    servers = json.load(file).get("sync_dest")
+                if servers:
+                    return servers if isinstance(servers, list) else [servers]
+    return []
+
+
+def _fetched(archive):
+    """Unit -> days since 1970 on which it fetched files of an update; unit -> when it took a configuration that names
+    one server alone, and that server: it may not call here again."""
+    nights = {}
+    taken = {}
+    for at, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
+        with contextlib.suppress(Rejected):
+            day = parse_day(at[:10])
+            nights.setdefault(unit, set()).add(day // DAY)
+            if path == COMM_PATCH:
+                taken[unit] = day + parse_clock(at[11:19]), update
+    moves = {}
+    for unit, (ts, update) in taken.items():
+        servers = _servers(archive, unit, update)
+        if len(servers) == 1:
+            moves[unit] = ts, servers[0]
+    return nights, moves
 
 
 class _Judge:
@@ -3324,40 +3346,18 @@ class _Judge:
                     or self.archive and len(_servers(self.archive, unit)) > 1)
 
 
-COMM_PATCH = "conf-patch/ou-comm-config.json"                   # in an update: what of it says where to report
+def _lateness(state):
+    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
 
 
-def _servers(archive, unit, update="*"):
-    """The URLs that the newest update of a unit, or the one named, sets for it to report to; none if no update does."""
-    from glob import escape, glob
-    for data_dir in archive.data_dirs:
-        pattern = os.path.join(escape(data_dir), unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH)
-        for path in sorted(glob(pattern), reverse=True):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                with open(path, encoding="utf-8") as file:
-                    servers = json.load(file).get("sync_dest")
-                if servers:
-                    return servers if isinstance(servers, list) else [servers]
-    return []
-
-
-def _fetched(archive):
-    """Unit -> days since 1970 on which it fetched files of an update; unit -> when it took a configuration that names
-    one server alone, and that server: it may not call here again."""
-    nights = {}
-    taken = {}
-    for at, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
-        with contextlib.suppress(Rejected):
-            day = parse_day(at[:10])
-            nights.setdefault(unit, set()).add(day // DAY)
-            if path == COMM_PATCH:
-                taken[unit] = day + parse_clock(at[11:19]), update
-    moves = {}
-    for unit, (ts, update) in taken.items():
-        servers = _servers(archive, unit, update)
-        if len(servers) == 1:
-            moves[unit] = ts, servers[0]
-    return nights, moves
+def fleet_state(db, now, stays=None, archive=None):
+    """The UnitState of every unit, worst first, then by tier and site. `archive`: where updates are looked up."""
+    stays = deployments(db) if stays is None else stays
+    order = {stay.unit_id: number for number, stay in enumerate(stays)}
+    judge = _Judge(db, now, archive)
+    states = [judge.state(stay) for stay in whereabouts(stays, now).values()]
+    verdicts = list(VERDICTS)
+    return sorted(states, key=lambda state: (verdicts.index(state.verdict), -_lateness(state), order[state.unit_id]))
 
 
 # -- gaps --------------------------------------------------------------------------------------------------------------
@@ -3379,31 +3379,8 @@ class Gap(NamedTuple):
     calls: int                          # pings in the meantime
 
 
-def gaps(db, stays, a, now):
-    """The Gaps between a and now, by unit and time: more than HOLE rhythms without readings."""
-    found = []
-    for unit in sorted({stay.unit_id for stay in stays}):
-        own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
-        newest = _recent(db, "co2_readings", unit, now)
-        step = _rhythm(newest, 1, HOUR // 2)
-        bound = {"unit": unit, "a": a, "now": now, "longest": HOLE * step}
-        holes = db.execute(_HOLES, bound).fetchall()
-        if newest and now - newest[0] > max(HOLE * step, DAY + HOUR):
-            holes.append((newest[0], None))
-        for start, end in holes:
-            until = end or now
-            calls = ask(db, "SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
-                        unit, start + step, until)
-            missing = round((until - start) / step) - 1 if end else (until - start) // step
-            since = start + step if end else now                # an open gap: of a unit that is deployed now
-            if own and not any(stay.status == "deployed" and stay.since < until and since < stay.until for stay in own):
-                state = "off"
-            elif end:
-                state = _why(db, unit, start, end)
-            else:
-                state = "silent" if calls else "waiting"
-            found.append(Gap(unit, start, end, missing, state, calls))
-    return found
+def _number_of(path):
+    return seqfile.extract_sequence_number(os.path.basename(path or ""), seqfile.READINGS)
 
 
 # Times of the reading before and the one after. Only days are looked into that have a hole, or have one before them.
@@ -3435,8 +3412,31 @@ def _why(db, unit, start, end):
     return "resend" if following > number + 1 or size < seqfile.FILE_SIZE else "lost"
 
 
-def _number_of(path):
-    return seqfile.extract_sequence_number(os.path.basename(path or ""), seqfile.READINGS)
+def gaps(db, stays, a, now):
+    """The Gaps between a and now, by unit and time: more than HOLE rhythms without readings."""
+    found = []
+    for unit in sorted({stay.unit_id for stay in stays}):
+        own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
+        newest = _recent(db, "co2_readings", unit, now)
+        step = _rhythm(newest, 1, HOUR // 2)
+        bound = {"unit": unit, "a": a, "now": now, "longest": HOLE * step}
+        holes = db.execute(_HOLES, bound).fetchall()
+        if newest and now - newest[0] > max(HOLE * step, DAY + HOUR):
+            holes.append((newest[0], None))
+        for start, end in holes:
+            until = end or now
+            calls = ask(db, "SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
+                        unit, start + step, until)
+            missing = round((until - start) / step) - 1 if end else (until - start) // step
+            since = start + step if end else now                # an open gap: of a unit that is deployed now
+            if own and not any(stay.status == "deployed" and stay.since < until and since < stay.until for stay in own):
+                state = "off"
+            elif end:
+                state = _why(db, unit, start, end)
+            else:
+                state = "silent" if calls else "waiting"
+            found.append(Gap(unit, start, end, missing, state, calls))
+    return found
 
 
 # -- the list of problems -----------------------------------------------------------------------------------------
@@ -3449,21 +3449,6 @@ _IN_THE_LEDGER = """
         'line ' || line || ' of ' || path || ' is refused: ' || reason ||
         '; until it is corrected, its unit counts as deployed', CAST(ctime AS INTEGER)
     FROM rejects r JOIN sources s ON s.id = r.source WHERE kind = 'deployments'"""
-
-
-def problems(db, archive, now):
-    """What the database and the directories of the archive show: Problems, worst first."""
-    found = [Problem(*row) for row in db.execute(_IN_THE_LEDGER)]
-    missing = missing_data(db, archive)
-    if missing:
-        found.append(Problem("data_dir", CRITICAL, "", missing, now))
-    for path in retired_databases(archive.db):
-        level = NOTE if _is_earlier_version(path) else WARNING
-        text = f"{path} was set aside: remove it when it is of no use any more"
-        found.append(Problem("before:" + path, level, "", text, int(os.stat(path).st_mtime)))
-    for state in fleet_state(db, now, archive=archive):
-        found += _unit_problems(state)
-    return worst_first(problem._replace(text=_printable(problem.text)) for problem in found)
 
 
 def missing_data(db, archive):
@@ -3484,6 +3469,21 @@ def _unit_problems(state):
             text = f"{state.site or 'no site'} ({state.nickname}): {why}"
             since = state.last_data or state.last_ping or 0
             yield Problem(f"{what}:{state.unit_id}", level, state.unit_id, text, since)
+
+
+def problems(db, archive, now):
+    """What the database and the directories of the archive show: Problems, worst first."""
+    found = [Problem(*row) for row in db.execute(_IN_THE_LEDGER)]
+    missing = missing_data(db, archive)
+    if missing:
+        found.append(Problem("data_dir", CRITICAL, "", missing, now))
+    for path in retired_databases(archive.db):
+        level = NOTE if _is_earlier_version(path) else WARNING
+        text = f"{path} was set aside: remove it when it is of no use any more"
+        found.append(Problem("before:" + path, level, "", text, int(os.stat(path).st_mtime)))
+    for state in fleet_state(db, now, archive=archive):
+        found += _unit_problems(state)
+    return worst_first(problem._replace(text=_printable(problem.text)) for problem in found)
 
 
 def write_health(var_dir, found, now):
@@ -3539,25 +3539,12 @@ class UnknownName(Unusable):
     """A name that nothing has, or that several units have; says which names there are."""
 
 
-def find_units(db, text):
-    """Hardware ids of the units that `text` names: one name, or several with commas between, or patterns with `*`.
-
-    A name is a hardware id, the end of one (four letters or more), or a nickname: what a unit calls itself, or what the
-    table of deployments calls it. UnknownName when nothing has that name, or when several units have it.
-    """
-    names = db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''").fetchall()
-    for unit in _units(db):
-        names += [(unit, unit), (unit, unit.removeprefix(seqfile.UNIT_PREFIX)), (unit, _nickname(db, unit))]
-    called = {}
-    for unit, name in names:
-        called.setdefault(name, set()).add(unit)
-    return find_names("unit", called, text)
-
-
-def find_sites(db, text):
-    """The sites that `text` names, as in `find_units`."""
-    sites = db.execute("SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> ''")
-    return find_names("site", {site: {site} for site, in sites}, text)
+def unknown(what, name, known):
+    """The exception that says that no `what` (unit, site, ...) has this name, and which names are nearest."""
+    from difflib import get_close_matches
+    nearest = get_close_matches(name, sorted(known), NEAREST, 0.3)
+    there_are = "; the nearest names are " + ", ".join(nearest) if nearest else ""
+    return UnknownName("no %s is called %r%s" % (what, name, there_are))
 
 
 def find_names(what, called, text):
@@ -3578,12 +3565,25 @@ def find_names(what, called, text):
     return list(dict.fromkeys(found))
 
 
-def unknown(what, name, known):
-    """The exception that says that no `what` (unit, site, ...) has this name, and which names are nearest."""
-    from difflib import get_close_matches
-    nearest = get_close_matches(name, sorted(known), NEAREST, 0.3)
-    there_are = "; the nearest names are " + ", ".join(nearest) if nearest else ""
-    return UnknownName("no %s is called %r%s" % (what, name, there_are))
+def find_units(db, text):
+    """Hardware ids of the units that `text` names: one name, or several with commas between, or patterns with `*`.
+
+    A name is a hardware id, the end of one (four letters or more), or a nickname: what a unit calls itself, or what the
+    table of deployments calls it. UnknownName when nothing has that name, or when several units have it.
+    """
+    names = db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''").fetchall()
+    for unit in _units(db):
+        names += [(unit, unit), (unit, unit.removeprefix(seqfile.UNIT_PREFIX)), (unit, _nickname(db, unit))]
+    called = {}
+    for unit, name in names:
+        called.setdefault(name, set()).add(unit)
+    return find_names("unit", called, text)
+
+
+def find_sites(db, text):
+    """The sites that `text` names, as in `find_units`."""
+    sites = db.execute("SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> ''")
+    return find_names("site", {site: {site} for site, in sites}, text)
 
 
 # -- proof ------------------------------------------------------------------------------------------------------------
@@ -3680,21 +3680,6 @@ FILTERS = {
 }
 
 
-def export(db, what, form, given, now):
-    """Lines of text, each with its newline: a header, except in jsonl, then the rows.
-
-    `given`: name of a filter -> text. BadArguments when that makes no sense, UnknownName for names that nothing has.
-    """
-    conditions = read_filters(db, what, given)
-    if what == "gaps":
-        _list_gaps(db, int(now))
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    db.create_function("as_json", 1, functools.lru_cache(200)(encode))
-    lines = map(operator.itemgetter(0), db.execute(lines_query(what, form, conditions), {"now": int(now)}))
-    header = FORMS[form].between.join(column.name for column in EXPORTS[what].columns) + "\n"
-    return lines if form == "jsonl" else chain([header], lines)
-
-
 def read_filters(db, what, given):
     """The filters that are given, as conditions in SQL."""
     conditions = []
@@ -3741,6 +3726,21 @@ def _list_gaps(db, now):
     for gap in gaps(db, stays, 0, now):
         place = here[gap.unit_id]
         db.execute("INSERT INTO temp.gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*gap, place.nickname, place.site))
+
+
+def export(db, what, form, given, now):
+    """Lines of text, each with its newline: a header, except in jsonl, then the rows.
+
+    `given`: name of a filter -> text. BadArguments when that makes no sense, UnknownName for names that nothing has.
+    """
+    conditions = read_filters(db, what, given)
+    if what == "gaps":
+        _list_gaps(db, int(now))
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    db.create_function("as_json", 1, functools.lru_cache(200)(encode))
+    lines = map(operator.itemgetter(0), db.execute(lines_query(what, form, conditions), {"now": int(now)}))
+    header = FORMS[form].between.join(column.name for column in EXPORTS[what].columns) + "\n"
+    return lines if form == "jsonl" else chain([header], lines)
 
 
 def _iso(ts):
@@ -3804,6 +3804,45 @@ _STAYS = """
     ORDER BY unit_id, since, until, site, tier"""
 
 
+def _new_table(what):
+    table = EXPORTS[what]
+    columns = [f"{column.name} {_POSTGRES_TYPES[column.kind]}" for column in table.columns]
+    yield f"CREATE TABLE {what}({', '.join(columns)});\n"
+    yield f"COMMENT ON TABLE {what} IS {quoted([table.about])};\n"
+    for column in table.columns:
+        about = column.about if column.unit == "-" else f"{column.about}; {column.unit}"
+        yield f"COMMENT ON COLUMN {what}.{column.name} IS {quoted([about])};\n"
+    if what in _BY_DAY:
+        yield f"CREATE INDEX ON {what}(unit_id, time);\n"
+
+
+def run_psql(conninfo, lines):
+    """What psql prints when it has read these lines. Unusable when it fails: it says why on stderr."""
+    from subprocess import PIPE, Popen                          # no page needs it
+    options = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
+    said = ""
+    try:
+        with Popen(["psql", *options, "--dbname=" + conninfo], stdin=PIPE, stdout=PIPE, encoding="utf-8",
+                   env={**os.environ, "PGCLIENTENCODING": "UTF8"}) as psql:
+            psql.stdin.writelines(lines)
+            psql.stdin.close()
+            said = psql.stdout.read()
+    except FileNotFoundError:
+        raise Unusable("psql is not installed; it is in the package postgresql-client")
+    except BrokenPipeError:                                     # it has ended: its exit status says why
+        pass
+    if psql.returncode:
+        raise Unusable(f"psql failed (exit status {psql.returncode}): nothing has changed there")
+    return said
+
+
+def _lines_of_days(db, query, days, progress):
+    for day in days:
+        for line, in db.execute(query, day):
+            progress(1)
+            yield line
+
+
 def feed(db, what, conninfo):
     """Bring a table of a PostgreSQL database up to date; says what was done. The caller has begun a transaction.
 
@@ -3840,51 +3879,26 @@ def feed(db, what, conninfo):
     return f"{what}: {done}, {progress.done} rows"
 
 
-def _lines_of_days(db, query, days, progress):
-    for day in days:
-        for line, in db.execute(query, day):
-            progress(1)
-            yield line
-
-
-def run_psql(conninfo, lines):
-    """What psql prints when it has read these lines. Unusable when it fails: it says why on stderr."""
-    from subprocess import PIPE, Popen                          # no page needs it
-    options = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
-    said = ""
-    try:
-        with Popen(["psql", *options, "--dbname=" + conninfo], stdin=PIPE, stdout=PIPE, encoding="utf-8",
-                   env={**os.environ, "PGCLIENTENCODING": "UTF8"}) as psql:
-            psql.stdin.writelines(lines)
-            psql.stdin.close()
-            said = psql.stdout.read()
-    except FileNotFoundError:
-        raise Unusable("psql is not installed; it is in the package postgresql-client")
-    except BrokenPipeError:                                     # it has ended: its exit status says why
-        pass
-    if psql.returncode:
-        raise Unusable(f"psql failed (exit status {psql.returncode}): nothing has changed there")
-    return said
-
-
-def _new_table(what):
-    table = EXPORTS[what]
-    columns = [f"{column.name} {_POSTGRES_TYPES[column.kind]}" for column in table.columns]
-    yield f"CREATE TABLE {what}({', '.join(columns)});\n"
-    yield f"COMMENT ON TABLE {what} IS {quoted([table.about])};\n"
-    for column in table.columns:
-        about = column.about if column.unit == "-" else f"{column.about}; {column.unit}"
-        yield f"COMMENT ON COLUMN {what}.{column.name} IS {quoted([about])};\n"
-    if what in _BY_DAY:
-        yield f"CREATE INDEX ON {what}(unit_id, time);\n"
-
-
 # -- a data package ---------------------------------------------------------------------------------------------------
 # CSV files with a description of each column, as a Frictionless Data Package (specs.frictionlessdata.io, version 1).
 
 _FIELD_TYPES = {"text": "string", "time": "datetime", "integer": "integer", "number": "number"}
 PACKAGED = ("readings", "pings", "deployments")
 DESCRIPTOR = "datapackage.json"
+
+
+def _write_resource(db, directory, what, given, now):
+    """Write a table as CSV; the description of it."""
+    path = what + ".csv"
+    with open(os.path.join(directory, path), "w", encoding="utf-8", newline="") as file:
+        file.writelines(export(db, what, "csv", given, now))
+    fields = []
+    for column in EXPORTS[what].columns:
+        fields.append({"name": column.name, "type": _FIELD_TYPES[column.kind], "description": column.about})
+        if column.unit != "-":
+            fields[-1]["unit"] = column.unit
+    return {"name": what, "path": path, "profile": "tabular-data-resource", "title": EXPORTS[what].about,
+            "encoding": "utf-8", "schema": {"fields": fields}}
 
 
 def write_package(db, directory, given, now):
@@ -3914,20 +3928,6 @@ def write_package(db, directory, given, now):
         json.dump(package, out, ensure_ascii=False, indent=2)
 
 
-def _write_resource(db, directory, what, given, now):
-    """Write a table as CSV; the description of it."""
-    path = what + ".csv"
-    with open(os.path.join(directory, path), "w", encoding="utf-8", newline="") as file:
-        file.writelines(export(db, what, "csv", given, now))
-    fields = []
-    for column in EXPORTS[what].columns:
-        fields.append({"name": column.name, "type": _FIELD_TYPES[column.kind], "description": column.about})
-        if column.unit != "-":
-            fields[-1]["unit"] = column.unit
-    return {"name": what, "path": path, "profile": "tabular-data-resource", "title": EXPORTS[what].about,
-            "encoding": "utf-8", "schema": {"fields": fields}}
-
-
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -3944,6 +3944,16 @@ def command_import(archive, arguments):
         summary = run(archive, progress=progress, processes=_cores())
     print(summary)
     return 1 if summary.unreadable else 0
+
+
+def print_lines(archive, query):
+    """Print what a query gives; how many lines that was."""
+    number = 0
+    with contextlib.closing(open_db(archive.db)) as db:
+        for line, in db.execute(query):
+            print(_printable(line))
+            number += 1
+    return number
 
 
 _LEDGER = """
@@ -3976,16 +3986,6 @@ def command_rejects(archive, arguments):
     return 0
 
 
-def print_lines(archive, query):
-    """Print what a query gives; how many lines that was."""
-    number = 0
-    with contextlib.closing(open_db(archive.db)) as db:
-        for line, in db.execute(query):
-            print(_printable(line))
-            number += 1
-    return number
-
-
 def command_verify(archive, arguments):
     """Prove that database and text agree."""
     problems = verify(archive, _cores())
@@ -3993,6 +3993,23 @@ def command_verify(archive, arguments):
         print(_printable(line))
     print("%d differences" % len(problems) if problems else "database and text agree")
     return 1 if problems else 0
+
+
+def check_export(arguments, given):
+    """BadArguments for options that do not go together."""
+    psql, package, what, output = arguments.psql, arguments.package, arguments.what, arguments.output
+    for is_wrong, why in (
+            (arguments.resume, "--resume has gone, as a file cannot take rows back: use --psql CONNINFO, or --since"),
+            (package and (what or psql or output),
+             f"--package DIR writes {', '.join(PACKAGED)}: nothing else can be named with it"),
+            (not package and not what, f"say what to export: {', '.join(EXPORTS)}"),
+            (psql and what not in RECEIVED,
+             f"--psql takes {', '.join(RECEIVED)}; {what} are made anew for each export"),
+            (psql and (given or output), "--psql takes all rows into tables: no other option makes sense with it"),
+            (re.search(r"password\s*=|://[^/@]*:[^/@]*@", psql or ""),
+             "a password on the command line can be seen by all users: write it to ~/.pgpass")):
+        if is_wrong:
+            raise BadArguments(why)
 
 
 def command_export(archive, arguments):
@@ -4014,23 +4031,6 @@ def command_export(archive, arguments):
             else:
                 sys.stdout.writelines(lines)
     return 0
-
-
-def check_export(arguments, given):
-    """BadArguments for options that do not go together."""
-    psql, package, what, output = arguments.psql, arguments.package, arguments.what, arguments.output
-    for is_wrong, why in (
-            (arguments.resume, "--resume has gone, as a file cannot take rows back: use --psql CONNINFO, or --since"),
-            (package and (what or psql or output),
-             f"--package DIR writes {', '.join(PACKAGED)}: nothing else can be named with it"),
-            (not package and not what, f"say what to export: {', '.join(EXPORTS)}"),
-            (psql and what not in RECEIVED,
-             f"--psql takes {', '.join(RECEIVED)}; {what} are made anew for each export"),
-            (psql and (given or output), "--psql takes all rows into tables: no other option makes sense with it"),
-            (re.search(r"password\s*=|://[^/@]*:[^/@]*@", psql or ""),
-             "a password on the command line can be seen by all users: write it to ~/.pgpass")):
-        if is_wrong:
-            raise BadArguments(why)
 
 
 COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
@@ -4064,6 +4064,18 @@ EXAMPLES = {                            # command -> what stands at the end of i
 }
 
 
+def _add_export_options(add):
+    add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
+    add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
+    for name, option in FILTERS.items():
+        add("--" + name, metavar=option.metavar, help=option.about)
+    add("-o", "--output", metavar="FILE", help="instead of stdout")
+    add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
+    add("--psql", metavar="CONNINFO",
+        help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
+    add("--package", metavar="DIR", help=f"write a data package: {', '.join(PACKAGED)} as CSV, and a description")
+
+
 def make_parser():
     """The command line; the common options may stand before the command or behind it."""
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
@@ -4087,16 +4099,19 @@ def make_parser():
     return parser
 
 
-def _add_export_options(add):
-    add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
-    add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
-    for name, option in FILTERS.items():
-        add("--" + name, metavar=option.metavar, help=option.about)
-    add("-o", "--output", metavar="FILE", help="instead of stdout")
-    add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
-    add("--psql", metavar="CONNINFO",
-        help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
-    add("--package", metavar="DIR", help=f"write a data package: {', '.join(PACKAGED)} as CSV, and a description")
+def _run(name, arguments):
+    """Run the command that the arguments name; the exit status."""
+    given = vars(arguments)
+    data_dirs = given.get("data_dir", [None])
+    settings = load_settings(given.get("config"), {**given, "data_dir": data_dirs[0]})
+    for warning in settings.warnings:
+        print(f"{name}: warning: {_printable(warning)}", file=sys.stderr)
+    archive = settings.archive()
+    if len(data_dirs) > 1:
+        archive = archive._replace(data_dirs=tuple(data_dirs))
+    status = COMMANDS[arguments.command or "import"](archive, arguments)
+    sys.stdout.flush()
+    return status
 
 
 def main(argv=None):
@@ -4124,21 +4139,6 @@ def main(argv=None):
         reason = str(error)
         status = 2 if isinstance(error, BadArguments) else 1
     print(f"{name}: {_printable(reason)}", file=sys.stderr)
-    return status
-
-
-def _run(name, arguments):
-    """Run the command that the arguments name; the exit status."""
-    given = vars(arguments)
-    data_dirs = given.get("data_dir", [None])
-    settings = load_settings(given.get("config"), {**given, "data_dir": data_dirs[0]})
-    for warning in settings.warnings:
-        print(f"{name}: warning: {_printable(warning)}", file=sys.stderr)
-    archive = settings.archive()
-    if len(data_dirs) > 1:
-        archive = archive._replace(data_dirs=tuple(data_dirs))
-    status = COMMANDS[arguments.command or "import"](archive, arguments)
-    sys.stdout.flush()
     return status
 
 
