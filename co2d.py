@@ -711,6 +711,7 @@ class Station:
 def hello(station, request):
     """Units get their hello, browsers an index."""
     if "text/html" in request.headers.get("accept", ""):
+        allow(request, station.settings.status_allow)
         return page(station, request, "index")
     return json_response("Hello world!")
 
@@ -727,7 +728,6 @@ def ping_row(unit, request):
 
 def alive(station, request, unit):
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
-    station.admit(unit)
     station.inbox.called(unit)
     row = ping_row(unit, request)
     return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, row))
@@ -753,7 +753,6 @@ def _store_ping(station, unit, row, send):
 
 def push(station, request, unit, path):
     """A chunk of a file, which may have any name that a card can hold; see seqfile for what becomes of it."""
-    station.admit(unit)
     file = request.last_segment
     folders = station.settings.upload_dirs.split()
     if path[0] not in folders or len(path) >= MAX_DEPTH:
@@ -890,7 +889,6 @@ def servable_updates(data_dir, unit):
 
 def list_updates(station, request, unit):
     """The updates there are for a unit, or 404. A unit takes the last one; if it cannot, its data go first."""
-    station.admit(unit)
     try:
         names = servable_updates(station.settings.data_dir, unit)
     except OSError as error:
@@ -905,7 +903,6 @@ def list_updates(station, request, unit):
 
 def update(station, request, unit, path):
     """A file of an update, or the list of what is in a directory of it."""
-    station.admit(unit)
     name = path[0]
     parts = [unit, seqfile.UPDATES_FOLDER, *path]
     try:
@@ -939,26 +936,19 @@ def _list_files(station, request, parts):
 
 def recent(station, request):
     """The newest pings as text."""
-    allow(request, station.settings.status_allow)
-    rows = [_short_ping(line) for line in newest_pings(station.var("pings"), RECENT_PINGS)] or ["No recent pings"]
+    newest = []
+    for name in reversed(seqfile.files_in_sequence(station.var("pings"), seqfile.PINGS)):
+        path = station.var("pings", name)
+        if len(newest) < RECENT_PINGS:
+            with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+                newest += filter(None, reversed(file.read().split("\n")))
+    rows = [_short_ping(line) for line in newest[:RECENT_PINGS]] or ["No recent pings"]
     lines = [seqfile.utc(request.now) + "\t(now)", *rows]
     if request.arguments.get("asc") in ("1", "true", "True"):
         lines.reverse()
     refresh = request.arguments.get("refresh", "")
     headers = (("Refresh", refresh),) if re.match(r"[0-9]{1,6}\Z", refresh) else ()
     return text_response("\n".join(lines) + "\n", headers=headers)
-
-
-def newest_pings(directory, number):
-    """The last lines over all ping files, newest first."""
-    lines = []
-    for name in reversed(seqfile.files_in_sequence(directory, seqfile.PINGS)):
-        path = os.path.join(directory, name)
-        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-            lines += filter(None, reversed(file.read().split("\n")))
-        if len(lines) >= number:
-            break
-    return lines[:number]
 
 
 def _short_ping(line):
@@ -989,16 +979,14 @@ def page(station, request, view, refresh=""):
 
     `view`: a key of plot_ascii.PAGES; `refresh`: seconds after which a browser is to ask again.
     """
-    allow(request, station.settings.status_allow)
     accept = request.headers.get("accept", "")
     agent = request.headers.get("user-agent", "")
     import plot_ascii                                           # a daemon that nobody looks at stays small
     query = request.arguments
     html = not query.pop("text", "") and not accept.startswith("text/plain") and not agent.startswith("curl/")
-    problems = station.health.problems()
     with refusals():
-        text = plot_ascii.web_page(view, station.settings.db, query, html, request.now, problems=problems,
-                                   archive=station.archive)
+        text = plot_ascii.web_page(view, station.settings.db, query, html, request.now,
+                                   problems=station.health.problems(), archive=station.archive)
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
         headers.append(("Refresh", refresh))
@@ -1014,7 +1002,6 @@ SLOWEST_READER = 32 << 10               # bytes/s; whoever takes an export faste
 def data(what, form):
     """An endpoint for a table as `importer.py export` writes it; the arguments of the URL are its options."""
     def serve(station, request):
-        allow(request, station.settings.status_allow)
         with refusals():
             file = write_export(station, request, what, form)
         size = os.fstat(file.fileno()).st_size
@@ -1044,7 +1031,6 @@ def write_export(station, request, what, form):
 def published(max_age):
     """An endpoint for the files below var/pub."""
     def serve(station, request, path):
-        allow(request, station.settings.status_allow)
         try:
             file = seqfile.open_regular(station.var("pub"), path)
         except OSError:
@@ -1079,13 +1065,11 @@ def allow(request, allowed):
 
 def healthz(station, request):
     """The process answers, by the way that a ping takes: behind the rows that wait, whatever the disk makes of them."""
-    allow(request, station.settings.metrics_allow)
     return text_response("ok\n")._replace(after=lambda send: station.pings.append(b"", lambda *_: send()))
 
 
 def readyz(station, request):
     """All that is wrong, a line each. Disk and database are tried for real. Problems of units leave it ready."""
-    allow(request, station.settings.metrics_allow)
     check_disk(station)
     check_database(station)
     problems = station.health.problems()
@@ -1242,7 +1226,6 @@ class Watching(threading.Thread):
 
 def metrics(station, request):
     """Counters and gauges in Prometheus' text format."""
-    allow(request, station.settings.metrics_allow)
     text = format_metrics(station, request.now)
     return text_response(text, "text/plain; version=0.0.4")
 
@@ -1316,26 +1299,27 @@ class Route(NamedTuple):
     method: str
     pattern: str
     endpoint: Callable[..., Response]
+    allow: str = ""                     # the setting that says which networks may ask; units may if `units` lists them
     lane: str = ""                      # it can take long: the thread of this lane answers, one after the other
 
 
 ROUTES = [
-    Route("GET", "/", hello, "people"),
+    Route("GET", "/", hello, lane="people"),
     Route("POST", "/ou/<unit>/alive", alive),
     Route("PUT", "/ou/<unit>/push-sequential/<path>/<file>", push),
     Route("GET", "/ou/<unit>/updates", list_updates),
     Route("GET", "/ou/<unit>/updates/<path>", update),
-    Route("GET", "/status/alive/recent", recent),
-    Route("GET", "/status/alive/summary", functools.partial(page, view="alive", refresh=600), "people"),
-    Route("GET", "/data/co2/summary", functools.partial(page, view="co2", refresh=3600), "people"),
-    *(Route("GET", "/data/co2/%s.%s" % (what, form), data(what, form), "exports")
+    Route("GET", "/status/alive/recent", recent, "status_allow"),
+    Route("GET", "/status/alive/summary", functools.partial(page, view="alive", refresh=600), "status_allow", "people"),
+    Route("GET", "/data/co2/summary", functools.partial(page, view="co2", refresh=3600), "status_allow", "people"),
+    *(Route("GET", f"/data/co2/{what}.{form}", data(what, form), "status_allow", "exports")
       for what in importer.EXPORTS for form in DATA_TYPES),
-    Route("GET", "/status/alive/<path>", published(590)),
-    Route("GET", "/data/co2/<path>", published(3590)),
-    Route("GET", "/var/pub/<path>", published(590)),
-    Route("GET", "/healthz", healthz),
-    Route("GET", "/readyz", readyz, "people"),
-    Route("GET", "/metrics", metrics, "people"),
+    Route("GET", "/status/alive/<path>", published(590), "status_allow"),
+    Route("GET", "/data/co2/<path>", published(3590), "status_allow"),
+    Route("GET", "/var/pub/<path>", published(590), "status_allow"),
+    Route("GET", "/healthz", healthz, "metrics_allow"),
+    Route("GET", "/readyz", readyz, "metrics_allow", "people"),
+    Route("GET", "/metrics", metrics, "metrics_allow", "people"),
 ]
 
 SEGMENT_FORM = SEGMENT.pattern.replace(r"\Z", "")
@@ -1419,6 +1403,10 @@ def respond(station, request, lane=None):
         if lane is not None and route.lane != lane:
             return route.lane
         name = route.pattern
+        if route.allow:
+            allow(known, getattr(station.settings, route.allow))
+        if "unit" in filled:
+            station.admit(filled["unit"])
         response = route.endpoint(station, known, **filled)
     except Refused as refused:
         response = refused.response()
