@@ -20,7 +20,7 @@ Threads:
     import          takes `Station.changed`, the files that requests have written to, and imports them
     health          looks for problems every minute, and when one is reported; writes health.json
     log             writes the lines of the log, so that nobody else waits for its reader
-    probe           now and then, for systemd's watchdog: asks ourselves for /healthz
+    watchdog        now and then, if systemd expects it: asks ourselves for /healthz
 
 Where they meet:
 
@@ -1527,7 +1527,7 @@ class Key(NamedTuple):
 
     file: str
     name: str
-    fits: Callable[[Any, Settings], object]
+    fits: Callable[[Any, Settings], object]     # of a value: true where a unit can work with it
     reason: str                         # why any other value is refused, and what is needed
     help: str
 
@@ -1802,7 +1802,7 @@ def _warn_of_silence(urls):
 
 
 class Publishing:
-    """One call of `co2d publish`."""
+    """One call of `co2d publish`, with the options `arguments` (of `publish_parser`)."""
 
     def __init__(self, settings, arguments):
         self.settings = settings
@@ -1927,7 +1927,7 @@ class Publishing:
             os.fsync(updates)
 
     def report(self, unit):
-        """A line for each update: when it was published, how much was fetched, and what is seen of it since."""
+        """A line for each update, with tabs: when it was published, how much was fetched, what is seen of it since."""
         lines = []
         until = "9"                                             # later: when the unit had the next one, which undoes it
         for name in reversed(visible_updates(self.data_dir, unit)):
@@ -2020,7 +2020,7 @@ def _places(settings, backup_dir):
 
 
 def copy_tree(source, target):
-    """Copy the files that differ, if there is a directory `source`; what is only in the target stays."""
+    """Copy what differs from one directory to another, if there is the first; what is only in the second stays."""
     if os.path.isdir(source):
         shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
 
@@ -2722,7 +2722,7 @@ def under_journald():
 
 
 def notify(state):
-    """Tell systemd, if it listens (sd_notify(3))."""
+    """Tell systemd, if it listens: lines of NAME=VALUE (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -2731,7 +2731,7 @@ def notify(state):
 
 
 def inherited_listener():
-    """The listening socket that systemd hands over, if any (sd_listen_fds(3))."""
+    """The listening socket that systemd hands over, or None (sd_listen_fds(3))."""
     is_for_us = os.environ.get("LISTEN_PID") == str(os.getpid())
     return socket.socket(fileno=3) if is_for_us else None
 
@@ -2822,7 +2822,7 @@ def _host_port(address, port):
 
 
 def systemd_unit(kind, settings, arguments):
-    """A complete systemd unit for this installation."""
+    """The text of a systemd unit for this installation; `kind`: a key of SYSTEMD; `arguments`: of the command line."""
     directories = list(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)]))
     command = [sys.executable, os.path.join(HERE, "co2d.py")]
     if arguments.config:
@@ -2842,7 +2842,7 @@ def systemd_unit(kind, settings, arguments):
 
 
 def claim(directory):
-    """A lock on a directory, held as long as the descriptor is open; OSError when another daemon holds it.
+    """A descriptor of a directory, which is locked as long as it is open; OSError when another daemon has the lock.
 
     Two daemons would write the same files, each trusting what it remembers of them.
     """
