@@ -35,7 +35,6 @@ from __future__ import annotations
 import argparse
 import bisect
 import contextlib
-import copy
 import errno
 import fcntl
 import functools
@@ -53,9 +52,9 @@ import sys
 import time
 import zlib
 from bisect import bisect_right
-from collections import Counter, namedtuple
+from collections import Counter, defaultdict, namedtuple
 from datetime import date
-from itertools import accumulate, chain, compress, count, groupby, repeat, zip_longest
+from itertools import accumulate, chain, compress, count, groupby, repeat
 from typing import (Any, Callable, Dict, IO, List, NamedTuple, Optional,
                     Sequence, Set, Tuple)
 
@@ -67,11 +66,10 @@ Troubles = List[Tuple[str, str]]        # path, what is wrong with it
 __version__ = "1.0.0"                   # of all four files
 HERE = os.path.dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 4
-BLOCK = 1 << 18                         # bytes read at once
+BYTES_AT_ONCE = 1 << 18                 # that are read
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
 SHARE = 1 << 24                         # bytes that are worth a process of their own when all is read
 MOST_PROCESSES = 4                      # of 45 MB each
-MOST_ACCOUNTS = 1000                    # that are kept in memory
 HOUR = 3600                             # s
 DAY = 86400                             # s
 FOREVER = 1 << 40                       # s; later than any time
@@ -161,8 +159,8 @@ QC_CO2_SUSPECT = QC_SPIKE | QC_FLAT | QC_FEW_CO2
 QC_CO2_BAD = QC_NO_CO2 | QC_CO2_SUSPECT
 QC_TEMP = QC_POWER_ON | QC_TEMP_RANGE
 QC_ROW = QC_FUTURE
-# Columns of readings of which charts and rollups are made -> bits with which a value is suspect.
-QUANTITIES = {"co2": QC_CO2_BAD | QC_ROW, "temp": QC_TEMP | QC_ROW}
+# Quantities of which charts and rollups are made (columns of readings) -> bits with which a value is suspect.
+SUSPECT_BITS = {"co2": QC_CO2_BAD | QC_ROW, "temp": QC_TEMP | QC_ROW}
 JITTER = 60                             # s; readings come by so much too early or too late
 ENOUGH = 5                              # usable of the ten: the first two are taken while the sensor warms up
 
@@ -177,7 +175,7 @@ class Limits(NamedTuple):
     spike: float = 300.0                # ppm above or below both neighbours
     spike_gap: int = 4 * 3600           # s; neighbours further away say nothing
     flat_time: int = 6 * 3600           # s; a mean that stays the same for so long is flat
-    future: int = 86400                 # s; the unit's clock may be ahead by as much
+    future: int = DAY                   # s; the unit's clock may be ahead by as much
     first_year: int = 2015              # a line dated before was written by a clock that was not set
 
 
@@ -208,7 +206,7 @@ RAW = ["co2_filtered", "led_normalised", "led_signal", "zero_point", "sensor_tem
 # The rollup: a row for each unit and day. Of each quantity: number, sum, least and greatest of the usable values;
 # number, least and greatest of the suspect ones. `longest`: s between two readings.
 SUMS = ["n", "sum", "min", "max", "off", "low", "peak"]
-_SUMMED = [what + "_" + name for what in QUANTITIES for name in SUMS]
+_SUMMED = [f"{what}_{name}" for what in SUSPECT_BITS for name in SUMS]
 DAILY = ["unit_id", "day", "n", *_SUMMED, "first", "last", "longest"]
 
 SCHEMA = """
@@ -234,11 +232,11 @@ CREATE TABLE changes(unit_id TEXT, day INTEGER, mark INTEGER, PRIMARY KEY(unit_i
 CREATE TABLE last_import(at REAL, mark INTEGER, identity TEXT);
 INSERT INTO last_import VALUES (NULL, 0, lower(hex(randomblob(8))));
 """.format(daily=", ".join(DAILY[2:]))
-INDEXES = """
+INDEXES = f"""
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, co2, temp, qc);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts, rssi_dbm);
 CREATE INDEX errors_by_unit ON error_logs(unit_id, ts);
-CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & 64;
+CREATE INDEX readings_of_the_future ON co2_readings(ts) WHERE qc & {QC_FUTURE};
 CREATE INDEX stays_by_unit ON deploy_durations_tiered(unit_id, tier DESC, since DESC, site, until);
 """
 
@@ -250,7 +248,7 @@ CREATE INDEX stays_by_unit ON deploy_durations_tiered(unit_id, tier DESC, since 
 _ISO = "strftime('%%Y-%%m-%%dT%%H:%%M:%%SZ', %s, 'unixepoch')"
 
 
-class Column(NamedTuple):
+class ExportColumn(NamedTuple):
     """A column of an export."""
 
     name: str
@@ -269,7 +267,7 @@ class Export(NamedTuple):
     """A table as people take it. In its SQL `r` is a row, `d` the stay of the row's unit at that time."""
 
     about: str
-    columns: list[Column]
+    columns: list[ExportColumn]
     rows: str                           # SQL: what stands behind FROM
     filters: str                        # those of FILTERS that choose from it
     begin: str = "NULL"                 # SQL: the UTC seconds that a row is about, from ...
@@ -282,7 +280,7 @@ class Export(NamedTuple):
 
 def _columns(table):
     """Columns from lines of name, kind, unit, value and what it is."""
-    return [Column(*row) for row in rows_of(table)]
+    return [ExportColumn(*row) for row in rows_of(table)]
 
 
 QC_RULES = {
@@ -291,7 +289,7 @@ QC_RULES = {
     QC_TEMP_RANGE: "temperature out of range", QC_FUTURE: "dated in the future",
     QC_FEW_CO2: "less than five of the ten are usable", QC_CO2_MISSING: "all ten are missing",
     QC_TEMP_MISSING: "temperature is missing"}
-_FLAGS = "QARTOD: 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing"
+_QARTOD = "QARTOD: 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing"
 _PLACED = """
 time  time  -  r.ts  UTC; seconds
 unit_id  text  -  r.unit_id  hardware id of the unit
@@ -314,7 +312,7 @@ led_signal  number  -  r.led_signal  raw value of the sensor: LED signal
 zero_point  number  -  r.zero_point  raw value of the sensor: zero point
 sensor_temp  number  -  r.sensor_temp  raw value of the sensor: its temperature
 """.format(
-    flags=_FLAGS,
+    flags=_QARTOD,
     ten="\n".join("%s  integer  ppm  r.%s  one of ten readings, taken within 5 s" % (name, name) for name in CO2),
     bits=", ".join("%d %s" % rule for rule in QC_RULES.items()))
 _PINGS = _PLACED + """\
@@ -654,78 +652,82 @@ class Rules(NamedTuple):
 
     @property
     def latest(self):
-        """What is dated later is dated in the future."""
+        """UTC seconds. What is dated later is dated in the future."""
         return self.now + self.limits.future
 
 
-class Number(NamedTuple):
-    """How a number is written in a field."""
+def number_parser(pattern, convert):
+    """A function from the text of a field to its value, None for `None`; Rejected where the pattern does not match."""
+    is_number = re.compile(pattern, re.ASCII).fullmatch
 
-    pattern: re.Pattern[str]
-    convert: Callable[[str], Any]
+    def parse(text):
+        if text == "None":
+            return None
+        if not is_number(text):
+            raise Rejected("not a number")
+        return convert(text)
+    return parse
 
 
-def _number(pattern, convert):
-    return Number(re.compile(pattern + r"\Z", re.ASCII), convert)
-
-
-TEMP = _number(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float)
-FLASHES = _number("[0-9]{1,6}", int)
-PPM = _number("-?[0-9]{1,7}", int)
-RAW_VALUE = _number(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:e[+-]?[0-9]{1,2})?", float)
-NUMBERS = [TEMP, FLASHES, *[PPM] * len(CO2)]                    # of a reading: fields 5 to 16
+parse_temp = number_parser(r"-?[0-9]{1,4}(?:\.[0-9]{1,6})?", float)
+parse_flashes = number_parser("[0-9]{1,6}", int)
+parse_integer = number_parser("-?[0-9]{1,7}", int)
+parse_raw_value = number_parser(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:e[+-]?[0-9]{1,2})?", float)
+NUMBERS = [parse_temp, parse_flashes, *[parse_integer] * len(CO2)]      # of a reading: fields 5 to 16
 LEADING = 4                             # fields in front of them: unit, nickname, date, time
 NEEDED = LEADING + len(NUMBERS)         # fields without which there is no reading
 KNOWN = NEEDED + len(RAW)               # fields of the newest firmware that is known here
 
 _PREFIX = seqfile.UNIT_PREFIX
-_ID = r"%s(?:(?!%s)[0-9A-Za-z._-])+" % (_PREFIX, _PREFIX)
+_ID = f"{_PREFIX}(?:(?!{_PREFIX})[0-9A-Za-z._-])+"
 _UNIT_ID = re.compile(_ID + r"\Z", re.ASCII)
-_READING_BEGINS = re.compile((_ID + r"\t[^\t]*\t[0-9]{4}-[0-9]{2}-[0-9]{2}\t").encode())
 _LATER_ID = re.compile(_PREFIX.encode())
+# Where a hardware id does not begin another line: in its own field and in the nickname of a whole line. In a line that
+# was cut in its first fields only the id itself is passed, else the first field.
+_FIRST_FIELDS = re.compile(rf"(?:{_ID}\t[^\t]*\t\d{{4}}-\d\d-\d\d\t|{_PREFIX}|[^\t]*\t)".encode())
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])\Z", re.ASCII)
+TOO_LONG = f"line longer than {LONGEST_LINE} bytes"
 GLUED = "two lines glued together"
 NO_TIME = "impossible date or time"
 
 
-class Piece(NamedTuple):
-    """A part of a line that is judged alone."""
+class Line(NamedTuple):
+    """A complete line of a source, or a part of it that is judged alone."""
 
-    begin: int                          # byte in the line
-    raw: bytes
+    number: int
+    offset: int                         # byte in the file
+    raw: bytes                          # with its newline
     refused: str = ""                   # why, whatever it holds
+    is_glued: bool = False              # another line begins at its end
+
+    def content(self):
+        """Its bytes; Rejected for what is refused. The last field in front of another line may be cut: it becomes `?`."""
+        if self.refused:
+            raise Rejected(self.refused)
+        return self.raw[:self.raw.rfind(b"\t") + 1] + b"?" if self.is_glued else self.raw
 
 
-def pieces_of(raw):
-    """The parts of a line of readings: most have one.
+def parts_of(line):
+    """The Lines in a line of readings: most have one.
 
     NULs in front, which a power cut leaves, are no part of the line behind them. A hardware id inside a later field
-    begins another line (a nickname may look like an id). The last field before it may be cut: it becomes `?`.
+    begins another line (a nickname may look like an id).
     """
+    raw = line.raw
     begin = len(raw) - len(raw.lstrip(b"\0"))
-    if not begin and raw.find(_PREFIX.encode(), 1) < 0:
-        return [Piece(0, raw)]
-    names = _READING_BEGINS.match(raw, begin)
-    if names:
-        later = names.end()
-    elif raw.startswith(_PREFIX.encode(), begin):               # the line was cut in its first fields
-        later = begin + 1
-    else:
-        later = raw.find(b"\t") + 1 or len(raw)
-    starts = [begin]
-    for found in _LATER_ID.finditer(raw, later):
-        starts.append(found.start())
-    pieces = [Piece(0, raw[:begin], "NULs")] if begin else []
-    for start, end in zip(starts, starts[1:]):
-        pieces.append(Piece(start, raw[start:end]))
-    return pieces + [Piece(starts[-1], raw[starts[-1]:])]
-
-
-def without_last_field(raw):
-    """A piece of a line with `?` for its last field."""
-    return raw[:raw.rfind(b"\t") + 1] + b"?"
+    if line.refused or not begin and raw.find(_PREFIX.encode(), 1) < 0:
+        return [line]
+    parts = []
+    if begin:
+        parts.append(line._replace(raw=raw[:begin], refused="NULs"))
+    first = _FIRST_FIELDS.match(raw, begin)
+    for later in _LATER_ID.finditer(raw, first.end() if first else len(raw)):
+        parts.append(Line(line.number, line.offset + begin, raw[begin:later.start()], is_glued=True))
+        begin = later.start()
+    parts.append(Line(line.number, line.offset + begin, raw[begin:]))
+    return parts
 
 
 def decode(raw):
@@ -744,11 +746,9 @@ def check_text(text):
 
 def parse_day(text):
     """UTC seconds of the begin of a day, YYYY-MM-DD."""
-    try:
+    with contextlib.suppress(ValueError):                       # no calendar has that day
         if _DAY.match(text):
             return (date.fromisoformat(text).toordinal() - EPOCH) * DAY
-    except ValueError:                                          # no calendar has that day
-        pass
     raise Rejected(NO_TIME)
 
 
@@ -769,22 +769,10 @@ def instant(day, clock, limits):
     return ts
 
 
-def parse_number(text, number):
-    """The value of a field, None where it says `None`."""
-    if text == "None":
-        return None
-    if not number.pattern.match(text):
-        raise Rejected("not a number")
-    return number.convert(text)
-
-
 def parse_raw(text):
     """A value that is behind those that are needed; None where it is no number."""
-    try:
-        value = parse_number(text, RAW_VALUE)
-        return value
-    except Rejected:
-        return None
+    with contextlib.suppress(Rejected):
+        return parse_raw_value(text)
 
 
 def nickname(text):
@@ -822,31 +810,28 @@ def parse_reading(raw, rules):
     if not _UNIT_ID.match(fields[0]):
         raise Rejected("no hardware id")
     if len(fields) < NEEDED:
-        raise Rejected("%d fields, fewer than %d" % (len(fields), NEEDED))
+        raise Rejected(f"{len(fields)} fields, fewer than {NEEDED}")
     unit, nick, day, clock = fields[:LEADING]
     ts = instant(day, clock, rules.limits)
     values = []
-    for at, number in enumerate(NUMBERS, LEADING):
+    for at, parse in enumerate(NUMBERS, LEADING):
         try:
-            values.append(parse_number(fields[at], number))
+            values.append(parse(fields[at]))
         except Rejected:
-            raise Rejected("field %d is not a number" % (at + 1))
+            raise Rejected(f"field {at + 1} is not a number")
     temp, flashes, *ten = values
     usable = [ppm for ppm in ten if is_usable(ppm, rules.limits)]
     co2 = sum(usable) / len(usable) if usable else None
-    qc = co2_bits(len(usable), ten.count(None))
-    qc |= temp_bits(temp, rules.limits)
+    qc = co2_bits(len(usable), ten.count(None)) | temp_bits(temp, rules.limits)
     if ts > rules.latest:
         qc |= QC_FUTURE
-    raws = [parse_raw(text) for text in fields[NEEDED:KNOWN]]
+    raws = list(map(parse_raw, fields[NEEDED:KNOWN]))
     raws += [None] * (len(RAW) - len(raws))
-    original = (unit, nickname(nick), day, clock, temp, flashes, *ten)
-    return (*original, ts, co2, co2_flag(qc), temp_flag(qc), qc, *raws)
+    return (unit, nickname(nick), day, clock, *values, ts, co2, co2_flag(qc), temp_flag(qc), qc, *raws)
 
 
 _PING = re.compile(r"(([0-9]{4}-[0-9]{2}-[0-9]{2})T(([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]{1,6})?))"
                    r"\t([0-9A-Za-z._-]+)\t([^\t]*)\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
-DBM = _number("-?[0-9]{1,4}", int)
 
 
 def parse_ping(raw, rules):
@@ -856,16 +841,16 @@ def parse_ping(raw, rules):
     found = _PING.match(text)
     if not found:
         raise Rejected("not a ping: time, unit, nickname, rssi_raw, rssi_dbm")
-    moment, day, exact_clock, clock, unit, nick, *strength = found.groups()
+    moment, day, exact_clock, clock, unit, nick, *strengths = found.groups()
     ts = instant(day, clock, rules.limits)
-    rssi, dbm = [parse_number(text, DBM) for text in strength]
-    return (moment, day, exact_clock, unit, nickname(nick), rssi, dbm, ts)
+    return (moment, day, exact_clock, unit, nickname(nick), *map(parse_integer, strengths), ts)
 
 
-_HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})|\(([0-9, ]+)\))"
+_HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})"
+                       r"|\(((?: *[0-9]{1,4} *,){5} *[0-9]{1,4})[0-9, ]*\))"
                        r"(?: +(INFO|WARN|EXC)\b)?(.*)", re.ASCII | re.DOTALL)
-_PART = re.compile(r"[0-9]{1,4}\Z", re.ASCII)
-_URL = re.compile(r"(https?://[^/\s'\"<>]+)(/[^\s'\"<>]*)", re.IGNORECASE)
+# The path of a URL can be a secret: up to its last `/ou/`, or all of it where it has none.
+_SECRET = re.compile(r"(https?://[^/\s'\"<>]+)(?:/[^\s'\"<>]*(?=/ou/)|/(?!ou/)[^\s'\"<>]+)", re.IGNORECASE)
 ERROR_TYPES = {                         # words -> type; where several are there, the last of these
     "uncaught exception": "uncaught", "watchdog": "watchdog", "signal quality": "signal", "backoff": "backoff",
     "transmitting": "transmit"}
@@ -873,29 +858,21 @@ RUN_LOG = "run log leading up to this"  # such an entry lists what went well, to
 
 
 def hide_secrets(text):
-    """The path of each URL up to its last `/ou/`, or all of it, becomes `/***`: it can be a secret."""
-    def hide(found):
-        host, path = found.groups()
-        known = path.rfind("/ou/")
-        if known == 0 or path == "/":
-            return found[0]
-        return host + "/***" + (path[known:] if known > 0 else "")
-    return _URL.sub(hide, text)
+    """What can be a secret in URLs becomes `/***`."""
+    return _SECRET.sub(r"\1/***", text)
 
 
 def decode_log(raw):
     """A line of an error log as text; control characters do not hide it, they are escaped."""
     text = raw.decode("utf-8", "replace").rstrip("\r\n")
-    return hide_secrets(_CONTROL.sub(lambda found: "\\x%02x" % ord(found[0]), text))
+    return hide_secrets(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
 
 
 def error_type(said):
     """One of ERROR_TYPES, or None, for what an entry says."""
     lower = said.lower()
-    if lower.startswith(RUN_LOG):
-        return None
     types = [name for words, name in ERROR_TYPES.items() if words in lower]
-    return types[-1] if types else None
+    return None if lower.startswith(RUN_LOG) or not types else types[-1]
 
 
 class Entry:
@@ -906,32 +883,23 @@ class Entry:
         self.day = day
         self.clock = clock
         self.level = level
-        self.message = message
-        self.text: List[str] = []
-        self.length = 0                 # characters of the text
+        self.lines = [message] if message else []               # early logs have the message on the next line
+        self.length = 0                 # characters of further lines
         self.inferred = (day, clock, parse_day(day) + parse_clock(clock))
-
-    def follow(self, before):
-        """An entry dated 1970 takes the time of the nearest earlier dated one as inferred time."""
-        if self.day.startswith("1970"):
-            self.inferred = before.inferred if before else (None, None, None)
 
     def add(self, text):
         """A further line; Rejected when there are so many that they are no text for people."""
         self.length += len(text) + 1
         if self.length > LONGEST_LINE:
-            raise Rejected("entry longer than %d characters" % LONGEST_LINE)
-        self.text.append(text)
+            raise Rejected(f"entry longer than {LONGEST_LINE} characters")
+        self.lines.append(text)
 
     def row(self, unit):
-        """The row without source and offset. Early logs have the message on the line behind the headline."""
-        lines = self.text or [""]
-        if self.message:
-            lines = [self.message, *self.text]
-        etype = error_type("\n".join(lines))
-        text = "\n".join(lines[1:])
+        """The row without source and offset."""
+        said = "\n".join(self.lines)
+        message, _, text = said.partition("\n")
         day, clock, ts = self.inferred
-        return (unit, day, clock, etype, self.day, self.clock, self.level, lines[0], ts, text)
+        return (unit, day, clock, error_type(said), self.day, self.clock, self.level, message, ts, text)
 
 
 def parse_headline(text, offset):
@@ -943,17 +911,15 @@ def parse_headline(text, offset):
         raise Rejected("malformed headline")
     day, clock, numbers, level, message = found.groups()
     if numbers:
-        parts = [part.strip() for part in numbers.split(",")][:6]
-        if len(parts) < 6 or not all(map(_PART.match, parts)):
-            raise Rejected("malformed headline")
-        year, month, day_of_month, *moment = map(int, parts)
-        day = "%04d-%02d-%02d" % (year, month, day_of_month)
-        clock = "%02d:%02d:%02d" % tuple(moment)
+        moment = tuple(map(int, numbers.split(",")))
+        day = "%04d-%02d-%02d" % moment[:3]
+        clock = "%02d:%02d:%02d" % moment[3:]
     return Entry(offset, day, clock, level, message.strip())
 
 
 DEPLOYMENT_COLUMNS = ["unit_id", "nickname", "site", "tier", "status", "start_ts", "end_ts", "note"]
 STATUSES = ("deployed", "en_route", "lab_check")
+_DEFAULTS = {**dict.fromkeys(DEPLOYMENT_COLUMNS, ""), "tier": "10", "status": STATUSES[0]}       # of missing columns
 _SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}      # names in the older table
 _TIER = re.compile(r"(?:-?[0-9]{1,6})?\Z", re.ASCII)
 _INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{1,2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z",
@@ -970,7 +936,7 @@ def parse_instant(text, what):
         clock = (minutes or "0:00").zfill(5) + (seconds or ":00")
         with contextlib.suppress(Rejected):
             return parse_day(day) + parse_clock(clock)
-    raise Rejected("%s is no ISO date: %s" % (what, text))
+    raise Rejected(f"{what} is no ISO date: {text}")
 
 
 def cells_of(raw):
@@ -985,10 +951,10 @@ def cells_of(raw):
     if _CONTROL.search(text):
         raise Rejected("UTF-16 text: save the table as UTF-8" if "\0" in text else "control character")
     try:
-        rows = list(csv.reader([text], delimiter="\t", strict=True))
+        cells = next(csv.reader([text], delimiter="\t", strict=True), [])
     except csv.Error:
         raise Rejected("a quote that is not closed, or not doubled")
-    return [cell.strip() for row in rows for cell in row]
+    return [cell.strip() for cell in cells]
 
 
 def parse_header(cells):
@@ -1006,31 +972,24 @@ def parse_deployment(cells, columns):
     """The row of a deployment without source and offset."""
     if any(cells[len(columns):]):
         raise Rejected("more fields than columns")
-    fields = dict(zip(columns, cells))
-    if not _UNIT_ID.match(fields.get("unit_id", "")):
+    fields = {**_DEFAULTS, **dict(zip(columns, cells))}
+    if not _UNIT_ID.match(fields["unit_id"]):
         raise Rejected("no hardware id")
-    fields.setdefault("tier", "10")
     if not _TIER.match(fields["tier"]):
         raise Rejected("tier is not a number")
-    status = fields.setdefault("status", STATUSES[0]).lower()
-    if status and status not in STATUSES:
+    fields["status"] = fields["status"].lower()
+    if fields["status"] not in ("", *STATUSES):
         raise Rejected("status is none of " + ", ".join(STATUSES))
-    fields["status"] = status
-    ends = {}
+    ends = []
     for name in ("start_ts", "end_ts"):
-        ends[name] = parse_instant(fields.get(name, ""), name)
-        fields[name] = _canonical(ends[name])
-    since, until = ends["start_ts"], ends["end_ts"]
-    if since is not None and until is not None and until < since:
+        ts = parse_instant(fields[name], name)
+        ends.append(ts)
+        if ts is not None:              # the same text for the same time, however people wrote it
+            fields[name] = seqfile.utc(ts, "%Y-%m-%dT%H:%M:%S").removesuffix("T00:00:00")
+    since, until = ends
+    if None not in ends and until < since:
         raise Rejected("ends before it begins")
-    return (*[fields.get(column) or None for column in DEPLOYMENT_COLUMNS], since, until)
-
-
-def _canonical(ts):
-    """The same text for the same time, however people wrote it: a date, or a date-time."""
-    if ts is None:
-        return ""
-    return seqfile.utc(ts, "%Y-%m-%d" if ts % DAY == 0 else "%Y-%m-%dT%H:%M:%S")
+    return (*[fields[column] or None for column in DEPLOYMENT_COLUMNS], since, until)
 
 
 # -- columns ----------------------------------------------------------------------------------------------------------
@@ -1041,15 +1000,15 @@ def _canonical(ts):
 #
 #     temp    flashes   ten values
 #     4.5     0         0    200010 None   400   410   400   400   410   410   400
-#     0       0         ODD  ODD    MISSED   400   410   400   400   410   410   400      sum: 2 ODD + 1 MISSED + 2830
+#     0       0         ODD  ODD    MISSED 400   410   400   400   410   410   400      sum: 2 ODD + 1 MISSED + 2830
 #
 # So seven values are usable, their mean is 2830 / 7, one is missing, and the row's bits are QC_SOME_CO2. What any of
 # the few thousand different sums means is worked out once (`meaning`). A sum of BROKEN or more holds a field that is no
 # number: that line is left to `parse_reading`, as are those of another width, unit or nickname, or of a strange time.
 
 ODD = 1 << 28                           # more than ten values of seven digits
-MISSED = ODD << 4                         # there are at most ten of each
-OF_TEMP = MISSED << 4                     # times the bits of `qc` for the temperature
+MISSED = ODD << 4                       # there are at most ten of each
+OF_TEMP = MISSED << 4                   # times the bits of `qc` for the temperature
 BROKEN = OF_TEMP << 20                  # `qc` has at most 20 bits
 NEVER = -FOREVER
 MOST_TEXTS = 1 << 16                    # that a table remembers; no sensor has so many values
@@ -1102,33 +1061,35 @@ class Columns:
 
     def __init__(self, rules):
         self.limits = rules.limits
-        self.first = parse_day("%04d-01-01" % max(1, rules.limits.first_year))
         self.latest = rules.latest
-        self.days = Lookup(parse_day, NEVER)
+        self.days = Lookup(self._begin_of_day, NEVER)
         self.clocks = Lookup(parse_clock, NEVER)
-        self.temps = Lookup(lambda text: parse_number(text, TEMP))
-        self.flashes = Lookup(lambda text: parse_number(text, FLASHES))
-        self.ppm = Lookup(lambda text: parse_number(text, PPM))
+        self.temps = Lookup(parse_temp)
+        self.flashes = Lookup(parse_flashes)
+        self.ppm = Lookup(parse_integer)
         self.raws = Lookup(parse_raw)
         self.temp_codes = Lookup(self._code_of_temp, BROKEN)
         self.flash_codes = Lookup(self._code_of_flashes, BROKEN)
         self.ppm_codes = Lookup(self._code_of_ppm, BROKEN)
         self.meanings = Lookup(self.meaning)
 
+    def _begin_of_day(self, text):
+        return instant(text, "00:00:00", self.limits)
+
     def _code_of_temp(self, text):
-        return temp_bits(parse_number(text, TEMP), self.limits) * OF_TEMP
+        return temp_bits(parse_temp(text), self.limits) * OF_TEMP
 
     def _code_of_flashes(self, text):
-        parse_number(text, FLASHES)
+        parse_flashes(text)
         return 0
 
     def _code_of_ppm(self, text):
-        ppm = parse_number(text, PPM)
+        ppm = parse_integer(text)
         if ppm is None:
             return MISSED
         if ppm < 0:
-            raise Rejected("cannot be added up with others")
-        return int(ppm) if is_usable(ppm, self.limits) else ODD
+            return BROKEN                                       # it cannot be added up with others
+        return ppm if is_usable(ppm, self.limits) else ODD
 
     def meaning(self, code):
         """co2, co2_flag, temp_flag and qc of a line with this sum."""
@@ -1140,54 +1101,40 @@ class Columns:
         return total / usable if usable else None, co2_flag(qc), temp_flag(qc), qc
 
     def cut(self, lines):
-        """The plain ones of these lines (bytes as Latin-1, without newline); None: there are hardly any."""
-        unit, nick, width = _usual(lines)
-        tabs = list(map(str.count, lines, repeat("\t")))
-        odd = [number for number, found in enumerate(tabs) if found != width - 1]
-        if len(odd) == len(lines):
+        """The plain ones of these lines (bytes as Latin-1, without their ends); None: there are hardly any."""
+        usual = _usual(lines)
+        if not usual:
             return None
-        numbers = list(range(len(lines)))
-        take_out(odd, [numbers, lines])
-        text = "\t".join(lines)
+        unit, nick, _, *values = usual
+        width = len(usual)
+        undated = "\t".join([unit, nick, "", *values])          # stands for lines of another width
+        plain = [line if line.count("\t") == width - 1 else undated for line in lines]
+        text = "\t".join(plain)
         fields = text.split("\t")
-        texts = [fields[at::width] for at in range(width)]
-        units, nicks, days, clocks, temps, flashes = texts[:LEADING + 2]
-        ten = texts[LEADING + 2:NEEDED]
+        units, nicks, days, clocks, temps, flashes, *rest = [fields[at::width] for at in range(width)]
+        ten = rest[:len(CO2)]
         codes = list(map(self.ppm_codes.column, ten))
         sums = list(map(sum, zip(self.temp_codes.column(temps), self.flash_codes.column(flashes), *codes)))
-        starts = self.days.column(days)
-        times = list(map(operator.add, starts, self.clocks.column(clocks)))
+        times = list(map(operator.add, self.days.column(days), self.clocks.column(clocks)))
         values = [self.temps.column(temps), self.flashes.column(flashes)]
         for column, known in zip(ten, codes):                   # codes of usable values are the values
             values.append(known if sum(known) < ODD else self.ppm.column(column))
-        raws = list(map(self.raws.column, texts[NEEDED:KNOWN]))
+        raws = list(map(self.raws.column, rest[len(CO2):][:len(RAW)]))
         columns = [days, clocks, *values, times, sums, *raws]
-        is_plain = (
-            max(sums) < BROKEN
-            and self.first <= min(times) and max(times) <= self.latest
-            and units.count(unit) == nicks.count(nick) == len(lines)
-            and (width == NEEDED or text.count(_PREFIX) == len(lines)))
-        if not is_plain:
-            broken = [
-                at for at, ts in enumerate(times)
-                if sums[at] >= BROKEN
-                or not self.first <= ts <= self.latest
-                or units[at] != unit or nicks[at] != nick
-                or _PREFIX in lines[at][1:]]
-            odd = sorted(odd + [numbers[at] for at in broken])
-            take_out(broken, columns)
-        if not times:
+        odd = [at for at, (code, ts) in enumerate(zip(sums, times)) if code >= BROKEN or not 0 <= ts <= self.latest]
+        same = units.count(unit) == nicks.count(nick) == len(lines)
+        if not same or width > NEEDED and text.count(_PREFIX) != len(lines):
+            names = f"{unit}\t{nick}\t"
+            others = {at for at, line in enumerate(plain) if not line.startswith(names) or _PREFIX in line[1:]}
+            odd = sorted(others.union(odd))
+        if len(odd) == len(lines):
             return None
-        self._explain(columns)
+        take_out(odd, columns)
+        at = PLAIN_COLUMNS.index("co2")
+        meanings = self.meanings.column(sums)
+        columns[at:at + 1] = [list(map(operator.itemgetter(part), meanings)) for part in range(4)]
         name = nickname(nick.encode("latin-1").decode("utf-8", "replace"))
         return Cut(unit, name, width, odd, times, columns)
-
-    def _explain(self, columns):
-        """Put what the sums mean in their place."""
-        at = PLAIN_COLUMNS.index("co2")
-        meanings = self.meanings.column(columns[at])
-        parts = [operator.itemgetter(part) for part in range(len(meanings[0]))]
-        columns[at:at + 1] = [list(map(part, meanings)) for part in parts]
 
 
 def take_out(numbers, columns):
@@ -1198,14 +1145,13 @@ def take_out(numbers, columns):
 
 
 def _usual(lines):
-    """Unit, nickname and number of fields of most lines: those of the first line from the middle on that looks plain; a
-    number that no line has when none of a few does."""
+    """The fields of the first line from the middle on that looks plain; None when none of a few does."""
     middle = len(lines) // 2
     for line in lines[middle:middle + 9]:
         fields = line.split("\t")
         if len(fields) >= NEEDED and _UNIT_ID.match(fields[0]) and not _CONTROL.search(fields[1]):
-            return fields[0], fields[1], len(fields)
-    return "", "", 0
+            return fields
+    return None
 
 
 # -- reading a source -------------------------------------------------------------------------------------------------
@@ -1224,36 +1170,21 @@ class Source(NamedTuple):
 
     @property
     def id(self):
-        """The same for the same key in every database."""
-        return _id_of(self.key)
-
-
-@functools.lru_cache(maxsize=1)         # row by row the same
-def _id_of(key):
-    raw = key.encode()                                          # hashlib would bring 4 MB of OpenSSL for this
-    return zlib.crc32(raw) << 20 | zlib.crc32(raw[::-1]) & 0xfffff
-
-
-class Line(NamedTuple):
-    """A complete line of a source."""
-
-    number: int
-    offset: int
-    raw: bytes                          # with its newline
-    whole: bool                         # False: a piece of a line that is too long
-
-    def content(self):
-        """Its bytes; Rejected for a piece."""
-        if not self.whole:
-            raise Rejected("line longer than %d bytes" % LONGEST_LINE)
-        return self.raw
+        """A number, the same for the same key in every database."""
+        raw = self.key.encode()                                 # hashlib would bring 4 MB of OpenSSL for this
+        return zlib.crc32(raw) << 20 | zlib.crc32(raw[::-1]) & 0xfffff
 
 
 class Account:
-    """One row of the ledger, while an import runs."""
+    """The row of a source in the ledger (table `sources`). Its attributes are the columns."""
 
-    def __init__(self, key):
-        self.key = key
+    inside = False                      # `done` is not at the begin of a line; this alone is no column
+
+    def __init__(self, source):
+        self.id = source.id
+        self.path = source.key
+        self.kind = source.kind
+        self.unit_id = source.unit_id
         self.size = 0                   # bytes of the file when it was read last
         self.done = 0                   # bytes that were imported or rejected
         self.lines = 0                  # in these
@@ -1267,10 +1198,9 @@ class Account:
         self.last_ts: Optional[int] = None      # time of the last good line
         self.extra_fields = 0           # behind those that are known
         self.trouble: Optional[str] = None      # why the last try failed
-        self.inside = False             # `done` is not at the begin of a line; this alone is in no column
 
 
-ACCOUNT_COLUMNS = [name for name in vars(Account("")) if name not in ("key", "inside")]
+ACCOUNT_COLUMNS = list(vars(Account(Source("", "", "", "", 0, 0.0))))
 
 
 def complete_blocks(file, account, end):
@@ -1279,75 +1209,38 @@ def complete_blocks(file, account, end):
     file.seek(max(0, account.done - 1))
     account.inside = account.done > 0 and file.read(1) != b"\n"
     rest = b""
-    for start in range(account.done, end, BLOCK):
-        rest += file.read(min(BLOCK, end - start))
+    for start in range(account.done, end, BYTES_AT_ONCE):
+        rest += file.read(min(BYTES_AT_ONCE, end - start))
         complete = rest.rfind(b"\n") + 1
-        if len(rest) > complete:
-            complete += (len(rest) - complete) // LONGEST_LINE * LONGEST_LINE
+        complete += (len(rest) - complete) // LONGEST_LINE * LONGEST_LINE
         if complete:
             account.checksum = zlib.crc32(rest[:complete], account.checksum)
             yield rest[:complete]
             rest = rest[complete:]
 
 
+_LINE_OR_PIECE = re.compile(rb"(?s)[^\n]{0,%d}." % (LONGEST_LINE - 1))
+
+
 def lines_of(block, account):
-    """The lines of a block; the account moves along."""
-    begin = 0
-    while begin < len(block):
-        end = block.find(b"\n", begin, begin + LONGEST_LINE) + 1
-        if not end:
-            end = min(begin + LONGEST_LINE, len(block))
-        raw = block[begin:end]
+    """The Lines of a block; the account moves along."""
+    for found in _LINE_OR_PIECE.finditer(block):
+        raw = found[0]
         is_ended = raw.endswith(b"\n")
-        line = Line(account.lines + 1, account.done, raw, is_ended and not account.inside)
+        line = Line(account.lines + 1, account.done, raw, TOO_LONG if account.inside or not is_ended else "")
         account.lines += 1
         account.done += len(raw)
         account.inside = not is_ended
         yield line
-        begin = end
 
 
-class News:
-    """What came or went of one unit in one table."""
-
-    def __init__(self):
-        self.first = FOREVER            # times of what is new
-        self.last = -FOREVER
-        self.days: Set[int] = set()     # of what is new and of what went
-
-    def add(self, times):
-        """New rows have these times."""
-        self.first = min(self.first, min(times))
-        self.last = max(self.last, max(times))
-        self.days.update({ts // DAY for ts in times})
-
-
-def insert_sql(table, columns, verb="INSERT"):
+def insert_sql(table, columns):
     """A statement for one row."""
-    names = ", ".join(columns)
     places = ", ".join("?" * len(columns))
-    return "%s INTO %s(%s) VALUES (%s)" % (verb, table, names, places)
+    return f"INSERT INTO {table}({', '.join(columns)}) VALUES ({places})"
 
 
-ROWS_AT_ONCE = 12                       # which saves SQLite starts; before 3.32 it binds at most 999 values
-
-
-def insert_plain_sql(raws, rows):
-    """A statement for so many rows of a `Cut`. Unit, nickname and source are bound once; then the columns, each from
-    its first row to its last."""
-    columns = [*PLAIN_COLUMNS, *RAW[:raws], "offset"]
-    values = []
-    for row in range(rows):
-        places = ["?%d" % (4 + rows * at + row) for at in range(len(columns))]
-        values.append("(?1, ?2, ?3, %s)" % ", ".join(places))
-    return "INSERT INTO co2_readings(unit_id, nickname, source, %s) VALUES %s" % (", ".join(columns), ", ".join(values))
-
-
-INSERT_PLAIN = {(raws, rows): insert_plain_sql(raws, rows)
-                for raws in range(len(RAW) + 1) for rows in (1, ROWS_AT_ONCE)}
-INSERT_REJECT = "INSERT INTO rejects VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 FEW = 1000                              # bytes; so few lines are not worth being cut into columns
-LARGEST_TABLE = 1 << 24                 # bytes of a table that people write
 MOST_WAITING = 1000                     # rows and rejected lines that are kept in memory
 
 
@@ -1356,26 +1249,29 @@ class Reader:
     `as_table`; each deals with every byte up to the end of the last complete line."""
 
     def __init__(self, run, source, account):
-        self.run = run
+        self.run = run                  # an Import
         self.db = run.db
         self.source = source
+        self.id = source.id
         self.account = account
         self.format = FORMATS[source.kind]
-        self.at = {name: number for number, name in enumerate(self.format.columns)}
         self.rows: List[Row] = []
-        self.times: Dict[str, List[int]] = {}                   # of rows of a unit, not yet in the import's news
         self.rejects: List[List[Any]] = []
-        self.unfollowed = 0             # the first of `rejects` behind which no good line has come yet
+        self.unfollowed: List[List[Any]] = []                   # rejected lines behind which no good one has come yet
         self.left_unfollowed = account.rejected > 0             # there may be such in the database
-        self.reasons: Counter[str] = Counter()
+
+    def read(self, file, end):
+        """Import what is new up to byte `end`."""
+        try:
+            self.format.read(self, file, end)
+        finally:
+            self.flush()
 
     def by_column(self, file, end):
         """Readings: many plain lines at once, others one by one."""
         for block in complete_blocks(file, self.account, end):
-            if len(block) < FEW or self.account.inside or not block.endswith(b"\n"):
+            if not self._take_columns(block):
                 self._take_lines(block)
-            else:
-                self._take_columns(block)
             self.flush()
 
     def by_line(self, file, end):
@@ -1398,50 +1294,45 @@ class Reader:
         try:
             text = decode_log(line.content())
             begun = parse_headline(text, line.offset)
-            if begun:
-                begun.follow(entry)
-                self._finish_entry(entry)
-                self.account.imported += 1
-            elif entry:
-                entry.add(text)
-            else:
+            if not begun and not entry:
                 raise Rejected("before the first headline")
+            if not begun:
+                entry.add(text)
         except Rejected as why:
-            self._reject(line, Piece(0, line.raw), str(why))
+            self._reject(line, why)
             return entry
         self.account.imported_bytes += len(line.raw)
-        return begun or entry
+        if not begun:
+            return entry
+        self._finish_entry(entry)
+        if begun.day.startswith("1970"):                        # the time of the nearest earlier dated entry
+            begun.inferred = entry.inferred if entry else (None, None, None)
+        self.account.imported += 1
+        return begun
 
     def _finish_entry(self, entry):
         if entry:
-            row = entry.row(self.source.unit_id)
-            ts = row[self.at["ts"]]
-            if ts is not None:
-                self._note(self.source.unit_id, ts)
-            self._insert(row, entry.offset)
+            self._insert(entry.row(self.source.unit_id), entry.offset)
 
     def as_table(self, file, end):
         """A table that people write: with a header line, with any ends of lines, complete without a last newline."""
-        if end > LARGEST_TABLE:
-            raise OSError(errno.EFBIG, "larger than %d bytes" % LARGEST_TABLE)
         data = file.read(end)
         account = self.account
         account.checksum = zlib.crc32(data)
         columns = []
         refused = ""                    # why the header line cannot be used: the same holds for all that follow
         for raw in data.splitlines(keepends=True):
-            line = Line(account.lines + 1, account.done, raw, len(raw) <= LONGEST_LINE)
+            line = Line(account.lines + 1, account.done, raw, refused)
             account.lines += 1
             account.done += len(raw)
             try:
-                if refused:
-                    raise Rejected(refused)
                 columns = self._take_table_line(line, columns)
             except Rejected as why:
-                refused = refused if columns else str(why)
-                self._reject(line, Piece(0, raw), str(why))
+                refused = "" if columns else str(why)
+                self._reject(line, why)
 
     def _take_table_line(self, line, columns):
+        """The columns of the table, empty before its header line."""
         raw = line.content()
         if raw.strip() and not raw.lstrip(b"\xef\xbb\xbf ").startswith(b"#"):
             cells = cells_of(raw)
@@ -1458,130 +1349,107 @@ class Reader:
             self._take_line(line)
 
     def _take_line(self, line):
-        """Judge a line, or its pieces, each alone."""
-        try:
-            pieces = self.format.pieces(line.content())
-        except Rejected as why:
-            self._reject(line, Piece(0, line.raw), str(why))
-            return
-        for piece, following in zip_longest(pieces, pieces[1:]):
-            raw = without_last_field(piece.raw) if following else piece.raw
+        """Judge a line, or its parts, each alone."""
+        for part in self.format.parts(line):
             try:
-                if piece.refused:
-                    raise Rejected(piece.refused)
-                row = self.format.parse(raw, self.run.rules)
+                row = self.format.parse(part.content(), self.run.rules)
             except Rejected as why:
-                self._reject(line, piece, piece.refused or (GLUED if following else str(why)))
+                self._reject(part, why)
             else:
-                self._accept(row, line.offset + piece.begin, piece.raw)
-
-    def _accept(self, row, offset, raw):
-        ts = row[self.at["ts"]]
-        self._passed([ts])
-        self._note(row[self.at["unit_id"]], ts)
-        self.account.imported += 1
-        self.account.imported_bytes += len(raw)
-        fields = raw.count(b"\t") + 1
-        self.account.extra_fields += max(0, fields - self.format.fields)
-        self._insert(row, offset)
+                self._passed([self._insert(row, part.offset)])
+                self.account.imported += 1
+                self.account.imported_bytes += len(part.raw)
+                fields = part.raw.count(b"\t") + 1
+                self.account.extra_fields += max(0, fields - self.format.fields)
 
     def _take_columns(self, block):
-        """Plain lines by column; between them, the others one by one."""
+        """Plain lines by column, between them the others one by one; whether there were plain ones."""
         account = self.account
         lines = block.decode("latin-1").split("\n")
-        lines.pop()                                             # behind the last newline
-        number, begin, total = account.lines + 1, account.done, len(lines)
+        rest = lines.pop()                                      # behind the last newline
+        if len(block) < FEW or account.inside or rest or max(map(len, lines)) >= LONGEST_LINE:
+            return False
+        number, begin = account.lines + 1, account.done
         ends = accumulate(map(len, lines), initial=begin)       # newlines left out
         offsets = list(map(operator.add, ends, count()))
         if b"\r" in block:
             lines = [line[:-1] if line.endswith("\r") else line for line in lines]
-        cut = None
-        if max(map(len, lines)) < LONGEST_LINE:
-            cut = self.run.columns.cut(lines)
+        cut = self.run.columns.cut(lines)
         if cut is None:
-            self._take_lines(block)
-            return
-        account.lines += total
+            return False
+        account.lines += len(lines)
         account.done += len(block)
         account.imported += len(cut.times)
         account.imported_bytes += len(block)
         account.extra_fields += len(cut.times) * max(0, cut.width - KNOWN)
-        at = 0                          # lines before this one were passed
-        for passed, index in enumerate(cut.odd):
-            self._passed(cut.times[at - passed:index - passed])
+        good = 0                        # plain lines that were passed
+        for before, index in enumerate(cut.odd):
+            self._passed(cut.times[good:index - before])
+            good = index - before
             raw = block[offsets[index] - begin:offsets[index + 1] - begin]
             account.imported_bytes -= len(raw)                  # it is judged alone
-            self._take_line(Line(number + index, offsets[index], raw, whole=True))
-            at = index + 1
-        self._passed(cut.times[at - len(cut.odd):])
+            self._take_line(Line(number + index, offsets[index], raw))
+        self._passed(cut.times[good:])
         offsets.pop()
         take_out(cut.odd, [offsets])
-        self._insert_plain(cut, offsets)
+        columns = [*PLAIN_COLUMNS, *RAW][:len(cut.columns)]
+        insert = insert_sql(self.format.table, ["unit_id", "nickname", "source", *columns, "offset"])
+        same = [repeat(cut.unit), repeat(cut.nickname), repeat(self.id)]
+        self.db.executemany(insert, zip(*same, *cut.columns, offsets))
         if self.run.days:
             self.run.days.add(cut)
         else:
-            self.times.setdefault(cut.unit, []).extend(cut.times)
-
-    def _insert_plain(self, cut, offsets):
-        columns = [*cut.columns, offsets]
-        raws = len(cut.columns) - len(PLAIN_COLUMNS)
-        many = len(offsets) // ROWS_AT_ONCE * ROWS_AT_ONCE
-        same = [repeat(cut.unit), repeat(cut.nickname), repeat(self.source.id)]
-        places = [column[row:many:ROWS_AT_ONCE] for column in columns for row in range(ROWS_AT_ONCE)]
-        self.db.executemany(INSERT_PLAIN[raws, ROWS_AT_ONCE], zip(*same, *places))
-        rest = [column[many:] for column in columns]
-        self.db.executemany(INSERT_PLAIN[raws, 1], zip(*same, *rest))
+            self.run.news[self.source.kind, cut.unit].update(ts // DAY for ts in cut.times)
+        return True
 
     def _insert(self, row, offset):
-        self.rows.append((*row, self.source.id, offset))
-        if len(self.rows) >= MOST_WAITING:
-            self.flush()
-
-    def _note(self, unit, ts):
-        """A row has this time."""
-        self.times.setdefault(unit, []).append(ts)
+        """Keep a row; its time, None where it has none."""
+        values = dict(zip(self.format.columns, row))
+        ts = values.get("ts")
+        if ts is not None:
+            self.run.news[self.source.kind, values["unit_id"]].add(ts // DAY)
+        self._keep(self.rows, (*row, self.id, offset))
+        return ts
 
     def _passed(self, times):
         """Good lines with these times came: the first is behind the rejected lines so far."""
         if not times:
             return
-        for reject in self.rejects[self.unfollowed:]:
+        for reject in self.unfollowed:
             reject[-1] = times[0]
-        self.unfollowed = len(self.rejects)
+        self.unfollowed.clear()
         if self.left_unfollowed:
             self.db.execute("UPDATE rejects SET after_ts = ? WHERE source = ? AND after_ts IS NULL",
-                            (times[0], self.source.id))
+                            (times[0], self.id))
             self.left_unfollowed = False
         self.account.last_ts = times[-1]
 
-    def _reject(self, line, piece, reason):
+    def _reject(self, line, why):
+        reason = GLUED if line.is_glued else str(why)
         self.account.rejected += 1
-        self.account.rejected_bytes += len(piece.raw)
-        self.reasons[reason] += 1
-        shown = self.format.clean(piece.raw[:1000].decode("latin-1"))
+        self.account.rejected_bytes += len(line.raw)
+        self.run.summary.rejected[reason] += 1
+        shown = self.format.clean(line.raw[:1000].decode("latin-1"))
         text = shown.encode("unicode_escape").decode("ascii")
-        begin = line.offset + piece.begin
-        before = self.account.last_ts
-        self.rejects.append([self.source.id, line.number, begin, len(piece.raw), reason, text, before, None])
-        if len(self.rejects) >= MOST_WAITING:
+        reject = [self.id, line.number, line.offset, len(line.raw), reason, text, self.account.last_ts, None]
+        self.unfollowed.append(reject)
+        self._keep(self.rejects, reject)
+
+    def _keep(self, waiting, row):
+        waiting.append(row)
+        if len(waiting) >= MOST_WAITING:
             self.flush()
 
     def flush(self):
         """Write what waits in memory."""
-        for unit, times in self.times.items():
-            if not self.run.days:
-                self.run.news.setdefault((self.source.kind, unit), News()).add(times)
-            elif self.source.kind == "readings":
-                open_days(self.db, unit, {ts // DAY for ts in times})
-        self.times.clear()
         if self.rows:
-            self.db.executemany(self.format.insert, self.rows)
+            self.db.executemany(insert_sql(self.format.table, [*self.format.columns, "source", "offset"]), self.rows)
         if self.rejects:
-            self.db.executemany(INSERT_REJECT, self.rejects)
-        self.left_unfollowed = self.left_unfollowed or self.unfollowed < len(self.rejects)
-        self.unfollowed = 0
-        self.rows.clear()
-        self.rejects.clear()
+            self.db.executemany("INSERT INTO rejects VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self.rejects)
+        if self.unfollowed:
+            self.left_unfollowed = True
+        for waiting in (self.rows, self.rejects, self.unfollowed):
+            waiting.clear()
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -1598,45 +1466,39 @@ class Format(NamedTuple):
 
     table: str
     columns: Sequence[str]              # of the rows that are parsed; source and offset follow
-    place: re.Pattern[str]              # of its path below a data directory; the first group is the unit
+    place: re.Pattern[str]              # of its key; the first group is the unit
     folder: str                         # where to look, below each directory of the data directory
     read: Callable[[Reader, IO[bytes], int], None]
     parse: Callable[[bytes, Rules], Row] = lambda raw, rules: ()        # of a line that is judged alone
     fields: int = 0                     # that are known; what is behind them is counted
     is_whole: bool = False              # it is read again from its begin whenever it changes
     repeats: str = ""                   # rows of the same unit and time that agree in these columns count once
-    pieces: Callable[[bytes], list[Piece]] = lambda raw: [Piece(0, raw)]
+    parts: Callable[[Line], list[Line]] = lambda line: [line]   # what of a line is judged alone
     clean: Callable[[str], str] = str   # of the text of rejected lines
-
-    @property
-    def insert(self):
-        """The statement for a row."""
-        return insert_sql(self.table, [*self.columns, "source", "offset"])
 
 
 def uploads(folder, match):
-    """Where files of a sequence lie that units upload: in their folder, or set aside."""
-    name = "%s[^/]*%s(?:%s)?" % (re.escape(match.prefix), re.escape(match.suffix), seqfile.ASIDE_ENDING)
-    return re.compile(r"([^/]+)/(?:%s/)?%s/%s\Z" % (seqfile.SET_ASIDE, re.escape(folder), name))
+    """Where files of a sequence lie that units upload: in their folder, or set aside. `match` is a seqfile.Match."""
+    name = f"{re.escape(match.prefix)}[^/]*{re.escape(match.suffix)}(?:{seqfile.ASIDE_ENDING})?"
+    return re.compile(rf"data/([^/]+)/(?:{seqfile.SET_ASIDE}/)?{re.escape(folder)}/{name}\Z")
 
 
-OWN_PINGS = re.compile(r"var/%s/%s[0-9]+%s\Z" % (seqfile.PINGS_FOLDER, *map(re.escape, seqfile.PINGS)))
 FORMATS = {
     "readings": Format(
         table="co2_readings",
-        columns=["unit_id", "nickname", "date", "time", "temp", "flash_count", *CO2,
-                 "ts", "co2", "co2_flag", "temp_flag", "qc", *RAW],
+        columns=["unit_id", "nickname", *PLAIN_COLUMNS, *RAW],
         place=uploads(seqfile.READINGS_FOLDER, seqfile.READINGS),
         folder=seqfile.READINGS_FOLDER,
         read=Reader.by_column,
         parse=parse_reading,
-        pieces=pieces_of,
+        parts=parts_of,
         fields=KNOWN,
         repeats=", ".join(["temp", "flash_count", *CO2, *RAW])),
     "pings": Format(
         table="pings",
         columns=["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
-        place=re.compile("()[^/]+/" + OWN_PINGS.pattern),
+        place=re.compile(r"(?:data/[^/]+/)?()var/%s/%s[0-9]+%s\Z" % (
+            seqfile.PINGS_FOLDER, *map(re.escape, seqfile.PINGS))),
         folder="var/" + seqfile.PINGS_FOLDER,
         read=Reader.by_line,
         parse=parse_ping,
@@ -1653,26 +1515,17 @@ FORMATS = {
     "deployments": Format(
         table="deploy_durations_tiered",
         columns=[*DEPLOYMENT_COLUMNS, "since", "until"],
-        place=re.compile(r"()%s/deploy_durations(?:_tiered)?\.tsv\Z" % seqfile.MANUAL_FOLDER),
+        place=re.compile(rf"data/(){seqfile.MANUAL_FOLDER}/deploy_durations(?:_tiered)?\.tsv\Z"),
         folder="",
         read=Reader.as_table,
         is_whole=True),
 }
 TABLES = {kind: each.table for kind, each in FORMATS.items()}
 FOLDERS = [each.folder for each in FORMATS.values() if each.folder]
-FOLDERS += [seqfile.SET_ASIDE + "/" + folder for folder in FOLDERS]
+FOLDERS += [f"{seqfile.SET_ASIDE}/{folder}" for folder in FOLDERS]
 
 
 _SAME_ID = "its name gives the same id as that of %s: rename one of them"
-
-
-def kind_of(relative):
-    """Kind and unit of a path below a data directory; None: not ours to read."""
-    for kind, each in FORMATS.items():
-        found = each.place.match(relative)
-        if found:
-            return kind, found[1]
-    return None
 
 
 def find_sources(archive, unreadable):
@@ -1682,19 +1535,15 @@ def find_sources(archive, unreadable):
             unreadable.append((data_dir, "there is no such directory"))
         for entry in _scan(data_dir, unreadable):
             for folder in FOLDERS if entry.is_dir(follow_symlinks=False) else ():
-                yield from _collect(data_dir, "data/", os.path.join(entry.path, folder), unreadable)
-        yield from _collect(data_dir, "data/", os.path.join(data_dir, "manual"), unreadable)
-    yield from _collect(archive.var_dir, "var/", os.path.join(archive.var_dir, "pings"), unreadable)
-    for home in _other_homes(archive):
-        yield from _collect(os.path.dirname(home), "data/", os.path.join(home, "var", "pings"), unreadable)
-
-
-def _other_homes(archive):
-    """Of data directories that are merged, those above them: HOME/var has the pings of that server. Their keys are
-    those of a copy in HOME's name below a data directory."""
-    homes = [os.path.dirname(os.path.realpath(data_dir)) for data_dir in archive.data_dirs]
-    own = os.path.realpath(archive.var_dir)
-    return [home for home in homes if len(homes) > 1 and os.path.join(home, "var") != own]
+                yield from _collect(data_dir, "data/", f"{entry.name}/{folder}", unreadable)
+        yield from _collect(data_dir, "data/", seqfile.MANUAL_FOLDER, unreadable)
+    yield from _collect(archive.var_dir, "var/", seqfile.PINGS_FOLDER, unreadable)
+    # Of data directories that are merged, HOME/var beside each has the pings of that server; their keys are those of a
+    # copy in HOME's name below a data directory.
+    for data_dir in archive.data_dirs if len(archive.data_dirs) > 1 else ():
+        above, home = os.path.split(os.path.dirname(os.path.realpath(data_dir)))
+        if os.path.join(above, home, "var") != os.path.realpath(archive.var_dir):
+            yield from _collect(above, "data/", f"{home}/var/{seqfile.PINGS_FOLDER}", unreadable)
 
 
 def _scan(directory, unreadable):
@@ -1708,7 +1557,7 @@ def _scan(directory, unreadable):
 
 
 def _collect(root, prefix, folder, unreadable):
-    for entry in _scan(folder, unreadable):
+    for entry in _scan(os.path.join(root, folder), unreadable):
         source = _source(entry.path, root, prefix)
         if source:
             yield source
@@ -1717,13 +1566,14 @@ def _collect(root, prefix, folder, unreadable):
 def _source(path, root, prefix):
     """The source at a path below a data directory or the server's; None when it is no file of ours, or a link."""
     key = prefix + path[len(root):].lstrip("/")
-    found = kind_of(key[len(prefix):]) if prefix == "data/" else None
-    if OWN_PINGS.match(key):
-        found = ("pings", "")
-    if not found:
+    for kind, each in FORMATS.items():
+        found = each.place.match(key)
+        if found:
+            break
+    else:
         return None
-    kind, unit = found
-    source = Source(_storable(key), path, kind, sys.intern(_storable(unit)), 0, -1.0)
+    unit = found[1]
+    source = Source(_storable(key), path, kind, _storable(unit), 0, -1.0)
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -1742,23 +1592,18 @@ def _storable(name):
 
 def _distinct(same):
     """Of the same file in several data directories the longest; others only where they are not its beginning."""
-    if len(same) > 1:
-        same.sort(key=lambda source: (-source.size, _checksum(source.path, source.size)))
-    longest, *others = same
+    longest, *others = sorted(same, key=lambda source: (-source.size, _checksum(source.path, source.size)))
     yield longest
     for other in others:
         checksum = _checksum(other.path, other.size)
         if checksum != _checksum(longest.path, other.size):
-            yield other._replace(key="%s#%08x" % (other.key, checksum))
+            yield other._replace(key=f"{other.key}#{checksum:08x}")
 
 
-_LISTING = """
-CREATE TEMP TABLE found(key TEXT, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL);
-CREATE TEMP TABLE files(key TEXT PRIMARY KEY, path BLOB, kind TEXT, unit_id TEXT, size INTEGER, ctime REAL,
-    until INTEGER, id INTEGER) WITHOUT ROWID;
-BEGIN;
-"""
-_LISTED = "f.key, f.path, f.kind, f.unit_id, f.size, f.ctime, f.until"
+_LISTING = [
+    "SAVEPOINT listing",
+    "CREATE TEMP TABLE files(key, path, kind, unit_id, size, ctime, until, id)",
+    "CREATE INDEX temp.files_by_key ON files(key)"]
 _ONLY_TIERED = """
     DELETE FROM files WHERE kind = 'deployments' AND key LIKE '%/deploy_durations.tsv'
     AND EXISTS (SELECT 1 FROM files WHERE kind = 'deployments' AND key LIKE '%\\_tiered.tsv' ESCAPE '\\')"""
@@ -1767,51 +1612,47 @@ _SAME_IDS = """
     JOIN (SELECT id, min(key) AS key FROM files GROUP BY id HAVING count(*) > 1) first ON first.id = f.id
     WHERE first.key < f.key"""
 _COST = "CASE kind WHEN 'readings' THEN size ELSE 4 * size END"          # the others are read line by line
-_SHARES = """
+_SHARES = f"""
     SELECT min(key), max(key), sum(size) FROM
-        (SELECT key, size, CAST((sum({0}) OVER (ORDER BY key) - {0}) * ? AS INTEGER) AS share FROM files)
-    GROUP BY share ORDER BY share""".format(_COST)
-Share = Tuple[str, str, int]            # first key, last key, bytes
+        (SELECT key, size, CAST((sum({_COST}) OVER (ORDER BY key) - {_COST}) * ? AS INTEGER) AS share FROM files)
+    GROUP BY share ORDER BY share"""
 
 
 class Listing:
-    """The sources of an archive in order of their keys, in the temporary table `files`: millions take no memory.
+    """The sources of an archive in order of their keys, in the temporary table `files` of a database: millions take no
+    memory."""
 
-    The table belongs to `db`, or to a database of its own, which is closed at the end of a `with`.
-    """
-
-    def __init__(self, archive, db=None):
-        self.db = db or sqlite3.connect("", isolation_level=None)
-        self.is_own = db is None
+    def __init__(self, archive, db):
+        self.db = db
         self.unreadable: Troubles = []
         self.disputed: List[str] = []                           # keys of files of which two servers differ
-        self.db.executescript(_LISTING)
-        found = map(_to_list, find_sources(archive, self.unreadable))
-        self.db.executemany("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", found)
-        each = ((*_to_list(source), source.id) for source in self._each_once())
-        self.db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, NULL, ?)", each)
-        for key, path, owner in self.db.execute(_SAME_IDS).fetchall():
-            self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
-            self.db.execute("DELETE FROM files WHERE key = ?", (key,))
-        self.db.execute(_ONLY_TIERED)                           # the older, simpler table is read only without that
-        self.db.execute("COMMIT")
-
-    def _each_once(self):
-        rows = self.db.execute("SELECT *, NULL FROM found ORDER BY key")
-        for key, same in groupby(map(_listed, rows), operator.attrgetter("key")):
-            versions = list(_distinct(list(same)))
+        for statement in _LISTING:
+            db.execute(statement)
+        self._add(find_sources(archive, self.unreadable))
+        for key, in db.execute("SELECT key FROM files GROUP BY key HAVING count(*) > 1").fetchall():
+            versions = list(_distinct(self.between(key, key)))
             if len(versions) > 1:
                 self.disputed.append(key)
-            yield from versions
+            db.execute("DELETE FROM files WHERE key = ?", (key,))
+            self._add(versions)
+        for key, path, owner in db.execute(_SAME_IDS).fetchall():
+            self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
+            db.execute("DELETE FROM files WHERE key = ?", (key,))
+        db.execute(_ONLY_TIERED)                                # the older, simpler table is read only without that
+        db.execute("RELEASE listing")
+
+    def _add(self, sources):
+        rows = ((*source._replace(path=os.fsencode(source.path)), source.id) for source in sources)
+        self.db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def between(self, first="", last=chr(sys.maxunicode)):
-        """The sources with these keys."""
-        query = "SELECT %s FROM files f WHERE f.key BETWEEN ? AND ? ORDER BY f.key" % _LISTED
-        return map(_listed, self.db.execute(query, (first, last)))
+        """The Sources with these keys."""
+        query = "SELECT * FROM files WHERE key BETWEEN ? AND ? ORDER BY key"
+        return map(source_of, self.db.execute(query, (first, last)))
 
     def shares(self, processes):
-        """The keys cut into ranges that take about the same time."""
-        total = self.db.execute("SELECT total(%s) FROM files" % _COST).fetchone()[0]
+        """The keys cut into ranges that take about the same time: (first key, last key, bytes) of each."""
+        total = self.db.execute(f"SELECT total({_COST}) FROM files").fetchone()[0]
         number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
         return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
 
@@ -1824,20 +1665,11 @@ class Listing:
         gone = self.db.execute("SELECT path FROM known WHERE path NOT IN (SELECT key FROM files) ORDER BY path")
         return [path for path, in gone]
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, *_):
-        if self.is_own:
-            self.db.close()
-
-
-def _to_list(source):
-    return (source.key, os.fsencode(source.path), *source[2:6])
-
-
-def _listed(row):
-    return Source(row[0], os.fsdecode(row[1]), *row[2:])
+def source_of(row):
+    """The Source in a row of `files`."""
+    key, path, *others, _ = row
+    return Source(key, os.fsdecode(path), *others)
 
 
 def _checksum(path, size):
@@ -1848,107 +1680,63 @@ def _checksum(path, size):
 
 def _checksum_of(file, size):
     checksum = 0
-    for start in range(0, size, BLOCK):
-        checksum = zlib.crc32(file.read(min(BLOCK, size - start)), checksum)
+    for start in range(0, size, BYTES_AT_ONCE):
+        checksum = zlib.crc32(file.read(min(BYTES_AT_ONCE, size - start)), checksum)
     return checksum
 
 
 # -- what depends on other rows ---------------------------------------------------------------------------------------
-# Repeats, rules that look at neighbours, rollups. All are made anew where rows came or went, so tables depend on the
-# text alone.
+# Rules that look at neighbours, and rollups. All are made anew where rows came or went, so tables depend on the text
+# alone.
 
-_SAME_TIMES = """
-    SELECT ts FROM {0} WHERE unit_id = ? AND ts BETWEEN ? AND ? GROUP BY ts HAVING count(*) > 1"""
-_REPEATS = """
-    SELECT rowid, source FROM (
-        SELECT rowid, source, row_number() OVER (PARTITION BY {1} ORDER BY source, offset) AS n
-        FROM {0} WHERE unit_id = ? AND ts = ?)
-    WHERE n > 1"""
-
-
-def drop_repeats(db, kind, unit, first, last):
-    """Of exact repeats between two times leave the one with the smallest (source, offset); how many went."""
-    table, same = FORMATS[kind].table, FORMATS[kind].repeats
-    dropped = 0
-    for ts, in db.execute(_SAME_TIMES.format(table), (unit, first, last)).fetchall():
-        for rowid, source in db.execute(_REPEATS.format(table, same), (unit, ts)).fetchall():
-            db.execute("DELETE FROM %s WHERE rowid = ?" % table, (rowid,))
-            db.execute("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?", (source,))
-            dropped += 1
-    return dropped
-
-
-class Value(NamedTuple):
-    """The CO2 value of a reading, as rules on neighbours see it."""
-
-    rowid: int
-    ts: int                             # UTC seconds
-    co2: float                          # ppm
-    qc: int
+_MEANS = f"""
+    SELECT ts, co2, qc FROM co2_readings
+    WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {QC_ROW} = 0 AND """
+# Of each mean: how far its time and value are from those of the one before and the one behind.
+_NEIGHBOURS = f"""
+    SELECT rowid AS id, ts, co2, qc, ts - lag(ts) OVER near AS waited, co2 - lag(co2) OVER near AS rise,
+        lead(ts) OVER near - ts AS waits, co2 - lead(co2) OVER near AS fall
+    FROM co2_readings
+    WHERE unit_id = :unit AND ts BETWEEN :begin - :gap AND :end + :gap AND co2 IS NOT NULL AND qc & {QC_ROW} = 0
+    WINDOW near AS (ORDER BY ts, co2, rowid)"""
+_STRETCHES = f"""
+    SELECT *, sum(rise IS NOT 0) OVER (ORDER BY ts, co2, id ROWS UNBOUNDED PRECEDING) AS stretch
+    FROM ({_NEIGHBOURS})"""
+# A spike as ioos_qc's spike_test (method differential) has it, for neighbours that are near. A flat stretch as a whole;
+# of a gap inside it, `gap` counts at most.
+_JUDGE = f"""
+    SELECT id, judged, ts / {DAY} FROM (
+        SELECT id, ts, qc, qc & ~{QC_SPIKE | QC_FLAT}
+            | CASE WHEN waited <= :gap AND waits <= :gap AND rise * fall > 0 AND min(abs(rise), abs(fall)) > :spike
+                THEN {QC_SPIKE} ELSE 0 END
+            | CASE WHEN sum(CASE WHEN rise = 0 THEN min(waited, :gap) END) OVER (PARTITION BY stretch) >= :flat
+                THEN {QC_FLAT} ELSE 0 END AS judged
+        FROM ({_STRETCHES}))
+    WHERE judged <> qc AND ts BETWEEN :begin AND :end"""
 
 
-_MEANS = """
-    SELECT rowid, ts, co2, qc FROM co2_readings
-    WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {0} = 0 AND %s""".format(QC_ROW | QC_NO_CO2)
-
-
-def judge(values, first, last, limits):
-    """Lone spikes and flat stretches between two times: rowid -> new qc where it changes.
-
-    `values` are in order and go on before and behind these times, as far as neighbours count.
-    """
-    flat = flat_rows(values, limits)
-    changed = {}
-    for n, value in enumerate(values):
-        qc = value.qc & ~(QC_SPIKE | QC_FLAT)
-        around = values[max(0, n - 1):n + 2]
-        if len(around) == 3 and stands_out(around[0], value, around[2], limits):
-            qc |= QC_SPIKE
-        if value.rowid in flat:
-            qc |= QC_FLAT
-        if qc != value.qc and first <= value.ts <= last:
-            changed[value.rowid] = qc
-    return changed
-
-
-def stands_out(before, value, after, limits):
-    """ioos_qc's spike_test (method differential), for neighbours that are near."""
-    if value.ts - before.ts > limits.spike_gap or after.ts - value.ts > limits.spike_gap:
-        return False
-    rise = value.co2 - before.co2
-    fall = value.co2 - after.co2
-    return rise * fall > 0 and min(abs(rise), abs(fall)) > limits.spike
-
-
-def is_flat(time, limits):
-    """Whether so many seconds of the same mean are too many; readings may be a little early or late."""
-    return time >= limits.flat_time - JITTER
-
-
-def flat_rows(values, limits):
-    """The rowids of all flat stretches, each as a whole. Of a gap inside a stretch, `spike_gap` counts at most."""
-    flat = set()
-    for _, stretch in groupby(values, operator.attrgetter("co2")):
-        same = list(stretch)
-        steps = [after.ts - before.ts for before, after in zip(same, same[1:])]
-        if is_flat(sum(min(step, limits.spike_gap) for step in steps), limits):
-            flat.update(value.rowid for value in same)
-    return flat
+def judge(db, unit, begin, end, limits):
+    """Flag lone spikes and flat stretches between two times (UTC seconds). The days in which a flag changed."""
+    bound = {"unit": unit, "begin": begin, "end": end, "gap": limits.spike_gap, "spike": limits.spike,
+             "flat": limits.flat_time - JITTER}
+    changed = db.execute(_JUDGE, bound).fetchall()
+    set_qc(db, changed)
+    return {day for _, _, day in changed}
 
 
 _SAME_AS_BEFORE = re.compile(rb"\x01+")
 
 
-def suspicious_times(times, co2, bits, limits):
+def suspicious_times(times, co2, limits):
     """Times where there may be a spike, and those of what may be flat stretches: too many rather than too few."""
-    if max(bits) >= QC_NO_CO2:
+    if None in co2:
         there = [value is not None for value in co2]
         times = list(compress(times, there))
         co2 = list(compress(co2, there))
     found = []
     same = bytes(map(operator.eq, co2[1:], co2))                # 1: as the value before
     for run in _SAME_AS_BEFORE.finditer(same):
-        if is_flat(times[run.end()] - times[run.start()], limits):
+        if times[run.end()] - times[run.start()] >= limits.flat_time - JITTER:
             found += times[run.start():run.end() + 1]
     if co2 and max(co2) - min(co2) > limits.spike:
         steps = map(abs, map(operator.sub, co2[1:], co2))
@@ -1958,41 +1746,36 @@ def suspicious_times(times, co2, bits, limits):
 
 def judge_days(db, unit, first, last, limits):
     """Judge days in which rows came or went, and all readings whose stretch of equal means reaches up to them. The days
-    in which something changed."""
+    in which a flag changed."""
     begin = _end_of_stretch(db, (unit, first * DAY), "ts < ? ORDER BY ts DESC, co2 DESC", limits)
     end = _end_of_stretch(db, (unit, last * DAY + DAY - 1), "ts > ? ORDER BY ts, co2", limits)
-    query = _MEANS % "ts BETWEEN ? AND ? ORDER BY ts, co2"      # rows that have both in common may change places
-    rows = db.execute(query, (unit, begin - limits.spike_gap, end + limits.spike_gap)).fetchall()
-    if not rows:
-        return set()
-    _, times, co2, bits = zip(*rows)
-    is_flagged = any(qc & (QC_SPIKE | QC_FLAT) for qc in bits)
-    if not is_flagged and not suspicious_times(times, co2, bits, limits):
-        return set()
-    values = list(map(Value._make, rows))
-    changed = judge(values, begin, end, limits)
-    set_qc(db, changed)
-    return {value.ts // DAY for value in values if value.rowid in changed}
+    around = (unit, begin - limits.spike_gap, end + limits.spike_gap)
+    rows = db.execute(_MEANS + "ts BETWEEN ? AND ? ORDER BY ts, co2", around).fetchall()
+    if rows:
+        times, co2, bits = zip(*rows)
+        if max(bits) > QC_SOME_CO2 or suspicious_times(times, co2, limits):
+            return judge(db, unit, begin, end, limits)
+    return set()
 
 
 def _end_of_stretch(db, edge, beyond, limits):
     """Time of the last reading beyond an edge (unit, time) that belongs to the first stretch of equal means there; what
     is behind enough of them to be flat was judged before."""
-    last = None
+    _, end = edge
+    means = set()
     lasted = 0
-    for row in db.execute(_MEANS % beyond, edge):
-        value = Value._make(row)
-        if last:
-            if value.co2 != last.co2 or is_flat(lasted, limits):
-                break
-            lasted += min(abs(value.ts - last.ts), limits.spike_gap)
-        last = value
-    return last.ts if last else edge[1]
+    for ts, co2, _ in db.execute(_MEANS + beyond, edge):
+        means.add(co2)
+        if len(means) > 1 or lasted > limits.flat_time + limits.spike_gap:
+            break
+        lasted += min(abs(ts - end), limits.spike_gap)
+        end = ts
+    return end
 
 
 def set_qc(db, changed):
-    """New bits for readings, by rowid, and the flags that follow from them."""
-    rows = [(qc, co2_flag(qc), temp_flag(qc), rowid) for rowid, qc in changed.items()]
+    """New bits for readings, and the flags that follow from them. A row begins with rowid, bits."""
+    rows = [(qc, co2_flag(qc), temp_flag(qc), rowid) for rowid, qc, *_ in changed]
     db.executemany("UPDATE co2_readings SET qc = ?, co2_flag = ?, temp_flag = ? WHERE rowid = ?", rows)
 
 
@@ -2010,16 +1793,16 @@ def sum_of(values, bits, bad):
         len(odd), min(odd, default=None), max(odd, default=None))
 
 
-_OF_READINGS = ["ts", "qc", *QUANTITIES]        # of a reading: what its day is made from
-_READINGS_OF_DAYS = """
-    SELECT ts / 86400, %s FROM co2_readings INDEXED BY readings_by_unit
-    WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts""" % ", ".join(_OF_READINGS)
+_OF_READINGS = ["ts", "qc", *SUSPECT_BITS]      # of a reading: what its day is made from
+_READINGS_OF_DAYS = f"""
+    SELECT ts / {DAY}, {", ".join(_OF_READINGS)} FROM co2_readings INDEXED BY readings_by_unit
+    WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts"""
 
 
 def day_of(times, bits, *quantities):
     """The row of `daily` for the readings of a day, without the unit."""
     sums = []
-    for values, bad in zip(quantities, QUANTITIES.values()):
+    for values, bad in zip(quantities, SUSPECT_BITS.values()):
         sums += sum_of(values, bits, bad)
     first, last = times[0], times[-1]
     longest = max(map(operator.sub, times[1:], times), default=0)
@@ -2064,14 +1847,9 @@ def runs_of(days):
 # stretch, are *open*: they have n = -1 in `daily` until they are settled from the readings.
 
 OPEN = -1
-_OR_OPEN = " ON CONFLICT(unit_id, day) DO UPDATE SET n = %d" % OPEN
+_OR_OPEN = f" ON CONFLICT(unit_id, day) DO UPDATE SET n = {OPEN}"
 _INSERT_DAY = insert_sql("daily", DAILY) + _OR_OPEN
 _OPEN_DAY = insert_sql("daily", ["unit_id", "day", "n"]) + _OR_OPEN
-
-
-def open_days(db, unit, days):
-    """These days are to be settled."""
-    db.executemany(_OPEN_DAY, [(unit, day, OPEN) for day in days])
 
 
 class Days:
@@ -2084,8 +1862,12 @@ class Days:
         # The last two days of the cut before: its unit; the columns _OF_READINGS. The last day is not in `daily` yet.
         self.kept = ("", {})
 
+    def open(self, unit, days):
+        """These days of a unit are to be settled."""
+        self.db.executemany(_OPEN_DAY, [(unit, day, OPEN) for day in days])
+
     def add(self, cut):
-        """Take the days of a cut; its last one may go on in the next cut."""
+        """Take the days of a Cut; its last one may go on in the next cut."""
         columns = {name: cut.column(name) for name in _OF_READINGS}
         unit, before = self.kept
         if unit == cut.unit and before["ts"][-1] < cut.times[0]:
@@ -2094,12 +1876,12 @@ class Days:
         else:
             self.finish()
             day = cut.times[0] // DAY + 1
-            open_days(self.db, cut.unit, [day - 1])
+            self.open(cut.unit, [day - 1])
         times = columns["ts"]
         if any(map(operator.ge, times, times[1:])):             # not in order, or a time comes twice
             newest = accumulate(times, max)
             late = [at for at, (ts, before) in enumerate(zip(times[1:], newest), 1) if ts <= before]
-            open_days(self.db, cut.unit, {times[at] // DAY for at in late})
+            self.open(cut.unit, {times[at] // DAY for at in late})
             take_out(late, columns.values())
         rows = []
         begin = bisect.bisect_left(times, day * DAY)
@@ -2110,8 +1892,8 @@ class Days:
             rows.append((cut.unit, *day_of(*of_day)))
             begin = end
         self.db.executemany(_INSERT_DAY, rows)
-        suspicious = suspicious_times(times, columns["co2"], columns["qc"], self.limits)
-        open_days(self.db, cut.unit, {ts // DAY for ts in suspicious})
+        suspicious = suspicious_times(times, columns["co2"], self.limits)
+        self.open(cut.unit, {ts // DAY for ts in suspicious})
         two_days = bisect.bisect_left(times, (times[-1] // DAY - 1) * DAY)
         self.kept = (cut.unit, {name: column[two_days:] for name, column in columns.items()})
 
@@ -2119,7 +1901,7 @@ class Days:
         """No cut follows that goes on with the last day."""
         unit, columns = self.kept
         if unit:
-            open_days(self.db, unit, [columns["ts"][-1] // DAY])
+            self.open(unit, [columns["ts"][-1] // DAY])
         self.kept = ("", {})
 
 
@@ -2131,9 +1913,9 @@ class Summary:
 
     def __init__(self):
         self.files = 0
-        self.rows: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()                     # by kind
         self.repeated = 0
-        self.rejected: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()                 # by reason
         self.unreadable: Troubles = []
         self.hidden: Troubles = []      # of these, directories: their files are not known
         self.disputed: List[str] = []   # files of which two servers have different versions
@@ -2152,46 +1934,26 @@ class Summary:
         return new
 
     def __str__(self):
-        rows = ["%d %s" % (self.rows[kind], kind) for kind in FORMATS]
-        lines = ["%d files, %s" % (self.files, ", ".join(rows))]
+        rows = [f"{self.rows[kind]} {kind}" for kind in FORMATS]
+        lines = [f"{self.files} files, " + ", ".join(rows)]
         if self.repeated:
-            lines.append("%d exact repeats" % self.repeated)
-        lines += ["%6d rejected: %s" % (n, reason) for reason, n in self.rejected.most_common()]
-        lines += ["two versions of %s: both are kept" % _printable(key) for key in self.disputed]
-        lines += ["could not read %s: %s" % (_printable(path), why) for path, why in self.unreadable]
+            lines.append(f"{self.repeated} exact repeats")
+        lines += [f"{n:6} rejected: {reason}" for reason, n in self.rejected.most_common()]
+        lines += [f"two versions of {_printable(key)}: both are kept" for key in self.disputed]
+        lines += [f"could not read {_printable(path)}: {why}" for path, why in self.unreadable]
         return "\n".join(lines)
 
 
-class Ledger:
-    """The table `sources` while an import runs: what is known of each source, and what has changed."""
-
-    def __init__(self, db):
-        self.db = db
-        self.accounts: Dict[int, Account] = {}                  # of the sources that were looked at
-        self.changed: Dict[int, Source] = {}
-
-    def account(self, source):
-        """The account of a source; that of another source if there is one with the same id."""
-        if source.id not in self.accounts:
-            account = Account(source.key)
-            query = "SELECT path, %s FROM sources WHERE id = ?" % ", ".join(ACCOUNT_COLUMNS)
-            row = self.db.execute(query, (source.id,)).fetchone()
-            if row:
-                vars(account).update(zip(["key", *ACCOUNT_COLUMNS], row))
-            self.accounts[source.id] = account
-        return self.accounts[source.id]
-
-    def write(self):
-        """Write the accounts of what changed, and forget them: there may be many."""
-        values = operator.attrgetter(*ACCOUNT_COLUMNS)
-        rows = []
-        for id, source in self.changed.items():
-            account = self.accounts[id]
-            rows.append((id, source.key, source.kind, source.unit_id, *values(account)))
-        columns = ["id", "path", "kind", "unit_id", *ACCOUNT_COLUMNS]
-        self.db.executemany(insert_sql("sources", columns, "INSERT OR REPLACE"), rows)
-        self.accounts.clear()
-        self.changed.clear()
+_REPEATS = """
+    SELECT id, source FROM (
+        SELECT rowid AS id, source, row_number() OVER (PARTITION BY ts, {same} ORDER BY source, offset) AS n
+        FROM {table} WHERE unit_id = :unit AND ts IN (
+            SELECT ts FROM {table} WHERE unit_id = :unit AND ts BETWEEN :first AND :last
+            GROUP BY ts HAVING count(*) > 1))
+    WHERE n > 1"""
+_RELEASED = f"""
+    SELECT rowid, qc & ~{QC_FUTURE}, unit_id, ts / {DAY} FROM co2_readings WHERE qc & {QC_FUTURE} AND ts <= ?"""
+_SET_ACCOUNT = f"INSERT OR REPLACE INTO sources({', '.join(ACCOUNT_COLUMNS)}) VALUES (:{', :'.join(ACCOUNT_COLUMNS)})"
 
 
 class Import:
@@ -2202,102 +1964,95 @@ class Import:
         self.days = Days(db, rules.limits) if is_new else None  # the database is empty, and has no indexes yet
         self.rules = rules
         self.progress = progress or (lambda done: None)
-        self.ledger = Ledger(db)
         self.columns = Columns(rules)
-        self.news: Dict[Tuple[str, str], News] = {}             # by kind and unit
+        self.news: Dict[Tuple[str, str], Set[int]] = defaultdict(set)   # kind, unit -> days in which rows came or went
         self.again: Set[int] = set()    # ids of sources to be read from the start: they may hold repeats of what went
         self.changes = db.total_changes
         self.summary = Summary()
 
     def take(self, sources):
-        """Import what is new in these sources."""
+        """Import what is new in these Sources."""
         for source in sources:
             self.take_one(source)
             self.progress(source.size)
-            if len(self.ledger.accounts) > MOST_ACCOUNTS:
-                self.ledger.write()
+            if self.days:
+                for (kind, unit), days in self.news.items():
+                    if kind == "readings":
+                        self.days.open(unit, days)
+                self.news.clear()
+        if self.days:
+            self.days.finish()
 
     def take_again(self, sources):
         """Read those once more that may hold repeats of what was taken out."""
         ids = set(self.again)
         for source in sources:
             if source.id in ids:
-                self._remove_rows(source)
-                self.ledger.accounts[source.id] = Account(source.key)
+                self.forget(source)
                 self.take_one(source)
 
-    def forget(self, gone):
-        """Take out the rows of files that are gone (the text is the truth): id, path, kind, unit of each."""
-        for id, key, kind, unit in gone:
-            self._remove_rows(Source(key, "", kind, unit, 0, 0.0))
-            self.db.execute("DELETE FROM sources WHERE id = ?", (id,))
-            del self.ledger.accounts[id]
+    def forget(self, source):
+        """Take out the rows of a source, and its account: the file is gone, or is read again."""
+        self._remove_rows(source)
+        self.db.execute("DELETE FROM sources WHERE id = ?", (source.id,))
+
+    def account(self, source):
+        """The Account of a source; that of another source if there is one with the same id."""
+        account = Account(source)
+        query = f"SELECT {', '.join(ACCOUNT_COLUMNS)} FROM sources WHERE id = ?"
+        row = self.db.execute(query, (source.id,)).fetchone()
+        if row:
+            vars(account).update(zip(ACCOUNT_COLUMNS, row))
+        return account
 
     def take_one(self, source):
         """Import what is new in a source. Whatever fails is recorded with it, and it is tried again the next time."""
-        account = self.ledger.account(source)
-        if account.key != source.key:
-            self.summary.unreadable.append((source.key, _SAME_ID % account.key))
+        account = self.account(source)
+        if account.path != source.key:
+            self.summary.unreadable.append((source.key, _SAME_ID % account.path))
             return
         if (account.size, account.ctime) == (source.size, source.ctime):
             return
-        self.ledger.changed[source.id] = source
-        trouble = None
+        imported = account.imported
+        kept = self.days and self.days.kept
+        trouble = ""
+        self.db.execute("SAVEPOINT source")
         try:
             with open(source.path, "rb", opener=_open_no_link) as file:
                 size = os.fstat(file.fileno()).st_size if source.until is None else source.until
-                self._take_file(source, file, size)
+                is_whole = FORMATS[source.kind].is_whole
+                if is_whole or size < account.done or _checksum_of(file, account.done) != account.checksum:
+                    if account.lines:                           # it does not begin as before
+                        self._remove_rows(source)
+                    account = Account(source)
+                    imported = 0
+                Reader(self, source, account).read(file, size)
+            account.size, account.ctime, account.trouble = size, source.ctime, None
         except sqlite3.Error:                                   # the database's trouble, not this source's
             raise
-        except OSError as error:
+        except OSError as error:                                # what was read before it stays
             trouble = "a link, which is not followed" if error.errno == errno.ELOOP else error.strerror or str(error)
         except Exception as error:
-            trouble = "%r at %s" % (error, place_of(error))
-        account = self.ledger.account(source)
-        account.trouble = trouble and trouble + "; it is tried again each time"
-        account.size = source.size if trouble else size
-        account.ctime = 0.0 if trouble else source.ctime        # 0: is never the time of a file
-        if account.trouble:
+            self.db.execute("ROLLBACK TO source")
+            account = self.account(source)
+            imported = account.imported
+            if self.days:
+                self.days.kept = kept
+            trouble = f"{error!r} at {place_of(error)}"
+        self.db.execute("RELEASE source")
+        self.summary.rows[source.kind] += account.imported - imported
+        if trouble:
+            account.trouble = trouble + "; it is tried again each time"
+            account.size, account.ctime = source.size, 0.0      # never the time of a file
             self.summary.unreadable.append((source.key, account.trouble))
         else:
             self.summary.files += 1
-
-    def _take_file(self, source, file, size):
-        account = self.ledger.account(source)
-        each = FORMATS[source.kind]
-        if each.is_whole or size < account.done or _checksum_of(file, account.done) != account.checksum:
-            if account.lines:                                   # it does not begin as before
-                self._remove_rows(source)
-            account = self.ledger.accounts[source.id] = Account(source.key)
-        before = copy.copy(account)
-        kept = self.days and self.days.kept
-        self.db.execute("SAVEPOINT source")
-        reader = Reader(self, source, account)
-        failure = None
-        try:
-            each.read(reader, file, size)
-        except sqlite3.Error:
-            raise
-        except OSError as error:                                # what was read before it stays
-            failure = error
-        except Exception as error:
-            failure = error
-            self.db.execute("ROLLBACK TO source")
-            self.ledger.accounts[source.id] = before
-            if self.days and kept:
-                self.days.kept = kept
-            reader = Reader(self, source, before)
-        reader.flush()
-        self.db.execute("RELEASE source")
-        self.summary.rows[source.kind] += reader.account.imported - before.imported
-        self.summary.rejected.update(reader.reasons)
-        if failure:
-            raise failure
+        self.db.execute(_SET_ACCOUNT, vars(account))
 
     def _remove_rows(self, source):
         """Take out the rows of a source, and have the files read again that may hold repeats of them."""
         gone = self._delete(source, "source = ? AND unit_id = ?", source.unit_id)
-        if gone < self.ledger.account(source).imported:         # others are of other units: no index leads there
+        if gone < self.account(source).imported:                # others are of other units: no index leads there
             self._delete(source, "source = ?")
         if FORMATS[source.kind].repeats:
             others = self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
@@ -2306,59 +2061,60 @@ class Import:
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
 
     def _delete(self, source, which, *values):
-        rows = "FROM %s WHERE %s" % (FORMATS[source.kind].table, which)
+        """Take out rows of a source; how many there were."""
+        rows = f"FROM {FORMATS[source.kind].table} WHERE {which}"
         bound = (source.id, *values)
         if "ts" in FORMATS[source.kind].columns:
-            for unit, day in self.db.execute("SELECT DISTINCT unit_id, ts / 86400 %s AND ts NOT NULL" % rows, bound):
-                self.news.setdefault((source.kind, unit), News()).days.add(day)
+            for unit, day in self.db.execute(f"SELECT DISTINCT unit_id, ts / {DAY} {rows} AND ts NOT NULL", bound):
+                self.news[source.kind, unit].add(day)
         return self.db.execute("DELETE " + rows, bound).rowcount
 
     def release_future(self):
         """Readings whose time has come since are no longer dated in the future."""
-        rows = self.db.execute("SELECT rowid, unit_id, ts / 86400, qc FROM co2_readings WHERE qc & 64 AND ts <= ?",
-                               (self.rules.latest,)).fetchall()
-        set_qc(self.db, {rowid: qc & ~QC_FUTURE for rowid, _, _, qc in rows})
-        for _, unit, day, _ in rows:
-            self.news.setdefault(("readings", unit), News()).days.add(day)
+        rows = self.db.execute(_RELEASED, (self.rules.latest,)).fetchall()
+        set_qc(self.db, rows)
+        for _, _, unit, day in rows:
+            self.news["readings", unit].add(day)
 
     def settle(self):
-        """After all was read: the ledger, repeats, rules on neighbours, rollups, and what has changed."""
-        self.ledger.write()
-        for (kind, unit), news in sorted(self.news.items()):
-            if FORMATS[kind].repeats and news.first <= news.last:
-                self._drop_repeats(kind, unit, news.first, news.last)
-            if kind == "readings":
-                news.days = settle_days(self.db, unit, news.days, self.rules.limits)
+        """After all was read: repeats, rules on neighbours, rollups, and what has changed."""
+        self._settle_news()
         if self.db.total_changes > self.changes:
             self.db.execute("UPDATE last_import SET at = ?, mark = mark + 1", (self.rules.now,))
-        for (_, unit), news in self.news.items():
-            days = [(unit, day) for day in news.days]
+        for (_, unit), changed in self.news.items():
+            days = [(unit, day) for day in changed]
             self.db.executemany("INSERT OR REPLACE INTO changes SELECT ?, ?, mark FROM last_import", days)
-
-    def finish(self):
-        """Write down all that is known of sources that were read into a new database."""
-        if self.days:
-            self.days.finish()
-        self.ledger.write()
 
     def settle_all(self):
         """The same in a new database, into which other databases may have been copied."""
+        for unit, day in self.db.execute(f"SELECT unit_id, day FROM daily WHERE n = {OPEN}"):
+            self.news["readings", unit].add(day)
+        self._settle_news()
         for kind, each in FORMATS.items():
-            if each.repeats and kind != "readings":
-                for unit in sorted(_units_in(self.db, each.table)):
+            if kind != "readings":
+                for unit in _units_in(self.db, each.table):
                     self._drop_repeats(kind, unit, -FOREVER, FOREVER)
-        rows = self.db.execute("SELECT unit_id, day FROM daily WHERE n = %d ORDER BY unit_id, day" % OPEN).fetchall()
-        for unit, opened in groupby(rows, operator.itemgetter(0)):
-            days = {day for _, day in opened}
-            for first, last in runs_of(days):
-                self._drop_repeats("readings", unit, first * DAY, last * DAY + DAY - 1)
-            settle_days(self.db, unit, days, self.rules.limits)
         self.db.execute("UPDATE last_import SET at = ?, mark = 1", (self.rules.now,))
 
+    def _settle_news(self):
+        for (kind, unit), days in sorted(self.news.items()):
+            for first, last in runs_of(days):
+                self._drop_repeats(kind, unit, first * DAY, last * DAY + DAY - 1)
+            if kind == "readings":
+                days |= settle_days(self.db, unit, days, self.rules.limits)
+
     def _drop_repeats(self, kind, unit, first, last):
-        dropped = drop_repeats(self.db, kind, unit, first, last)
-        self.summary.rows[kind] -= dropped
-        self.summary.repeated += dropped
+        """Of exact repeats between two times leave the one with the smallest (source, offset)."""
+        table, same = FORMATS[kind].table, FORMATS[kind].repeats
+        if not same:
+            return
+        bound = {"unit": unit, "first": first, "last": last}
+        repeats = self.db.execute(_REPEATS.format(table=table, same=same), bound).fetchall()
+        self.db.executemany(f"DELETE FROM {table} WHERE rowid = ? AND source = ?", repeats)
+        self.db.executemany("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?2",
+                            repeats)
+        self.summary.rows[kind] -= len(repeats)
+        self.summary.repeated += len(repeats)
 
 
 def _open_no_link(path, flags):
@@ -2607,7 +2363,7 @@ def _not_mounted(db, archive):
 
 
 _FRESH = """
-PRAGMA page_size = 8192; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;
+PRAGMA page_size = 8192; PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;
 """
 
 
@@ -2616,7 +2372,6 @@ def _fill(db, sources, rules, progress):
     db.executescript(_FRESH + SCHEMA)
     run = Import(db, rules, progress, is_new=True)
     run.take(sources)
-    run.finish()
     db.execute("COMMIT")
     return run
 
@@ -2695,7 +2450,8 @@ def _swap_in(new, path):
 
 def _rebuild(archive, now, progress, processes):
     new = archive.db + ".new"
-    with Listing(archive) as listing:
+    with _connected("") as beside:
+        listing = Listing(archive, beside)
         try:
             summary = _build(new, listing, Rules(archive.limits, now or time.time()), progress, processes)
             summary.unreadable[:0] = listing.unreadable
@@ -2735,18 +2491,19 @@ def _take_all(run, archive, listing):
         run.db.execute("DELETE FROM files WHERE key LIKE 'data/%'")
     if not listing.unreadable:
         _mark_data(archive)
-        gone = "SELECT id, path, kind, unit_id FROM sources WHERE path NOT IN (SELECT key FROM files)"
-        run.forget(run.db.execute(gone).fetchall())
-    changed = run.db.execute(f"SELECT {_LISTED} FROM files f LEFT JOIN sources s ON s.path = f.key "
+        gone = "SELECT path, '', kind, unit_id, 0, 0.0 FROM sources WHERE path NOT IN (SELECT key FROM files)"
+        for row in run.db.execute(gone).fetchall():
+            run.forget(Source(*row))
+    changed = run.db.execute("SELECT f.* FROM files f LEFT JOIN sources s ON s.path = f.key "
                              "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key")
-    run.take(map(_listed, changed))
+    run.take(map(source_of, changed))
 
 
 def _import_new(archive, paths, now, progress):
     named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
     with _writing(archive.db) as db:
-        listing = Listing(archive, db) if named is None else None
         db.execute("BEGIN IMMEDIATE")
+        listing = Listing(archive, db) if named is None else None
         run = Import(db, Rules(archive.limits, now), progress)
         run.release_future()
         if listing:
@@ -2755,8 +2512,7 @@ def _import_new(archive, paths, now, progress):
             missing = _not_mounted(db, archive)
             run.take(source for source in named if not missing or source.key.startswith("var/"))
         if run.again:
-            with Listing(archive) as everything:
-                run.take_again(everything.between())
+            run.take_again((listing or Listing(archive, db)).between())
         run.settle()
         db.execute("COMMIT")
     return run.summary
@@ -2937,7 +2693,7 @@ def buckets(db, quantities, rows, edges):
     found = {}
     for what in quantities:
         found[what] = [[None] * (len(edges) - 1) for _ in rows]
-        for i, j, *values in db.execute(_BUCKETS.format(what=what, bad=QUANTITIES[what], never=QC_ROW)):
+        for i, j, *values in db.execute(_BUCKETS.format(what=what, bad=SUSPECT_BITS[what], never=QC_ROW)):
             found[what][i][j] = Bucket(*values)
         for cells, spans in zip(found[what], rows):
             _hold(db, cells, spans, edges)
@@ -2971,7 +2727,7 @@ def count_outside(db, what, spans, low, high):
 def quantiles(db, what, spans, shares):
     """Values below which the given shares of all usable values lie, None where there is none: exact for up to
     QUANTILE_DAYS days, then of an evenly spread sample of days."""
-    values = sorted(_values(db, what, spans, QUANTITIES[what], _SOME_DAYS))
+    values = sorted(_values(db, what, spans, SUSPECT_BITS[what], _SOME_DAYS))
     if not values:
         return [None] * len(shares)
     return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
@@ -2982,7 +2738,7 @@ def last_value(db, what, spans):
     query = (
         "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
         "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1"
-    ).format(what, QUANTITIES[what])
+    ).format(what, SUSPECT_BITS[what])
     rows = (db.execute(query, span).fetchone() for span in spans)
     return max(filter(None, rows), default=None)
 
@@ -3623,7 +3379,8 @@ def verify(archive, processes=1):
         ledger = db.execute("SELECT path, done FROM sources").fetchall()
         now = ask(db, "SELECT coalesce(at, 0) FROM last_import")
         new = os.path.join(directory, "db.sqlite3")
-        with Listing(archive) as listing:
+        with _connected("") as beside:
+            listing = Listing(archive, beside)
             problems = [f"{path}: the ledger knows it, but the file is gone" for path in listing.limit(ledger)]
             summary = _build(new, listing, Rules(archive.limits, now), None, processes)
             problems += [f"{path}: could not be read: {why}" for path, why in listing.unreadable + summary.unreadable]
@@ -3919,7 +3676,7 @@ def write_package(db, directory, given, now):
         "name": "co2-readings",
         "title": "CO2 and temperature measured by units in the field",
         "description": "Times are UTC, by the units' clocks. A deployment lasts from start_ts until before end_ts. "
-                       f"Flags are those of {_FLAGS}. Written by co2d {__version__}.",
+                       f"Flags are those of {_QARTOD}. Written by co2d {__version__}.",
         "version": seqfile.utc(now, "%Y.%m.%d"),
         "temporal": {"start": start, "end": end},
         "resources": resources,

@@ -151,7 +151,7 @@ def test_a_kind_of_uploaded_file_takes_three_places(tmp_path):
     follower.edit("seqfile", "SEQUENCES = {", '"data/weather": Match("weather-", ".csv"), ')
     follower.edit("importer", 'SCHEMA = """\n',
                   "CREATE TABLE weather(unit_id TEXT, ts INTEGER, wind REAL, source INTEGER, offset INTEGER);\n")
-    follower.edit("importer", 'INDEXES = """\n', "CREATE INDEX weather_by_unit ON weather(unit_id, ts);\n")
+    follower.edit("importer", 'INDEXES = f"""\n', "CREATE INDEX weather_by_unit ON weather(unit_id, ts);\n")
     follower.edit("importer", 'NO_TIME = "impossible date or time"\n', """
 
 def parse_weather(raw, rules):
@@ -179,7 +179,7 @@ def test_a_column_of_readings_takes_four_places_and_a_panel_five_more(tmp_path):
     follower.edit("importer", '"zero_point", "sensor_temp"', ', "humidity"')
     follower.edit("importer", "raw value of the sensor: its temperature\n", "humidity  number  %  r.humidity  of the air\n")
     follower.edit("importer", "SCHEMA_VERSION = ", "1")         # 5 -> 15
-    follower.edit("importer", 'QUANTITIES = {"co2": QC_CO2_BAD | QC_ROW', ', "humidity": QC_ROW')
+    follower.edit("importer", 'SUSPECT_BITS = {"co2": QC_CO2_BAD | QC_ROW', ', "humidity": QC_ROW')
     follower.edit("plot_ascii", "QUANTITIES = [CO2, TEMP", ', Quantity("humidity", "humidity %", "%.0f", "%.0f", " H", 5, 9)')
     follower.edit("plot_ascii", 'STYLES = {\n', '    "humidity": "34",\n')
     follower.edit("plot_ascii", 'STYLE = """\n', ".humidity { fill: none; stroke: var(--humidity) }\n")
