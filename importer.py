@@ -703,7 +703,7 @@ class Line(NamedTuple):
     is_glued: bool = False              # another line begins at its end
 
     def content(self):
-        """Its bytes; Rejected for what is refused. The last field in front of another line may be cut: it becomes `?`."""
+        """Its bytes; Rejected where `refused`. The last field in front of another line may be cut: it becomes `?`."""
         if self.refused:
             raise Rejected(self.refused)
         return self.raw[:self.raw.rfind(b"\t") + 1] + b"?" if self.is_glued else self.raw
