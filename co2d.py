@@ -541,13 +541,13 @@ class Fetches:
         with self._lock:
             nights = self._courses[unit, name].nights_in_vain(now)
         if nights >= MOST_NIGHTS:
-            log.warning("updates/%s of %s is not listed any more: it took %d nights in vain", name, unit, nights)
+            log.warning(f"updates/{name} of {unit} is not listed any more: it took {nights} nights in vain")
         return nights >= MOST_NIGHTS
 
 
 def _told_of_fetch(file, problem):
     if problem:
-        log.error("what a unit took of an update is NOT NOTED: %s", problem)
+        log.error(f"what a unit took of an update is NOT NOTED: {problem}")
 
 
 # -- the station ------------------------------------------------------------------------------------------------------
@@ -739,7 +739,7 @@ def _store_ping(station, unit, row, send):
         station.health.report("pings", importer.CRITICAL, text)
         if problem:
             station.count("co2d_pings_lost_total")
-            log.error("ping of %s NOT STORED: %s", unit, problem)
+            log.error(f"ping of {unit} NOT STORED: {problem}")
         else:
             station.count("co2d_pings_total")
             station.touch(file)
@@ -759,13 +759,13 @@ def push(station, request, unit, path):
         raise Refused(403, f"uploads go below {' or '.join(folders)}")
     if file in (b"", b".", b"..") or len(file) > LONGEST_FILE:
         raise Refused(404, "no name of a file")
-    offsets = [value for name, value in request.query if name == "offset"]
-    if len(offsets) != 1 or not re.match(r"[0-9]{1,15}\Z", offsets[0]):
+    offset = " ".join(value for name, value in request.query if name == "offset")
+    if not re.match(r"[0-9]{1,15}\Z", offset):
         raise Refused(400, "exactly one offset is needed, a whole number")
     if not request.body:
         raise Refused(400, "empty body")
     name = file.decode("utf-8", "surrogateescape")
-    chunk = seqfile.Chunk((unit, *path), name, int(offsets[0]), request.body, request.now)
+    chunk = seqfile.Chunk((unit, *path), name, int(offset), request.body, request.now)
     try:
         receipt = _store(station, chunk)
     except (Refused, OSError) as error:
@@ -791,7 +791,7 @@ def _note_receipt(station, chunk, receipt):
     station.count("co2d_chunks_total", kind=receipt.kind)
     station.count("co2d_stored_bytes_total", receipt.grew)
     if receipt.set_aside:
-        log.warning("%s sent other bytes for %s: the old ones are in %s", chunk.unit, chunk.kept, receipt.set_aside)
+        log.warning(f"{chunk.unit} sent other bytes for {chunk.kept}: the old ones are in {receipt.set_aside}")
         station.touch(receipt.set_aside)
     if receipt.asked:
         log.info("%s is asked for %s again", chunk.unit, receipt.ack[0])
@@ -883,7 +883,7 @@ def servable_updates(data_dir, unit):
             files_of_update(data_dir, unit, name)
             names.append(name)
         except NotServable as why:
-            log.warning("updates/%s of %s is not listed: %s", name, unit, why)
+            log.warning(f"updates/{name} of {unit} is not listed: {why}")
     return names
 
 
@@ -892,7 +892,7 @@ def list_updates(station, request, unit):
     try:
         names = servable_updates(station.settings.data_dir, unit)
     except OSError as error:
-        log.warning("updates of %s: %s", unit, error)
+        log.warning(f"updates of {unit}: {error}")
         names = []
     if not names:
         raise Refused(404, "no updates")
@@ -1213,9 +1213,9 @@ class Watching(threading.Thread):
         told = self._told
         self._told = {problem.key: problem for problem in problems}
         for key in self._told.keys() - told.keys():
-            log.log(levels[self._told[key].level], "%s", self._told[key].text)
+            log.log(levels[self._told[key].level], self._told[key].text)
         for key in told.keys() - self._told.keys():
-            log.info("over: %s", told[key].text)
+            log.info(f"over: {told[key].text}")
 
     def stop(self):
         """Look no more."""
@@ -1412,7 +1412,7 @@ def respond(station, request, lane=None):
         response = refused.response()
     except Exception as error:                                  # one line, not a traceback: the log is read by grep
         line = request_for_log(station.settings.secret, request)
-        log.error('"%s" failed: %r at %s', line, error, importer.place_of(error))
+        log.error(f'"{line}" failed: {error!r} at {importer.place_of(error)}')
         response = json_response({"error": "internal error"}, 500, repr(error))
     station.count("co2d_requests_total", route=name, status=response.status)
     return response

@@ -497,11 +497,11 @@ class Memory:
 
 # -- directories and files --------------------------------------------------------------------------------------------
 
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not block anyone
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not block anyone
 
 
 def _sync_directory(path):
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:
@@ -549,7 +549,7 @@ def open_directory(root, parts, create=False, settle=False):
     else:
         if create:
             make_directory(root, settle)
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in parts:
             if settle:
