@@ -2366,10 +2366,10 @@ def curve(style, d):
 
 def path(points, end=""):
     """The shortest text of a line through points; a single point becomes a dot."""
-    x, y = points[0]
+    (x, y), *others = points
     text = f"M{x} {y}l"
     steps = []
-    for next_x, next_y in points[1:] or points:
+    for next_x, next_y in others or [(x, y)]:
         if next_y == y and steps and steps[-1][1] == 0:
             x -= steps.pop()[0]  # two level steps are one
         steps.append((next_x - x, next_y - y))
@@ -2442,16 +2442,17 @@ class Panel(NamedTuple):
             run = buckets[start:end]
             xs = self.frame.middles[start:end]
             means = [self.y(mean(bucket)) for bucket in run]
-            drawn[line] += path(list(zip(xs, means)))
+            drawn[line] += path(zip(xs, means))
             if ranged:
-                highs = [(x, self.y(bucket.high)) for x, bucket in zip(xs, run)]
-                lows = [(x, self.y(bucket.low)) for x, bucket in zip(xs, run)]
-                drawn[band] += path(highs + lows[::-1], "z")
+                highs = [self.y(bucket.high) for bucket in run]
+                lows = [self.y(bucket.low) for bucket in run]
+                around = zip(xs + xs[::-1], highs + lows[::-1])
+                drawn[band] += path(around, "z")
             for side, nearer in (("above", min), ("below", max)):
-                edge = [(x, nearer(y, zero)) for x, y in zip(xs, means)]
-                if filled and any(y != zero for _, y in edge):
-                    foot = [(xs[-1], zero), (xs[0], zero)]
-                    drawn[side] += path(edge + foot, "z")
+                edge = [nearer(y, zero) for y in means]
+                if filled and set(edge) != {zero}:
+                    around = zip([*xs, xs[-1], xs[0]], [*edge, zero, zero])
+                    drawn[side] += path(around, "z")
         return "".join(starmap(curve, drawn.items()))
 
     def marks(self):
@@ -3253,8 +3254,14 @@ def of_station(problems):
 def web_page(view, db, query, html, now, *, problems=(), archive=None):
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
     text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
-    made_of = {"db": db, "now": int(now), "problems": problems, "archive": archive}
-    o = Options.from_query(query, query=query, **made_of)
+    o = Options.from_query(
+        query,
+        query=query,
+        db=db,
+        now=int(now),
+        problems=problems,
+        archive=archive,
+    )
     texts = [f"{text}\n" for text in of_station(problems)]
     try:
         if html:
