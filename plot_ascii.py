@@ -64,6 +64,7 @@ from typing import (
 import importer
 from importer import (
     Bucket,
+    DAY,
     Deployment,
     FOREVER,
     Pings,
@@ -72,7 +73,6 @@ from importer import (
     Unusable,
 )
 
-DAY = importer.DAY  # s
 
 # -- glyphs -----------------------------------------------------------------------------------------------------------
 
@@ -229,8 +229,6 @@ def count(n, what):
 
 def compact(value):
     """A number in at most four characters: 411, 1200, 10k."""
-    if value is None:
-        return ""
     return f"{value:.0f}" if -950 < value < 9950 else f"{value / 1000:.0f}k"
 
 
@@ -431,7 +429,7 @@ class Axis(NamedTuple):
 
     def columns(self):
         """Begin and end of each column."""
-        return list(zip(self.edges, self.edges[1:]))
+        return zip(self.edges, self.edges[1:])
 
     def column_of(self, ts):
         """The number of the column with this time, which is on the axis."""
@@ -466,7 +464,9 @@ def heading(ticks, cells):
     """A line with ticks and their labels; ╷ stands at the tick."""
     line = ""
     for tick in ticks:
-        line = line.ljust(tick.cell) + "╷" + tick.label        # not in an f-string: Python 3.9 takes no width of 0
+        line = (
+            line.ljust(tick.cell) + "╷" + tick.label
+        )  # not in an f-string: Python 3.9 takes no width of 0
     return line.ljust(cells)
 
 
@@ -679,11 +679,11 @@ class Options(SimpleNamespace):
 
     def __init__(self, **given):
         defaults = {name: option.default for name, option in OPTIONS.items()}
-        super().__init__(**{**defaults, **given})
+        super().__init__(**defaults | given)
 
     def but(self, **changes):
         """The same with some changed."""
-        return Options(**{**vars(self), **changes})
+        return Options(**vars(self) | changes)
 
     @classmethod
     def from_query(cls, asked, **others):
@@ -721,7 +721,9 @@ class Context:
         self.db = db
         self.view = view  # one of VIEWS
         self.o = o
-        self.rows = None if o.all else o.rows  # lines of the page; None: any number
+        self.rows = (
+            None if o.all else o.rows
+        )  # lines of the page; None: any number
         self.zone = Zone(o.tz)
         self.now = o.now
         if o.xmax is not None:
@@ -729,7 +731,7 @@ class Context:
         self.width = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = self.g is ASCII
-        self.buckets = {}  # quantity, step of columns -> what `read_buckets` has found
+        self.buckets = {}  # (quantity, step of columns) -> buckets of each row
 
     def room(self, others):
         """How many rows a page has room for beside other lines; None: for any number."""
@@ -756,10 +758,8 @@ class Context:
             forms = worst[1]
             if width(text) <= self.width or len(left) == len(forms) == 1:
                 return [Span(cut(text, self.width), style)]
-            if len(forms) > 1:
-                forms.pop(0)
-            else:
-                left.remove(worst)
+            forms.pop(0)
+            left = [part for part in left if part[1]]
 
     def wrapped(self, notes, between="  ", style="dim"):
         """Notes in as many lines as they take."""
@@ -773,10 +773,11 @@ class Context:
         return [[Span(cut(line, self.width), style)] for line in lines]
 
     def legend(self, notes, here):
-        """What those characters mean that are here: of notes of characters and meaning. Without characters a note
+        """What those characters mean that are here. A note is characters, a space, their meaning; without characters it
         always stands."""
         said = []
-        for chars, meaning in notes:
+        for note in notes:
+            chars, meaning = note.split(" ", 1)
             shown = "".join(char for char in chars if char in here)
             if shown or not chars:
                 said.append(self.say(f"{shown} {meaning}".strip()))
@@ -987,7 +988,7 @@ class Table:
                 if column in self.kept and not column.most:
                     here.update(*drawn.texts())
         if len(filled) < of:
-            notes = [("", f"+{of - len(filled)} more (--all)"), *notes]
+            notes = [f" +{of - len(filled)} more (--all)", *notes]
         return self.c.legend(notes, here)
 
 
@@ -1033,11 +1034,10 @@ def bars(c, values, scale, style="", marks=()):
     """Values as bars. A marked one has another colour; where there is none, it is a ?."""
     chars = []
     for value, mark in zip_longest(values, marks):
-        char = " " if value is None else c.g.ramp[scale.level(value, 8)]
-        if mark:
-            chars.append((c.g.suspect if value is None else char, "bad"))
-        else:
-            chars.append((char, style))
+        char = c.g.suspect if mark else " "
+        if value is not None:
+            char = c.g.ramp[scale.level(value, 8)]
+        chars.append((char, "bad" if mark else style))
     return styled(chars)
 
 
@@ -1215,33 +1215,30 @@ def rows_of(stays, by_unit):
 
 
 def with_charts(c, rows, axes, end):
-    """The rows with a chart of each quantity, on one scale for all."""
+    """The rows with a chart of each quantity, on one scale for all. What is read is kept for the page."""
     rows = [row._replace(charts={}) for row in rows]
     stays = [stay for row in rows for stay in row.stays]
     states = {
         state.unit_id: state for state in importer.fleet_state(c.db, end, stays)
     }
     for quantity in QUANTITIES:
-        axis = axes[quantity.name]
-        columns = read_buckets(c, rows, axis, quantity.name, end)
+        name = quantity.name
+        axis = axes[name]
+        if (name, axis.step) not in c.buckets:
+            spans = [row.within(Window(axis.edges[0], end)) for row in rows]
+            c.buckets[name, axis.step] = importer.buckets(
+                c.db, [name], spans, axis.edges
+            )[name]
+        columns = c.buckets[name, axis.step]
         top = c.o.co2_max if quantity is CO2 else None
         scale = make_scale(chain.from_iterable(columns), quantity.narrow, top)
         for row, buckets in zip(rows, columns):
             chart = Chart(quantity, axis, buckets, scale)
-            row.charts[quantity.name] = measured(c, chart, row, end, states)
+            row.charts[name] = measured(c, chart, row, end, states)
     late = {unit for unit, state in states.items() if state.data_late > 1}
     return [
         row._replace(late=not late.isdisjoint(row.there(end))) for row in rows
     ]
-
-
-def read_buckets(c, rows, axis, name, end):
-    """The buckets of a quantity, for each row; they are read once for a page."""
-    key = name, axis.step
-    if key not in c.buckets:
-        spans = [row.within(Window(axis.edges[0], end)) for row in rows]
-        c.buckets[key] = importer.buckets(c.db, [name], spans, axis.edges)[name]
-    return c.buckets[key]
 
 
 def measured(c, chart, row, end, states):
@@ -1319,12 +1316,12 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
         ),
     ]
     notes = [
-        ("", f"col = {axis.step} (CO₂)"),
-        ("", f"{t.axes['temp'].step} (T)"),
-        ("", "blank = no data"),
-        ("L", "late"),
-        (c.g.up + c.g.down, "off scale"),
-        (c.g.suspect, "suspect"),
+        f" col = {axis.step} (CO₂)",
+        f" {t.axes['temp'].step} (T)",
+        " blank = no data",
+        "L late",
+        f"{c.g.up}{c.g.down} off scale",
+        f"{c.g.suspect} suspect",
     ]
     return t.page(
         title, drawn, len(rows), notes, co2_scale=scale, temp_scale=warmth
@@ -1527,19 +1524,21 @@ def detail_legend(c, row, ribbons):
     for chart in charts:
         here += "".join(getattr(g, mark, "") for mark in chart.marks)
     notes = [
-        ("", "col = " + row.charts["co2"].axis.step),
-        ("", g.mean + " mean"),
-        ("", g.range + " min–max"),
+        f" col = {row.charts['co2'].axis.step}",
+        f" {g.mean} mean",
+        f" {g.range} min–max",
     ]
     if any(chart.last and not chart.stale for chart in charts):
-        notes.append(("", g.last + " newest"))
+        notes.append(f" {g.last} newest")
     if any(chart.scale.low < 0 < chart.scale.high for chart in charts):
-        notes.append(("", g.zero + " 0"))
-    notes += zip(g.status, ("deployed", "en route", "not deployed"))
+        notes.append(f" {g.zero} 0")
     notes += [
-        (g.part, "under half of the readings"),
-        (g.up + g.down, "off scale"),
-        (g.suspect, "suspect"),
+        f"{g.status[0]} deployed",
+        f"{g.status[1]} en route",
+        f"{g.status[2]} not deployed",
+        f"{g.part} under half of the readings",
+        f"{g.up}{g.down} off scale",
+        f"{g.suspect} suspect",
     ]
     return c.legend(notes, here)
 
@@ -1770,13 +1769,14 @@ def view_pings(c):
         (3, "1 col = " + axis.step),
         (4, "sort: tier, site"),
     ]
-    levels = PING_LEVELS.get(axis.step, PING_LEVELS[""])
-    notes = [("", levels[0]), *zip(c.g.days, levels[1:])]
-    notes += (
-        (c.g.silent, "deployed, silent"),
-        (c.g.open, "deployment"),
-        (c.g.close, "its end"),
-    )
+    head, *levels = PING_LEVELS.get(axis.step, PING_LEVELS[""])
+    notes = [
+        " " + head,
+        *map(" ".join, zip(c.g.days, levels)),
+        f"{c.g.silent} deployed, silent",
+        f"{c.g.open} deployment",
+        f"{c.g.close} its end",
+    ]
     rows = with_pings(c, found[: c.room(3)], axis, window)
     return t.page(title, rows, len(found), notes)
 
@@ -1903,12 +1903,13 @@ def view_status(c):
     t = Table(c, status_columns(c, rows), Window(days.edges[0], c.now))
     t.axes = {"pings": days, "rssi": pairs}
     counts = Counter(state.verdict for state in states)
+    none, one, more = c.g.pings
     notes = [
-        ("", "pings:"),
-        (c.g.pings[1], "one that day"),
-        (c.g.pings[2], "more"),
-        (c.g.pings[0], "none"),
-        ("", "rssi −115…−70 dBm"),
+        " pings:",
+        f"{one} one that day",
+        f"{more} more",
+        f"{none} none",
+        " rssi −115…−70 dBm",
     ]
     facts = {name: counts[name] for name in VERDICTS}
     here = rows[: c.room(3)]
@@ -2046,11 +2047,11 @@ def view_signal(c):
         (3, f"1 col = {step} dB"),
     ]
     notes = [
-        (c.g.whisker, "min–max"),
-        (c.g.box, "p25–p75"),
-        (c.g.median, "median"),
-        (c.g.dot, "last"),
-        (c.g.limit, f"limits: <{importer.UNUSABLE} unusable, <{importer.WEAK} weak"),
+        f"{c.g.whisker} min–max",
+        f"{c.g.box} p25–p75",
+        f"{c.g.median} median",
+        f"{c.g.dot} last",
+        f"{c.g.limit} limits: <{importer.UNUSABLE} unusable, <{importer.WEAK} weak",
     ]
     return t.page(title, rows[: c.room(3)], len(rows), notes)
 
@@ -2156,7 +2157,7 @@ def view_errors(c):
     here = rows[: c.rows and max(1, (c.rows - 4) * 3 // 5)]
     room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
     newest = importer.newest_errors(c.db, list(stays), window.a, window.b + 1, room)
-    notes = [("", "digits: WARN and EXC"), ("+", "more than 9")]
+    notes = [" digits: WARN and EXC", "+ more than 9"]
     names = "at", "unit", "level", "type", "message"
     facts = [dict(zip(names, (c.zone.iso(ts), *entry))) for ts, *entry in newest]
     lines = [[Span("newest, INFO last", "head")]] if newest else []
@@ -2241,10 +2242,7 @@ def view_gaps(c):
         (2, count(len(rows), "gap")),
         (3, "newest first"),
     ]
-    notes = [
-        ("", "longer than 1.5 of the unit's rhythms"),
-        ("", "missing: readings"),
-    ]
+    notes = [" longer than 1.5 of the unit's rhythms", " missing: readings"]
     return t.page(title, rows[: c.room(3)], len(rows), notes)
 
 
