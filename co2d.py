@@ -2876,14 +2876,14 @@ class Daemon:
         self.server.start()
         self.importing.start()
         self.watching.start()
-        if self.pulse:
-            _started(self._feed_watchdog, "watchdog")
         settings = self.station.settings
         place = _host_port(settings.listen, self.server.port)
         log.info(f"co2d {importer.__version__} listens on {place}, data in {settings.data_dir}")
         if settings.port not in (0, self.server.port):
             log.warning(f"the configuration says port {settings.port}: make install again, the socket unit names it")
         notify(f"READY=1\nSTATUS=listens on port {self.server.port}")
+        if self.pulse:
+            _started(self._feed_watchdog, "watchdog")
         while True:
             with contextlib.suppress(queue.Empty):
                 if self.signals.get(timeout=TICK) != signal.SIGHUP:     # another thread's signal does not wake this one
