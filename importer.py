@@ -61,7 +61,6 @@ from typing import (Any, Callable, Dict, IO, List, NamedTuple, Optional,
 import seqfile
 
 Row = Tuple[Any, ...]                   # of a table or a query
-Progress = Optional[Callable[[int], None]]      # is told of bytes that were dealt with
 Troubles = List[Tuple[str, str]]        # path, what is wrong with it
 __version__ = "1.0.0"                   # of all four files
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -130,8 +129,21 @@ def _units_in(db, table):
 
 
 def _printable(text):
-    """Without control characters: names and texts from outside reach no terminal as they are."""
-    return re.sub("[\x00-\x1f\x7f-\x9f]", "?", text.encode("utf-8", "replace").decode())
+    """Without control characters and bidirectional marks: texts from outside reach no terminal as they are."""
+    unsafe = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(unsafe, "?", text.encode("utf-8", "replace").decode())
+
+
+def fail(name, error):
+    """Say in a line on stderr why a script fails; the exit status: 2 for arguments that make no sense, 0 where who
+    reads has seen enough, else 1."""
+    if isinstance(error, OSError):      # Python must find no unwritten text when it ends: it would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 0
+    reason = re.sub(r"^\[Errno \d+\] ", "", str(error))
+    print(f"{name}: {_printable(reason)}", file=sys.stderr)
+    return 2 if isinstance(error, (BadArguments, ValueError)) else 1
 
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
@@ -549,14 +561,18 @@ def read_ini(file):
 
 
 def config_file(config, environ=os.environ):
-    """The configuration file in force, "" for none: as named, else by CO2D_CONF, else beside this script."""
+    """The path of the configuration file in force, "" for none: `config`, else CO2D_CONF in the environment, else
+    co2d.conf beside this script."""
     beside = os.path.realpath(os.path.join(HERE, "co2d.conf"))  # installed, it is a link to the one in /etc
     return config or environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
 
 
 def load_settings(config, given, environ=os.environ):
-    """Defaults, then the configuration file, then `given`: name of a setting -> text; None and other names are passed
-    over. BadConfig when that cannot be used."""
+    """The Settings: defaults, then the configuration file, then `given`: name of a setting -> text.
+
+    `config` and `environ` are as in `config_file`; None and other names in `given` are passed over. BadConfig when that
+    cannot be used.
+    """
     file = config_file(config, environ)
     sections = read_ini(file) if file else {"co2d": {}, "quality": {}}
     options = {}
@@ -591,7 +607,8 @@ def _read(section, said, warnings):
 
 def _check(kind, text):
     """ValueError for a text that is no setting of this kind."""
-    for word in text.split() or [""] if kind in _MANY else [text]:
+    words = (text.split() or [""]) if kind in _MANY else [text]
+    for word in words:
         for of, pattern, refusal in rows_of(_KINDS):
             if of == kind and not re.fullmatch(pattern, word):
                 raise ValueError(refusal.replace("%r", repr(word)))
@@ -2141,7 +2158,7 @@ def _connected(path):
 
 
 def open_db(path):
-    """Read-only; NoDatabase when there is none that can be read. Temporary tables are possible."""
+    """A connection that only reads; NoDatabase when there is none that can be read. Temporary tables are possible."""
     if not os.path.exists(path):
         raise NoDatabase(f"no database yet: {path} (./importer.py makes it)")
     has_log = os.path.exists(path + "-wal")
@@ -2465,7 +2482,7 @@ def _rebuild(archive, now, progress, processes):
 
 
 def rebuild(archive, now=None, progress=None, processes=1):
-    """Make a new database from all text beside the old one, then rename it; readers go on with the old one."""
+    """Make a new database from all text beside the old one, then rename it; the Summary. Readers keep the old one."""
     with only_writer(archive.db):
         _is_ours(archive.db)                                    # else it is set aside, not replaced
         return _rebuild(archive, now, progress, processes)
@@ -2725,8 +2742,8 @@ def count_outside(db, what, spans, low, high):
 
 
 def quantiles(db, what, spans, shares):
-    """Values below which the given shares of all usable values lie, None where there is none: exact for up to
-    QUANTILE_DAYS days, then of an evenly spread sample of days."""
+    """The values below which the shares (0 to 1) of all usable values lie, each None when there are no values: exact
+    for up to QUANTILE_DAYS days, then of an evenly spread sample of days."""
     values = sorted(_values(db, what, spans, SUSPECT_BITS[what], _SOME_DAYS))
     if not values:
         return [None] * len(shares)
@@ -2734,7 +2751,7 @@ def quantiles(db, what, spans, shares):
 
 
 def last_value(db, what, spans):
-    """Time and value of the newest usable one. It is old news when that was more than two rhythms ago."""
+    """Time and value of the newest usable one, or None. It is old news when that was more than two rhythms ago."""
     query = (
         "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
         "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1"
@@ -2744,7 +2761,8 @@ def last_value(db, what, spans):
 
 
 def extent(db, table, units, now):
-    """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs."""
+    """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs; both None
+    when there is none."""
     query = """
         SELECT (SELECT min(ts) FROM {0} WHERE unit_id = ?1), (SELECT max(ts) FROM {0} WHERE unit_id = ?1 AND ts <= ?2)
         """.format(table)
@@ -2824,7 +2842,7 @@ _ALL_STAYS = """
 
 
 def deployments(db):
-    """All stays, highest tier first, then by site and time; at the end the units that never had one."""
+    """A list of all Deployments, highest tier first, then by site and time; at the end the units that never had one."""
     stays = []
     for unit, nickname, *place in db.execute(_ALL_STAYS, (FOREVER,)):
         stays.append(Deployment(unit, nickname or _nickname(db, unit), *place))
@@ -2834,7 +2852,7 @@ def deployments(db):
 
 
 def whereabouts(stays, at):
-    """Each unit's stay at a time, else its latest."""
+    """Hardware id -> the unit's stay at a time, else its latest."""
     stays = sorted(stays, key=lambda stay: (stay.since <= at < stay.until, stay.since))
     return {stay.unit_id: stay for stay in stays}
 
@@ -3258,7 +3276,7 @@ def write_health(var_dir, found, now):
 
 
 def read_health(var_dir, now):
-    """What the daemon wrote last; None when there is no such file. When it is old, this is one more problem."""
+    """The Problems that the daemon wrote last; None when there is no such file. When it is old, this is one more."""
     file = os.path.join(var_dir, HEALTH_FILE)
     try:
         with open(file, encoding="utf-8") as stream:
@@ -3885,18 +3903,8 @@ def main(argv=None):
         return _run(name, arguments)
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        # Python must find no unwritten text when it ends: it would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):                  # who read has seen enough
-            return 0
-        reason = ": ".join(filter(None, [error.filename, error.strerror])) or str(error)
-        status = 1
-    except (Unusable, sqlite3.Error) as error:
-        reason = str(error)
-        status = 2 if isinstance(error, BadArguments) else 1
-    print(f"{name}: {_printable(reason)}", file=sys.stderr)
-    return status
+    except (OSError, sqlite3.Error, Unusable) as error:
+        return fail(name, error)
 
 
 if __name__ == "__main__":
