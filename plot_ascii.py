@@ -3552,28 +3552,16 @@ def watch(a):
 
 def main(argv=None, now=None):
     """The command line; the exit status."""
-    if sys.stdout is None:  # closed by whoever started this
-        return fail(OSError(0, "stdout is closed"), 1)
     try:
+        if sys.stdout is None:  # closed by whoever started this
+            raise Unusable("stdout is closed")
         a = arguments(argv)
         a.clock = time.time if now is None else lambda: now
         return run(a)
     except KeyboardInterrupt:
         return 130
-    except ValueError as error:
-        return fail(error, 2)
-    except (sqlite3.Error, Unusable) as error:
-        return fail(error, 1)
-    except OSError as error:  # what is still in the buffer of stdout goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if isinstance(error, BrokenPipeError) else fail(error, 1)
-
-
-def fail(error, status):
-    """Say why in one line."""
-    why = re.sub(r"^\[Errno \d+\] ", "", str(error))
-    print(f"plot_ascii: {clean(why, True)}", file=sys.stderr)
-    return status
+    except (OSError, ValueError, sqlite3.Error, Unusable) as error:
+        return importer.fail("plot_ascii", error)
 
 
 if __name__ == "__main__":
