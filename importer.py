@@ -221,13 +221,14 @@ SUMS = ["n", "sum", "min", "max", "off", "low", "peak"]
 _SUMMED = [f"{what}_{name}" for what in SUSPECT_BITS for name in SUMS]
 DAILY = ["unit_id", "day", "n", *_SUMMED, "first", "last", "longest"]
 
-SCHEMA = """
+_OF_DAY = ", ".join(DAILY[2:])
+SCHEMA = f"""
 CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, temp REAL, flash_count INTEGER,
     co2_01 INTEGER, co2_02 INTEGER, co2_03 INTEGER, co2_04 INTEGER, co2_05 INTEGER,
     co2_06 INTEGER, co2_07 INTEGER, co2_08 INTEGER, co2_09 INTEGER, co2_10 INTEGER,
     ts INTEGER, co2 REAL, co2_flag INTEGER, temp_flag INTEGER, qc INTEGER, source INTEGER, offset INTEGER,
     co2_filtered NUMERIC, led_normalised NUMERIC, led_signal NUMERIC, zero_point NUMERIC, sensor_temp NUMERIC);
-CREATE TABLE daily(unit_id TEXT, day INTEGER, {daily}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
+CREATE TABLE daily(unit_id TEXT, day INTEGER, {_OF_DAY}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
 CREATE TABLE pings(ping_ts TEXT, ping_date TEXT, ping_time TEXT, unit_id TEXT, nickname TEXT, rssi_raw INTEGER,
     rssi_dbm INTEGER, ts INTEGER, source INTEGER, offset INTEGER);
 CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT,
@@ -243,7 +244,7 @@ CREATE INDEX rejects_by_source ON rejects(source, line);
 CREATE TABLE changes(unit_id TEXT, day INTEGER, mark INTEGER, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
 CREATE TABLE last_import(at REAL, mark INTEGER, identity TEXT);
 INSERT INTO last_import VALUES (NULL, 0, lower(hex(randomblob(8))));
-""".format(daily=", ".join(DAILY[2:]))
+"""
 INDEXES = f"""
 CREATE INDEX readings_by_unit ON co2_readings(unit_id, ts, co2, temp, qc);
 CREATE INDEX pings_by_unit ON pings(unit_id, ts, rssi_dbm);
@@ -272,7 +273,8 @@ class ExportColumn(NamedTuple):
     @property
     def sql(self):
         """The column of a query."""
-        return "%s AS %s" % (_ISO % self.value if self.kind == "time" else self.value, self.name)
+        value = _ISO % self.value if self.kind == "time" else self.value
+        return f"{value} AS {self.name}"
 
 
 class Export(NamedTuple):
@@ -287,7 +289,8 @@ class Export(NamedTuple):
 
     def select(self, more=""):
         """The query for its columns, and for `more`."""
-        return "SELECT %s FROM %s" % (", ".join(column.sql for column in self.columns) + more, self.rows)
+        columns = ", ".join(column.sql for column in self.columns)
+        return f"SELECT {columns}{more} FROM {self.rows}"
 
 
 def _columns(table):
@@ -310,23 +313,22 @@ site  text  -  d.site  where the unit was deployed at that time; empty: nowhere
 tier  integer  -  d.tier  importance of that site: 0 lab desk, 8 backyard, 10 and up real deployments
 status  text  -  d.status  deployed, en_route or lab_check
 """
-_READINGS = _PLACED + """\
+_TEN = "\n".join(f"{name}  integer  ppm  r.{name}  one of ten readings, taken within 5 s" for name in CO2)
+_BITS = ", ".join(f"{bit} {about}" for bit, about in QC_RULES.items())
+_READINGS = _PLACED + f"""\
 temp  number  degC  r.temp  temperature of the air
 co2  number  ppm  r.co2  mean of those of the ten that are usable
-co2_flag  integer  -  r.co2_flag  what co2 is worth, by {flags}
-temp_flag  integer  -  r.temp_flag  what temp is worth, by {flags}
-{ten}
+co2_flag  integer  -  r.co2_flag  what co2 is worth, by {_QARTOD}
+temp_flag  integer  -  r.temp_flag  what temp is worth, by {_QARTOD}
+{_TEN}
 flash_count  integer  -  r.flash_count  camera flashes since the reading before
-qc  integer  -  r.qc  bits of the quality rules that the row breaks: {bits}
+qc  integer  -  r.qc  bits of the quality rules that the row breaks: {_BITS}
 co2_filtered  number  -  r.co2_filtered  raw value of the sensor: filtered CO2 output
 led_normalised  number  -  r.led_normalised  raw value of the sensor: normalised LED
 led_signal  number  -  r.led_signal  raw value of the sensor: LED signal
 zero_point  number  -  r.zero_point  raw value of the sensor: zero point
 sensor_temp  number  -  r.sensor_temp  raw value of the sensor: its temperature
-""".format(
-    flags=_QARTOD,
-    ten="\n".join("%s  integer  ppm  r.%s  one of ten readings, taken within 5 s" % (name, name) for name in CO2),
-    bits=", ".join("%d %s" % rule for rule in QC_RULES.items()))
+"""
 _PINGS = _PLACED + """\
 rssi_raw  integer  -  r.rssi_raw  strength of the signal, as the modem says it
 rssi_dbm  integer  dBm  r.rssi_dbm  strength of the signal
@@ -378,15 +380,15 @@ _STAY = """
         SELECT s.rowid FROM deploy_durations_tiered s
         WHERE s.unit_id = r.unit_id AND (s.since IS NULL OR s.since <= r.ts) AND (s.until IS NULL OR r.ts < s.until)
         ORDER BY s.tier DESC, s.since DESC, s.site LIMIT 1)"""
-_SIGNS = """
+_SIGNS = f"""
     (SELECT unit_id, :now AS ts,
         (SELECT nickname FROM pings n WHERE n.unit_id = u.unit_id AND nickname <> '' ORDER BY ts DESC LIMIT 1)
             AS called,
         (SELECT nickname FROM co2_readings n WHERE n.unit_id = u.unit_id AND nickname <> '' ORDER BY ts DESC LIMIT 1)
             AS named
      FROM (SELECT unit_id FROM daily UNION SELECT unit_id FROM pings UNION SELECT unit_id FROM error_logs
-           UNION SELECT unit_id FROM deploy_durations_tiered) u) r""" + _STAY + """
-    LEFT JOIN (SELECT unit_id, min(ts) AS first_ts, max(ts) AS last_ts, count(DISTINCT ts / 86400) AS days,
+           UNION SELECT unit_id FROM deploy_durations_tiered) u) r {_STAY}
+    LEFT JOIN (SELECT unit_id, min(ts) AS first_ts, max(ts) AS last_ts, count(DISTINCT ts / {DAY}) AS days,
                    count(*) AS n
                FROM pings GROUP BY unit_id) p ON p.unit_id = r.unit_id
     LEFT JOIN (SELECT unit_id, count(*) AS days, sum(n) AS n FROM daily GROUP BY unit_id) c ON c.unit_id = r.unit_id"""
@@ -397,9 +399,9 @@ EXPORTS = {
     "pings": Export("calls of the units", _columns(_PINGS), "pings r" + _STAY, *_OF_ROWS),
     "errors": Export("error logs of the units", _columns(_ERRORS), "error_logs r" + _STAY, *_OF_ROWS),
     "deployments": Export("which unit was where, and when", _columns(_DEPLOYMENTS), "deploy_durations_tiered r",
-                          "unit site since until", "coalesce(r.since, 0)", "coalesce(r.until - 1, 1 << 40)"),
+                          "unit site since until", "coalesce(r.since, 0)", f"coalesce(r.until - 1, {FOREVER})"),
     "gaps": Export("missing readings", _columns(_GAPS), "temp.gaps r", "unit site since until", "r.start",
-                   "coalesce(r.\"end\", 1 << 40)"),
+                   f'coalesce(r."end", {FOREVER})'),
     "units": Export("first and last sign of each unit", _columns(_UNITS), _SIGNS, "unit site"),
 }
 SCHEMA += "CREATE VIEW readings AS %s;" % EXPORTS["readings"].select()
@@ -1221,8 +1223,8 @@ ACCOUNT_COLUMNS = list(vars(Account(Source("", "", "", "", 0, 0.0))))
 
 
 def complete_blocks(file, account, end):
-    """What is new up to byte `end`, in blocks of complete lines. What has no newline within LONGEST_LINE bytes comes in
-    pieces of that size. Whoever takes a block moves the account on."""
+    """What is new in a binary file up to byte `end`, as blocks (bytes) of complete lines. What has no newline within
+    LONGEST_LINE bytes comes in pieces of that size. Whoever takes a block moves the account on."""
     file.seek(max(0, account.done - 1))
     account.inside = account.done > 0 and file.read(1) != b"\n"
     rest = b""
@@ -1704,7 +1706,7 @@ def _checksum_of(file, size):
 
 # -- what depends on other rows ---------------------------------------------------------------------------------------
 # Rules that look at neighbours, and rollups. All are made anew where rows came or went, so tables depend on the text
-# alone.
+# alone. A time is UTC seconds, a day the number of days since 1970.
 
 _MEANS = f"""
     SELECT ts, co2, qc FROM co2_readings
@@ -1848,7 +1850,7 @@ def settle_days(db, unit, days, limits):
 
 
 def runs_of(days):
-    """First and last day of each run of days that follow each other, a week at most."""
+    """(first, last) day of each run of days that follow each other, a week at most."""
     run = []
     for day in sorted(days):
         if run and (day > run[-1] + 1 or len(run) == 7):
@@ -1976,7 +1978,7 @@ _SET_ACCOUNT = f"INSERT OR REPLACE INTO sources({', '.join(ACCOUNT_COLUMNS)}) VA
 class Import:
     """One run into an open database; the caller's transaction makes it atomic."""
 
-    def __init__(self, db, rules, progress=None, is_new=False):
+    def __init__(self, db, rules, progress, is_new=False):
         self.db = db
         self.days = Days(db, rules.limits) if is_new else None  # the database is empty, and has no indexes yet
         self.rules = rules
@@ -2612,7 +2614,7 @@ class Pings(NamedTuple):
 
 
 # Dated ahead when they came, but past now. Asked of two indexes, so that the readings themselves are left alone.
-_NOT_FUTURE = "ts NOT IN (SELECT ts FROM co2_readings WHERE qc & 64 AND ts <= :now)"
+_NOT_FUTURE = f"ts NOT IN (SELECT ts FROM co2_readings WHERE qc & {QC_FUTURE} AND ts <= :now)"
 
 
 def _recent(db, table, unit, now):
@@ -3444,14 +3446,14 @@ class Filter(NamedTuple):
     condition: str                      # SQL, on columns of the export, and on its times `first` and `last`
 
 
-FLAGS = "1, 2, 3, 4, 9"
+FLAG_VALUES = "1, 2, 3, 4, 9"
 FILTERS = {
     "since": Filter("UTC", "from this ISO date or time on", "last >= %s"),
     "until": Filter("UTC", "before this ISO date or time", "first < %s"),
     "unit": Filter("NAME", "units by hardware id, the end of it, or nickname; several with commas, patterns with *",
                    "unit_id IN (%s)"),
     "site": Filter("NAME", "sites of deployments; several with commas, patterns with *", "site IN (%s)"),
-    "flag": Filter("N", "readings with this co2_flag: " + FLAGS, "co2_flag = %s"),
+    "flag": Filter("N", "readings with this co2_flag: " + FLAG_VALUES, "co2_flag = %s"),
 }
 
 
@@ -3468,8 +3470,8 @@ def read_filters(db, what, given):
             value = quoted(find_sites(db, text))
         elif name == "flag":
             value = text
-            if text not in FLAGS.split(", "):
-                raise BadArguments(f"flag: {text!r} is none of {FLAGS}")
+            if text not in FLAG_VALUES.split(", "):
+                raise BadArguments(f"flag: {text!r} is none of {FLAG_VALUES}")
         else:
             try:
                 value = parse_instant(text or "''", name)
