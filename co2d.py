@@ -217,7 +217,7 @@ class RequestReader:
     """
 
     def __init__(self, max_body):
-        self.request: Request | None = None
+        self.request: Any = None        # a Request; None: the head is not complete
         self.is_complete = False
         self._max_body = max_body
         self._buffer = b""
@@ -233,7 +233,6 @@ class RequestReader:
 
     def complete_request(self, peer, now):
         """The request with its body, from the address `peer`, at UTC seconds `now`; not before `is_complete`."""
-        assert self.request is not None
         return self.request._replace(body=self._buffer[:self._body_length], peer=peer, now=now)
 
     def _take_head(self, start):

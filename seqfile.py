@@ -707,10 +707,11 @@ class Inbox:
         self.ask_older = ask_older
         self.sync = sync
         self._lock = threading.Lock()                           # guards the next three
-        self._sequences = weakref.WeakValueDictionary()         # by key: those that are in use or in the next
-        self._remembered = OrderedDict()                        # the same; the last used comes last
+        self._sequences = weakref.WeakValueDictionary()         # by key: those that a chunk is using, or in the next
+        self._remembered = OrderedDict()                        # by key: holds those used lately; the last comes last
         self._open = OrderedDict()                              # OpenFile by path, while no chunk is on its way there
-        self._doubtful = {}                                     # path -> durable size, where even cutting failed
+        # Path -> durable size, where even cutting failed. What is about one path, the lock of its sequence guards.
+        self._doubtful = {}
 
     def receive(self, chunk):
         """Store a chunk of a file that is not strange, and say what to answer.
