@@ -1989,7 +1989,7 @@ what the firmware reads (--set):
 def publish(settings, arguments):
     """`co2d publish`; the exit status."""
     if not os.path.isdir(settings.data_dir):
-        raise Failed("there is no data directory %s" % settings.data_dir)
+        raise Failed(f"there is no data directory {settings.data_dir}")
     publishing = Publishing(settings, arguments)
     if arguments.list:
         arguments.all |= not (arguments.names or arguments.site)
