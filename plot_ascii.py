@@ -2547,8 +2547,8 @@ def unit_curves(panel, row):
     for strand in row.strands:
         own = strand.buckets[panel.chart.quantity.name]
         stays = strand.stays
-        if len(row.strands) == 1 and row.spans[0][1:] == (0, FOREVER):
-            stays = [Deployment(row.spans[0][0], strand.nickname)]
+        if row.spans == [(strand.unit_id, 0, FOREVER)]:
+            stays = [Deployment(strand.unit_id, strand.nickname)]
         for stay in stays:
             edges = panel.frame.edges
             first = max(bisect_right(edges, stay.since) - 1, 0)
@@ -2592,9 +2592,9 @@ def fleet_strip(frame, row):
     """All quantities of a site in little room."""
     buckets = {name: chart.buckets for name, chart in row.charts.items()}
     stays = [stay for stay in row.stays if stands(row, stay)]
-    strand = Strand("", "", stays, buckets, 0)
-    strip = chart_strip(frame, row._replace(strands=[strand]), "flat")
     here = row.stays[-1]
+    strand = Strand(here.unit_id, "", stays, buckets, 0)
+    strip = chart_strip(frame, row._replace(strands=[strand]), "flat")
     return strip._replace(
         left=[("head", row.name), ("", here.nickname if here.site else "never deployed")],
         height=strip.height + 7,
@@ -2824,22 +2824,15 @@ def escaped(text):
 
 def html_span(span, query):
     """A span as an element, if it has a style or leads to a site."""
-    text = boxed(span.text)
+    text = re.sub("[^ -~]+", boxed, escaped(span.text))
     if span.link:
         text = f'<a href="{site_link(span.link, query)}">{text}</a>'
     return f'<span class="{span.style}">{text}</span>' if span.style else text
 
 
-def boxed(text):
-    """Text in HTML. What a browser may take from another font is boxed to the width that it has on a terminal."""
-    pieces = ""
-    for plain, group in groupby(text, str.isascii):
-        piece = "".join(group)
-        shown = escaped(piece)
-        if not plain:
-            shown = f'<b class="g" style="width:{width(piece)}ch">{shown}</b>'
-        pieces += shown
-    return pieces
+def boxed(run):
+    """A match of what a browser may take from another font, boxed to the width that it has on a terminal."""
+    return f'<b class="g" style="width:{width(run[0])}ch">{run[0]}</b>'
 
 
 # what things look like: of pictures in a page and in a file
@@ -3396,8 +3389,8 @@ def check(a, o):
         facts = page.facts.items()
         counts = [f"{name}={n}" for name, n in facts if name in VERDICTS]
         if not rows:
-            why = "no units yet"
-            problems.append(Problem("units", importer.CRITICAL, "", why, now))
+            none = Problem("units", importer.CRITICAL, "", "no units yet", now)
+            problems.append(none)
     except (Unusable, sqlite3.Error) as error:
         counts = []
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
