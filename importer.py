@@ -134,15 +134,15 @@ def _printable(text):
     return re.sub(unsafe, "?", text.encode("utf-8", "replace").decode())
 
 
-def fail(name, error):
+def fail(name, error, clean=_printable):
     """Say in a line on stderr why a script fails; the exit status: 2 for arguments that make no sense, 0 where who
-    reads has seen enough, else 1."""
+    reads has seen enough, else 1. `clean` makes a text harmless for a terminal."""
     if isinstance(error, OSError):      # Python must find no unwritten text when it ends: it would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         return 0
     reason = re.sub(r"^\[Errno \d+\] ", "", str(error))
-    print(f"{name}: {_printable(reason)}", file=sys.stderr)
+    print(f"{name}: {clean(reason)}", file=sys.stderr)
     return 2 if isinstance(error, (BadArguments, ValueError)) else 1
 
 

@@ -3554,7 +3554,7 @@ def main(argv=None, now=None):
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, sqlite3.Error, Unusable) as error:
-        return importer.fail("plot_ascii", error)
+        return importer.fail("plot_ascii", error, lambda text: clean(text, True))
 
 
 if __name__ == "__main__":
