@@ -2958,13 +2958,14 @@ COMM_PATCH = "conf-patch/ou-comm-config.json"                   # in an update: 
 def _servers(archive, unit, update="*"):
     """The URLs that the newest update of a unit, or the one named, sets for it to report to; none if no update does."""
     from glob import escape, glob
-    pattern = os.path.join(escape(archive.data_dirs[0]), unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH)
-    for path in sorted(glob(pattern), reverse=True):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            with open(path, encoding="utf-8") as file:
-                servers = json.load(file).get("sync_dest")
-            if servers:
-                return servers if isinstance(servers, list) else [servers]
+    for data_dir in archive.data_dirs:
+        pattern = os.path.join(escape(data_dir), unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH)
+        for path in sorted(glob(pattern), reverse=True):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                with open(path, encoding="utf-8") as file:
+                    servers = json.load(file).get("sync_dest")
+                if servers:
+                    return servers if isinstance(servers, list) else [servers]
     return []
 
 
