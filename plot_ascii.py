@@ -431,10 +431,6 @@ class Axis(NamedTuple):
         """Begin and end of each column."""
         return zip(self.edges, self.edges[1:])
 
-    def column_of(self, ts):
-        """The number of the column with this time, which is on the axis."""
-        return bisect_right(self.edges, ts) - 1
-
 
 def make_axis(zone, window, cells, steps=ALL_STEPS):
     """Columns of the shortest of these steps that fit so many cells."""
@@ -803,7 +799,7 @@ class Context:
         low = self.o.min_tier
         high = self.o.max_tier
         if stay.tier is None:
-            return low is None and high is None
+            return low is high is None
         return (low is None or stay.tier >= low) and (
             high is None or stay.tier <= high
         )
@@ -1147,7 +1143,7 @@ class SiteRow(NamedTuple):
     name: str
     stays: list[Deployment]
     spans: list[tuple[str, int, int]]  # which unit stands for it, and when
-    charts: dict[str, Chart] = {}  # by quantity
+    charts: dict[str, Chart]  # by quantity; `with_charts` fills it
     late: bool = False  # no readings for longer than is usual
     strands: Sequence[Strand] = ()  # only of a site in detail
 
@@ -1208,15 +1204,16 @@ def rows_of(stays, by_unit):
     for group in groups.values():
         unit, nickname, site = group[0][:3]
         if by_unit:
-            rows.append(SiteRow(nickname, group, [(unit, 0, FOREVER)]))
+            rows.append(SiteRow(nickname, group, [(unit, 0, FOREVER)], {}))
         else:
-            rows.append(SiteRow(site or nickname, group, spans_there(group)))
+            rows.append(
+                SiteRow(site or nickname, group, spans_there(group), {})
+            )
     return rows
 
 
 def with_charts(c, rows, axes, end):
     """The rows with a chart of each quantity, on one scale for all. What is read is kept for the page."""
-    rows = [row._replace(charts={}) for row in rows]
     stays = [stay for row in rows for stay in row.stays]
     states = {
         state.unit_id: state for state in importer.fleet_state(c.db, end, stays)
@@ -1264,7 +1261,7 @@ def co2_rows(c):
     window = c.window([span for row in rows for span in row.spans], alone)
     if c.o.panels and not by_unit:
         rows = [
-            SiteRow(stay.site or stay.nickname, [stay], spans_of([stay]))
+            SiteRow(stay.site or stay.nickname, [stay], spans_of([stay]), {})
             for stay in c.stays
         ]
     return [row for row in rows if row.within(window)], window, alone
@@ -1550,9 +1547,7 @@ def detail_title(c, row, window):
     here = sum(bucket.rows for bucket in buckets)
     first = min((bucket.first for bucket in buckets), default=window.b)
     due = 0
-    for unit, since, until in row.within(
-        Window(max(first, window.a), window.b)
-    ):
+    for unit, since, until in row.within(Window(first, window.b)):
         due += (until - since) / importer.cadence(c.db, unit, window.b)
     counted = [count(here, "reading")]
     if due >= 1:
@@ -1821,10 +1816,10 @@ def ping_cell(t, row):
             line[j + 1] = g.silent, "bad"
     for stay in row.sited():
         if axis.edges[0] <= stay.since < end:
-            at = axis.column_of(stay.since)
+            at = bisect_right(axis.edges, stay.since) - 1
             line[at if line[at][0] == " " else at + 1] = g.open, "dim"
         if axis.edges[0] < stay.until <= end:
-            at = axis.column_of(stay.until - 1) + 2
+            at = bisect_right(axis.edges, stay.until - 1) + 1
             if line[at][0] == " ":
                 line[at] = g.close, "dim"
     return Cell([ping_numbers(row.columns)], styled(line))
@@ -1838,11 +1833,7 @@ def days_of(stays, window):
 
 def late_cell(t, row):
     """Since when the unit that is there is silent, if it is late."""
-    if row.late is None:
-        return cell("", None)
-    text = (
-        f"{row.late // 3600}h" if row.late < 2 * DAY else f"{row.late // DAY}d"
-    )
+    text = "" if row.late is None else f"{row.late // DAY}d"
     return cell(text, row.late, style="bad")
 
 
