@@ -15,12 +15,13 @@ Words used here:
               outside the scale are marked and counted, so a spike neither vanishes nor flattens the page.
     gap       A column without readings is blank: never bridged, never zero. Only where a unit measures more seldom
               than the column is wide (`importer.buckets`), the value before it is held.
-    glyphs    The characters of a page, three sets in one table. `auto` is block, with braille in large plots; it is
+    glyphs    The characters of a page, all sets in one table. `auto` is block, with braille in large plots; it is
               ascii where the user's locale is C. Our own words are written in Unicode and translated by `PLAIN`.
     span      Text, style and link: what lines are made of. Foreign text gets into a span only through `clean`, which
               leaves no control or format character. Width is counted in cells of a terminal; wide characters take two.
-    part      A piece of a title and its rank. Where the line is too short, the part of the last rank is shortened, then
-              left out. A legend is never cut: it goes on in the next line.
+    part      A piece of a title: its rank, and its texts from long to short. Where the line is too short, the part of the
+              last rank is shortened, then left out.
+    note      A line of a legend: characters, a space, their meaning. A legend is never cut: it goes on in the next line.
     cell      What a table holds: values for programs, spans for people. A list as value is a chart.
 
 Every row has its numbers in digits, and colour only repeats what the text says. --plain and --json have the numbers
@@ -1220,6 +1221,8 @@ def with_charts(c, rows, axes, end):
     }
     for quantity in QUANTITIES:
         name = quantity.name
+        if name not in axes:
+            continue
         axis = axes[name]
         if (name, axis.step) not in c.buckets:
             spans = [row.within(Window(axis.edges[0], end)) for row in rows]

@@ -173,20 +173,18 @@ def parse_weather(raw, rules):
     assert follower.run("importer.py", "verify") == "database and text agree\n"
 
 
-def test_a_column_of_readings_takes_four_places_and_a_panel_five_more(tmp_path):
+def test_a_column_of_readings_takes_four_places_and_a_panel_four_more(tmp_path):
     follower = Follower(tmp_path)
     follower.edit("importer", "zero_point NUMERIC, sensor_temp NUMERIC", ", humidity NUMERIC")
     follower.edit("importer", '"zero_point", "sensor_temp"', ', "humidity"')
     follower.edit("importer", "raw value of the sensor: its temperature\n", "humidity  number  %  r.humidity  of the air\n")
     follower.edit("importer", "SCHEMA_VERSION = ", "1")         # 5 -> 15
     follower.edit("importer", 'SUSPECT_BITS = {"co2": QC_CO2_BAD | QC_ROW', ', "humidity": QC_ROW')
-    follower.edit("plot_ascii", "QUANTITIES = [CO2, TEMP", ', Quantity("humidity", "humidity %", "%.0f", "%.0f", " H", 5, 9)')
+    follower.edit("plot_ascii", "QUANTITIES = [CO2, TEMP", ', Quantity("humidity", "humidity %", "%.0f", "%.0f", " H", 5, 9, 26, 130)')
     follower.edit("plot_ascii", 'STYLES = {\n', '    "humidity": "34",\n')
     follower.edit("plot_ascii", 'STYLE = """\n', ".humidity { fill: none; stroke: var(--humidity) }\n")
     for scheme in ("LIGHT", "DARK"):
         follower.edit("plot_ascii", '\n%s = """' % scheme, "--humidity: #008080; ")
-    follower.edit("plot_ascii", "FLAT = {", '"humidity": 26, ')
-    follower.edit("plot_ascii", "HIGH = {", '"humidity": 130, ')
     line = "co2unit-30aea42a50bc\tvaranger-03\t2026-10-01\t%02d:00:00\t4.5\t0" + "\t400" * 10 + "\t1" * 5 + "\t%d\n"
     follower.upload("data/readings/readings-0000.tsv", "".join(line % (hour, 50 + hour) for hour in range(24)))
     follower.run("importer.py")
