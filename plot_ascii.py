@@ -19,9 +19,10 @@ Words used here:
               ascii where the user's locale is C. Our own words are written in Unicode and translated by `PLAIN`.
     span      Text, style and link: what lines are made of. Foreign text gets into a span only through `clean`, which
               leaves no control or format character. Width is counted in cells of a terminal; wide characters take two.
-    part      A piece of a title: its rank, and its texts from long to short. Where the line is too short, the part of the
-              last rank is shortened, then left out.
-    note      A line of a legend: characters, a space, their meaning. A legend is never cut: it goes on in the next line.
+    part      A piece of a title: its rank, and its texts from long to short. Where the line is too short, the part of
+              the last rank is shortened, then left out.
+    note      A piece of a legend: characters, a space, their meaning. A legend is never cut: it goes on in the next
+              line.
     cell      What a table holds: values for programs, spans for people. A list as value is a chart.
 
 Every row has its numbers in digits, and colour only repeats what the text says. --plain and --json have the numbers
