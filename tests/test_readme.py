@@ -149,7 +149,7 @@ class Follower:
 def test_a_kind_of_uploaded_file_takes_three_places(tmp_path):
     follower = Follower(tmp_path)
     follower.edit("seqfile", "SEQUENCES = {", '"data/weather": Match("weather-", ".csv"), ')
-    follower.edit("importer", 'SCHEMA = """\n',
+    follower.edit("importer", 'SCHEMA = f"""\n',
                   "CREATE TABLE weather(unit_id TEXT, ts INTEGER, wind REAL, source INTEGER, offset INTEGER);\n")
     follower.edit("importer", 'INDEXES = f"""\n', "CREATE INDEX weather_by_unit ON weather(unit_id, ts);\n")
     follower.edit("importer", 'NO_TIME = "impossible date or time"\n', """
