@@ -257,7 +257,7 @@ def percent(part, whole):
 class Zone:
     """A time zone of this machine. Local times are datetimes with this zone."""
 
-    def __init__(self, name="UTC"):
+    def __init__(self, name):
         self.info = timezone.utc
         if name.upper() != "UTC":
             from zoneinfo import ZoneInfo  # here, because most pages are in UTC
@@ -434,7 +434,7 @@ class Axis(NamedTuple):
         return zip(self.edges, self.edges[1:])
 
 
-def make_axis(zone, window, cells, steps=ALL_STEPS):
+def make_axis(zone, window, cells, steps):
     """Columns of the shortest of these steps that fit so many cells."""
     a, b, exact = window
     begin = zone.local(a)
@@ -533,7 +533,7 @@ def nice(size):
     return next(n * power for n in (1, 2, 5, 10) if n * power >= size * 0.9999)
 
 
-def make_scale(buckets, narrow, top=None):
+def make_scale(buckets, narrow, top):
     """All values inside the fence, rounded outward. `narrow` is the least interquartile distance the fence believes."""
     ends = _extremes(buckets) or [0, 4 * narrow]
     lower = ends[len(ends) // 4]
@@ -864,9 +864,10 @@ class Cell(NamedTuple):
     values: Sequence[Any]
     spans: Sequence[Span]
 
-    def texts(self):
+    @property
+    def text(self):
         """What is drawn."""
-        return [span.text for span in self.spans]
+        return "".join(span.text for span in self.spans)
 
 
 def cell(text, *values, style="", link=""):
@@ -926,11 +927,6 @@ class Table:
         """The column with a field."""
         return next(column for column in self.columns if field in column.fields)
 
-    def longest(self, field, rows):
-        """Cells that the longest text of a column takes."""
-        fill = self.column(field).fill
-        return max(sum(map(width, fill(self, row).texts())) for row in rows)
-
     def spare(self):
         """Cells that no column takes."""
         return (
@@ -984,7 +980,7 @@ class Table:
         for cells in filled:
             for column, drawn in zip(self.columns, cells):
                 if column in self.kept and not column.most:
-                    here.update(*drawn.texts())
+                    here.update(drawn.text)
         if len(filled) < of:
             notes = [f" +{of - len(filled)} more (--all)", *notes]
         return self.c.legend(notes, here)
@@ -998,7 +994,7 @@ def name_column(c, field, rows, names, rank=0):
         link = name if field == "site" else ""
         return cell(c.name(name or "[no site]"), name or None, link=link)
 
-    most = max([4, *(width(fill(None, row).texts()[0]) for row in rows)])
+    most = max([4, *(width(fill(None, row).text) for row in rows)])
     cells = min(most, max(11, c.width // 8))
     return Column(field, field, cells, fill, rank, most=most)
 
@@ -1296,11 +1292,13 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     ]
     t = Table(c, columns, window, len(here))
     drawn = with_charts(c, here, t.axes, window.b)
-    reach = max(t.longest("max", drawn), range_cells)
-    flags = max(t.longest("late", drawn), 1)
+    reach = max(width(range_cell(t, row).text) for row in drawn)
+    flags = max(width(flags_cell(t, row).text) for row in drawn)
     if reach > range_cells or flags > flag_cells:  # numbers are never cut
-        return fleet(c, rows, window, reach, max(flags, flag_cells))
-    t.column("late").cells = flags
+        return fleet(
+            c, rows, window, max(reach, range_cells), max(flags, flag_cells)
+        )
+    t.column("late").cells = max(flags, 1)
     scale = drawn[0].charts["co2"].scale
     warmth = drawn[0].charts["temp"].scale
     sites = any(row.name == row.stays[0].site for row in rows)

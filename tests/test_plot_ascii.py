@@ -674,7 +674,7 @@ def test_ticks_never_meet_and_stand_on_calendar_steps() -> None:
     for _ in range(200):
         a = seconds(datetime(2015, 1, 1)) + rng.randrange(10 ** 8)
         b, cells = a + int(10 ** rng.uniform(3, 8.2)), rng.randrange(4, 200)
-        axis = plot_ascii.make_axis(Zone(), plot_ascii.Window(a, b, rng.random() < 0.5), cells)
+        axis = plot_ascii.make_axis(Zone("UTC"), plot_ascii.Window(a, b, rng.random() < 0.5), cells, plot_ascii.ALL_STEPS)
         text = axis.heading
         assert len(text) == axis.cells <= cells and axis.edges[-1] >= b and sorted(set(axis.edges)) == axis.edges
         labels = re.findall(r"╷([^╷ ]+(?: [^╷ ]+)?)", text)
