@@ -2766,11 +2766,11 @@ def extent(db, table, units, now):
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs; both None
     when there is none."""
     query = """
-        SELECT (SELECT min(ts) FROM {0} WHERE unit_id = ?1), (SELECT max(ts) FROM {0} WHERE unit_id = ?1 AND ts <= ?2)
+        SELECT (SELECT min(ts) FROM {0} WHERE unit_id = ?), (SELECT max(ts) FROM {0} WHERE unit_id = ? AND ts <= ?)
         """.format(table)
     times = []
     for unit in units:
-        first, last = db.execute(query, (unit, now)).fetchone()
+        first, last = db.execute(query, (unit, unit, now)).fetchone()
         if last is not None:
             times += [first, last]
     return min(times, default=None), max(times, default=None)
@@ -2826,9 +2826,9 @@ def _units(db):
 def _own_name(db, unit):
     """What a unit last called itself, in its last 50 pings or readings; else None."""
     name = """
-        (SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ?1 ORDER BY ts DESC LIMIT 50)
+        (SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ? ORDER BY ts DESC LIMIT 50)
          WHERE nickname IS NOT NULL LIMIT 1)"""
-    return ask(db, f"SELECT coalesce({name % 'pings'}, {name % 'co2_readings'})", unit)
+    return ask(db, f"SELECT coalesce({name % 'pings'}, {name % 'co2_readings'})", unit, unit)
 
 
 def _nickname(db, unit):
@@ -3056,10 +3056,11 @@ class _Judge:
             return True
         if stay.status is not None:
             return stay.status == "deployed" and stay.since <= self.now < stay.until
+        bound = (stay.unit_id, self.now - NEW_UNIT, self.now)
         return bool(ask(self.db, """
-            SELECT EXISTS (SELECT 1 FROM co2_readings WHERE unit_id = ?1 AND ts BETWEEN ?2 AND ?3) OR 3 <=
-                (SELECT count(DISTINCT ts / 86400) FROM pings WHERE unit_id = ?1 AND ts BETWEEN ?2 AND ?3)""",
-            stay.unit_id, self.now - NEW_UNIT, self.now))
+            SELECT EXISTS (SELECT 1 FROM co2_readings WHERE unit_id = ? AND ts BETWEEN ? AND ?) OR 3 <=
+                (SELECT count(DISTINCT ts / 86400) FROM pings WHERE unit_id = ? AND ts BETWEEN ? AND ?)""",
+            *bound, *bound))
 
     def _misses_days(self, called):
         """Whether more than one of the last 14 days went by without a ping."""
