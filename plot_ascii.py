@@ -2099,8 +2099,6 @@ def box_cell(t, row):
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 
-KINDS = ("uncaught", "watchdog", "signal", "backoff", "transmit", "")
-
 
 class ErrorRow(NamedTuple):
     """A unit with the entries of its error logs."""
@@ -2124,7 +2122,7 @@ def view_errors(c):
         [
             *who(c, rows, 4),
             Column("serious", "", 14, digits_cell, steps=FROM_DAYS),
-            *map(kind_column, KINDS),
+            *map(kind_column, [*importer.ERROR_TYPES.values(), ""]),
             number_column("all", 4, lambda row: row.weight()[1], 1),
         ],
         window,
@@ -3338,8 +3336,8 @@ def page_text(a, o, rows):
     try:
         o = o.but(problems=known_problems(a, o.now, a.view == "status"))
         if a.html:
-            page = {"co2": "co2", "status": "index"}.get(a.view, "alive")
-            return document(page, o)
+            pages = {"co2": "co2", "status": "index"}
+            return document(pages.get(a.view, "alive"), o)
         if a.output and a.output.endswith(".svg"):
             text = picture_of(a.view, o, picture_file)
             if not text:
