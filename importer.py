@@ -3443,19 +3443,18 @@ class Filter(NamedTuple):
     """An option that chooses from an export, on the command line and in URLs."""
 
     metavar: str
-    about: str
     condition: str                      # SQL, on columns of the export, and on its times `first` and `last`
+    about: str
 
 
 FLAG_VALUES = "1, 2, 3, 4, 9"
-FILTERS = {
-    "since": Filter("UTC", "from this ISO date or time on", "last >= %s"),
-    "until": Filter("UTC", "before this ISO date or time", "first < %s"),
-    "unit": Filter("NAME", "units by hardware id, the end of it, or nickname; several with commas, patterns with *",
-                   "unit_id IN (%s)"),
-    "site": Filter("NAME", "sites of deployments; several with commas, patterns with *", "site IN (%s)"),
-    "flag": Filter("N", "readings with this co2_flag: " + FLAG_VALUES, "co2_flag = %s"),
-}
+FILTERS = {name: Filter(*row) for name, *row in rows_of(f"""
+since  UTC   last >= %s       from this ISO date or time on
+until  UTC   first < %s       before this ISO date or time
+unit   NAME  unit_id IN (%s)  units by hardware id, the end of it, or nickname; several with commas, patterns with *
+site   NAME  site IN (%s)     sites of deployments; several with commas, patterns with *
+flag   N     co2_flag = %s    readings with this co2_flag: {FLAG_VALUES}
+""")}
 
 
 def read_filters(db, what, given):
