@@ -2130,8 +2130,8 @@ class Import:
         bound = {"unit": unit, "first": first, "last": last}
         repeats = self.db.execute(_REPEATS.format(table=table, same=same), bound).fetchall()
         self.db.executemany(f"DELETE FROM {table} WHERE rowid = ? AND source = ?", repeats)
-        self.db.executemany("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?2",
-                            repeats)
+        self.db.executemany("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?",
+                            [(source,) for _, source in repeats])
         self.summary.rows[kind] -= len(repeats)
         self.summary.repeated += len(repeats)
 
