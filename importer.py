@@ -765,9 +765,11 @@ def check_text(text):
 
 def parse_day(text):
     """UTC seconds of the begin of a day, YYYY-MM-DD."""
-    with contextlib.suppress(ValueError):                       # no calendar has that day
+    try:
         if _DAY.match(text):
             return (date.fromisoformat(text).toordinal() - EPOCH) * DAY
+    except ValueError:                                          # no calendar has that day
+        pass
     raise Rejected(NO_TIME)
 
 
@@ -1128,8 +1130,7 @@ class Columns:
         width = len(usual)
         undated = "\t".join([unit, nick, "", *values])          # stands for lines of another width
         plain = [line if line.count("\t") == width - 1 else undated for line in lines]
-        text = "\t".join(plain)
-        fields = text.split("\t")
+        fields = "\t".join(plain).split("\t")
         units, nicks, days, clocks, temps, flashes, *rest = [fields[at::width] for at in range(width)]
         ten = rest[:len(CO2)]
         codes = list(map(self.ppm_codes.column, ten))
@@ -1141,11 +1142,12 @@ class Columns:
         raws = list(map(self.raws.column, rest[len(CO2):][:len(RAW)]))
         columns = [days, clocks, *values, times, sums, *raws]
         odd = [at for at, (code, ts) in enumerate(zip(sums, times)) if code >= BROKEN or not 0 <= ts <= self.latest]
-        same = units.count(unit) == nicks.count(nick) == len(lines)
-        if not same or width > NEEDED and text.count(_PREFIX) != len(lines):
-            names = f"{unit}\t{nick}\t"
-            others = {at for at, line in enumerate(plain) if not line.startswith(names) or _PREFIX in line[1:]}
-            odd = sorted(others.union(odd))
+        for column, same in ((units, unit), (nicks, nick)):
+            if column.count(same) != len(lines):
+                odd += [at for at, name in enumerate(column) if name != same]
+        if width > NEEDED:
+            odd += [at for at, line in enumerate(plain) if line.find(_PREFIX, 1) > 0]
+        odd = sorted(set(odd))
         if len(odd) == len(lines):
             return None
         take_out(odd, columns)
@@ -1274,6 +1276,7 @@ class Reader:
         self.id = source.id
         self.account = account
         self.format = FORMATS[source.kind]
+        self.at = {name: number for number, name in enumerate(self.format.columns)}
         self.rows: List[Row] = []
         self.rejects: List[List[Any]] = []
         self.unfollowed: List[List[Any]] = []                   # rejected lines behind which no good one has come yet
@@ -1423,10 +1426,9 @@ class Reader:
 
     def _insert(self, row, offset):
         """Keep a row; its time, None where it has none."""
-        values = dict(zip(self.format.columns, row))
-        ts = values.get("ts")
+        ts = row[self.at["ts"]] if "ts" in self.at else None
         if ts is not None:
-            self.run.news[self.source.kind, values["unit_id"]].add(ts // DAY)
+            self.run.news[self.source.kind, row[self.at["unit_id"]]].add(ts // DAY)
         self._keep(self.rows, (*row, self.id, offset))
         return ts
 
