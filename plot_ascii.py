@@ -911,7 +911,8 @@ class Table:
         self.kept = [column for column in columns if column.least <= c.width]
         while self.spare() < 0 and any(column.rank for column in self.kept):
             self.kept.remove(max(self.kept, key=lambda column: column.rank))
-        self.axes: dict[str, Axis] = {}
+        self.axes = {}  # field of a chart -> Axis
+        self.pings = {}  # (field of a chart, unit) -> Pings of each column
         charts = [column for column in columns if column.steps]
         for column in charts:
             cells = column.cells - 2 * column.margin
@@ -1906,6 +1907,7 @@ def view_status(c):
     ]
     facts = {name: counts[name] for name in VERDICTS}
     here = rows[: c.room(3)]
+    ask_pings(t, ["pings", "rssi"], here)
     page = t.page(status_title(c, counts), here, len(rows), notes, **facts)
     return page._replace(lines=page.lines + below)
 
@@ -1967,17 +1969,21 @@ def age_cell(t, row):
     return cell("never" if age is None else ago(age), ping, data)
 
 
-def pings_of(t, row, field):
-    """The pings of the row's unit in the columns of a chart."""
-    axis = t.axes[field]
-    spans = [(row.stay.unit_id, axis.edges[0], t.window.b + 1)]
-    (columns,) = importer.pings(t.c.db, [spans], axis.edges)
-    return columns
+def ask_pings(t, fields, rows):
+    """Read the pings of the rows' units for these charts of a table, at once."""
+    for field in fields:
+        axis = t.axes[field]
+        spans = [
+            [(row.stay.unit_id, axis.edges[0], t.window.b + 1)] for row in rows
+        ]
+        found = importer.pings(t.c.db, spans, axis.edges)
+        for row, columns in zip(rows, found):
+            t.pings[field, row.stay.unit_id] = columns
 
 
 def days_cell(t, row):
     """Whether it called on each day."""
-    numbers = ping_numbers(pings_of(t, row, "pings"))
+    numbers = ping_numbers(t.pings["pings", row.stay.unit_id])
     return cell("".join(t.c.g.pings[min(n, 2)] for n in numbers), numbers)
 
 
@@ -1993,7 +1999,8 @@ def newest_cell(quantity, t, row):
 
 def signal_cell(field, t, row):
     """The mean strength of the signal by column."""
-    signal = [pings.dbm if pings else None for pings in pings_of(t, row, field)]
+    columns = t.pings[field, row.stay.unit_id]
+    signal = [pings.dbm if pings else None for pings in columns]
     return Cell([signal], bars(t.c, signal, SIGNAL))
 
 
@@ -2046,7 +2053,9 @@ def view_signal(c):
         f"{c.g.dot} last",
         f"{c.g.limit} limits: <{importer.UNUSABLE} unusable, <{importer.WEAK} weak",
     ]
-    return t.page(title, rows[: c.room(3)], len(rows), notes)
+    here = rows[: c.room(3)]
+    ask_pings(t, ["trend"], here)
+    return t.page(title, here, len(rows), notes)
 
 
 def signal_columns(c, rows):
