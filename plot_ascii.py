@@ -3277,10 +3277,13 @@ def put(text):
 
 
 def write_file(path, text):
-    """Replace a file in one step, so that nobody reads half of it."""
-    with open(path + ".new", "w", encoding="utf-8") as file:
+    """Replace a file in one step, so that nobody reads half of it. A link or a device, as /dev/stdout, stays."""
+    is_replaced = not os.path.lexists(path) or os.path.isfile(path) and not os.path.islink(path)
+    target = path + ".new" if is_replaced else path
+    with open(target, "w", encoding="utf-8") as file:
         file.write(text)
-    os.replace(path + ".new", path)
+    if is_replaced:
+        os.replace(target, path)
 
 
 def run(a):

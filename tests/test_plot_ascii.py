@@ -976,6 +976,18 @@ def test_static_pages_link_to_each_other(four: str, tmp_path: object) -> None:
             assert set(checked(file.read()).links) <= set(names)
 
 
+def test_a_file_is_replaced_and_a_link_stays(tmp_path: object) -> None:
+    page, link = str(tmp_path) + "/page.html", str(tmp_path) + "/link.html"
+    os.symlink(page, link)
+    plot_ascii.write_file(page, "old")
+    opened = open(page)
+    plot_ascii.write_file(page, "new")
+    assert opened.read() == "old"
+    plot_ascii.write_file(link, "through")
+    assert os.path.islink(link) and open(page).read() == "through"
+    assert sorted(os.listdir(str(tmp_path))) == ["link.html", "page.html"]
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
