@@ -940,7 +940,7 @@ def parse_headline(text, offset):
 
 DEPLOYMENT_COLUMNS = ["unit_id", "nickname", "site", "tier", "status", "start_ts", "end_ts", "note"]
 STATUSES = ("deployed", "en_route", "lab_check")
-_DEFAULTS = {**dict.fromkeys(DEPLOYMENT_COLUMNS, ""), "tier": "10", "status": STATUSES[0]}       # of missing columns
+_ABSENT = {**dict.fromkeys(DEPLOYMENT_COLUMNS, ""), "tier": "10", "status": STATUSES[0]}         # for missing columns
 _SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}      # names in the older table
 _TIER = re.compile(r"(?:-?[0-9]{1,6})?\Z", re.ASCII)
 _INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{1,2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z",
@@ -993,7 +993,7 @@ def parse_deployment(cells, columns):
     """The row of a deployment without source and offset."""
     if any(cells[len(columns):]):
         raise Rejected("more fields than columns")
-    fields = {**_DEFAULTS, **dict(zip(columns, cells))}
+    fields = {**_ABSENT, **dict(zip(columns, cells))}
     if not _UNIT_ID.match(fields["unit_id"]):
         raise Rejected("no hardware id")
     if not _TIER.match(fields["tier"]):
@@ -1774,7 +1774,8 @@ def judge_days(db, unit, first, last, limits):
     rows = db.execute(_MEANS + "ts BETWEEN ? AND ? ORDER BY ts, co2", around).fetchall()
     if rows:
         times, co2, bits = zip(*rows)
-        if max(bits) > QC_SOME_CO2 or suspicious_times(times, co2, limits):
+        is_flagged = any(qc & (QC_SPIKE | QC_FLAT) for qc in bits)
+        if is_flagged or suspicious_times(times, co2, limits):
             return judge(db, unit, begin, end, limits)
     return set()
 
