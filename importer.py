@@ -2159,6 +2159,7 @@ def _connect(path, how):
 
 
 def _connected(path):
+    """A connection that may write, for a `with`; the file is made if it is missing."""
     return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
 
@@ -2187,9 +2188,17 @@ def open_db(path):
     return db
 
 
-def _leave(path):
-    with contextlib.suppress(sqlite3.Error), _connected(path) as db:        # unless others have it open
-        db.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
+@contextlib.contextmanager
+def _beside_readers(db):
+    """Write-ahead mode for as long as this lasts, and as others have the database open. OperationalError when somebody
+    keeps it busy in the mode DELETE."""
+    try:
+        db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+        yield
+    finally:
+        with contextlib.suppress(sqlite3.Error):                # locked: others have it open, and will leave it so
+            db.rollback()
+            db.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
 
 
 class KeptOpen:
@@ -2197,36 +2206,23 @@ class KeptOpen:
 
     def __init__(self, path):
         self.path = path
-        self.db: sqlite3.Connection | None = None
         self.number = 0                 # inode of the open file
+        self.opened = contextlib.ExitStack()
 
     def renew(self):
         """Open the database, also after it was replaced by another file."""
-        number = os.stat(self.path).st_ino if os.path.exists(self.path) else 0
+        number = os.stat(self.path).st_ino
         if number != self.number:
             self.close()
-            with _connected(self.path) as db:
-                db.execute("PRAGMA journal_mode = WAL")
-                self.db = open_db(self.path)
+            db = self.opened.enter_context(_connected(self.path))
+            self.opened.enter_context(_beside_readers(db))
+            ask(db, "SELECT count(*) FROM sqlite_master")       # makes -wal and -shm
             self.number = number
 
     def close(self):
         """Leave the database in the mode DELETE if nobody else has it open."""
-        if self.db:
-            self.db.close()
-            self.db, self.number = None, 0
-            _leave(self.path)
-
-
-@contextlib.contextmanager
-def _writing(path):
-    """A connection that writes beside readers; OperationalError when one keeps the database busy in the mode DELETE."""
-    try:
-        with _connected(path) as db:
-            db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
-            yield db
-    finally:
-        _leave(path)
+        self.opened.close()
+        self.number = 0
 
 
 def _remove(path, suffixes=("", "-journal", "-wal", "-shm")):
@@ -2235,11 +2231,19 @@ def _remove(path, suffixes=("", "-journal", "-wal", "-shm")):
             os.unlink(path + suffix)
 
 
+def _user(number):
+    """The entry of a user; who has none, as in a container, is called by the number."""
+    try:
+        return pwd.getpwuid(number)
+    except KeyError:
+        return pwd.struct_passwd((str(number), "", number, number, "", "", ""))
+
+
 def ownership(path):
     """What to do about a file or directory that this process cannot write."""
     try:
-        owner, user = (pwd.getpwuid(number).pw_name for number in (os.stat(path).st_uid, os.geteuid()))
-    except (OSError, KeyError) as error:
+        owner, user = (_user(number).pw_name for number in (os.stat(path).st_uid, os.geteuid()))
+    except OSError as error:
         return str(error)
     if owner == user:
         return f"{path} may not be written by its owner: sudo chmod u+w {path}"
@@ -2281,14 +2285,15 @@ def act_as_owner(path):
     if os.geteuid() == 0:
         owner = next(filter(None, owners), 0)
         if owner:
-            user = pwd.getpwuid(owner)
+            user = _user(owner)
             os.initgroups(user.pw_name, user.pw_gid)
             os.setgid(user.pw_gid)
             os.setuid(owner)
     elif os.path.exists(path) and owners[0] != os.geteuid():
         import shlex
-        name = pwd.getpwuid(owners[0]).pw_name
-        raise Unusable(f"{path} belongs to {name}: sudo -u {name} {shlex.join(sys.argv)}")
+        name = _user(owners[0]).pw_name
+        user = f"'#{name}'" if name.isdigit() else name
+        raise Unusable(f"{path} belongs to {name}: sudo -u {user} {shlex.join(sys.argv)}")
 
 
 @contextlib.contextmanager
@@ -2343,20 +2348,24 @@ def _retire(path):
                 _remove(other)
 
 
-def _is_ours(path):
-    """Whether there is a database of this schema; one of another is put out of the way."""
+def _with_ours(path, use):
+    """What `use` makes of a database of this schema. None when there is none, or somebody keeps it busy; one that is
+    damaged, or has another schema, is put out of the way."""
     if not os.path.exists(path):
-        return False
+        return None
     try:
         with _connected(path) as db:
             if ask(db, "PRAGMA user_version") == SCHEMA_VERSION:
-                return True
-    except sqlite3.OperationalError:
+                return use(db)
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):      # somebody reads it all the time, and keeps the old one when it is replaced
+            return None
         raise
-    except sqlite3.DatabaseError:                               # it is damaged
-        pass
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:            # that one alone says that the file is damaged
+            raise
     _retire(path)
-    return False
+    return None
 
 
 # The data directory has a mark, and the server directory says that there is one. So an empty directory, where the disk
@@ -2489,7 +2498,7 @@ def _rebuild(archive, now, progress, processes):
 def rebuild(archive, now=None, progress=None, processes=1):
     """Make a new database from all text beside the old one, then rename it; the Summary. Readers keep the old one."""
     with only_writer(archive.db):
-        _is_ours(archive.db)                                    # else it is set aside, not replaced
+        _with_ours(archive.db, bool)                            # what is not ours is set aside, not replaced
         return _rebuild(archive, now, progress, processes)
 
 
@@ -2521,9 +2530,9 @@ def _take_all(run, archive, listing):
     run.take(map(source_of, changed))
 
 
-def _import_new(archive, paths, now, progress):
+def _import_new(db, archive, paths, now, progress):
     named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
-    with _writing(archive.db) as db:
+    with _beside_readers(db):
         db.execute("BEGIN IMMEDIATE")
         listing = Listing(archive, db) if named is None else None
         run = Import(db, Rules(archive.limits, now), progress)
@@ -2546,17 +2555,8 @@ def import_new(archive, paths=None, now=None, progress=None, processes=1):
     Unusable, OSError or sqlite3.Error when that cannot be.
     """
     with only_writer(archive.db):
-        if _is_ours(archive.db):
-            try:
-                return _import_new(archive, paths, now or time.time(), progress)
-            except sqlite3.OperationalError as error:           # somebody reads it all the time, and keeps the old one
-                if "locked" not in str(error):
-                    raise
-            except sqlite3.DatabaseError as error:
-                if type(error) is not sqlite3.DatabaseError:    # that one alone says that the file is damaged
-                    raise
-                _retire(archive.db)
-        return _rebuild(archive, now, progress, processes)
+        summary = _with_ours(archive.db, lambda db: _import_new(db, archive, paths, now or time.time(), progress))
+        return summary or _rebuild(archive, now, progress, processes)
 
 
 # -- what the views ask -----------------------------------------------------------------------------------------------

@@ -395,6 +395,59 @@ def test_root_acts_as_the_owner_and_others_are_told_what_to_type(open_place, mon
     assert (pwd.getpwuid(status.st_uid).pw_name, status.st_mode & 0o777) == ("nobody", 0o640)
 
 
+def test_a_user_without_a_name_is_called_by_the_number(open_place, monkeypatch):
+    db, owner = open_place.settings.db, os.stat(open_place.settings.db).st_uid
+
+    def nameless(number):
+        raise KeyError("getpwuid(): uid not found: %d" % number)
+
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    monkeypatch.setattr(sys, "argv", ["./importer.py", "rebuild"])
+    assert importer.ownership(db) == "%s belongs to %d: sudo chown 4321 %s" % (db, owner, db)
+    with pytest.raises(importer.Unusable) as refused:
+        importer.act_as_owner(db)
+    assert str(refused.value) == "%s belongs to %d: sudo -u '#%d' ./importer.py rebuild" % (db, owner, owner)
+
+
+@as_root
+def test_root_acts_as_an_owner_without_a_name(open_place):
+    db = open_place.settings.db
+    open_place.kept.close()
+    os.chown(db, 54321, 54321)
+    child = os.fork()
+    if not child:
+        importer.act_as_owner(db)
+        os._exit((os.getuid(), os.getgid(), os.getgroups()) != (54321, 54321, [54321]))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_closes_the_database_last_leaves_it_so_that_all_can_read_it(open_place, monkeypatch, fails):
+    place, db = open_place, open_place.settings.db
+
+    def is_in_wal_mode():
+        with open(db, "rb") as file:
+            file.seek(18)                               # version of the file's format
+            return file.read(1) == b"\2"
+
+    if fails:
+        monkeypatch.setattr(importer.Import, "settle", lambda run: run.no_such_thing)
+        with pytest.raises(AttributeError):
+            importer.import_new(place.station.archive)
+    else:
+        importer.import_new(place.station.archive)
+    assert is_in_wal_mode()                             # the daemon has it open
+    with contextlib.closing(sqlite3.connect(db)) as reader:
+        reader.execute("SELECT * FROM sources").fetchall()
+        place.kept.close()
+        assert is_in_wal_mode()
+    with contextlib.suppress(AttributeError):
+        importer.import_new(place.station.archive)
+    assert not is_in_wal_mode() and not os.path.exists(db + "-wal")
+    assert plainly(db) == 144
+
+
 @pytest.mark.parametrize("has_database", [True, False])
 def test_a_check_tells_what_the_daemon_knows_before_there_is_any_unit(tmp_path, capfd, has_database):
     import plot_ascii
