@@ -574,17 +574,20 @@ class Room:
         return has_room
 
     def _ask(self, keep_free):
-        seqfile.make_directory(self.directory)
-        disk = shutil.disk_usage(self.directory)
+        try:
+            seqfile.make_directory(self.directory)
+            disk = shutil.disk_usage(self.directory)
+        except OSError:                                         # who writes there tells why it fails
+            return 0
         return disk.free - disk.total * keep_free / 100
 
 
 class Count(NamedTuple):
     """What a unit took on the disk when it was counted at UTC second `at`, and what has been added since."""
 
-    bytes: int = 0
-    files: int = 0
-    at: float = 0.0
+    bytes: int
+    files: int
+    at: float
 
 
 class Quota:
@@ -597,13 +600,16 @@ class Quota:
         self.data_dir = data_dir
         self._counts = {}                                       # by unit
 
+    def has_place(self, unit, settings):
+        """Whether a unit has a directory, or may have one."""
+        has_one = os.path.isdir(os.path.join(self.data_dir, unit))
+        return has_one or len(os.listdir(self.data_dir)) < settings.max_units
+
     def check(self, chunk, settings):
         """Refuse a chunk that would exceed a limit."""
         count = self._counts.get(chunk.unit)
-        if count is None and not os.path.isdir(os.path.join(self.data_dir, chunk.unit)):
-            if len(os.listdir(self.data_dir)) >= settings.max_units:
-                raise Refused(403, f"more than {settings.max_units} units")
-            count = Count(at=chunk.now)
+        if count is None and not self.has_place(chunk.unit, settings):
+            raise Refused(403, f"more than {settings.max_units} units")
         if count is None or self._exceeds(count, chunk, settings) and abs(chunk.now - count.at) >= RECOUNT:
             count = self._count(chunk)
         if chunk.end > settings.max_file:
@@ -619,13 +625,16 @@ class Quota:
     def _count(self, chunk):
         """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
         total, files = seqfile.usage_of(os.path.join(self.data_dir, chunk.unit))
-        self._counts[chunk.unit] = count = Count(total, files, chunk.now)
+        count = Count(total, files, chunk.now)
+        if files:
+            self._counts[chunk.unit] = count
         return count
 
     def charge(self, chunk, receipt):
-        """Add what a chunk took."""
-        count = self._counts.get(chunk.unit, Count(at=chunk.now))
-        self._counts[chunk.unit] = Count(count.bytes + receipt.grew, count.files + receipt.created, count.at)
+        """Add what a chunk took. A unit that is not counted yet is counted at its next chunk."""
+        count = self._counts.get(chunk.unit)
+        if count:
+            self._counts[chunk.unit] = Count(count.bytes + receipt.grew, count.files + receipt.created, count.at)
 
 
 class Station:
@@ -777,7 +786,8 @@ def push(station, request, unit, path):
 def _store(station, chunk):
     has_room = station.room_for_data.take(len(chunk.data), station.settings.keep_free, chunk.now)
     if chunk.is_strange:
-        return station.inbox.receive_strange(chunk, keep=has_room)
+        has_place = station.quota.has_place(chunk.unit, station.settings)
+        return station.inbox.receive_strange(chunk, keep=has_room and has_place)
     if not has_room:
         raise Refused(507, f"less than {station.settings.keep_free:g} % of the disk is free")
     station.quota.check(chunk, station.settings)

@@ -96,6 +96,15 @@ def test_a_ping_that_cannot_be_stored_is_answered_all_the_same(station):
     assert station.counters["co2d_pings_lost_total", ()] == 1
 
 
+def test_a_ping_is_answered_and_its_loss_is_told_when_the_directory_of_pings_cannot_even_be_looked_at(station):
+    shutil.rmtree(station.settings.var_dir)
+    station.room_for_pings.directory = station.pings.directory = os.path.join(__file__, "var", "pings")
+    sent = []
+    response = co2d.respond(station, co2d.parse_head(b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n"))
+    response.after(lambda: sent.append(response.status))
+    assert (sent, [problem.key for problem in station.health.problems()]) == ([200], ["pings"])
+
+
 def test_pings_that_are_lost_are_a_problem_until_one_is_stored_again(station):
     directory, station.pings.directory = station.pings.directory, __file__
     ask(station, "POST", "/ou/co2unit-1/alive")
@@ -316,9 +325,9 @@ def test_files_that_are_removed_make_room_in_the_quota_within_a_minute(tmp_path,
     for second in range(60):
         assert ask(station, "PUT", PUSH + "?offset=8", b"hello", now=NOW + second).status == 507
     os.unlink(os.path.join(station.settings.data_dir, "co2unit-1", "data", "readings", "readings-0000.tsv"))
-    assert len(counted) == 0
+    assert len(counted) == 2                                    # before it had files, and once with them
     assert ask(station, "PUT", PUSH + "?offset=0", b"hello", now=NOW + 60).status == 200
-    assert len(counted) == 1
+    assert len(counted) == 3
 
 
 def test_units_that_are_not_listed_are_refused(tmp_path):
@@ -337,6 +346,29 @@ def test_more_units_than_allowed_may_ping_but_not_upload_and_known_ones_go_on(tm
     assert [ask(station, "POST", "/ou/invented%d/alive" % number).status for number in range(10)] == [200] * 10
     assert [upload(station, "invented%d" % number, offset=9) for number in range(10)] == [416] * 10
     assert [upload(station, unit) for unit in ("u1", "u2", "u3", "u1", "u2")] == [200, 200, 403, 200, 200]
+
+
+def upload_strange(station, unit):
+    return ask(station, "PUT", "/ou/%s/push-sequential/errors/._errors-0000.txt?offset=0" % unit, b"x").status
+
+
+def test_strange_files_of_invented_units_make_no_directories_beyond_the_limit(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, max_units=2))
+    assert [upload_strange(station, unit) for unit in ("u1", "u2", "u3", "u1")] == [200] * 4
+    assert sorted(os.listdir(station.settings.data_dir)) == ["u1", "u2"]
+
+
+def test_units_that_have_sent_nothing_that_is_stored_are_not_let_in_later(tmp_path):
+    station = co2d.Station(make_settings(tmp_path, max_units=1))
+    assert [upload(station, unit, offset=9) for unit in ("u1", "u2")] == [416, 416]
+    assert [upload(station, unit) for unit in ("u1", "u2")] == [200, 403]
+
+
+def test_the_quota_counts_what_a_unit_had_before_a_restart_whatever_it_sends_first(tmp_path):
+    assert upload(co2d.Station(make_settings(tmp_path)), "u1", body=b"12345678") == 200
+    station = co2d.Station(make_settings(tmp_path, max_unit_bytes=10))
+    assert upload_strange(station, "u1") == 200
+    assert upload(station, "u1", offset=8, body=b"hello") == 507
 
 
 def test_a_unit_that_was_removed_makes_room_for_another(tmp_path):
