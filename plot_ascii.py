@@ -52,7 +52,7 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache, partial
 from itertools import chain, cycle, groupby, starmap, zip_longest
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from math import ceil, floor, log10, nan
 from shutil import get_terminal_size
 from types import SimpleNamespace
@@ -743,6 +743,10 @@ class Context:
         """Foreign text in the page's characters."""
         return clean(text, self.ascii)
 
+    def period(self, window):
+        """A range, as a part of a title."""
+        return 0, *self.zone.period(window, self.g.to)
+
     def title(self, parts, style="head"):
         """A line of parts, in order, as far as they fit. A part is its rank, and its forms from long to short."""
         left = []
@@ -806,13 +810,14 @@ class Context:
             high is None or stay.tier <= high
         )
 
-    def window(self, spans, alone=False):
+    def window(self, spans=None, alone=False):
         """The range of the page. Without --xmax it ends now, or with the newest row of the spans when none has come for
-        as long as the page shows; without --xmin it begins no earlier than the first row."""
+        as long as the page shows; without --xmin it begins no earlier than the first row. The spans are those of all
+        stays, if none are given."""
         o = self.o
         view = VIEWS[self.view]
         end = self.now
-        units, since, until = zip(*spans)
+        units, since, until = zip(*(spans or spans_of(self.stays)))
         first, last = importer.extent(self.db, view.table, set(units), end)
         if first is None:
             first = last = end
@@ -1306,7 +1311,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     axis = t.axes["co2"]
     title = [
         (0, count(len(rows), "site" if sites else "unit")),
-        (0, *c.zone.period(Window(axis.edges[0], window.b), c.g.to)),
+        c.period(Window(axis.edges[0], window.b)),
         (2, f"CO₂ {scale.low:.0f}{c.g.to}{scale.high:.0f} ppm"),
         (
             3,
@@ -1564,7 +1569,7 @@ def detail_title(c, row, window):
         (0, cut(c.name(row.name), c.width // 2)),
         (2, c.name(", ".join(names))),
         (4, c.name(", ".join(ids))),
-        (0, *c.zone.period(Window(chart.axis.edges[0], window.b), c.g.to)),
+        c.period(Window(chart.axis.edges[0], window.b)),
         (3, *counted),
     ]
     return c.title(parts)
@@ -1736,7 +1741,7 @@ def lanes(stays):
 
 def view_pings(c):
     """A row per site: on how many days of each column the unit there has called; silence is not the same as absence."""
-    window = c.window(spans_of(c.stays))
+    window = c.window()
     found = [PingRow(stays) for stays in lanes(c.stays)]
     name, unit, hardware = who(c, found, 2)
     unit.gap = 0
@@ -1763,7 +1768,7 @@ def view_pings(c):
     title = [
         (0, "pings"),
         (2, count(len(units), "unit")),
-        (0, *c.zone.period(window, c.g.to)),
+        c.period(window),
         (3, "1 col = " + axis.step),
         (4, "sort: tier, site"),
     ]
@@ -1858,12 +1863,6 @@ VERDICTS = {
 SIGNAL = Scale(-115, -70)  # dBm, of small charts
 
 
-class StatusRow(NamedTuple):
-    """A unit as it is."""
-
-    stay: UnitState
-
-
 def problem_lines(c, problem):
     """What is wrong, in as many lines as it takes."""
     style = "bad" if problem.level == importer.CRITICAL else "warn"
@@ -1890,7 +1889,7 @@ def view_status(c):
     states = importer.fleet_state(c.db, c.now, c.stays, c.o.archive)
     below = unit_problems(c, states)
     c.rows = c.room(len(below))
-    rows = list(map(StatusRow, states))
+    rows = [SimpleNamespace(stay=state) for state in states]
     window = Window(c.now - 13 * DAY, c.now + 1)
     days = make_axis(c.zone, window, 14, FROM_DAYS)
     pairs = make_axis(c.zone, window, 8, FROM_DAYS)
@@ -2007,42 +2006,35 @@ def signal_cell(field, t, row):
 # -- signal -----------------------------------------------------------------------------------------------------------
 
 
-class SignalRow(NamedTuple):
-    """A unit with the strengths of its pings."""
-
-    stay: Deployment
-    levels: list[tuple[int, int, int]]  # dBm from the weakest, how many, newest
-
-    def quarters(self):
-        """Least, quartiles and greatest."""
-        values = [dbm for dbm, n, _ in self.levels for _ in range(n)]
-        n = len(values)
-        return [values[at] for at in (0, n // 4, n // 2, n * 3 // 4, -1)]
-
-    def last(self):
-        """The newest."""
-        return max(self.levels, key=lambda level: level[2])[0]
+def signal_row(stay, levels):
+    """A unit's strengths of signal: how many, least, quartiles and greatest, and the newest. A level is dBm, how many
+    pings had it, and when the last of them was; the weakest is first."""
+    values = [dbm for dbm, n, _ in levels for _ in range(n)]
+    n = len(values)
+    points = [values[at] for at in (0, n // 4, n // 2, n * 3 // 4, -1)]
+    last, _, _ = max(levels, key=itemgetter(2))
+    return SimpleNamespace(stay=stay, n=n, points=points, last=last)
 
 
 def view_signal(c):
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
     stays = importer.whereabouts(c.stays, c.now)
-    window = c.window([(unit, 0, FOREVER) for unit in stays])
+    window = c.window()
     rows = []
     for unit, stay in stays.items():
         levels = importer.signals(c.db, unit, window.a, window.b + 1)
         if levels:
-            rows.append(SignalRow(stay, levels))
+            rows.append(signal_row(stay, levels))
     if not rows:
         return nothing("signal", "No pings with a signal strength in this time.")
-    rows.sort(key=lambda row: row.quarters()[2])
+    rows.sort(key=lambda row: row.points[2])
     t = Table(c, signal_columns(c, rows), window)
     span = window._replace(exact=False)
     t.axes["trend"] = make_axis(c.zone, span, 10, FROM_DAYS)
     step = lay_ruler(t, rows)
     title = [
         (0, "signal dBm"),
-        (0, *c.zone.period(window, c.g.to)),
+        c.period(window),
         (2, count(len(rows), "unit") + ", weakest first"),
         (3, f"1 col = {step} dB"),
     ]
@@ -2064,8 +2056,8 @@ def signal_columns(c, rows):
     return [
         *who(c, rows, 1 if shared else 4),
         Column("min p25 median p75 max", "", 46 if c.width > 75 else 15, box_cell),
-        number_column("last", 4, SignalRow.last, 1),
-        number_column("n", 4, lambda row: sum(n for _, n, _ in row.levels), 2),
+        number_column("last", 4, attrgetter("last"), 1),
+        number_column("n", 4, attrgetter("n"), 2),
         Column("trend", "trend", 10, partial(signal_cell, "trend"), 3),
     ]
 
@@ -2073,8 +2065,8 @@ def signal_columns(c, rows):
 def lay_ruler(t, rows):
     """Makes the ruler, an axis of dBm that has room for the signals of all rows; its step in dB."""
     box = t.column("median")
-    low = min([-113, *(row.levels[0][0] for row in rows)])
-    high = max([-68, *(row.levels[-1][0] for row in rows)])
+    low = min([-113, *(row.points[0] for row in rows)])
+    high = max([-68, *(row.points[-1] for row in rows)])
     step = ceil((high - low + 1) / (box.cells + t.spare()))
     box.cells = (high - low) // step + 1
     t.ruler = Scale(low - 0.5, low - 0.5 + step * box.cells)
@@ -2091,48 +2083,38 @@ def box_cell(t, row):
     g = t.c.g
     cells = t.column("median").cells
     line = [" "] * cells
-    least, lower, median, upper, greatest = points = row.quarters()
-    last = row.last()
+    least, lower, median, upper, greatest = row.points
     for char, begin, end in (
         (g.limit, importer.WEAK, importer.WEAK),
         (g.limit, importer.UNUSABLE, importer.UNUSABLE),
         (g.whisker, least, greatest),
         (g.box, lower, upper),
         (g.median, median, median),
-        (g.dot, last, last),
+        (g.dot, row.last, row.last),
     ):
         for at in range(t.ruler.level(begin, cells), t.ruler.level(end, cells) + 1):
             line[at] = char
-    return Cell(points, [Span("".join(line))])
+    return Cell(row.points, [Span("".join(line))])
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-class ErrorRow(NamedTuple):
-    """A unit with the entries of its error logs."""
-
-    stay: Deployment
-    columns: Counter[int]  # WARN and EXC by column
-    kinds: Counter[str]  # all entries by type
-
-    def weight(self):
-        """What rows are sorted by: first those that are not INFO."""
-        return sum(self.columns.values()), sum(self.kinds.values())
-
-
 def view_errors(c):
     """Entries of the units' error logs by type, what is more than INFO by column; below, the newest."""
     stays = importer.whereabouts(c.stays, c.now)
-    window = c.window([(unit, 0, FOREVER) for unit in stays])
-    rows = [ErrorRow(stay, Counter(), Counter()) for stay in stays.values()]
+    window = c.window()
+    rows = []
+    for stay in stays.values():
+        # WARN and EXC by column; all entries by type; how many there are of both
+        rows.append(SimpleNamespace(stay=stay, columns=Counter(), kinds=Counter(), serious=0, all=0))
     t = Table(
         c,
         [
             *who(c, rows, 4),
             Column("serious", "", 14, digits_cell, steps=FROM_DAYS),
             *map(kind_column, [*importer.ERROR_TYPES.values(), ""]),
-            number_column("all", 4, lambda row: row.weight()[1], 1),
+            number_column("all", 4, attrgetter("all"), 1),
         ],
         window,
     )
@@ -2141,17 +2123,19 @@ def view_errors(c):
     spans = [(unit, window.a, window.b + 1) for unit in stays]
     for (i, j), entries in importer.errors(c.db, spans, axis.edges).items():
         for (kind, serious), n in entries.items():
+            rows[i].all += n
+            rows[i].serious += n * serious
             rows[i].kinds[kind] += n
             rows[i].columns[j] += n * serious
-    rows = [row for row in rows if row.kinds]
+    rows = [row for row in rows if row.all]
     if not rows:
         return nothing("errors", "No errors in this time.")
-    rows.sort(key=ErrorRow.weight, reverse=True)
+    rows.sort(key=attrgetter("serious", "all"), reverse=True)
     title = [
         (0, "errors"),
-        (0, *c.zone.period(window, c.g.to)),
+        c.period(window),
         (2, count(len(rows), "unit")),
-        (2, f"{sum(row.weight()[1] for row in rows)} entries"),
+        (2, f"{sum(row.all for row in rows)} entries"),
         (3, "1 col = " + axis.step),
     ]
     here = rows[: c.rows and max(1, (c.rows - 4) * 3 // 5)]
@@ -2207,21 +2191,15 @@ GAPS = {
 }
 
 
-class GapRow(NamedTuple):
-    """A gap, and where its unit was."""
-
-    stay: Deployment
-    gap: importer.Gap
-
-
 def view_gaps(c):
     """Stretches without readings, newest first, and what became of them."""
-    window = c.window(spans_of(c.stays))
+    window = c.window()
     rows = []
     for gap in importer.gaps(c.db, c.stays, window.a, window.b):
         own = [stay for stay in c.stays if stay.unit_id == gap.unit_id]
         at = window.b if gap.end is None else gap.start
-        rows.append(GapRow(importer.whereabouts(own, at)[gap.unit_id], gap))
+        stay = importer.whereabouts(own, at)[gap.unit_id]
+        rows.append(SimpleNamespace(stay=stay, gap=gap))
     rows.sort(key=lambda row: (row.gap.end or window.b, -row.gap.start), reverse=True)
     if not rows:
         return nothing("gaps", "No gaps in this time.")
@@ -2238,7 +2216,7 @@ def view_gaps(c):
     )
     title = [
         (0, "gaps"),
-        (0, *c.zone.period(window, c.g.to)),
+        c.period(window),
         (2, count(len(rows), "gap")),
         (3, "newest first"),
     ]
@@ -2249,11 +2227,9 @@ def view_gaps(c):
 def time_cell(t, ts):
     """A time; none is now."""
     zone = t.c.zone
-    return (
-        cell("now", None)
-        if ts is None
-        else cell(zone.short(ts, t.window.b), zone.iso(ts))
-    )
+    if ts is None:
+        return cell("now", None)
+    return cell(zone.short(ts, t.window.b), zone.iso(ts))
 
 
 def gap_cell(t, row):
@@ -2288,9 +2264,6 @@ VIEWS = {
 
 STRETCHED = 2000
 SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
-
-Text = tuple[str, str]  # style, words
-
 
 class Frame:
     """The time that the charts of a picture show."""
@@ -2468,8 +2441,8 @@ class Panel(NamedTuple):
 class Strip(NamedTuple):
     """A row of a picture."""
 
-    left: list[Text]
-    right: list[Text]
+    left: list[tuple[str, str]]  # style, text
+    right: list[tuple[str, str]]
     height: int  # px
     chart: str  # SVG
     labels: str = ""  # SVG: of the scales
@@ -2670,10 +2643,8 @@ def ping_strip(frame, rows):
     name = row.stay.site or row.stay.nickname
     left = [("head", name), ("", row.stay.nickname)]
 
-    def tell(first, end):
-        return count(sum(days[first:end]), "day") + " with pings"
-
-    drawn = frame.fitted(height, "") + drawn + frame.hover(tell)
+    drawn = frame.fitted(height, "") + drawn
+    drawn += frame.hover(lambda first, end: count(sum(days[first:end]), "day") + " with pings")
     return Strip(left, right, height, drawn, "", name)
 
 
@@ -2690,7 +2661,7 @@ class Picture(NamedTuple):
     about: str  # columns, scales
     frame: Frame
     strips: list[Strip]
-    numbers: list[Text]  # the same in words: of a time or a site
+    numbers: list[tuple[str, str]]  # the same in words: a time or a site, its text
     window: Window
 
 
@@ -2698,11 +2669,6 @@ def make_frame(c, axis, end):
     """An axis with some 12 labels, and with a hover text for each day, or a longer time."""
     edges = axis.edges
     ticks = make_ticks(c.zone, edges[:: max(axis.cells // 48, 1)])
-    if ticks:  # the first label has its month or year
-        first = ticks[0]
-        begin = c.zone.local(first.ts)
-        label = f"{begin:%-d %b}" if begin.day > 1 else f"{first.label} {begin.year}"
-        ticks[0] = first._replace(label=label)
     groups = []
     whole = Window(edges[0], edges[-1])
     form = "%-d %b %Y" if whole.b - whole.a > 366 * DAY else "%-d %b"
@@ -2740,7 +2706,7 @@ def picture_co2(c):
 
 def picture_pings(c):
     """A strip for each site."""
-    window = c.window(spans_of(c.stays))
+    window = c.window()
     axis = make_axis(c.zone, window, SITE_COLUMNS, FROM_DAYS)
     frame = make_frame(c, axis, window.b)
     found = [PingRow(stays) for stays in lanes(c.stays)]
@@ -2837,7 +2803,7 @@ def boxed(run):
 
 # what things look like: of pictures in a page and in a file
 STYLE = """
-svg text { font-family: Arial, "DejaVu Sans", sans-serif; font-size: 11px; fill: var(--dim) }
+text { font-family: Arial, "DejaVu Sans", sans-serif; font-size: 11px; fill: var(--dim) }
 path { vector-effect: non-scaling-stroke; stroke-linejoin: round }
 .co2 { fill: none; stroke: var(--co2); stroke-width: 1.25 }
 .temp { fill: none; stroke: var(--temp); stroke-width: 1.25 }
@@ -2954,44 +2920,34 @@ LEGEND = {
 }
 
 
-class Section(NamedTuple):
-    """A part of a web page."""
-
-    heading: str
-    view: str
-    changes: dict[str, Any] = {}  # options that are not as asked
-
-
 class WebPage(NamedTuple):
     """A page for browsers."""
 
     title: str
     url: str  # of the daemon
     file: str  # in a directory of pages
-    sections: list[Section]
+    sections: list[tuple[str, str, dict[str, Any]]]  # heading, view, options that are not as asked
 
 
 WEB = {
-    "index": WebPage(
-        "CO₂ fleet", "/", "index.html", [Section("How the units do", "status")]
-    ),
+    "index": WebPage("CO₂ fleet", "/", "index.html", [("How the units do", "status", {})]),
     "alive": WebPage(
         "Pings and units",
         "/status/alive/summary",
         "status.html",
         [
-            Section("Pings", "pings"),
-            Section("Units", "status"),
-            Section("Signal", "signal"),
-            Section("Gaps", "gaps"),
-            Section("Errors", "errors"),
+            ("Pings", "pings", {}),
+            ("Units", "status", {}),
+            ("Signal", "signal", {}),
+            ("Gaps", "gaps", {}),
+            ("Errors", "errors", {}),
         ],
     ),
     "co2": WebPage(
         "CO₂",
         "/data/co2/summary",
         "co2.html",
-        [Section("Recent CO₂", "co2"), Section("All CO₂", "co2", {"recent_days": 0})],
+        [("Recent CO₂", "co2", {}), ("All CO₂", "co2", {"recent_days": 0})],
     ),
 }
 WIDTHS = {"wide": 100, "narrow": 46}  # cells; one is 8 px wide at 13 px
@@ -3028,12 +2984,6 @@ def draw(view, o):
         else:
             page = nothing(view, "No units yet.")
     return page._replace(lines=above + page.lines)
-
-
-def web_section(section, o):
-    """A page as a part of a web page, which itself says what is wrong with the station."""
-    of_units = [problem for problem in o.problems if problem.unit]
-    return draw(section.view, o.but(problems=of_units, **section.changes))
 
 
 def legend(strips):
@@ -3138,9 +3088,7 @@ def picture_file(c, picture):
         )
         y += max(strip.height, 16 * len(strip.left), 16 * len(strip.right)) + 10
     colours = dict(re.findall(r"--(\w+): (#\w+)", LIGHT))
-    style = re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], STYLE).replace(
-        "svg text", "text"
-    )
+    style = re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], STYLE)
     size = f'width="{width + 20}" height="{y}" viewBox="0 0 {width + 20} {y}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
@@ -3205,20 +3153,22 @@ def document(name, o):
     if o.glyphs == "auto":
         o = o.but(glyphs="block")
     page = WEB[name]
-    asked = [page.title, *map(clean, filter(None, (o.site, o.unit)))]
-    body = paragraphs(("bad", text) for text in of_station(o.problems))
-    for section in page.sections:
-        if section.changes and o.query is not None:
+    wrong, o = without_station(o)
+    body = paragraphs(("bad", text) for text in wrong)
+    for heading, view, changes in page.sections:
+        if changes and o.query is not None:
             continue  # links lead to other times
-        part = picture_of(section.view, o.but(**section.changes), picture_html)
+        asked = o.but(**changes)
+        part = picture_of(view, asked, picture_html)
         if not part:
             for kind, cells in WIDTHS.items():
-                lines = web_section(section, o.but(width=cells)).lines
+                lines = draw(view, asked.but(width=cells)).lines
                 text = to_text(lines, lambda span: html_span(span, o.query))
                 part += f'<pre class="{kind}">{text}</pre>\n'
         if part not in body:  # else the same as the section before
-            body += f"<h2>{section.heading}</h2>\n{part}"
-    return html_page(" · ".join(asked), body, o.query)
+            body += f"<h2>{heading}</h2>\n{part}"
+    title = " · ".join([page.title, *map(clean, filter(None, (o.site, o.unit)))])
+    return html_page(title, body, o.query)
 
 
 def html_page(title, body, query):
@@ -3237,9 +3187,10 @@ def html_page(title, body, query):
     }
 
 
-def of_station(problems):
-    """What is wrong with the station."""
-    return [clean(problem.text) for problem in problems if not problem.unit]
+def without_station(o):
+    """What is wrong with the station, as texts; the Options with the problems of units alone."""
+    texts = [clean(problem.text) for problem in o.problems if not problem.unit]
+    return texts, o.but(problems=[problem for problem in o.problems if problem.unit])
 
 
 def web_page(view, db, query, html, now, *, problems=(), archive=None):
@@ -3253,12 +3204,13 @@ def web_page(view, db, query, html, now, *, problems=(), archive=None):
         problems=problems,
         archive=archive,
     )
-    texts = [f"{text}\n" for text in of_station(problems)]
+    wrong, of_units = without_station(o)
+    texts = [text + "\n" for text in wrong]
     try:
         if html:
             return document(view, o)
-        for section in WEB[view].sections:
-            text = to_text(web_section(section, o).lines)
+        for _, name, changes in WEB[view].sections:
+            text = to_text(draw(name, of_units.but(**changes)).lines)
             if text not in texts:
                 texts.append(text)
     except importer.NoDatabase as error:
@@ -3376,7 +3328,7 @@ def page_text(a, o, rows):
 def check(a, o):
     """For monitoring: one line, then one for each further problem; 0 is well, 1 warning, 2 critical.
 
-    With --changes it speaks only when what is wrong has changed, and every --repeat hours while it is.
+    With --changes it speaks only when what is wrong has changed, and once a day while it is.
     """
     now = o.now
     try:
@@ -3389,11 +3341,9 @@ def check(a, o):
             for problem in known_problems(a, now, True)
             if problem.unit in units or not some
         ]
-        facts = page.facts.items()
-        counts = [f"{name}={n}" for name, n in facts if name in VERDICTS]
+        counts = [f"{name}={n}" for name, n in page.facts.items() if name in VERDICTS]
         if not rows:
-            none = Problem("units", importer.CRITICAL, "", "no units yet", now)
-            problems.append(none)
+            problems.append(Problem("units", importer.CRITICAL, "", "no units yet", now))
     except (Unusable, sqlite3.Error) as error:
         counts = []
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
@@ -3407,12 +3357,12 @@ def check(a, o):
     said[0] = f"CO2 {word}: {said[0].replace('|', '/')}"
     if counts:
         said[0] += f" | {' '.join(counts)}"
-    if not a.changes or changed(a.changes, problems, now, a.repeat * 3600, said):
+    if not a.changes or changed(a.changes, problems, now, said):
         put("\n".join(said) + "\n")
     return worst
 
 
-def changed(path, problems, now, repeat, said):
+def changed(path, problems, now, said):
     """Whether the problems are news after those that the file has, which were told last; what is well again is said."""
     import json
 
@@ -3423,7 +3373,7 @@ def changed(path, problems, now, repeat, said):
     except (OSError, ValueError, TypeError):
         told = 0
         before = {}
-    if before.keys() == wrong.keys() and not (wrong and now - told >= repeat):
+    if before.keys() == wrong.keys() and not (wrong and now - told >= DAY):
         return False
     units = {unit for unit, _ in wrong.values() if unit}
     for key, (unit, text) in before.items():
@@ -3448,7 +3398,7 @@ FILES = {
     "--config": "where co2d.conf is",
     "--db": "the database (where co2d.conf says, or var/db.sqlite3)",
     "-o --output": "write here: FILE.svg is a picture; with --html a directory takes all pages",
-    "--changes": "--check: print only what has changed since the last run; FILE keeps what that was",
+    "--changes": "--check: print only what has changed since the last run, and all of it once a day; FILE keeps what that was",
 }
 
 
@@ -3474,13 +3424,6 @@ def arguments(argv):
         add(flag, action="store_true", help=text)
     for flags, text in FILES.items():
         add(*flags.split(), metavar="FILE", help=text)
-    add(
-        "--repeat",
-        type=between(0, 1e5),
-        metavar="HOURS",
-        default=24.0,
-        help="--changes: all of it again after so long",
-    )
     add("--color", "--colour", choices=("auto", "always", "never"), default="auto")
     add("--watch", type=between(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
     a = parser.parse_args(argv)

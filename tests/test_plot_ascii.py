@@ -1202,8 +1202,8 @@ def test_lateness_is_judged_by_the_units_own_rhythm(capfd: Any, watched: str) ->
     assert [states(days) for days in (0, 1, 2, 5, 30)] == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 1, 0], [2, 2, 0]]
 
 
-def test_a_report_for_mail_comes_on_change_on_repeat_and_on_recovery(capfd: Any, watched: str, tmp_path: object) -> None:
-    flags = ["--changes", str(tmp_path) + "/told", "--site", "a,b", "--repeat", "24"]
+def test_a_report_for_mail_comes_on_change_once_a_day_and_on_recovery(capfd: Any, watched: str, tmp_path: object) -> None:
+    flags = ["--changes", str(tmp_path) + "/told", "--site", "a,b"]
     reports = [len(check(capfd, watched, NOW + timedelta(hours=hours), *flags)[1]) for hours in (0, 1, 22, 23, 24, 46, 48)]
     assert reports == [1, 0, 0, 2, 0, 0, 2]
     later = NOW + timedelta(hours=51)
