@@ -149,7 +149,7 @@ case "$$data_dir $$var_dir $$db" in *"$$new"*)
     refuse "data_dir or var_dir would lie in $$lib, which each install replaces: name other directories in $$conf";;
 esac
 if [ -n "$$system" ]; then
-    install -m 640 -g co2d "$$config" "$$conf.check"
+    install -D -m 640 -g co2d "$$config" "$$conf.check"
     said=$$(as_user "$$python" "$$new/co2d.py" --config "$$conf.check" --check-config 2>&1) || refuse "as the user co2d: $$said"
     for path in "$$data_dir" "$$var_dir" "$$(dirname "$$db")" "$$db"; do
         if [ -e "$$path" ] && ! as_user test -w "$$path"; then
@@ -204,7 +204,7 @@ rm -rf "$(DESTDIR)$(PREFIX)/lib/co2d"
 rm -f "$(DESTDIR)$(UNITDIR)/co2d.service" "$(DESTDIR)$(UNITDIR)/co2d.socket"
 for name in $(COMMANDS); do rm -f "$(DESTDIR)$(PREFIX)/bin/$$name"; done
 if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-echo "the configuration $(SYSCONF)/co2d.conf, the data and the user co2d stay"
+echo "the configuration $(DESTDIR)$(SYSCONF)/co2d.conf, the data and the user co2d stay"
 endef
 export UNINSTALL
 

@@ -2031,7 +2031,11 @@ def _places(settings, backup_dir):
 def copy_tree(source, target):
     """Copy what differs from one directory to another, if there is the first; what is only in the second stays."""
     if os.path.isdir(source):
-        shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
+        try:
+            shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
+        except shutil.Error as error:
+            failed = error.args[0]                              # [(file, copy, why)]
+            raise Failed(f"{len(failed)} files could not be copied: {failed[0][2]}")
 
 
 def _copy_changed(file, copy):

@@ -2572,7 +2572,7 @@ def fleet_strip(frame, row):
         left=[("head", row.name), ("", here.nickname if here.site else "never deployed")],
         height=strip.height + 7,
         chart=strip.chart + stay_bars(frame, strand, strip.height + 1),
-        link=row.name,
+        link=here.site or "",
     )
 
 
@@ -2640,12 +2640,12 @@ def ping_strip(frame, rows):
     if state.dbm:
         right.append(("more", signed("%d dBm", state.dbm)))
     right.append(("more", state.unit_id.removeprefix("co2unit-")))
-    name = row.stay.site or row.stay.nickname
-    left = [("head", name), ("", row.stay.nickname)]
+    site = row.stay.site or ""
+    left = [("head", site or row.stay.nickname), ("", row.stay.nickname)]
 
     drawn = frame.fitted(height, "") + drawn
     drawn += frame.hover(lambda first, end: count(sum(days[first:end]), "day") + " with pings")
-    return Strip(left, right, height, drawn, "", name)
+    return Strip(left, right, height, drawn, "", site)
 
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
@@ -2719,7 +2719,7 @@ def picture_pings(c):
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
         strip = ping_strip(frame, list(group))
         strips.append(strip)
-        numbers.append((strip.link, ", ".join(text for _, text in strip.right)))
+        numbers.append((strip.left[0][1], ", ".join(text for _, text in strip.right)))
     return Picture("1 cell = " + axis.step, frame, strips, numbers, window)
 
 
@@ -2890,8 +2890,8 @@ svg { overflow: visible; vertical-align: top } .chart svg { overflow: hidden }
 .about span { display: inline-block; margin-right: 1em } .about svg { vertical-align: middle }
 th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-align: top }
 @media (max-width: 52rem) { .wide { display: none } .narrow { display: block } }
-@media (max-width: 640px) { .more, .strip .more { display: none } .strip p { display: inline; margin-right: 4px }
-  .strip { grid-template: "n n v" "y c c" / 34px 1fr auto } }
+@media (max-width: 640px) { .more, .strip .more { display: none } .strip p { display: inline-block; margin-right: 4px }
+  .strip { grid-template: "n n v" "y c c" / 34px minmax(30%%, 1fr) auto } }
 %(style)s</style>
 </head>
 <body>

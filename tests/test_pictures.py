@@ -444,6 +444,14 @@ def test_every_link_of_a_page_is_answered(fleet: str, tmp_path: Any) -> None:
     assert ask(here + "&text=1")[2] == plot_ascii.web_page("co2", fleet, {"site": "vj_re_sn_2"}, False, seconds(NOW))
 
 
+def test_a_unit_without_a_site_has_a_name_and_no_link(fleet: str) -> None:
+    for view in ("co2", "alive"):
+        page = web_page(fleet, view)
+        assert set(re.findall("[?]site=([^\"&]*)", page)) == {
+            "vj_re_sn_1", "vj_re_sn_2", "Vads%C3%B8_backyard_of_the_office_%E6%9D%B1%E4%BA%AC"}
+        assert '<div class="name"><p class="head">unit-04</p>' in page and "<tr><th>unit-04<td>" in page
+
+
 def test_below_a_picture_stand_its_numbers(fleet: str) -> None:
     page = web_page(fleet, "co2", site="vj_re_sn_1", **{"recent-days": "3"})
     table = re.search("<table>(.*?)</table>", page, re.S)

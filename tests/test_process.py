@@ -578,6 +578,13 @@ def test_what_a_backup_lacks_is_an_error(small_station, tmp_path, capsys, words,
     assert capsys.readouterr().err.startswith("co2d: " + complaint.replace("BASE", str(tmp_path)))
 
 
+def test_what_cannot_be_copied_is_said_in_one_line(small_station, tmp_path, capsys):
+    (tmp_path / "b" / "remote_data" / "co2unit-1" / "data" / "readings" / "readings-0000.tsv").mkdir(parents=True)
+    assert co2d.main(["backup", str(tmp_path / "b"), *small_station[0]]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("co2d: 1 files could not be copied: [Errno 21] Is a directory: ") and said.count("\n") == 1
+
+
 def test_a_backup_is_not_restored_under_a_running_daemon(start, small_station, tmp_path):
     assert co2d.main(["backup", str(tmp_path / "b"), *small_station[0]]) == 0
     shutil.rmtree(str(tmp_path / "data"))
