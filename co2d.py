@@ -77,12 +77,12 @@ import threading
 import time
 from collections import Counter, defaultdict
 from http import HTTPStatus
-from typing import Any, BinaryIO, Callable, NamedTuple
+from typing import BinaryIO, Callable, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import importer
 import seqfile
-from importer import SEGMENT, SETTINGS, BadConfig, Settings
+from importer import SEGMENT, SETTINGS, BadConfig
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
@@ -98,6 +98,8 @@ LOOK = 60.0                             # seconds between two looks for problems
 RETRY = 1.0                             # seconds after an import that failed
 LONGEST_PAUSE = 60                      # seconds after an import that took long
 PAUSE = 4                               # times as long as an import took: uploads have priority
+
+FOLDERS = (seqfile.PINGS_FOLDER, seqfile.FETCHES_FOLDER, seqfile.PUB_FOLDER)    # in the server's own directory
 
 log = logging.getLogger("co2d")
 
@@ -217,7 +219,7 @@ class RequestReader:
     """
 
     def __init__(self, max_body):
-        self.request: Any = None        # a Request; None: the head is not complete
+        self.request = None             # a Request; None: the head is not complete
         self.is_complete = False
         self._max_body = max_body
         self._buffer = b""
@@ -313,7 +315,6 @@ def _check_headers(headers, version):
         raise Refused(400, "malformed Host")
 
 
-@functools.lru_cache(maxsize=1024)      # units send the same words again and again
 def _decode(raw):
     return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8", "replace")
 
@@ -356,14 +357,13 @@ def mask_secret(secret, text):
 class LogWriter(logging.Handler):
     """Hands lines to a thread that writes them to stderr, so that nobody else ever waits for a reader.
 
-    When MOST_LINES wait, because nobody reads, further lines are dropped and counted.
+    When MOST_LINES wait, because nobody reads, further lines are dropped and counted. `Watching` tells of them.
     """
 
     def __init__(self, fd, is_journald=False):
         super().__init__()
         self.secret = ""                                        # is not written
-        self.dropped = 0                                        # the handler's own lock guards this and the next
-        self._told = 0                                          # of the dropped lines, those that the log speaks of
+        self.dropped = 0                                        # lines; the handler's own lock guards this
         self._is_journald = is_journald
         self._lines = queue.SimpleQueue()
         self._thread = _started(functools.partial(self._write_all, fd), "log")
@@ -373,7 +373,6 @@ class LogWriter(logging.Handler):
         if self._lines.qsize() >= MOST_LINES:
             self.dropped += 1
         else:
-            self._speak_of_dropped()
             self._lines.put(self.line(record))
 
     def line(self, record):
@@ -385,11 +384,6 @@ class LogWriter(logging.Handler):
             start = f"{seqfile.utc(record.created)}Z {record.levelname} "
         return start + mask_secret(self.secret, escape_unprintable(record.getMessage().rstrip()))
 
-    def _speak_of_dropped(self):
-        if self._told < self.dropped:
-            self._lines.put(f"{self.dropped - self._told} lines are missing here: nobody read the log")
-            self._told = self.dropped
-
     def _write_all(self, fd):
         for line in iter(self._lines.get, ""):
             data = line.encode("utf-8", "backslashreplace") + b"\n"
@@ -399,7 +393,6 @@ class LogWriter(logging.Handler):
 
     def finish(self, seconds):
         """Wait until all is written, but not for longer than that."""
-        self._speak_of_dropped()
         self._lines.put("")
         self._thread.join(seconds)
 
@@ -436,8 +429,7 @@ class Health:
 
     def clear(self, key):
         """It is over, if it was there at all."""
-        if self.has(key):
-            self.report(key, "", "")
+        self.report(key, "", "")
 
     def has(self, key):
         """Whether it was reported, and is not over."""
@@ -552,36 +544,6 @@ def _told_of_fetch(file, problem):
 # -- the station ------------------------------------------------------------------------------------------------------
 
 
-class Room:
-    """Whether a disk has more free than is kept back: asked of the disk once a second, and counted down between.
-
-    No lock: of two that take at once, one may not be counted, for a second.
-    """
-
-    def __init__(self, directory):
-        """`directory`: a directory of that disk; made again when somebody has removed it."""
-        self.directory = directory
-        self._left = 0.0                                        # bytes
-        self._asked = 0.0                                       # UTC seconds
-
-    def take(self, length, keep_free, now):
-        """Whether there is room to write; `length` bytes count as written then. `keep_free` is in percent."""
-        if self._left <= 0 or abs(now - self._asked) >= 1:
-            self._left = self._ask(keep_free)
-            self._asked = now
-        has_room = self._left >= 0
-        self._left -= length
-        return has_room
-
-    def _ask(self, keep_free):
-        try:
-            seqfile.make_directory(self.directory)
-            disk = shutil.disk_usage(self.directory)
-        except OSError:                                         # who writes there tells why it fails
-            return 0
-        return disk.free - disk.total * keep_free / 100
-
-
 class Count(NamedTuple):
     """What a unit took on the disk when it was counted at UTC second `at`, and what has been added since."""
 
@@ -607,13 +569,13 @@ class Quota:
 
     def check(self, chunk, settings):
         """Refuse a chunk that would exceed a limit."""
-        count = self._counts.get(chunk.unit)
-        if count is None and not self.has_place(chunk.unit, settings):
-            raise Refused(403, f"more than {settings.max_units} units")
-        if count is None or self._exceeds(count, chunk, settings) and abs(chunk.now - count.at) >= RECOUNT:
-            count = self._count(chunk)
         if chunk.end > settings.max_file:
             raise Refused(507, f"file would exceed {settings.max_file} bytes")
+        count = self._counts.get(chunk.unit)
+        if not count and not self.has_place(chunk.unit, settings):
+            raise Refused(403, f"more than {settings.max_units} units")
+        if not count or self._exceeds(count, chunk, settings) and abs(chunk.now - count.at) >= RECOUNT:
+            count = self._count(chunk)
         if self._exceeds(count, chunk, settings):
             raise Refused(507, f"unit would exceed {settings.max_unit_bytes} bytes or {settings.max_unit_files} files")
 
@@ -641,26 +603,26 @@ class Station:
     """All state of the daemon that outlives a request. `clock` gives UTC seconds."""
 
     def __init__(self, settings, clock=time.time, sync=seqfile.fdatasync):
-        self.settings, self.clock, self._sync = settings, clock, sync
-        for directory in (settings.data_dir, settings.var_dir, *map(self.var, ("pings", "fetches", "pub"))):
+        self.settings = settings
+        self.clock = clock
+        self._sync = sync
+        for directory in (settings.data_dir, settings.var_dir, *map(self.var, FOLDERS)):
             seqfile.make_directory(directory, settle=True)
         self.archive = settings.archive()
         self.health = Health(clock)
         self.probing = threading.Lock()         # held from a try of the disk to its report: the latest is right
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
-        self.pings = seqfile.RowLog(self.var("pings"), seqfile.PINGS, sync=self.sync)
+        self.pings = seqfile.RowLog(self.var(seqfile.PINGS_FOLDER), seqfile.PINGS, sync=self.sync)
         self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync)
         self.started = clock()
         self._lock = threading.Lock()
         self.counters = Counter()       # by (name, ((label, value), ...))
         self.changed = set()            # paths
         self._changed_since = self.started
-        self.connections = lambda: 0            # the server's, once there is one
-        self.log_writer: LogWriter | None = None                # what writes the log, once there is one
+        self.connections = lambda: 0            # how many are open; the server's own, once there is one
+        self.log_writer = None                  # a LogWriter, once there is one
         self.something_changed = threading.Event()
         self.quota = Quota(settings.data_dir)
-        self.room_for_data = Room(settings.data_dir)
-        self.room_for_pings = Room(settings.var_dir)
 
     def var(self, *names):
         """A path below the server's own directory."""
@@ -669,6 +631,15 @@ class Station:
     def data(self, *names):
         """A path below the units' directories."""
         return os.path.join(self.settings.data_dir, *names)
+
+    def has_room(self, directory):
+        """Whether the disk of a directory, which is made if need be, has more free than is to be kept free."""
+        try:
+            seqfile.make_directory(directory)
+            disk = shutil.disk_usage(directory)
+        except OSError:                                         # who writes there tells why it fails
+            return True
+        return disk.free >= disk.total * self.settings.keep_free / 100
 
     def sync(self, fd):
         """Make the data of an open file durable, and count how long that took."""
@@ -753,7 +724,7 @@ def _store_ping(station, unit, row, send):
             station.touch(file)
         send()
 
-    if station.room_for_pings.take(len(row), station.settings.keep_free, station.clock()):
+    if station.has_room(station.settings.var_dir):
         station.pings.append(row, told)
     else:
         told("", OSError(f"less than {station.settings.keep_free:g} % of the disk is free"))
@@ -784,7 +755,7 @@ def push(station, request, unit, path):
 
 
 def _store(station, chunk):
-    has_room = station.room_for_data.take(len(chunk.data), station.settings.keep_free, chunk.now)
+    has_room = station.has_room(station.settings.data_dir)
     if chunk.is_strange:
         has_place = station.quota.has_place(chunk.unit, station.settings)
         return station.inbox.receive_strange(chunk, keep=has_room and has_place)
@@ -803,7 +774,8 @@ def _note_receipt(station, chunk, receipt):
         log.warning(f"{chunk.unit} sent other bytes for {chunk.kept}: the old ones are in {receipt.set_aside}")
         station.touch(receipt.set_aside)
     if receipt.asked:
-        log.info("%s is asked for %s again", chunk.unit, receipt.ack[0])
+        older, _ = receipt.ack
+        log.info(f"{chunk.unit} is asked for {older} again")
     if chunk.is_strange:
         if not receipt.kept:
             station.count("co2d_strange_bytes_dropped_total", len(chunk.data))
@@ -945,19 +917,22 @@ def _list_files(station, request, parts):
 
 def recent(station, request):
     """The newest pings as text."""
-    newest = []
-    for name in reversed(seqfile.files_in_sequence(station.var("pings"), seqfile.PINGS)):
-        path = station.var("pings", name)
-        if len(newest) < RECENT_PINGS:
-            with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-                newest += filter(None, reversed(file.read().split("\n")))
-    rows = [_short_ping(line) for line in newest[:RECENT_PINGS]] or ["No recent pings"]
+    newest = itertools.islice(_newest_pings(station.var(seqfile.PINGS_FOLDER)), RECENT_PINGS)
+    rows = list(map(_short_ping, newest)) or ["No recent pings"]
     lines = [seqfile.utc(request.now) + "\t(now)", *rows]
     if request.arguments.get("asc") in ("1", "true", "True"):
         lines.reverse()
     refresh = request.arguments.get("refresh", "")
     headers = (("Refresh", refresh),) if re.match(r"[0-9]{1,6}\Z", refresh) else ()
     return text_response("\n".join(lines) + "\n", headers=headers)
+
+
+def _newest_pings(directory):
+    """All rows of pings, the newest first."""
+    for name in reversed(seqfile.files_in_sequence(directory, seqfile.PINGS)):
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+            yield from filter(None, reversed(file.read().split("\n")))
 
 
 def _short_ping(line):
@@ -1041,24 +1016,16 @@ def published(max_age):
     """An endpoint for the files below var/pub."""
     def serve(station, request, path):
         try:
-            file = seqfile.open_regular(station.var("pub"), path)
+            file = seqfile.open_regular(station.var(seqfile.PUB_FOLDER), path)
         except OSError:
             raise Refused(404, "no such file")
-        changed = os.fstat(file.fileno()).st_mtime
-        headers = (("Cache-Control", f"max-age={max_age}"), ("Last-Modified", http_date(changed)))
-        if not _changed_since(request.headers.get("if-modified-since", ""), changed):
+        changed = http_date(os.fstat(file.fileno()).st_mtime)
+        headers = (("Cache-Control", f"max-age={max_age}"), ("Last-Modified", changed))
+        if request.headers.get("if-modified-since") == changed:     # browsers send back the date that they were given
             file.close()
             return Response(304, headers=headers)
         return file_response(file, mimetypes.guess_type(path[-1])[0], headers)
     return serve
-
-
-def _changed_since(date, changed):
-    from email.utils import parsedate_to_datetime               # 1 MB that the units never ask for
-    try:
-        return int(changed) > parsedate_to_datetime(date).timestamp()
-    except Exception:                                           # none, or no date
-        return True
 
 
 def allow(request, allowed):
@@ -1090,8 +1057,7 @@ def readyz(station, request):
 def check_disk(station):
     """Write, sync and remove a file where uploads go, and report what is wrong."""
     with station.probing:
-        text = _probe_disk(station)
-        station.health.report("disk", importer.CRITICAL, text)
+        station.health.report("disk", importer.CRITICAL, _probe_disk(station))
 
 
 def _probe_disk(station):
@@ -1101,7 +1067,7 @@ def _probe_disk(station):
     data_dir = station.settings.data_dir
     probe = os.path.join(data_dir, ".probe")
     try:
-        has_room = station.room_for_data.take(0, keep_free, station.clock())
+        has_room = station.has_room(data_dir)
         with open(probe, "wb", buffering=0) as file:
             file.write(b"probe")
             station.sync(file.fileno())
@@ -1174,7 +1140,8 @@ class Watching(threading.Thread):
 
     def __init__(self, station):
         super().__init__(name="health", daemon=True)
-        self.station, self.stopping = station, False
+        self.station = station
+        self.stopping = False
         self._told = {}                                         # problems by key
         self._lines_dropped = 0                                 # of the log, at the last look
 
@@ -1307,7 +1274,7 @@ class Route(NamedTuple):
 
     method: str
     pattern: str
-    endpoint: Callable[..., Response]
+    endpoint: Callable                  # endpoint(station, request, and what is filled in) gives a Response
     allow: str = ""                     # the setting that says which networks may ask; units may if `units` lists them
     lane: str = ""                      # it can take long: the thread of this lane answers, one after the other
 
@@ -1447,15 +1414,30 @@ def command_parser(command, description, examples, directory=""):
         epilog="examples:\n" + examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False)
-    add = parser.add_argument
-    add("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
-    add("--version", action="version", version="co2d " + importer.__version__)
+    add_options(parser, "--config  FILE  configuration (default: CO2D_CONF, or co2d.conf beside the script)")
+    parser.add_argument("--version", action="version", version="co2d " + importer.__version__)
     if command:                                                 # run has them among the settings
-        add("--data-dir", metavar="DIR", help="data directory, instead of the configuration's")
-        add("--var-dir", metavar="DIR", help="server directory, instead of the configuration's")
+        add_options(parser, """
+--data-dir  DIR  data directory, instead of the configuration's
+--var-dir   DIR  server directory, instead of the configuration's
+""")
     if directory:
-        add("directory", metavar="DIR", help=directory)
+        parser.add_argument("directory", metavar="DIR", help=directory)
     return parser
+
+
+def add_options(parser, table):
+    """Add options to a parser. A row of the table has name, value and help.
+
+    The value is the word that stands for it in the help, with "..." if the option may be repeated, or "-" for none.
+    """
+    for name, word, help in importer.rows_of(table):
+        if word == "-":
+            parser.add_argument(name, help=help, action="store_true")
+        elif word.endswith("..."):
+            parser.add_argument(name, help=help, metavar=word[:-3], action="append", default=[])
+        else:
+            parser.add_argument(name, help=help, metavar=word)
 
 
 def settings_of(arguments):
@@ -1536,7 +1518,7 @@ class Key(NamedTuple):
 
     file: str
     name: str
-    fits: Callable[[Any, Settings], object]     # of a value: true where a unit can work with it
+    fits: Callable                      # fits(value, settings): true where a unit can work with the value
     reason: str                         # why any other value is refused, and what is needed
     help: str
 
@@ -1979,20 +1961,24 @@ def publish_parser():
 
 what the firmware reads (--set):
 """ + keys)
-    add = parser.add_argument
-    add("names", nargs="*", metavar="UNIT... DIR", help="hardware ids, ends of them (4 letters or more) or nicknames; "
-        "then the directory with flash/ and conf-patch/")
-    add("--all", action="store_true", help="for every unit there is")
-    add("--site", help="for the unit that is deployed at this site")
-    add("--name", help="name of the update (default: update-DATEzTIME)")
-    add("--nickname", help="no DIR: give the unit this nickname")
-    add("--sync-dest", action="append", metavar="URL", help="no DIR: let the units report to this server (repeatable)")
-    add("--set", action="append", default=[], metavar="FILE.KEY=VALUE",
-        help="no DIR: set a key of the configuration (repeatable)")
-    add("--force", action="store_true", help="publish keys and files, too, that no firmware reads")
-    add("--withdraw", metavar="NAME", help="no DIR: take an update back from units that have not fetched it")
-    add("--list", action="store_true", help="show what is published, what was fetched, and what is seen of it")
-    add("--dry-run", action="store_true", help="check only")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="UNIT... DIR",
+        help="hardware ids, ends of them (4 letters or more) or nicknames; then the directory with flash/ and "
+             "conf-patch/")
+    add_options(parser, """
+--all        -      for every unit there is
+--site       SITE  for the unit that is deployed at this site
+--name       NAME   name of the update (default: update-DATEzTIME)
+--nickname   NAME   no DIR: give the unit this nickname
+--sync-dest  URL...  no DIR: let the units report to this server (repeatable)
+--set        FILE.KEY=VALUE...  no DIR: set a key of the configuration (repeatable)
+--force      -      publish keys and files, too, that no firmware reads
+--withdraw   NAME   no DIR: take an update back from units that have not fetched it
+--list       -      show what is published, what was fetched, and what is seen of it
+--dry-run    -      check only
+""")
     return parser
 
 
@@ -2017,13 +2003,10 @@ def publish(settings, arguments):
 # The text is the truth and only grows, so a copy of a running station is consistent: each file is the beginning of
 # itself. Bytes that a unit replaces are set aside first, so the second pass finds what the first one missed.
 
-KEPT_FOLDERS = [seqfile.PINGS_FOLDER, seqfile.FETCHES_FOLDER, seqfile.PUB_FOLDER]       # of the server's directory
-
-
 def _places(settings, backup_dir):
     """(directory of the station, directory of the backup)"""
     yield settings.data_dir, os.path.join(backup_dir, "remote_data")
-    for folder in KEPT_FOLDERS:
+    for folder in FOLDERS:
         own = os.path.join(settings.var_dir, folder)
         yield own, os.path.join(backup_dir, "var", folder)
 
@@ -2044,8 +2027,7 @@ def _copy_changed(file, copy):
         status = os.stat(file)
         if not os.path.exists(copy) or not filecmp.cmp(file, copy):
             part = copy + ".part"
-            shutil.copyfile(file, part)
-            shutil.copymode(file, part)
+            shutil.copy2(file, part)
             os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.replace(part, copy)
 
@@ -2067,8 +2049,8 @@ def _all_below(directories):
 
 def _tell_copied(done, directories, target):
     files = [path for path in _all_below(directories) if os.path.isfile(path)]
-    newest = seqfile.utc(max(map(os.path.getmtime, files), default=0))
-    print(f"{done}: {len(files)} files in {target}, the newest of {newest} UTC")
+    newest = f", the newest of {seqfile.utc(max(map(os.path.getmtime, files)))} UTC" if files else ""
+    print(f"{done}: {len(files)} files in {target}{newest}")
 
 
 def backup_parser():
@@ -2169,8 +2151,8 @@ class Connection:
         self.event = READ               # what the client has to make possible
         self.accepted = self.heard = time.monotonic()           # heard: when the client last sent or took a byte
         self.reader = RequestReader(station.settings.max_body)
-        self.request: Any = None        # a Request; None: not yet complete
-        self.response: Any = None       # a Response; None: not yet found
+        self.request = None             # a Request; None: not yet complete
+        self.response = None            # a Response; None: not yet found
         self.is_slow = False            # the answer takes long, and not for the disk
         self.is_complete = False        # the kernel has taken the whole reply
         self._unsent = memoryview(b"")
@@ -2337,7 +2319,7 @@ class Connection:
 class State(NamedTuple):
     """A row of STATES: `step` until it has all, then `then`; `refused` when the request is refused, or late."""
 
-    step: Callable[[Connection], object]
+    step: Callable                      # step(connection): true when it has all
     then: str
     refused: str
     limit: str = ""                     # setting: seconds from accept
@@ -2384,7 +2366,7 @@ class Server:
     other: all together would take all memory and all workers. An export takes longer, so it has another one.
 
     `_open` holds all connections, `_parked` those of which the client has to do something first. What is written to
-    `_open` are single operations on a dictionary, which Python makes whole.
+    `_open` are single operations on a set, which Python makes whole.
     """
 
     def __init__(self, station, listener=None):
@@ -2405,13 +2387,13 @@ class Server:
         self._stopped_at = float("inf")                         # as time.monotonic()
         self._is_accepting = True
         self._is_over = False
-        self._open: dict[Connection, None] = {}
+        self._open = set()                                      # of Connection
         self._lock = threading.Lock()                           # guards the next two together
-        self._parked: dict[Connection, None] = {}
+        self._parked = set()                                    # of Connection
         self._selector = selectors.DefaultSelector()
-        self._ready: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
-        self._lanes = {lane: queue.SimpleQueue() for lane in LANES}
-        self._acceptors: list[threading.Thread] = []
+        self._ready = queue.SimpleQueue()                       # of Connection; None ends a worker
+        self._lanes = {lane: queue.SimpleQueue() for lane in LANES}     # the same
+        self._acceptors = []                                    # threads
         station.connections = self._open.__len__
 
     def start(self):
@@ -2438,7 +2420,7 @@ class Server:
                 time.sleep(CROWDED_TICK)
                 continue
             connection = Connection(sock, address[0], self.station, self.tls)
-            self._open[connection] = None
+            self._open.add(connection)
             self._serve(connection)
 
     def _resume_ready(self):
@@ -2507,10 +2489,9 @@ class Server:
 
     def _end(self, connection):
         """Close a connection; note before that the reply was sent, and log it after that."""
-        response = connection.response
-        if connection.is_complete and response and response.sent:
-            response.sent()
-        del self._open[connection]
+        if connection.is_complete and connection.response.sent:
+            connection.response.sent()
+        self._open.remove(connection)
         connection.close()
         if connection.is_complete:
             connection.log()
@@ -2520,13 +2501,13 @@ class Server:
     def _park(self, connection):
         """Leave a connection until its client has done something."""
         with self._lock:
-            self._parked[connection] = None
+            self._parked.add(connection)
             self._selector.register(connection.sock, connection.event, connection)
 
     def _unpark(self, connection):
         """Go on with a connection, or end it."""
         with self._lock:
-            del self._parked[connection]
+            self._parked.remove(connection)
             self._selector.unregister(connection.sock)
         if connection.state == CLOSED:
             self._end(connection)
@@ -2665,7 +2646,7 @@ class Importing(threading.Thread):
         super().__init__(name="import", daemon=True)
         self.station = station
         self.stopping = threading.Event()
-        self._paths: set[str] = set()                           # files that are to be imported
+        self._paths = set()                                     # of files that are to be imported
         self._kept = importer.KeptOpen(station.settings.db)
         self._scanned = float("-inf")                           # time.monotonic() when all files were last looked at
 
@@ -2706,7 +2687,7 @@ class Importing(threading.Thread):
                 summary = importer.import_new(station.archive, paths)
             if paths is None:
                 known = station.archive.data_dirs               # told otherwise
-                hidden = ["%s cannot be read: %s" % row for row in summary.hidden if row[0] not in known]
+                hidden = [f"{path} cannot be read: {why}" for path, why in summary.hidden if path not in known]
                 station.health.report("folders", importer.CRITICAL, "; ".join(hidden))
             self._kept.renew()
             station.health.clear("import")
@@ -2879,7 +2860,7 @@ class Daemon:
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.watching = Watching(self.station)
-        self.signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # nothing else that waits bears signal handlers
+        self.signals = queue.SimpleQueue()                      # nothing else that waits bears signal handlers
         self.pulse = int(os.environ.get("WATCHDOG_USEC", "0")) / 4e6    # seconds between signs of life; 0: none
 
     def run(self):
@@ -2964,10 +2945,12 @@ def make_parser():
   co2d publish --all new-firmware/ --dry-run
 """)
     parser.usage = "%(prog)s [COMMAND] [options]"
+    add_options(parser, """
+--check-config  -  check the configuration and exit
+--print-config  -  print the settings in force and exit
+""")
     add = parser.add_argument
-    add("--check-config", action="store_true", help="check the configuration and exit")
-    add("--print-config", action="store_true", help="print the settings in force and exit")
-    add("--print-unit", nargs="?", const="service", choices=sorted(SYSTEMD),
+    add("--print-unit", nargs="?", const="service", choices=SYSTEMD,
         help="print a systemd unit for this installation and exit (default: service)")
     for name, setting in SETTINGS.items():
         text = f"{setting.help} (default: {setting.default or 'none'})"
@@ -3016,8 +2999,8 @@ def serve_until_stopped(settings, arguments):
 class Command(NamedTuple):
     """A command of this program."""
 
-    parser: Callable[[], argparse.ArgumentParser]
-    call: Callable[[Settings, argparse.Namespace], int]         # gives the exit status
+    parser: Callable                    # parser() gives an argparse.ArgumentParser
+    call: Callable                      # call(settings, arguments) gives the exit status
     help: str
 
 

@@ -565,8 +565,8 @@ def test_status_names_what_could_not_be_imported_and_why(place):                
 @pytest.fixture
 def station(dirty):                                             # noqa: F811
     place, _ = dirty
-    settings = co2d.Settings(data_dir=place.data, var_dir=place.var, db=place.archive.db, listen="127.0.0.1", port=0,
-                             status_allow="127.0.0.0/8")
+    settings = importer.Settings(data_dir=place.data, var_dir=place.var, db=place.archive.db, listen="127.0.0.1", port=0,
+                                 status_allow="127.0.0.0/8")
     return co2d.Station(settings, clock=lambda: NOW)
 
 

@@ -33,7 +33,7 @@ class Place:
 
     def __init__(self, directory):
         self.directory = str(directory)
-        self.settings = co2d.Settings()._replace(
+        self.settings = importer.Settings()._replace(
             data_dir=self.directory + "/data", var_dir=self.directory + "/var", db=self.directory + "/var/db.sqlite3",
             listen="127.0.0.1", port=0, keep_free=0, quiet=True)
         self.unit = fipy.Unit(UNIT, self.directory + "/card", nickname="varanger-03")
@@ -451,7 +451,7 @@ def test_who_closes_the_database_last_leaves_it_so_that_all_can_read_it(open_pla
 @pytest.mark.parametrize("has_database", [True, False])
 def test_a_check_tells_what_the_daemon_knows_before_there_is_any_unit(tmp_path, capfd, has_database):
     import plot_ascii
-    settings = co2d.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"))
+    settings = importer.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"))
     station = co2d.Station(settings._replace(db=str(tmp_path / "var/db.sqlite3")))
     if has_database:
         importer.import_new(station.archive)

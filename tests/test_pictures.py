@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import co2d
+import importer
 import plot_ascii
 from importer import FOREVER, Bucket, Deployment, Gap, Pings, UnitState
 from plot_ascii import CO2, TEMP, Axis, Chart, Frame, Panel, PingRow, Quantity, Scale, SiteRow, Strand, Tick, path, signed, stretches
@@ -424,7 +425,7 @@ def test_a_page_of_an_earlier_time_leads_to_a_later_one(fleet: str) -> None:
 
 
 def test_every_link_of_a_page_is_answered(fleet: str, tmp_path: Any) -> None:
-    settings = co2d.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path), db=fleet, port=0)
+    settings = importer.Settings()._replace(data_dir=str(tmp_path / "data"), var_dir=str(tmp_path), db=fleet, port=0)
     station = co2d.Station(settings, clock=lambda: seconds(NOW))
 
     def ask(url: str) -> tuple[int, str, str]:

@@ -310,7 +310,7 @@ def test_the_unit_is_hardened(tmp_path):
 def test_paths_with_spaces_and_percent_signs_are_quoted_in_the_unit(monkeypatch):
     monkeypatch.setattr(co2d, "HERE", "/srv/field lab")
     monkeypatch.setattr(co2d.sys, "executable", "/usr/bin/python3")
-    settings = co2d.Settings()._replace(data_dir="/srv/100%/co2", var_dir='/srv/the "old" lab', db="/srv/x/db")
+    settings = importer.Settings()._replace(data_dir="/srv/100%/co2", var_dir='/srv/the "old" lab', db="/srv/x/db")
     unit = co2d.systemd_unit("service", settings, co2d.make_parser().parse_args(["--config", "/srv/$lab;1/co2d.conf"]))
     assert "\nExecStart=/usr/bin/python3 '/srv/field lab/co2d.py' --config '/srv/$$lab;1/co2d.conf'\n" in unit
     assert "\nReadWritePaths=-/srv/100%%/co2 '-/srv/the \"old\" lab' -/srv/x\n" in unit
@@ -321,13 +321,13 @@ def test_paths_with_spaces_and_percent_signs_are_quoted_in_the_unit(monkeypatch)
 def test_the_unit_hides_homes_unless_something_of_ours_is_there(data, home, monkeypatch):
     monkeypatch.setattr(co2d, "HERE", "/usr/lib/co2d")
     monkeypatch.setattr(co2d.sys, "executable", "/usr/bin/python3")
-    settings = co2d.Settings()._replace(data_dir=data, var_dir="/var/lib/co2d/var")
+    settings = importer.Settings()._replace(data_dir=data, var_dir="/var/lib/co2d/var")
     assert "\nProtectHome=%s\n" % home in co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
 
 
 @pytest.mark.parametrize("db, directories", [("/v/db.sqlite3", "-/d -/v"), ("/srv/db/db.sqlite3", "-/d -/v -/srv/db")])
 def test_the_unit_may_write_wherever_the_daemon_does(db, directories):
-    settings = co2d.Settings()._replace(data_dir="/d", var_dir="/v", db=db)
+    settings = importer.Settings()._replace(data_dir="/d", var_dir="/v", db=db)
     unit = co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))
     assert "\nReadWritePaths=%s\n" % directories in unit
 
@@ -674,8 +674,8 @@ def test_a_reply_that_is_cut_short_ends_in_a_reset(start, tmp_path, certificate,
 
 
 def make_server(tmp_path, size=len(BIG)):
-    settings = co2d.Settings(listen="127.0.0.1", port=0, data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"),
-                             db=str(tmp_path / "db.sqlite3"))
+    settings = importer.Settings(listen="127.0.0.1", port=0, data_dir=str(tmp_path / "data"), var_dir=str(tmp_path / "var"),
+                                 db=str(tmp_path / "db.sqlite3"))
     put_big_file(settings.var_dir, size)
     server = co2d.Server(co2d.Station(settings))
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)

@@ -30,8 +30,8 @@ class Place:
 
     def __init__(self, directory):
         self.directory = directory
-        settings = co2d.Settings(data_dir=str(directory / "data"), var_dir=str(directory / "var"), port=0,
-                                 db=str(directory / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
+        settings = importer.Settings(data_dir=str(directory / "data"), var_dir=str(directory / "var"), port=0,
+                                     db=str(directory / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
         self.station = co2d.Station(settings)
         os.makedirs(os.path.join(settings.data_dir, UNIT))
         (directory / "new" / "flash" / "lib").mkdir(parents=True)

@@ -16,8 +16,8 @@ import importer
 
 
 def station_at(directory):
-    settings = co2d.Settings()._replace(data_dir=str(directory / "remote_data"), var_dir=str(directory / "var"), port=0,
-                                   db=str(directory / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
+    settings = importer.Settings()._replace(data_dir=str(directory / "remote_data"), var_dir=str(directory / "var"), port=0,
+                                       db=str(directory / "var" / "db.sqlite3"), listen="127.0.0.1", quiet=True)
     return co2d.Station(settings)
 
 

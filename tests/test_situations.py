@@ -98,7 +98,7 @@ class World:
         return (self.unit.now - EPOCH).total_seconds() + self.ticks + self.skew
 
     def settings_of(self, index):
-        return co2d.Settings()._replace(data_dir=self.root(index), var_dir=str(self.path / ("var%d" % index)),
+        return importer.Settings()._replace(data_dir=self.root(index), var_dir=str(self.path / ("var%d" % index)),
             db=str(self.path / ("db%d" % index)), listen="127.0.0.1", port=0, keep_free=0, quiet=True, **self.settings)
 
     def start(self, index=0):
