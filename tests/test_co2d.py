@@ -97,7 +97,8 @@ def test_a_ping_that_cannot_be_stored_is_answered_all_the_same(station):
 
 def test_a_ping_is_answered_and_its_loss_is_told_when_the_directory_of_pings_cannot_even_be_looked_at(station):
     shutil.rmtree(station.settings.var_dir)
-    station.room_for_pings.directory = station.pings.directory = os.path.join(__file__, "var", "pings")
+    station.settings = station.settings._replace(var_dir=os.path.join(__file__, "var"))
+    station.pings.directory = station.var("pings")
     sent = []
     response = co2d.respond(station, co2d.parse_head(b"POST /ou/co2unit-1/alive HTTP/1.0\r\n\r\n"))
     response.after(lambda: sent.append(response.status))
