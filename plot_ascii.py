@@ -71,7 +71,6 @@ from importer import (
     FOREVER,
     Pings,
     Problem,
-    UnitState,
     Unusable,
 )
 
@@ -2026,7 +2025,9 @@ def view_signal(c):
         if levels:
             rows.append(signal_row(stay, levels))
     if not rows:
-        return nothing("signal", "No pings with a signal strength in this time.")
+        return nothing(
+            "signal", "No pings with a signal strength in this time."
+        )
     rows.sort(key=lambda row: row.points[2])
     t = Table(c, signal_columns(c, rows), window)
     span = window._replace(exact=False)
@@ -2055,7 +2056,9 @@ def signal_columns(c, rows):
     shared = len({row.stay.site for row in rows}) < len(rows)
     return [
         *who(c, rows, 1 if shared else 4),
-        Column("min p25 median p75 max", "", 46 if c.width > 75 else 15, box_cell),
+        Column(
+            "min p25 median p75 max", "", 46 if c.width > 75 else 15, box_cell
+        ),
         number_column("last", 4, attrgetter("last"), 1),
         number_column("n", 4, attrgetter("n"), 2),
         Column("trend", "trend", 10, partial(signal_cell, "trend"), 3),
@@ -2092,41 +2095,40 @@ def box_cell(t, row):
         (g.median, median, median),
         (g.dot, row.last, row.last),
     ):
-        for at in range(t.ruler.level(begin, cells), t.ruler.level(end, cells) + 1):
+        for at in range(
+            t.ruler.level(begin, cells), t.ruler.level(end, cells) + 1
+        ):
             line[at] = char
-    return Cell(row.points, [Span("".join(line))])
+    return cell("".join(line), *row.points)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def error_row(stay):
+    """A unit without entries yet."""
+    row = SimpleNamespace(stay=stay)
+    row.columns = Counter()  # WARN and EXC by column
+    row.kinds = Counter()  # all entries by type
+    row.serious = row.all = 0  # how many there are
+    return row
 
 
 def view_errors(c):
     """Entries of the units' error logs by type, what is more than INFO by column; below, the newest."""
     stays = importer.whereabouts(c.stays, c.now)
     window = c.window()
-    rows = []
-    for stay in stays.values():
-        # WARN and EXC by column; all entries by type; how many there are of both
-        rows.append(SimpleNamespace(stay=stay, columns=Counter(), kinds=Counter(), serious=0, all=0))
-    t = Table(
-        c,
-        [
-            *who(c, rows, 4),
-            Column("serious", "", 14, digits_cell, steps=FROM_DAYS),
-            *map(kind_column, [*importer.ERROR_TYPES.values(), ""]),
-            number_column("all", 4, attrgetter("all"), 1),
-        ],
-        window,
-    )
+    rows = list(map(error_row, stays.values()))
+    columns = [
+        *who(c, rows, 4),
+        Column("serious", "", 14, digits_cell, steps=FROM_DAYS),
+        *map(kind_column, [*importer.ERROR_TYPES.values(), ""]),
+        number_column("all", 4, attrgetter("all"), 1),
+    ]
+    t = Table(c, columns, window)
     axis = t.axes["serious"]
     t.window = window = Window(axis.edges[0], window.b)
-    spans = [(unit, window.a, window.b + 1) for unit in stays]
-    for (i, j), entries in importer.errors(c.db, spans, axis.edges).items():
-        for (kind, serious), n in entries.items():
-            rows[i].all += n
-            rows[i].serious += n * serious
-            rows[i].kinds[kind] += n
-            rows[i].columns[j] += n * serious
+    count_errors(c, rows, window, axis)
     rows = [row for row in rows if row.all]
     if not rows:
         return nothing("errors", "No errors in this time.")
@@ -2140,28 +2142,45 @@ def view_errors(c):
     ]
     here = rows[: c.rows and max(1, (c.rows - 4) * 3 // 5)]
     room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
-    newest = importer.newest_errors(c.db, list(stays), window.a, window.b + 1, room)
+    newest = importer.newest_errors(
+        c.db, list(stays), window.a, window.b + 1, room
+    )
     notes = [" digits: WARN and EXC", "+ more than 9"]
     names = "at", "unit", "level", "type", "message"
-    facts = [dict(zip(names, (c.zone.iso(ts), *entry))) for ts, *entry in newest]
+    facts = [
+        dict(zip(names, (c.zone.iso(ts), *entry))) for ts, *entry in newest
+    ]
     lines = [[Span("newest, INFO last", "head")]] if newest else []
     lines += [entry_line(t, stays[entry[1]].site, entry) for entry in newest]
     page = t.page(title, here, len(rows), notes, newest=facts)
     return page._replace(lines=page.lines + lines)
 
 
+def count_errors(c, rows, window, axis):
+    """Counts the entries of the rows' units."""
+    spans = [(row.stay.unit_id, window.a, window.b + 1) for row in rows]
+    for (i, j), entries in importer.errors(c.db, spans, axis.edges).items():
+        row = rows[i]
+        for (kind, serious), n in entries.items():
+            row.kinds[kind] += n
+            row.columns[j] += n * serious
+            row.serious += n * serious
+            row.all += n
+
+
 def kind_column(kind):
     """How many entries there are of a type."""
     name = kind or "other"
-    cells = max(len(name), 5)
-    return number_column(name, cells, lambda row: row.kinds[kind] or None, 2)
+    return number_column(
+        name, len(name), lambda row: row.kinds[kind] or None, 2
+    )
 
 
 def digits_cell(t, row):
     """Numbers of one digit; more are a +."""
     numbers = [row.columns[j] for j in range(t.axes["serious"].cells)]
     digits = "".join(str(n) if n < 10 else "+" for n in numbers)
-    return Cell([numbers], [Span(digits.replace("0", " "))])
+    return cell(digits.replace("0", " "), numbers)
 
 
 def entry_line(t, site, entry):
@@ -2196,24 +2215,22 @@ def view_gaps(c):
     window = c.window()
     rows = []
     for gap in importer.gaps(c.db, c.stays, window.a, window.b):
-        own = [stay for stay in c.stays if stay.unit_id == gap.unit_id]
         at = window.b if gap.end is None else gap.start
-        stay = importer.whereabouts(own, at)[gap.unit_id]
+        stay = importer.whereabouts(c.stays, at)[gap.unit_id]
         rows.append(SimpleNamespace(stay=stay, gap=gap))
-    rows.sort(key=lambda row: (row.gap.end or window.b, -row.gap.start), reverse=True)
+    rows.sort(
+        key=lambda row: (row.gap.end or window.b, -row.gap.start), reverse=True
+    )
     if not rows:
         return nothing("gaps", "No gaps in this time.")
-    t = Table(
-        c,
-        [
-            *who(c, rows),
-            Column("from", "from", 12, lambda t, row: time_cell(t, row.gap.start)),
-            Column("to", "to", 12, lambda t, row: time_cell(t, row.gap.end), 1),
-            number_column("missing", 7, lambda row: row.gap.missing, 2),
-            Column("state calls", "state", 14, gap_cell),
-        ],
-        window,
-    )
+    columns = [
+        *who(c, rows),
+        Column("from", "from", 12, lambda t, row: time_cell(t, row.gap.start)),
+        Column("to", "to", 12, lambda t, row: time_cell(t, row.gap.end), 1),
+        number_column("missing", 7, lambda row: row.gap.missing, 2),
+        Column("state calls", "state", 14, gap_cell),
+    ]
+    t = Table(c, columns, window)
     title = [
         (0, "gaps"),
         c.period(window),
@@ -2246,9 +2263,15 @@ VIEWS = {
         14,
         365,
     ),
-    "pings": View(view_pings, "on which days each unit has called", "pings", 364, 364),
-    "status": View(view_status, "how each unit does, worst first", "pings", 14, 14),
-    "signal": View(view_signal, "strength of the units' signals", "pings", 30, 30),
+    "pings": View(
+        view_pings, "on which days each unit has called", "pings", 364, 364
+    ),
+    "status": View(
+        view_status, "how each unit does, worst first", "pings", 14, 14
+    ),
+    "signal": View(
+        view_signal, "strength of the units' signals", "pings", 30, 30
+    ),
     "errors": View(view_errors, "the units' error logs", "error_logs", 84, 84),
     "gaps": View(
         view_gaps, "readings that are missing, and why", "co2_readings", 30, 30
@@ -2264,6 +2287,7 @@ VIEWS = {
 
 STRETCHED = 2000
 SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
+
 
 class Frame:
     """The time that the charts of a picture show."""
@@ -2318,14 +2342,21 @@ class Frame:
         """What each day, or longer, says under the mouse."""
         drawn = ""
         for first, end, when in self.groups:
-            left, right = self.share(self.edges[first]), self.share(self.edges[end])
+            left, right = (
+                self.share(self.edges[first]),
+                self.share(self.edges[end]),
+            )
             x = f'x="{left:.1%}" width="{right - left:.1%}"'
-            drawn += f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
+            drawn += (
+                f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
+            )
         return f'<g class="hover">{drawn}</g>'
 
     def fitted(self, height, curves):
         """Lines on calendar steps, and curves, made as wide as the chart."""
-        steps = "".join(f"M{self.at(tick.ts)} 0l0 {10 * height}" for tick in self.ticks)
+        steps = "".join(
+            f"M{self.at(tick.ts)} 0l0 {10 * height}" for tick in self.ticks
+        )
         box = f'viewBox="0 0 {STRETCHED} {10 * height}" preserveAspectRatio="none"'
         return f'<svg {box} width="100%" height="{height}">{curve("grid", steps)}{curves}</svg>'
 
@@ -2346,7 +2377,11 @@ def path(points, end=""):
         steps.append((next_x - x, next_y - y))
         x = next_x
         y = next_y
-    return text + " ".join(f"{dx} {dy}" for dx, dy in steps).replace(" -", "-") + end
+    return (
+        text
+        + " ".join(f"{dx} {dy}" for dx, dy in steps).replace(" -", "-")
+        + end
+    )
 
 
 def stretches(values):
@@ -2404,7 +2439,9 @@ class Panel(NamedTuple):
         name = self.chart.quantity.name
         edges = self.frame.edges
         filled = name == "temp" and kind != "second"
-        ranged = kind != "second" and (name == "co2" or edges[1] - edges[0] >= DAY)
+        ranged = kind != "second" and (
+            name == "co2" or edges[1] - edges[0] >= DAY
+        )
         zero = self.y(0)
         band = f"{name}-band band-{kind}"
         line = f"{name} line-{kind}"
@@ -2481,7 +2518,9 @@ def spread(chart, first, end):
         return "no " + chart.quantity.label
     low = min(bucket.low for bucket in there)
     high = max(bucket.high for bucket in there)
-    mean = sum(bucket.total for bucket in there) / sum(bucket.n for bucket in there)
+    mean = sum(bucket.total for bucket in there) / sum(
+        bucket.n for bucket in there
+    )
     form = "{0}…{0}, mean {0}".format(chart.quantity.form)
     return chart.quantity.label + " " + signed(form, (low, high, mean))
 
@@ -2527,10 +2566,12 @@ def unit_curves(panel, row):
             first = max(bisect_right(edges, stay.since) - 1, 0)
             end = bisect_left(edges, stay.until)
             if first < end:
-                kind = stay.status or "deployed"
-                if not stands(row, stay):
-                    kind = "second"
-                drawn += panel.curves([None] * first + own[first : end + 1], kind)
+                kind = "second"
+                if stands(row, stay):
+                    kind = stay.status or "deployed"
+                drawn += panel.curves(
+                    [None] * first + own[first : end + 1], kind
+                )
     return drawn
 
 
@@ -2569,7 +2610,10 @@ def fleet_strip(frame, row):
     strand = Strand(here.unit_id, "", stays, buckets, 0)
     strip = chart_strip(frame, row._replace(strands=[strand]), "flat")
     return strip._replace(
-        left=[("head", row.name), ("", here.nickname if here.site else "never deployed")],
+        left=[
+            ("head", row.name),
+            ("", here.nickname if here.site else "never deployed"),
+        ],
         height=strip.height + 7,
         chart=strip.chart + stay_bars(frame, strand, strip.height + 1),
         link=here.site or "",
@@ -2609,8 +2653,12 @@ def lane(frame, row, top, height):
             days = (times[1] - times[0]) // DAY
             if days >= SILENT_DAYS and is_deployed(stay):
                 back += frame.rect("silence", times, top, height)
-                front += frame.word("silent", times, top + height - 3, f"{days} d")
-        back += frame.rect("stay", (stay.since, stay.until), top + height / 2, 1)
+                front += frame.word(
+                    "silent", times, top + height - 3, f"{days} d"
+                )
+        back += frame.rect(
+            "stay", (stay.since, stay.until), top + height / 2, 1
+        )
         for ts in (stay.since, stay.until):
             if frame.edges[0] < ts < frame.edges[-1]:
                 x = frame.share(ts)
@@ -2635,7 +2683,12 @@ def ping_strip(frame, rows):
         age = ago(frame.end - state.last_ping) + " ago"
     right = [
         ("bad" if row.late else "head", age),
-        ("more", f"{called}/{due} = {percent(called, due)}" if due else "not deployed"),
+        (
+            "more",
+            f"{called}/{due} = {percent(called, due)}"
+            if due
+            else "not deployed",
+        ),
     ]
     if state.dbm:
         right.append(("more", signed("%d dBm", state.dbm)))
@@ -2644,13 +2697,15 @@ def ping_strip(frame, rows):
     left = [("head", site or row.stay.nickname), ("", row.stay.nickname)]
 
     drawn = frame.fitted(height, "") + drawn
-    drawn += frame.hover(lambda first, end: count(sum(days[first:end]), "day") + " with pings")
+    drawn += frame.hover(
+        lambda first, end: count(sum(days[first:end]), "day") + " with pings"
+    )
     return Strip(left, right, height, drawn, "", site)
 
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
 
-FLEET_COLUMNS = 190  # 14 days: 2 h each; fewer where there are many sites
+FLEET_COLUMNS = 120  # 14 days: 3 h each; fewer where there are many sites
 SITE_COLUMNS = 370  # a year: days
 MOST_COLUMNS = 6000  # of all sites together
 
@@ -2661,7 +2716,9 @@ class Picture(NamedTuple):
     about: str  # columns, scales
     frame: Frame
     strips: list[Strip]
-    numbers: list[tuple[str, str]]  # the same in words: a time or a site, its text
+    numbers: list[
+        tuple[str, str]
+    ]  # the same in words: a time or a site, its text
     window: Window
 
 
@@ -2694,13 +2751,17 @@ def picture_co2(c):
     if alone:
         row = rows[0]._replace(strands=strands_of(c, rows[0], axis, window.b))
         strips = site_strips(frame, row)
-        numbers = [(when, told(row, first, end)) for first, end, when in frame.groups]
+        numbers = [
+            (when, told(row, first, end)) for first, end, when in frame.groups
+        ]
     else:
         strips = [fleet_strip(frame, row) for row in rows]
         numbers = [(row.name, told(row, 0, axis.cells)) for row in rows]
     about = "mean and range of " + axis.step
     for chart in rows[0].charts.values():
-        about += f" · {chart.quantity.label}" + signed(" %.0f…%.0f", chart.scale)
+        about += f" · {chart.quantity.label}" + signed(
+            " %.0f…%.0f", chart.scale
+        )
     return Picture(about, frame, strips, numbers, window)
 
 
@@ -2716,10 +2777,14 @@ def picture_pings(c):
     rows = with_pings(c, found[: c.room(0)], axis, window)
     strips = []
     numbers = []
-    for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
+    for _, group in groupby(
+        rows, lambda row: row.stay.site or row.stay.unit_id
+    ):
         strip = ping_strip(frame, list(group))
         strips.append(strip)
-        numbers.append((strip.left[0][1], ", ".join(text for _, text in strip.right)))
+        numbers.append(
+            (strip.left[0][1], ", ".join(text for _, text in strip.right))
+        )
     return Picture("1 cell = " + axis.step, frame, strips, numbers, window)
 
 
@@ -2926,11 +2991,15 @@ class WebPage(NamedTuple):
     title: str
     url: str  # of the daemon
     file: str  # in a directory of pages
-    sections: list[tuple[str, str, dict[str, Any]]]  # heading, view, options that are not as asked
+    sections: list[
+        tuple[str, str, dict[str, Any]]
+    ]  # heading, view, options that are not as asked
 
 
 WEB = {
-    "index": WebPage("CO₂ fleet", "/", "index.html", [("How the units do", "status", {})]),
+    "index": WebPage(
+        "CO₂ fleet", "/", "index.html", [("How the units do", "status", {})]
+    ),
     "alive": WebPage(
         "Pings and units",
         "/status/alive/summary",
@@ -2989,7 +3058,9 @@ def draw(view, o):
 def legend(strips):
     """What is drawn in the strips: how it looks, what it means."""
     drawn = "".join(strip.chart for strip in strips)
-    signs = "".join(sign for sign in SIGNS.values() if f">{sign}</text>" in drawn)
+    signs = "".join(
+        sign for sign in SIGNS.values() if f">{sign}</text>" in drawn
+    )
     for style, meaning in LEGEND.items():
         if f'class="{style}"' in drawn:
             swatch = f'<rect class="{style}" width="24" height="10"/>'
@@ -3011,7 +3082,9 @@ def dates(frame, y):
 
 def paragraphs(lines):
     """Lines as HTML."""
-    return "".join(f'<p class="{style}">{escaped(text)}</p>' for style, text in lines)
+    return "".join(
+        f'<p class="{style}">{escaped(text)}</p>' for style, text in lines
+    )
 
 
 def picture_html(c, picture):
@@ -3047,7 +3120,9 @@ def absolute(chart):
     """A drawing in pixels, without hover texts: papers and mails have one size."""
     chart = re.sub('<g class="hover">.*?</g>|</?svg[^>]*>', "", chart)
     chart = re.sub(
-        '"([0-9.]+)%"', lambda share: f'"{float(share[1]) * CHART / 100:g}"', chart
+        '"([0-9.]+)%"',
+        lambda share: f'"{float(share[1]) * CHART / 100:g}"',
+        chart,
     )
     units = cycle((CHART / STRETCHED, 0.1))  # of x and y, in turn
 
@@ -3079,10 +3154,13 @@ def picture_file(c, picture):
     y = 8
     title = " · ".join(filter(None, (c.view, c.o.site, c.o.unit)))
     said = [("head", title), ("", picture.about)]
-    for strip in (Strip(said, [], 66, dates(picture.frame, 70)), *picture.strips):
+    for strip in (
+        Strip(said, [], 66, dates(picture.frame, 70)),
+        *picture.strips,
+    ):
         drawn += (
             f'<g transform="translate(10 {y})"><path class="grid" d="M0 -3l{width} 0"/>'
-            f'{words(strip.left, 0, "start")}{words(strip.right, width, "end")}'
+            f"{words(strip.left, 0, 'start')}{words(strip.right, width, 'end')}"
             f'<g transform="translate(126 0)">{strip.labels}</g>'
             f'<g transform="translate(160 0)">{absolute(strip.chart)}</g></g>\n'
         )
@@ -3167,7 +3245,9 @@ def document(name, o):
                 part += f'<pre class="{kind}">{text}</pre>\n'
         if part not in body:  # else the same as the section before
             body += f"<h2>{heading}</h2>\n{part}"
-    title = " · ".join([page.title, *map(clean, filter(None, (o.site, o.unit)))])
+    title = " · ".join(
+        [page.title, *map(clean, filter(None, (o.site, o.unit)))]
+    )
     return html_page(title, body, o.query)
 
 
@@ -3190,7 +3270,9 @@ def html_page(title, body, query):
 def without_station(o):
     """What is wrong with the station, as texts; the Options with the problems of units alone."""
     texts = [clean(problem.text) for problem in o.problems if not problem.unit]
-    return texts, o.but(problems=[problem for problem in o.problems if problem.unit])
+    return texts, o.but(
+        problems=[problem for problem in o.problems if problem.unit]
+    )
 
 
 def web_page(view, db, query, html, now, *, problems=(), archive=None):
@@ -3216,7 +3298,11 @@ def web_page(view, db, query, html, now, *, problems=(), archive=None):
     except importer.NoDatabase as error:
         texts.append(no_data(error, o) + "\n")
     text = "\n".join(texts)
-    return html_page(WEB[view].title, f"<pre>{escaped(text)}</pre>", query) if html else text
+    return (
+        html_page(WEB[view].title, f"<pre>{escaped(text)}</pre>", query)
+        if html
+        else text
+    )
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -3230,7 +3316,11 @@ def put(text):
 
 def write_file(path, text):
     """Replace a file in one step, so that nobody reads half of it. A link or a device, as /dev/stdout, stays."""
-    is_replaced = not os.path.lexists(path) or os.path.isfile(path) and not os.path.islink(path)
+    is_replaced = (
+        not os.path.lexists(path)
+        or os.path.isfile(path)
+        and not os.path.islink(path)
+    )
     target = path + ".new" if is_replaced else path
     with open(target, "w", encoding="utf-8") as file:
         file.write(text)
@@ -3240,7 +3330,7 @@ def write_file(path, text):
 
 def run(a):
     """What the command line asks for; the exit status. `a` is what argparse makes of it, with a `clock`."""
-    a.settings = importer.load_settings(a.config, {"db": a.db}, os.environ)
+    a.settings = importer.load_settings(a.config, {"db": a.db})
     a.archive = a.settings.archive()
     a.terminal = sys.stdout.isatty() and not a.output
     for warning in a.settings.warnings:
@@ -3250,7 +3340,11 @@ def run(a):
         return check(a, o)
     if a.watch:
         watch(a)
-    if a.html and a.output and (os.path.isdir(a.output) or a.output.endswith("/")):
+    if (
+        a.html
+        and a.output
+        and (os.path.isdir(a.output) or a.output.endswith("/"))
+    ):
         write_site(a.output, o)
         return 0
     paged = a.terminal and sys.stdin.isatty() and not a.no_pager
@@ -3341,15 +3435,21 @@ def check(a, o):
             for problem in known_problems(a, now, True)
             if problem.unit in units or not some
         ]
-        counts = [f"{name}={n}" for name, n in page.facts.items() if name in VERDICTS]
+        counts = [
+            f"{name}={n}" for name, n in page.facts.items() if name in VERDICTS
+        ]
         if not rows:
-            problems.append(Problem("units", importer.CRITICAL, "", "no units yet", now))
+            problems.append(
+                Problem("units", importer.CRITICAL, "", "no units yet", now)
+            )
     except (Unusable, sqlite3.Error) as error:
         counts = []
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
         problems += known_problems(a, now, False)
     levels = [importer.NOTE, importer.WARNING, importer.CRITICAL]
-    worst = max([levels.index(problem.level) for problem in problems], default=0)
+    worst = max(
+        [levels.index(problem.level) for problem in problems], default=0
+    )
     said = [clean(problem.text, o.glyphs == "ascii") for problem in problems]
     if not worst:
         said.insert(0, count(len(rows), "unit"))
@@ -3366,7 +3466,9 @@ def changed(path, problems, now, said):
     """Whether the problems are news after those that the file has, which were told last; what is well again is said."""
     import json
 
-    wrong = {problem.key: [problem.unit, clean(problem.text)] for problem in problems}
+    wrong = {
+        problem.key: [problem.unit, clean(problem.text)] for problem in problems
+    }
     try:
         with open(path, encoding="utf-8") as file:
             told, before = json.load(file)
@@ -3398,12 +3500,12 @@ FILES = {
     "--config": "where co2d.conf is",
     "--db": "the database (where co2d.conf says, or var/db.sqlite3)",
     "-o --output": "write here: FILE.svg is a picture; with --html a directory takes all pages",
-    "--changes": "--check: print only what has changed since the last run, and all of it once a day; FILE keeps what that was",
+    "--changes": "--check: print only what has changed since the last run, kept in FILE; once a day all of it",
 }
 
 
-def arguments(argv):
-    """The command line; a wrong one ends the program with status 2."""
+def make_parser():
+    """Of the command line."""
     import argparse
 
     parser = argparse.ArgumentParser(
@@ -3412,20 +3514,43 @@ def arguments(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    views = [f"{name}: {view.about} ({view.days} days)" for name, view in VIEWS.items()]
-    add("view", nargs="?", default="co2", choices=list(VIEWS), help="; ".join(views))
-    add("--version", action="version", version="%(prog)s " + importer.__version__)
+    views = []
+    for name, view in VIEWS.items():
+        views.append(f"{name}: {view.about} ({view.days} days)")
+    about = "; ".join(views)
+    add("view", nargs="?", default="co2", choices=list(VIEWS), help=about)
+    add(
+        "--version",
+        action="version",
+        version="%(prog)s " + importer.__version__,
+    )
     for flag, option in zip(FLAGS, OPTIONS.values()):
         if option.parse is switch:
-            add("--" + flag, action="store_const", const="yes", help=option.help)
+            add("--" + flag, action="store_true", help=option.help)
         else:
             add("--" + flag, metavar=option.metavar, help=option.help)
     for flag, text in SWITCHES.items():
         add(flag, action="store_true", help=text)
     for flags, text in FILES.items():
         add(*flags.split(), metavar="FILE", help=text)
-    add("--color", "--colour", choices=("auto", "always", "never"), default="auto")
-    add("--watch", type=between(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
+    add(
+        "--color",
+        "--colour",
+        choices=("auto", "always", "never"),
+        default="auto",
+    )
+    add(
+        "--watch",
+        type=between(0.1, 1e6),
+        metavar="SECONDS",
+        help="redraw until Ctrl-C",
+    )
+    return parser
+
+
+def arguments(argv):
+    """The command line; a wrong one ends the program with status 2."""
+    parser = make_parser()
     a = parser.parse_args(argv)
     if a.changes and not a.check:
         parser.error("--changes goes with status --check")
@@ -3449,13 +3574,15 @@ def speaks_unicode():
 def write_site(directory, o):
     """All pages as files for another web server, with links between them."""
     os.makedirs(directory, exist_ok=True)
-    files = {page.file: (name, o) for name, page in WEB.items()}
+    for name, page in WEB.items():
+        write_file(os.path.join(directory, page.file), document(name, o))
     with closing(importer.open_db(o.db)) as connection:
-        for stay in importer.deployments(connection):
-            if stay.site:
-                files[site_link(stay.site, None)] = "co2", o.but(site=stay.site)
-    for file, (name, asked) in files.items():
-        write_file(os.path.join(directory, file), document(name, asked))
+        sites = {stay.site for stay in importer.deployments(connection)} - {
+            None
+        }
+    for site in sites:
+        path = os.path.join(directory, site_link(site, None))
+        write_file(path, document("co2", o.but(site=site)))
 
 
 def page_through(text):
@@ -3464,8 +3591,12 @@ def page_through(text):
 
     pager = os.environ.get("PAGER") or "less -FIRX"
     env = {"LESS": "FIRX", **os.environ}
-    process = subprocess.Popen(pager, shell=True, stdin=subprocess.PIPE, env=env)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the pager
+    process = subprocess.Popen(
+        pager, shell=True, stdin=subprocess.PIPE, env=env
+    )
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is meant for the pager
     process.communicate(text.encode())
     if process.returncode == 127:
         put(text)
@@ -3500,7 +3631,9 @@ def main(argv=None, now=None):
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, sqlite3.Error, Unusable) as error:
-        return importer.fail("plot_ascii", error, lambda text: clean(text, True))
+        return importer.fail(
+            "plot_ascii", error, lambda text: clean(text, True)
+        )
 
 
 if __name__ == "__main__":
