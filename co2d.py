@@ -563,9 +563,11 @@ class Quota:
         self._counts = {}                                       # by unit
 
     def has_place(self, unit, settings):
-        """Whether a unit has a directory, or may have one."""
-        has_one = os.path.isdir(os.path.join(self.data_dir, unit))
-        return has_one or len(os.listdir(self.data_dir)) < settings.max_units
+        """Whether a unit has a directory, or may have one. The data directory is made again if it was removed."""
+        if os.path.isdir(os.path.join(self.data_dir, unit)):
+            return True
+        seqfile.make_directory(self.data_dir)
+        return len(os.listdir(self.data_dir)) < settings.max_units
 
     def check(self, chunk, settings):
         """Refuse a chunk that would exceed a limit."""
