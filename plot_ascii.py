@@ -2367,11 +2367,11 @@ def curve(style, d):
 
 
 def path(points, end=""):
-    """The shortest text of a line through points; a single point becomes a dot."""
+    """The shortest text of a line through points; a single one becomes a dash."""
     (x, y), *others = points
     text = f"M{x} {y}l"
     steps = []
-    for next_x, next_y in others or [(x, y)]:
+    for next_x, next_y in others or [(x + 12, y)]:
         if next_y == y and steps and steps[-1][1] == 0:
             x -= steps.pop()[0]  # two level steps are one
         steps.append((next_x - x, next_y - y))

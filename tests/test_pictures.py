@@ -73,7 +73,7 @@ def site(one: Chart, *stays: Deployment) -> SiteRow:
 def test_a_path_is_written_in_steps_and_a_point_is_a_dot() -> None:
     assert path([(0, 40), (500, 25), (1000, 25)]) == "M0 40l500-15 500 0"
     assert path([(0, 40), (500, 25)], "z") == "M0 40l500-15z"
-    assert path([(7, 9)]) == "M7 9l0 0"
+    assert path([(7, 9)]) == "M7 9l12 0"
     assert path([(0, 40), (5, 40), (11, 40), (16, 30), (22, 30), (27, 30)]) == "M0 40l11 0 5-10 11 0"
 
 
@@ -106,7 +106,7 @@ def test_curves_go_through_the_numbers_and_break_at_a_gap() -> None:
     buckets = [values(400, 420, 440), values(420, 440, 450), None, values(440, 460, 480)]
     assert panel.curves(buckets, "deployed") == (
         '<path class="co2-band band-deployed" d="M250 400l500-50 0 150-500 100zM1750 200l0 200z"/>'
-        '<path class="co2 line-deployed" d="M250 500l500-100M1750 300l0 0"/>')
+        '<path class="co2 line-deployed" d="M250 500l500-100M1750 300l12 0"/>')
 
 
 def test_a_unit_beside_the_deployed_one_has_a_line_without_a_band() -> None:
