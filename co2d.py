@@ -505,8 +505,9 @@ def read_courses(*directories):
 class Fetches:
     """The log of what units take of their updates, and what of it decides whether an update is still listed."""
 
-    def __init__(self, directory, sync):
+    def __init__(self, directory, sync, health):
         self.log = seqfile.RowLog(directory, seqfile.FETCHES, sync=sync)
+        self._health = health
         self._lock = threading.Lock()                           # guards _courses and what is in it
         self._courses = read_courses(directory)
 
@@ -515,7 +516,11 @@ class Fetches:
         when = seqfile.utc(now, fraction=True)
         with self._lock:
             self._courses[unit, name].learn(when, what)
-        self.log.append(f"{when}\t{unit}\t{name}\t{what}\n".encode(), _told_of_fetch)
+        self.log.append(f"{when}\t{unit}\t{name}\t{what}\n".encode(), self._told)
+
+    def _told(self, file, problem):
+        text = f"what units take of updates is not noted: {problem}" if problem else ""
+        self._health.report("fetches", importer.WARNING, text)
 
     def handed_over(self, unit, name, path, files, now):
         """The last byte of a file was handed over; `files` are all files of the update."""
@@ -534,11 +539,6 @@ class Fetches:
         if nights >= MOST_NIGHTS:
             log.warning(f"updates/{name} of {unit} is not listed any more: it took {nights} nights in vain")
         return nights >= MOST_NIGHTS
-
-
-def _told_of_fetch(file, problem):
-    if problem:
-        log.error(f"what a unit took of an update is NOT NOTED: {problem}")
 
 
 # -- the station ------------------------------------------------------------------------------------------------------
@@ -615,7 +615,7 @@ class Station:
         self.probing = threading.Lock()         # held from a try of the disk to its report: the latest is right
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
         self.pings = seqfile.RowLog(self.var(seqfile.PINGS_FOLDER), seqfile.PINGS, sync=self.sync)
-        self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync)
+        self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync, self.health)
         self.started = clock()
         self._lock = threading.Lock()
         self.counters = Counter()       # by (name, ((label, value), ...))

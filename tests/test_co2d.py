@@ -116,6 +116,17 @@ def test_pings_that_are_lost_are_a_problem_until_one_is_stored_again(station):
     assert station.health.problems() == []
 
 
+def test_what_a_unit_takes_of_an_update_and_cannot_be_noted_is_a_problem_until_it_can_again(station):
+    make_update(station, "update-1", {"flash/main.py": b"1"})
+    directory, station.fetches.log.directory = station.fetches.log.directory, __file__
+    assert ask(station, "GET", "/ou/co2unit-1/updates/update-1?recursive=True").status == 200
+    problem, = station.health.problems()
+    assert problem.text.startswith("what units take of updates is not noted: [Errno 20] Not a directory")
+    station.fetches.log.directory = directory
+    assert ask(station, "GET", "/ou/co2unit-1/updates/update-1?recursive=True").status == 200
+    assert station.health.problems() == []
+
+
 def test_recent_pings_come_newest_first_over_all_files(station):
     station.pings.size_limit = 200
     for n in range(30):
