@@ -38,7 +38,6 @@ import contextlib
 import errno
 import fcntl
 import functools
-import io
 import json
 import math
 import operator
@@ -54,14 +53,14 @@ import zlib
 from bisect import bisect_right
 from collections import Counter, defaultdict, namedtuple
 from datetime import date
+from io import TextIOWrapper
 from itertools import accumulate, chain, compress, count, groupby, repeat
-from typing import (Any, Callable, Dict, IO, List, NamedTuple, Optional,
-                    Sequence, Set, Tuple)
+from typing import IO, Any, Callable, NamedTuple
 
 import seqfile
 
-Row = Tuple[Any, ...]                   # of a table or a query
-Troubles = List[Tuple[str, str]]        # path, what is wrong with it
+Row = tuple[Any, ...]                   # of a table or a query
+Troubles = list[tuple[str, str]]        # path, what is wrong with it
 __version__ = "1.0.0"                   # of all four files
 HERE = os.path.dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 4
@@ -118,14 +117,19 @@ def ask(db, query, *bound):
     return db.execute(query, bound).fetchone()[0]
 
 
+def ask_all(db, query, *bound):
+    """The first value of each row of a query, as a list."""
+    return [value for value, in db.execute(query, bound)]
+
+
 def _units_in(db, table):
     """The units of a table that has an index by unit: a skip through that, not a scan."""
-    return {unit for unit, in db.execute("""
+    return ask_all(db, f"""
         WITH RECURSIVE known(unit) AS (
-            SELECT min(unit_id) FROM {0}
-            UNION ALL SELECT (SELECT min(unit_id) FROM {0} WHERE unit_id > known.unit)
+            SELECT min(unit_id) FROM {table}
+            UNION ALL SELECT (SELECT min(unit_id) FROM {table} WHERE unit_id > known.unit)
             FROM known WHERE known.unit IS NOT NULL)
-        SELECT unit FROM known WHERE unit IS NOT NULL""".format(table))}
+        SELECT unit FROM known WHERE unit IS NOT NULL""")
 
 
 def _printable(text):
@@ -487,11 +491,11 @@ _MANY = ("networks", "segments")        # kinds of which a setting holds several
 def _value_of(kind, text, base):
     """The value that a text stands for; relative paths count from the directory `base`."""
     if kind in ("path", "directory"):
-        return os.path.join(base, text) if text else ""
+        return text and os.path.join(base, text)
     if kind == "switch":
         return text.lower() in ("yes", "true", "on", "1")
     if kind == "size":
-        return int(text.rstrip(" KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0)
+        return int(text.rstrip(" KMG")) * 1024 ** (1 + "KMG".find(text[-1]))
     if kind in ("port", "number", "whole"):
         return int(text)
     return float(text) if kind in ("percent", "seconds", "real") else text
@@ -520,16 +524,8 @@ _SECTIONS = {                           # section -> name -> kind
     "quality": {name: "whole" if isinstance(value, int) else "real" for name, value in LIMITS._asdict().items()}}
 
 
-class Said(NamedTuple):
-    """What a line of the configuration file, or an option, says about one setting."""
-
-    text: str
-    where: str                          # "file:line", or the option
-    base: str                           # directory from which a relative path counts
-
-
 def read_ini(file):
-    """section -> name -> what a configuration file says; BadConfig names file, line and reason."""
+    """section -> name -> (text, "file:line") of a configuration file; BadConfig names file, line and reason."""
     try:
         with open(file, encoding="utf-8-sig") as stream:        # some editors begin a file with a byte order mark
             lines = stream.read().splitlines()
@@ -558,41 +554,43 @@ def read_ini(file):
         elif name in sections[section]:
             raise BadConfig(f"{where}: {name!r} is there twice")
         else:
-            sections[section][name] = Said(text[0], where, os.path.dirname(os.path.abspath(file)))
+            sections[section][name] = text[0], where
     return sections
 
 
-def config_file(config, environ=os.environ):
+def config_file(config):
     """The path of the configuration file in force, "" for none: `config`, else CO2D_CONF in the environment, else
     co2d.conf beside this script."""
     beside = os.path.realpath(os.path.join(HERE, "co2d.conf"))  # installed, it is a link to the one in /etc
-    return config or environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
+    return config or os.environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
 
 
-def load_settings(config, given, environ=os.environ):
+def load_settings(config, given):
     """The Settings: defaults, then the configuration file, then `given`: name of a setting -> text.
 
-    `config` and `environ` are as in `config_file`; None and other names in `given` are passed over. BadConfig when that
-    cannot be used.
+    `config` is as in `config_file`; None and other names in `given` are passed over. BadConfig when something cannot be
+    used.
     """
-    file = config_file(config, environ)
-    sections = read_ini(file) if file else {"co2d": {}, "quality": {}}
+    file = config_file(config)
+    sections = read_ini(file) if file else dict.fromkeys(_SECTIONS, {})
     options = {}
     for name, text in given.items():
         if text is not None and (name in SETTINGS or name in GONE):
-            options[name] = Said(text, "--" + name.replace("_", "-"), os.getcwd())
+            options[name] = text, "--" + name.replace("_", "-")
     warnings = []
-    limits = LIMITS._replace(**_read("quality", sections["quality"], warnings))
-    values = {**_read("co2d", sections["co2d"], warnings), **_read("co2d", options, warnings)}
+    limits = LIMITS._replace(**_read("quality", sections["quality"], "", warnings))
+    values = _read("co2d", sections["co2d"], os.path.dirname(os.path.abspath(file)), warnings)
+    values.update(_read("co2d", options, os.getcwd(), warnings))
     settings = Settings(**values, limits=limits, warnings=tuple(warnings))
     _check_together(settings, file or "the options")
     return settings._replace(db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
 
 
-def _read(section, said, warnings):
-    """name -> value of what is said; BadConfig for unknown names, a warning for those that have gone."""
+def _read(section, said, base, warnings):
+    """name -> value, of name -> (text, where it stands); relative paths count from `base`. BadConfig for unknown names,
+    a warning for those that have gone."""
     values = {}
-    for name, (text, where, base) in said.items():
+    for name, (text, where) in said.items():
         kind = _SECTIONS[section].get(name)
         if name in GONE:
             warnings.append(f"{where}: {name} has no effect: {GONE[name]}")
@@ -1035,7 +1033,7 @@ NEVER = -FOREVER
 MOST_TEXTS = 1 << 16                    # that a table remembers; no sensor has so many values
 
 
-class Lookup(Dict[Any, Any]):
+class Lookup(dict[Any, Any]):
     """What a function makes of a text (or a sum), worked out once for each."""
 
     def __init__(self, function, rejected=None):
@@ -1065,7 +1063,7 @@ class Cut(NamedTuple):
     """Plain lines as columns: all of one unit and nickname."""
 
     unit: str
-    nickname: Optional[str]
+    nickname: str | None
     width: int                          # fields of each
     odd: list[int]                      # the numbers of the other lines among those that were given
     times: list[int]                    # UTC seconds
@@ -1187,7 +1185,7 @@ class Source(NamedTuple):
     unit_id: str                        # "" where there is none
     size: int
     ctime: float                        # of its last change; unlike the mtime, a copying program cannot set it
-    until: Optional[int] = None         # byte up to which to read; None: to its end
+    until: int | None = None            # byte up to which to read; None: to its end
 
     @property
     def id(self):
@@ -1216,9 +1214,9 @@ class Account:
         self.rejected_bytes = 0
         self.ctime = 0.0                # of the file when it was read last
         self.checksum = 0               # of the bytes that are done
-        self.last_ts: Optional[int] = None      # time of the last good line
+        self.last_ts: int | None = None         # time of the last good line
         self.extra_fields = 0           # behind those that are known
-        self.trouble: Optional[str] = None      # why the last try failed
+        self.trouble: str | None = None         # why the last try failed
 
 
 ACCOUNT_COLUMNS = list(vars(Account(Source("", "", "", "", 0, 0.0))))
@@ -1277,9 +1275,9 @@ class Reader:
         self.account = account
         self.format = FORMATS[source.kind]
         self.at = {name: number for number, name in enumerate(self.format.columns)}
-        self.rows: List[Row] = []
-        self.rejects: List[List[Any]] = []
-        self.unfollowed: List[List[Any]] = []                   # rejected lines behind which no good one has come yet
+        self.rows: list[Row] = []
+        self.rejects: list[list[Any]] = []
+        self.unfollowed: list[list[Any]] = []                   # rejected lines behind which no good one has come yet
         self.left_unfollowed = account.rejected > 0             # there may be such in the database
 
     def read(self, file, end):
@@ -1486,7 +1484,7 @@ class Format(NamedTuple):
     """A kind of file, and how it is read."""
 
     table: str
-    columns: Sequence[str]              # of the rows that are parsed; source and offset follow
+    columns: list[str]                  # of the rows that are parsed; source and offset follow
     place: re.Pattern[str]              # of its key; the first group is the unit
     folder: str                         # where to look, below each directory of the data directory
     read: Callable[[Reader, IO[bytes], int], None]
@@ -1646,7 +1644,7 @@ class Listing:
     def __init__(self, archive, db):
         self.db = db
         self.unreadable: Troubles = []
-        self.disputed: List[str] = []                           # keys of files of which two servers differ
+        self.disputed: list[str] = []                           # keys of files of which two servers differ
         for statement in _LISTING:
             db.execute(statement)
         self._add(find_sources(archive, self.unreadable))
@@ -1940,7 +1938,7 @@ class Summary:
         self.rejected: Counter[str] = Counter()                 # by reason
         self.unreadable: Troubles = []
         self.hidden: Troubles = []      # of these, directories: their files are not known
-        self.disputed: List[str] = []   # files of which two servers have different versions
+        self.disputed: list[str] = []   # files of which two servers have different versions
 
     @classmethod
     def of_new(cls, db):
@@ -1987,8 +1985,8 @@ class Import:
         self.rules = rules
         self.progress = progress or (lambda done: None)
         self.columns = Columns(rules)
-        self.news: Dict[Tuple[str, str], Set[int]] = defaultdict(set)   # kind, unit -> days in which rows came or went
-        self.again: Set[int] = set()    # ids of sources to be read from the start: they may hold repeats of what went
+        self.news: dict[tuple[str, str], set[int]] = defaultdict(set)   # kind, unit -> days in which rows came or went
+        self.again: set[int] = set()    # ids of sources to be read from the start: they may hold repeats of what went
         self.changes = db.total_changes
         self.summary = Summary()
 
@@ -2252,7 +2250,7 @@ def ownership(path):
 
 def remedy(error, path):
     """What to do about an error that came while the database at `path` was written or read: to be put behind it."""
-    for place in (os.path.dirname(os.path.abspath(path)), path, path + ".lock", path + "-wal", path + "-shm"):
+    for place in (os.path.dirname(path), path, path + ".lock", path + "-wal", path + "-shm"):
         if os.path.exists(place) and not os.access(place, os.W_OK):
             return "; " + ownership(place)
     if "full" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC:
@@ -2280,7 +2278,7 @@ def try_to_write(path):
 def act_as_owner(path):
     """Be the user to whom a file belongs, before it is replaced, so that it stays theirs. Root becomes that user, for
     good; Unusable for others, with the command to type."""
-    places = filter(os.path.exists, (path, os.path.dirname(os.path.abspath(path))))
+    places = filter(os.path.exists, (path, os.path.dirname(path)))
     owners = [os.stat(place).st_uid for place in places]
     if os.geteuid() == 0:
         owner = next(filter(None, owners), 0)
@@ -2299,7 +2297,7 @@ def act_as_owner(path):
 @contextlib.contextmanager
 def only_writer(path, patience=PATIENCE):
     """Be the one that writes; Unusable when another does for too long."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path + ".lock", "a+") as lock:
         end = time.monotonic() + patience
         while True:
@@ -2317,23 +2315,31 @@ def only_writer(path, patience=PATIENCE):
         yield
 
 
+_EARLIER = f"""
+    SELECT user_version BETWEEN 1 AND {SCHEMA_VERSION - 1} AND 2 = (
+        SELECT count(*) FROM sqlite_master WHERE name IN ('co2_readings', 'sources'))
+    FROM pragma_user_version"""
+
+
 def _is_earlier_version(path):
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "immutable=1")) as db:
-        tables = {name for name, in db.execute("SELECT name FROM sqlite_master")}
-        return 0 < ask(db, "PRAGMA user_version") < SCHEMA_VERSION and {"co2_readings", "sources"} < tables
+        return ask(db, _EARLIER)
     return False
 
 
 def retired_databases(path):
     """The databases that were put out of the way of the one at `path`."""
     from glob import escape, glob
-    names = glob(escape(os.path.abspath(path)) + ".before-*")
+    names = glob(escape(path) + ".before-*")
     return sorted(name for name in names if not name.endswith(("-wal", "-shm")))
 
 
 def _retire(path):
     """Put a database that cannot be used out of the way. Of those that we made earlier the newest is kept; what is not
     ours, or damaged, is never removed."""
+    if _is_earlier_version(path):
+        for other in filter(_is_earlier_version, retired_databases(path)):
+            _remove(other)
     aside = f"{path}.before-{seqfile.utc(time.time(), '%Y%m%dT%H%M%SZ')}"
     while os.path.exists(aside):
         aside += "-"
@@ -2341,11 +2347,6 @@ def _retire(path):
         with contextlib.suppress(FileNotFoundError):
             os.rename(path + suffix, aside + suffix)
     print(f"importer: {path} is damaged or of another version; it is now {aside}", file=sys.stderr)
-    earlier = [other for other in retired_databases(path) if _is_earlier_version(other)]
-    if aside in earlier:
-        for other in earlier:
-            if other != aside:
-                _remove(other)
 
 
 def _with_ours(path, use):
@@ -2503,24 +2504,26 @@ def rebuild(archive, now=None, progress=None, processes=1):
 
 
 def _named(archive, paths):
-    """The sources at these paths; None when all must be looked at, because a table of deployments is among them."""
+    """The sources at these paths; None when all must be looked at: where several data directories are merged, and for a
+    table of deployments."""
+    if paths is None or len(archive.data_dirs) > 1:
+        return None
     found = []
     for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/")):
-        root = os.path.abspath(root)
-        below = [path for path in map(os.path.abspath, paths) if path.startswith(root + os.sep)]
-        found += filter(None, [_source(path, root, prefix) for path in sorted(set(below))])
+        root = os.path.join(os.path.abspath(root), "")
+        below = [path for path in map(os.path.abspath, paths) if path.startswith(root)]
+        found += filter(None, [_source(path, root, prefix) for path in below])
     return None if any(source.kind == "deployments" for source in found) else found
 
 
-def _take_all(run, archive, listing):
+def _take_all(run, archive, listing, missing):
     """All that is new, and out with what is gone, unless that cannot be known."""
-    run.summary.unreadable, run.summary.disputed = listing.unreadable, listing.disputed
-    run.summary.hidden = list(listing.unreadable)
-    missing = _not_mounted(run.db, archive)
-    listing.unreadable += missing
+    run.summary.hidden = listing.unreadable
+    run.summary.disputed = listing.disputed
+    run.summary.unreadable += listing.unreadable + missing
     if missing:
         run.db.execute("DELETE FROM files WHERE key LIKE 'data/%'")
-    if not listing.unreadable:
+    if not run.summary.unreadable:
         _mark_data(archive)
         gone = "SELECT path, '', kind, unit_id, 0, 0.0 FROM sources WHERE path NOT IN (SELECT key FROM files)"
         for row in run.db.execute(gone).fetchall():
@@ -2528,22 +2531,20 @@ def _take_all(run, archive, listing):
     changed = run.db.execute("SELECT f.* FROM files f LEFT JOIN sources s ON s.path = f.key "
                              "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key")
     run.take(map(source_of, changed))
+    if run.again:
+        run.take_again(listing.between())
 
 
-def _import_new(db, archive, paths, now, progress):
-    named = None if paths is None or len(archive.data_dirs) > 1 else _named(archive, paths)
+def _import_new(db, archive, named, now, progress):
     with _beside_readers(db):
         db.execute("BEGIN IMMEDIATE")
-        listing = Listing(archive, db) if named is None else None
+        listing = Listing(archive, db) if named is None else None       # before the run, which counts changes
         run = Import(db, Rules(archive.limits, now), progress)
         run.release_future()
-        if listing:
-            _take_all(run, archive, listing)
-        else:
-            missing = _not_mounted(db, archive)
-            run.take(source for source in named if not missing or source.key.startswith("var/"))
-        if run.again:
-            run.take_again((listing or Listing(archive, db)).between())
+        missing = _not_mounted(db, archive)
+        run.take(source for source in named or () if not missing or source.key.startswith("var/"))
+        if listing or run.again:
+            _take_all(run, archive, listing or Listing(archive, db), missing)
         run.settle()
         db.execute("COMMIT")
     return run.summary
@@ -2555,7 +2556,8 @@ def import_new(archive, paths=None, now=None, progress=None, processes=1):
     Unusable, OSError or sqlite3.Error when that cannot be.
     """
     with only_writer(archive.db):
-        summary = _with_ours(archive.db, lambda db: _import_new(db, archive, paths, now or time.time(), progress))
+        named = _named(archive, paths)
+        summary = _with_ours(archive.db, lambda db: _import_new(db, archive, named, now or time.time(), progress))
         return summary or _rebuild(archive, now, progress, processes)
 
 
@@ -2627,7 +2629,7 @@ def _recent(db, table, unit, now):
     return [ts for ts, in db.execute(query, {"unit": unit, "now": now})]
 
 
-def _rhythm(times, least, default):
+def _rhythm(times, least=1, default=HOUR // 2):
     """The median distance; with fewer than three distances there is none yet."""
     steps = sorted(a - b for a, b in zip(times, times[1:]) if a > b)
     return max(least, steps[len(steps) // 2]) if len(steps) > 2 else default
@@ -2635,7 +2637,7 @@ def _rhythm(times, least, default):
 
 def cadence(db, unit, now):
     """Seconds between two readings of a unit, as of late."""
-    return _rhythm(_recent(db, "co2_readings", unit, now), 1, HOUR // 2)
+    return _rhythm(_recent(db, "co2_readings", unit, now))
 
 
 # `i` is the row of the page, `j` the column, `s` the span. Whole days of a part: from `day` until before `behind`.
@@ -2686,6 +2688,14 @@ def _lay_out(db, rows, edges=()):
     db.executescript(_MEET)
 
 
+def _columns_of(db, query, rows, edges, make):
+    """For each row of a page a list: what `make` makes of the values for a column, None where there are none."""
+    page = [[None] * (len(edges) - 1) for _ in rows]
+    for i, j, *values in db.execute(query):
+        page[i][j] = make(*values)
+    return page
+
+
 def _hold(db, cells, spans, edges):
     """Fill the columns between two readings of a unit that are no more than a rhythm apart."""
     if None not in cells:
@@ -2714,9 +2724,8 @@ def buckets(db, quantities, rows, edges):
     _lay_out(db, rows, edges)
     found = {}
     for what in quantities:
-        found[what] = [[None] * (len(edges) - 1) for _ in rows]
-        for i, j, *values in db.execute(_BUCKETS.format(what=what, bad=SUSPECT_BITS[what], never=QC_ROW)):
-            found[what][i][j] = Bucket(*values)
+        query = _BUCKETS.format(what=what, bad=SUSPECT_BITS[what], never=QC_ROW)
+        found[what] = _columns_of(db, query, rows, edges, Bucket)
         for cells, spans in zip(found[what], rows):
             _hold(db, cells, spans, edges)
     return found
@@ -2727,16 +2736,16 @@ _VALUES = """
     WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400 AND {days}
         AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
         AND r.{what} IS NOT NULL AND r.qc & {bad} = 0"""
-_SOME_DAYS = """
-    d.day % (SELECT 1 + count(*) / {0} FROM temp.spans s CROSS JOIN daily d
+_SOME_DAYS = f"""
+    d.day % (SELECT 1 + count(*) / {QUANTILE_DAYS} FROM temp.spans s CROSS JOIN daily d
              WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400) = 0
-    """.format(QUANTILE_DAYS)
+    """
 
 
 def _values(db, what, spans, bad, days):
     """The values of a quantity without those that have one of the bits `bad`; of days with a condition in SQL."""
     _lay_out(db, [spans])
-    return [value for value, in db.execute(_VALUES.format(what=what, bad=bad, days=days))]
+    return ask_all(db, _VALUES.format(what=what, bad=bad, days=days))
 
 
 def count_outside(db, what, spans, low, high):
@@ -2755,40 +2764,39 @@ def quantiles(db, what, spans, shares):
     return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
 
 
+_LAST_VALUE = """
+    SELECT ts, {0} FROM temp.spans CROSS JOIN co2_readings r ON r.rowid = (
+        SELECT rowid FROM co2_readings WHERE unit_id = unit AND ts >= a AND ts < b AND {0} IS NOT NULL AND qc & {1} = 0
+        ORDER BY ts DESC LIMIT 1)
+    ORDER BY ts DESC, {0} DESC"""
+
+
 def last_value(db, what, spans):
     """Time and value of the newest usable one, or None. It is old news when that was more than two rhythms ago."""
-    query = (
-        "SELECT ts, {0} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {0} IS NOT NULL "
-        "AND qc & {1} = 0 ORDER BY ts DESC LIMIT 1"
-    ).format(what, SUSPECT_BITS[what])
-    rows = (db.execute(query, span).fetchone() for span in spans)
-    return max(filter(None, rows), default=None)
+    _lay_out(db, [spans])
+    return db.execute(_LAST_VALUE.format(what, SUSPECT_BITS[what])).fetchone()
 
 
 def extent(db, table, units, now):
     """Times of the first and the last row of these units up to now, in co2_readings, pings or error_logs; both None
     when there is none."""
-    query = """
-        SELECT (SELECT min(ts) FROM {0} WHERE unit_id = ?), (SELECT max(ts) FROM {0} WHERE unit_id = ? AND ts <= ?)
-        """.format(table)
-    times = []
-    for unit in units:
-        first, last = db.execute(query, (unit, unit, now)).fetchone()
-        if last is not None:
-            times += [first, last]
-    return min(times, default=None), max(times, default=None)
+    _lay_out(db, [[(unit, 0, now) for unit in units]])
+    return db.execute(f"""
+        SELECT min(first), max(last) FROM (
+            SELECT (SELECT min(ts) FROM {table} WHERE unit_id = unit) AS first,
+                (SELECT max(ts) FROM {table} WHERE unit_id = unit AND ts <= b) AS last
+            FROM temp.spans)
+        WHERE last NOT NULL""").fetchone()
 
 
 def pings(db, rows, edges):
     """For each row of a page, a list of spans, a list with Pings for each column, None where none came."""
     _lay_out(db, rows, edges)
-    found = [[None] * (len(edges) - 1) for _ in rows]
-    for i, j, *values in db.execute("""
-            SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
-            FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
-            GROUP BY p.i, p.j"""):
-        found[i][j] = Pings(*values)
-    return found
+    query = """
+        SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
+        FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
+        GROUP BY p.i, p.j"""
+    return _columns_of(db, query, rows, edges, Pings)
 
 
 def signals(db, unit, a, b):
@@ -2941,11 +2949,10 @@ class UnitState(NamedTuple):
     status: str | None
     alarms: bool                        # it is judged: silence matters
     in_table: bool                      # it has a row in the deployment table, or there is no such table
-    own_name: str | None             # what it calls itself
+    own_name: str | None                # what it calls itself
     last_ping: int | None
-    last_data: int | None            # newest reading, usable or not
+    last_data: int | None               # newest reading, usable or not
     ping_rhythm: int                    # s; median distance of pings
-    data_rhythm: int                    # s; median distance of readings
     dbm: int | None
     calls: int                          # pings since data should have come
     pings_late: float                   # how much later than usual: 1 is the limit
@@ -2975,20 +2982,26 @@ def _servers(archive, unit, update="*"):
 def _fetched(archive):
     """Unit -> days since 1970 on which it fetched files of an update; unit -> when it took a configuration that names
     one server alone, and that server: it may not call here again."""
-    nights = {}
+    nights = defaultdict(set)
     taken = {}
     for at, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
         with contextlib.suppress(Rejected):
-            day = parse_day(at[:10])
-            nights.setdefault(unit, set()).add(day // DAY)
+            ts = parse_instant(at or "-", "time")
+            nights[unit].add(ts // DAY)
             if path == COMM_PATCH:
-                taken[unit] = day + parse_clock(at[11:19]), update
+                taken[unit] = ts, update
     moves = {}
     for unit, (ts, update) in taken.items():
         servers = _servers(archive, unit, update)
         if len(servers) == 1:
             moves[unit] = ts, servers[0]
     return nights, moves
+
+
+_WITHOUT_CO2 = f"""
+    SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > (
+        SELECT coalesce(max(ts), 0) FROM co2_readings
+        WHERE unit_id = ? AND ts < ? AND co2 NOT NULL AND qc & {SUSPECT_BITS['co2']} = 0)"""
 
 
 class _Judge:
@@ -3001,11 +3014,12 @@ class _Judge:
                           "WHERE s.kind = 'deployments'")
         self.units_of_refused_rows = re.findall(r"co2unit-[0-9A-Za-z._-]+", refused or "")
         self.nights, self.moves = _fetched(archive) if archive else ({}, {})
-        self.refused = {}               # unit -> (time of the reading before, reason) of lines that no reading follows
+        # unit -> (time of the reading before, reason) of lines that no reading follows
+        self.refused = defaultdict(list)
         for unit, *line in db.execute(
                 "SELECT unit_id, before_ts, reason FROM sources s CROSS JOIN rejects r ON r.source = s.id "
                 "WHERE s.kind = 'readings' AND s.rejected > 0 AND r.after_ts IS NULL"):
-            self.refused.setdefault(unit, []).append(line)
+            self.refused[unit].append(line)
 
     def state(self, stay):
         """The state of one unit, with its verdict."""
@@ -3013,7 +3027,7 @@ class _Judge:
         called = _recent(self.db, "pings", unit, self.now)
         read = _recent(self.db, "co2_readings", unit, self.now)
         ping_rhythm = _rhythm(called, HOUR, DAY)
-        data_rhythm = _rhythm(read, 1, HOUR // 2)
+        data_rhythm = _rhythm(read)
         last_ping = called[0] if called else None
         last_data = read[0] if read else None
         due = (last_data or max(stay.since, called[-1] if called else 0)) + 2 * data_rhythm + HOUR
@@ -3022,9 +3036,9 @@ class _Judge:
         data_limit = ping_limit + 2 * data_rhythm
         if len(nights) == 1:            # went into an update: the data come in the next
             data_limit += ping_rhythm
-        signal = [dbm for dbm, in self.db.execute(
-            "SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm IS NOT NULL "
-            "ORDER BY ts DESC LIMIT 14", (unit, self.now))]
+        signal = ask_all(self.db, """
+            SELECT rssi_dbm FROM pings WHERE unit_id = ? AND ts <= ? AND rssi_dbm NOT NULL ORDER BY ts DESC LIMIT 14""",
+            unit, self.now)
         state = UnitState(
             unit, stay.nickname, stay.site, stay.tier, stay.status,
             alarms=self._is_judged(stay),
@@ -3033,19 +3047,14 @@ class _Judge:
             last_ping=last_ping,
             last_data=last_data,
             ping_rhythm=ping_rhythm,
-            data_rhythm=data_rhythm,
             dbm=signal[0] if signal else None,
             calls=sum(1 for ts in called if ts > due and ts // DAY not in nights),
             pings_late=(self.now - last_ping) / ping_limit if last_ping else 0.0,
             data_late=(self.now - last_data) / data_limit if last_data else 0.0,
         )
-        is_weak = self._misses_days(called) and bool(signal) and sorted(signal)[len(signal) // 2] < WEAK
-        return self._judged(state, len(nights), is_weak)
-
-    def _judged(self, state, nights, is_weak):
-        """The state with its verdict."""
-        verdict, why = self._verdict(state, nights)
-        if verdict == "ok" and is_weak:
+        verdict, why = self._verdict(state, len(nights))
+        is_weak = signal and sorted(signal)[len(signal) // 2] < WEAK
+        if verdict == "ok" and is_weak and self._misses_days(called):
             verdict = "weak"
         level = VERDICTS[verdict]
         if verdict == "late" and state.data_late > MUCH_TOO_LATE:
@@ -3060,10 +3069,10 @@ class _Judge:
         if stay.status is not None:
             return stay.status == "deployed" and stay.since <= self.now < stay.until
         bound = (stay.unit_id, self.now - NEW_UNIT, self.now)
-        return bool(ask(self.db, """
+        return ask(self.db, """
             SELECT EXISTS (SELECT 1 FROM co2_readings WHERE unit_id = ? AND ts BETWEEN ? AND ?) OR 3 <=
                 (SELECT count(DISTINCT ts / 86400) FROM pings WHERE unit_id = ? AND ts BETWEEN ? AND ?)""",
-            *bound, *bound))
+            *bound, *bound)
 
     def _misses_days(self, called):
         """Whether more than one of the last 14 days went by without a ping."""
@@ -3114,16 +3123,15 @@ class _Judge:
             WHERE unit_id = ? AND ts > ? AND ts <= ?"""
         if not last or not ask(self.db, query, SENSOR_ROWS, unit, last - DAY, last):
             return ""
-        good = last_value(self.db, "co2", [(unit, 0, self.now)]) or (0, 0)
-        since = ask(self.db, "SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > ?", unit, good[0])
+        since = ask(self.db, _WITHOUT_CO2, unit, unit, self.now)
         return f"readings come, but no usable CO2 since {when(since)}"
 
     def _has_other_server(self, unit):
         """Whether another server takes the unit's data, as far as is known here."""
-        return bool(ask(self.db, """
+        has_pings = ask(self.db, """
             SELECT EXISTS (SELECT 1 FROM pings p JOIN sources s ON s.id = p.source
                            WHERE p.unit_id = ? AND p.ts > ? AND s.path LIKE 'data/%')""", unit, self.now - 7 * DAY)
-                    or self.archive and len(_servers(self.archive, unit)) > 1)
+        return has_pings or self.archive and len(_servers(self.archive, unit)) > 1
 
 
 def _lateness(state):
@@ -3153,7 +3161,7 @@ class Gap(NamedTuple):
 
     unit_id: str
     start: int                          # time of the last reading before
-    end: int | None                  # time of the first one after; None: the gap is open
+    end: int | None                     # time of the first one after; None: the gap is open
     missing: int                        # by the unit's rhythm
     state: str                          # one of GAP_STATES
     calls: int                          # pings in the meantime
@@ -3198,7 +3206,7 @@ def gaps(db, stays, a, now):
     for unit in sorted({stay.unit_id for stay in stays}):
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
         newest = _recent(db, "co2_readings", unit, now)
-        step = _rhythm(newest, 1, HOUR // 2)
+        step = _rhythm(newest)
         bound = {"unit": unit, "a": a, "now": now, "longest": HOLE * step}
         holes = db.execute(_HOLES, bound).fetchall()
         if newest and now - newest[0] > max(HOLE * step, DAY + HOUR):
@@ -3324,7 +3332,7 @@ def unknown(what, name, known):
     from difflib import get_close_matches
     nearest = get_close_matches(name, sorted(known), NEAREST, 0.3)
     there_are = "; the nearest names are " + ", ".join(nearest) if nearest else ""
-    return UnknownName("no %s is called %r%s" % (what, name, there_are))
+    return UnknownName(f"no {what} is called {name!r}{there_are}")
 
 
 def find_names(what, called, text):
@@ -3340,7 +3348,7 @@ def find_names(what, called, text):
         if not owners:
             raise unknown(what, name, called)
         if len(owners) > 1 and "*" not in name:
-            raise UnknownName("%r can be %s: say which" % (name, " or ".join(sorted(owners))))
+            raise UnknownName(f"{name!r} can be {' or '.join(sorted(owners))}: say which")
         found += sorted(owners)
     return list(dict.fromkeys(found))
 
@@ -3396,7 +3404,7 @@ def verify(archive, processes=1):
     Whoever may read the archive may call this, also while imports go on: what they add meanwhile is left out.
     """
     from tempfile import TemporaryDirectory                     # no page needs it
-    home = os.path.dirname(os.path.abspath(archive.db))
+    home = os.path.dirname(archive.db)
     beside = home if os.access(home, os.W_OK) else None         # there is room for a second database; in /tmp, perhaps
     with contextlib.closing(open_db(archive.db)) as db, TemporaryDirectory("", "verify-", beside) as directory:
         db.execute("BEGIN")                                     # one state, from the first query to the last
@@ -3414,7 +3422,7 @@ def verify(archive, processes=1):
             queries += [_COUNTS.format(table), _OTHER_ROWS.format(table, "main", "fresh", "text"),
                         _OTHER_ROWS.format(table, "fresh", "main", "database")]
         for query in queries:
-            problems += [line for line, in db.execute(query)]
+            problems += ask_all(db, query)
     return sorted(problems)
 
 
@@ -3518,13 +3526,9 @@ def export(db, what, form, given, now):
         _list_gaps(db, int(now))
     encode = json.JSONEncoder(ensure_ascii=False).encode
     db.create_function("as_json", 1, functools.lru_cache(200)(encode))
-    lines = map(operator.itemgetter(0), db.execute(lines_query(what, form, conditions), {"now": int(now)}))
+    lines = (line for line, in db.execute(lines_query(what, form, conditions), {"now": int(now)}))
     header = FORMS[form].between.join(column.name for column in EXPORTS[what].columns) + "\n"
     return lines if form == "jsonl" else chain([header], lines)
-
-
-def _iso(ts):
-    return None if ts is None else seqfile.utc(ts) + "Z"
 
 
 class ProgressLine:
@@ -3640,7 +3644,8 @@ def feed(db, what, conninfo):
         changed = "SELECT unit_id, day * 86400, (day + 1) * 86400 FROM changes WHERE mark > ? ORDER BY 1, 2"
         days = db.execute(changed, (held[1],)).fetchall()
         deletions = [f"DELETE FROM {what} WHERE unit_id = {quoted([unit])} "
-                     f"AND time >= '{_iso(begin)}' AND time < '{_iso(end)}';\n" for unit, begin, end in days]
+                     f"AND time >= '{seqfile.utc(begin)}Z' AND time < '{seqfile.utc(end)}Z';\n"
+                     for unit, begin, end in days]
         query = lines_query(what, "tsv", ["unit_id = ?", "first >= ?", "first < ?"])
         done = f"{len(days)} days of units replaced"
     else:
@@ -3651,7 +3656,7 @@ def feed(db, what, conninfo):
 
     with contextlib.closing(ProgressLine("rows")) as progress:
         run_psql(conninfo, chain(
-            [_BEGIN.format(what, "|".join(held) if noted else "")],
+            [_BEGIN.format(what, "".join(noted))],
             [] if is_there == "t" else _new_table(what),
             deletions,
             [f"COPY {what} FROM stdin;\n"], _lines_of_days(db, query, days, progress), ["\\.\n"],
@@ -3693,7 +3698,8 @@ def write_package(db, directory, given, now):
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
     readings = EXPORTS["readings"].select(", r.ts AS first, r.ts AS last")
     where = " AND ".join([f"first <= {int(now)}", *read_filters(db, "readings", given)])
-    start, end = map(_iso, db.execute(f"SELECT min(first), max(last) FROM ({readings}) WHERE {where}").fetchone())
+    covered = f"SELECT {_ISO % 'min(first)'}, {_ISO % 'max(last)'} FROM ({readings}) WHERE {where}"
+    start, end = db.execute(covered).fetchone()
     package = {
         "profile": "tabular-data-package",
         "name": "co2-readings",
@@ -3716,14 +3722,18 @@ def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def command_import(archive, arguments):
-    """Import what is new, or everything anew, and print a summary."""
-    run = rebuild if arguments.command == "rebuild" else import_new
+def command_import(archive, arguments, run=import_new):
+    """Import what is new, and print a summary."""
     act_as_owner(archive.db)
     with contextlib.closing(ProgressLine("bytes")) as progress:
         summary = run(archive, progress=progress, processes=_cores())
     print(summary)
     return 1 if summary.unreadable else 0
+
+
+def command_rebuild(archive, arguments):
+    """All text into a new database."""
+    return command_import(archive, arguments, rebuild)
 
 
 def print_lines(archive, query):
@@ -3771,7 +3781,7 @@ def command_verify(archive, arguments):
     problems = verify(archive, _cores())
     for line in problems:
         print(_printable(line))
-    print("%d differences" % len(problems) if problems else "database and text agree")
+    print(f"{len(problems)} differences" if problems else "database and text agree")
     return 1 if problems else 0
 
 
@@ -3814,7 +3824,7 @@ def command_export(archive, arguments):
 
 
 COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
-            "rebuild": command_import, "export": command_export}
+            "rebuild": command_rebuild, "export": command_export}
 EXAMPLES = {                            # command -> what stands at the end of its --help
     "": """
   %(prog)s                              import what is new
@@ -3844,34 +3854,45 @@ EXAMPLES = {                            # command -> what stands at the end of i
 }
 
 
+_OPTIONS = """
+--config   FILE  configuration (default: CO2D_CONF, or co2d.conf beside the script)
+--var-dir  DIR   server directory (pings, database)
+--db       FILE  database
+"""
+_EXPORT_OPTIONS = f"""
+-o --output  FILE      instead of stdout
+--psql       CONNINFO  bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass
+--package    DIR       write a data package: {', '.join(PACKAGED)} as CSV, and a description
+"""
+
+
+def _add_options(add, table):
+    for names, metavar, about in rows_of(table):
+        add(*names.split(), metavar=metavar, help=about)
+
+
 def _add_export_options(add):
     add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
     add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
     for name, option in FILTERS.items():
         add("--" + name, metavar=option.metavar, help=option.about)
-    add("-o", "--output", metavar="FILE", help="instead of stdout")
     add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
-    add("--psql", metavar="CONNINFO",
-        help="bring the table WHAT of this PostgreSQL database up to date; passwords: ~/.pgpass")
-    add("--package", metavar="DIR", help=f"write a data package: {', '.join(PACKAGED)} as CSV, and a description")
+    _add_options(add, _EXPORT_OPTIONS)
 
 
 def make_parser():
     """The command line; the common options may stand before the command or behind it."""
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    add = common.add_argument
-    add("--config", metavar="FILE", help="configuration (default: CO2D_CONF, or co2d.conf beside the script)")
-    add("--var-dir", metavar="DIR", help="server directory (pings, database)")
-    add("--db", metavar="FILE", help="database")
-    add("--data-dir", action="append", metavar="DIR",
-        help="data directory; several are merged, each with the pings in DIR/../var")
+    _add_options(common.add_argument, _OPTIONS)
+    common.add_argument("--data-dir", action="append", metavar="DIR",
+                        help="data directory; several are merged, each with the pings in DIR/../var")
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description="From text files to SQLite, every byte accounted for.",
                                      epilog="examples:" + EXAMPLES[""], parents=[common], formatter_class=formatter)
     parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run in COMMANDS.items():
-        about = "All text into a new database." if name == "rebuild" else run.__doc__.splitlines()[0]
+        about = run.__doc__.splitlines()[0]
         sub = commands.add_parser(name, help=about, description=about, epilog="examples:" + EXAMPLES[name],
                                   parents=[common], formatter_class=formatter)
         if name == "export":
@@ -3900,7 +3921,7 @@ def main(argv=None):
     name = parser.prog.removesuffix(".py")
     arguments = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):                # never by the locale
+        if isinstance(stream, TextIOWrapper):                   # never by the locale
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         if not sys.stdout:

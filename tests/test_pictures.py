@@ -230,7 +230,7 @@ def test_silence_of_three_days_is_coloured_where_a_unit_is_deployed() -> None:
 
 
 def test_beside_pings_stand_the_age_of_the_last_one_and_the_share_of_days() -> None:
-    state = UnitState("co2unit-30aea42a50bc", "varanger-03", *[None] * 14)._replace(last_ping=7 * DAY, dbm=-81)
+    state = UnitState("co2unit-30aea42a50bc", "varanger-03", *[None] * 13)._replace(last_ping=7 * DAY, dbm=-81)
     row = PingRow([stay(since=2 * DAY)], [None, None, *[CALLED] * 5, None], None, state)
     strip = plot_ascii.ping_strip(days(8), [row])
     assert strip.right == [("head", "1 d 00 h ago"), ("more", "5/6 = 83 %"), ("more", "−81 dBm"), ("more", "30aea42a50bc")]
