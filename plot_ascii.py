@@ -728,7 +728,8 @@ class Context:
         self.width = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = self.g is ASCII
-        self.buckets = {}  # (quantity, step of columns) -> buckets of each row
+        self.charts = {}  # (quantity, step of columns) -> charts of each row
+        self.states = {}  # unit -> UnitState
 
     def room(self, others):
         """How many rows a page has room for beside other lines; None: for any number."""
@@ -1218,38 +1219,45 @@ def rows_of(stays, by_unit):
 def with_charts(c, rows, axes, end):
     """The rows with a chart of each quantity, on one scale for all. What is read is kept for the page."""
     stays = [stay for row in rows for stay in row.stays]
-    states = {
-        state.unit_id: state for state in importer.fleet_state(c.db, end, stays)
-    }
+    if not c.states:
+        for state in importer.fleet_state(c.db, end, stays):
+            c.states[state.unit_id] = state
     for quantity in QUANTITIES:
         name = quantity.name
         if name not in axes:
             continue
-        axis = axes[name]
-        if (name, axis.step) not in c.buckets:
-            spans = [row.within(Window(axis.edges[0], end)) for row in rows]
-            c.buckets[name, axis.step] = importer.buckets(
-                c.db, [name], spans, axis.edges
-            )[name]
-        columns = c.buckets[name, axis.step]
-        top = c.o.co2_max if quantity is CO2 else None
-        scale = make_scale(chain.from_iterable(columns), quantity.narrow, top)
-        for row, buckets in zip(rows, columns):
-            chart = Chart(quantity, axis, buckets, scale)
-            row.charts[name] = measured(c, chart, row, end, states)
-    late = {unit for unit, state in states.items() if state.data_late > 1}
+        key = name, axes[name].step
+        if key not in c.charts:
+            c.charts[key] = charts_of(c, quantity, rows, axes[name], end)
+        for row, chart in zip(rows, c.charts[key]):
+            row.charts[name] = chart
+    late = {unit for unit, state in c.states.items() if state.data_late > 1}
     return [
         row._replace(late=not late.isdisjoint(row.there(end))) for row in rows
     ]
 
 
-def measured(c, chart, row, end, states):
+def charts_of(c, quantity, rows, axis, end):
+    """A quantity of each row, on one scale for all."""
+    name = quantity.name
+    spans = [row.within(Window(axis.edges[0], end)) for row in rows]
+    columns = importer.buckets(c.db, [name], spans, axis.edges)[name]
+    top = c.o.co2_max if quantity is CO2 else None
+    scale = make_scale(chain.from_iterable(columns), quantity.narrow, top)
+    charts = []
+    for row, buckets in zip(rows, columns):
+        chart = Chart(quantity, axis, buckets, scale)
+        charts.append(measured(c, chart, row, end))
+    return charts
+
+
+def measured(c, chart, row, end):
     """The chart with its newest value, and with the number of values that are off its scale."""
     name = chart.quantity.name
     spans = row.within(Window(chart.axis.edges[0], end))
     last = importer.last_value(c.db, name, spans)
     rhythm = max(
-        [states[unit].ping_rhythm for unit, _, _ in spans], default=DAY
+        [c.states[unit].ping_rhythm for unit, _, _ in spans], default=DAY
     )
     stale = last is not None and end - last[0] > 2 * rhythm
     below = above = 0
