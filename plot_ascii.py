@@ -708,7 +708,7 @@ class View(NamedTuple):
     about: str  # what it shows
     table: str  # its range is that of the rows of this table
     days: int  # of its usual range
-    days_alone: int  # the same, of one site or unit
+    days_alone: int = 0  # the same, of one site or unit
 
 
 class Context:
@@ -2272,17 +2272,13 @@ VIEWS = {
         365,
     ),
     "pings": View(
-        view_pings, "on which days each unit has called", "pings", 364, 364
+        view_pings, "on which days each unit has called", "pings", 364
     ),
-    "status": View(
-        view_status, "how each unit does, worst first", "pings", 14, 14
-    ),
-    "signal": View(
-        view_signal, "strength of the units' signals", "pings", 30, 30
-    ),
-    "errors": View(view_errors, "the units' error logs", "error_logs", 84, 84),
+    "status": View(view_status, "how each unit does, worst first", "pings", 14),
+    "signal": View(view_signal, "strength of the units' signals", "pings", 30),
+    "errors": View(view_errors, "the units' error logs", "error_logs", 84),
     "gaps": View(
-        view_gaps, "readings that are missing, and why", "co2_readings", 30, 30
+        view_gaps, "readings that are missing, and why", "co2_readings", 30
     ),
 }
 
@@ -2305,7 +2301,7 @@ class Frame:
         self.ticks = ticks
         self.groups = groups  # columns with one hover text: first, end, when
         self.end = end  # UTC seconds; the last column may end later
-        self.gaps: list[importer.Gap] = []
+        self.gaps = []  # importer.Gap, where they are shown
 
     def share(self, ts):
         """Where a time lies: 0 at the left edge, 1 at the right one."""
@@ -2392,6 +2388,11 @@ def path(points, end=""):
     )
 
 
+def area(xs, upper, lower):
+    """What lies between two lines."""
+    return path(zip(xs + xs[::-1], upper + lower[::-1]), "z")
+
+
 def stretches(values):
     """Where values are true: begin and end of each run."""
     found = []
@@ -2462,13 +2463,11 @@ class Panel(NamedTuple):
             if ranged:
                 highs = [self.y(bucket.high) for bucket in run]
                 lows = [self.y(bucket.low) for bucket in run]
-                around = zip(xs + xs[::-1], highs + lows[::-1])
-                drawn[band] += path(around, "z")
+                drawn[band] += area(xs, highs, lows)
             for side, nearer in (("above", min), ("below", max)):
                 edge = [nearer(y, zero) for y in means]
                 if filled and set(edge) != {zero}:
-                    around = zip([*xs, xs[-1], xs[0]], [*edge, zero, zero])
-                    drawn[side] += path(around, "z")
+                    drawn[side] += area(xs, edge, [zero] * len(xs))
         return "".join(starmap(curve, drawn.items()))
 
     def marks(self):
@@ -2486,8 +2485,8 @@ class Panel(NamedTuple):
 class Strip(NamedTuple):
     """A row of a picture."""
 
-    left: list[tuple[str, str]]  # style, text
-    right: list[tuple[str, str]]
+    left: list  # of (style, text)
+    right: list  # likewise
     height: int  # px
     chart: str  # SVG
     labels: str = ""  # SVG: of the scales
@@ -2724,9 +2723,7 @@ class Picture(NamedTuple):
     about: str  # columns, scales
     frame: Frame
     strips: list[Strip]
-    numbers: list[
-        tuple[str, str]
-    ]  # the same in words: a time or a site, its text
+    numbers: list  # the same in words, of (a time or a site, text)
     window: Window
 
 
@@ -2999,9 +2996,7 @@ class WebPage(NamedTuple):
     title: str
     url: str  # of the daemon
     file: str  # in a directory of pages
-    sections: list[
-        tuple[str, str, dict[str, Any]]
-    ]  # heading, view, options that are not as asked
+    sections: list  # of (heading, view, options that are not as asked)
 
 
 WEB = {
@@ -3402,8 +3397,8 @@ def page_text(a, o, rows):
     try:
         o = o.but(problems=known_problems(a, o.now, a.view == "status"))
         if a.html:
-            pages = {"co2": "co2", "status": "index"}
-            return document(pages.get(a.view, "alive"), o)
+            name = {"co2": "co2", "status": "index"}.get(a.view, "alive")
+            return document(name, o)
         if a.output and a.output.endswith(".svg"):
             text = picture_of(a.view, o, picture_file)
             if not text:
