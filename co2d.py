@@ -1825,7 +1825,8 @@ class Publishing:
         _, folders, _ = next(os.walk(self.data_dir))
         called = {}
         for unit in {*folders, *self.runs}:
-            if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit):
+            is_link = os.path.islink(os.path.join(self.data_dir, unit))         # it takes nothing
+            if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit) and not is_link:
                 called[unit] = called[unit.removeprefix(seqfile.UNIT_PREFIX)] = {unit}
         for unit, runs in self.runs.items():
             if unit in called:

@@ -372,6 +372,16 @@ def test_a_withdrawal_is_for_the_units_that_have_the_update_and_can_be_tried(pla
     assert publish(place, "--all", "--withdraw", "update-2026-11-22a") == 1
 
 
+def test_a_directory_that_is_a_link_is_no_unit_and_keeps_no_other_from_what_is_for_all(place, capsys):
+    data = place.station.settings.data_dir
+    os.symlink(UNIT, os.path.join(data, "co2unit-link"))
+    assert publish(place, "--all", place.directory / "new", "--name", "update-2026-11-22a") == 0
+    assert publish(place, "--list") == 0
+    assert publish(place, "--all", "--withdraw", "update-2026-11-22a") == 0
+    assert "co2unit-link" not in capsys.readouterr().out
+    assert publish(place, "co2unit-link", place.directory / "new") == 1
+
+
 def test_a_dry_run_changes_nothing(place, capsys):
     assert publish(place, UNIT, place.directory / "new", "--dry-run") == 0
     assert "would be published" in capsys.readouterr().out
