@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import contextlib
 import errno
 import fcntl
 import functools
@@ -52,6 +51,7 @@ import time
 import zlib
 from bisect import bisect_right
 from collections import Counter, defaultdict, namedtuple
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import date
 from io import TextIOWrapper
 from itertools import accumulate, chain, compress, count, groupby, repeat
@@ -790,7 +790,7 @@ def instant(day, clock, limits):
 
 def parse_raw(text):
     """A value that is behind those that are needed; None where it is no number."""
-    with contextlib.suppress(Rejected):
+    with suppress(Rejected):
         return parse_raw_value(text)
 
 
@@ -953,7 +953,7 @@ def parse_instant(text, what):
     if found:
         day, minutes, seconds = found.groups()
         clock = (minutes or "0:00").zfill(5) + (seconds or ":00")
-        with contextlib.suppress(Rejected):
+        with suppress(Rejected):
             return parse_day(day) + parse_clock(clock)
     raise Rejected(f"{what} is no ISO date: {text}")
 
@@ -1632,7 +1632,7 @@ _SAME_IDS = """
     WHERE first.key < f.key"""
 _COST = "CASE kind WHEN 'readings' THEN size ELSE 4 * size END"          # the others are read line by line
 _SHARES = f"""
-    SELECT min(key), max(key), sum(size) FROM
+    SELECT min(key), max(key) FROM
         (SELECT key, size, CAST((sum({_COST}) OVER (ORDER BY key) - {_COST}) * ? AS INTEGER) AS share FROM files)
     GROUP BY share ORDER BY share"""
 
@@ -1670,10 +1670,10 @@ class Listing:
         return map(source_of, self.db.execute(query, (first, last)))
 
     def shares(self, processes):
-        """The keys cut into ranges that take about the same time: (first key, last key, bytes) of each."""
+        """The keys cut into ranges that take about the same time: (first key, last key) of each."""
         total = self.db.execute(f"SELECT total({_COST}) FROM files").fetchone()[0]
         number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
-        return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "", 0)]
+        return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "")]
 
     def limit(self, ledger):
         """Keep only what a ledger (rows of path, done) knows, as far as it was read; the keys of what is gone."""
@@ -1692,7 +1692,7 @@ def source_of(row):
 
 
 def _checksum(path, size):
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open(path, "rb") as file:
         return _checksum_of(file, size)
     return 0
 
@@ -2158,7 +2158,7 @@ def _connect(path, how):
 
 def _connected(path):
     """A connection that may write, for a `with`; the file is made if it is missing."""
-    return contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
+    return closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
 
 def open_db(path):
@@ -2186,7 +2186,15 @@ def open_db(path):
     return db
 
 
-@contextlib.contextmanager
+def _leave(db):
+    """The mode DELETE, unless others have the database open: then they will leave it so. Not for a file that was
+    replaced: SQLite would remove the -wal of the new one."""
+    with suppress(sqlite3.Error):
+        db.rollback()
+        db.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
+
+
+@contextmanager
 def _beside_readers(db):
     """Write-ahead mode for as long as this lasts, and as others have the database open. OperationalError when somebody
     keeps it busy in the mode DELETE."""
@@ -2194,9 +2202,7 @@ def _beside_readers(db):
         db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
         yield
     finally:
-        with contextlib.suppress(sqlite3.Error):                # locked: others have it open, and will leave it so
-            db.rollback()
-            db.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
+        _leave(db)
 
 
 class KeptOpen:
@@ -2205,27 +2211,29 @@ class KeptOpen:
     def __init__(self, path):
         self.path = path
         self.number = 0                 # inode of the open file
-        self.opened = contextlib.ExitStack()
+        self.opened = ExitStack()
 
     def renew(self):
         """Open the database, also after it was replaced by another file."""
         number = os.stat(self.path).st_ino
         if number != self.number:
-            self.close()
+            self.opened.close()
             db = self.opened.enter_context(_connected(self.path))
-            self.opened.enter_context(_beside_readers(db))
-            ask(db, "SELECT count(*) FROM sqlite_master")       # makes -wal and -shm
+            db.executescript("PRAGMA journal_mode = WAL; SELECT count(*) FROM sqlite_master")   # makes -wal and -shm
             self.number = number
 
     def close(self):
         """Leave the database in the mode DELETE if nobody else has it open."""
         self.opened.close()
-        self.number = 0
+        if self.number:
+            self.number = 0
+            with suppress(sqlite3.Error), _connected(self.path) as db:      # which may be another file by now
+                _leave(db)
 
 
 def _remove(path, suffixes=("", "-journal", "-wal", "-shm")):
     for suffix in suffixes:
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.unlink(path + suffix)
 
 
@@ -2294,7 +2302,7 @@ def act_as_owner(path):
         raise Unusable(f"{path} belongs to {name}: sudo -u {user} {shlex.join(sys.argv)}")
 
 
-@contextlib.contextmanager
+@contextmanager
 def only_writer(path, patience=PATIENCE):
     """Be the one that writes; Unusable when another does for too long."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -2322,7 +2330,7 @@ _EARLIER = f"""
 
 
 def _is_earlier_version(path):
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, "immutable=1")) as db:
+    with suppress(sqlite3.Error), closing(_connect(path, "immutable=1")) as db:
         return ask(db, _EARLIER)
     return False
 
@@ -2344,7 +2352,7 @@ def _retire(path):
     while os.path.exists(aside):
         aside += "-"
     for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.rename(path + suffix, aside + suffix)
     print(f"importer: {path} is damaged or of another version; it is now {aside}", file=sys.stderr)
 
@@ -2375,7 +2383,7 @@ DATA_MARK = ".co2d-data"
 
 
 def _mark_data(archive):
-    with contextlib.suppress(OSError):                          # a copy that cannot be written to needs no mark
+    with suppress(OSError):                                     # a copy that cannot be written to needs no mark
         for directory in (archive.data_dirs[0], archive.var_dir):
             open(os.path.join(directory, DATA_MARK), "a").close()
 
@@ -2416,7 +2424,7 @@ def _start_helper(path, sources, rules):
     except OSError:
         return 0
     if not pid:
-        with contextlib.suppress(BaseException):
+        with suppress(BaseException):
             with _connected(path) as db:
                 _fill(db, sources, rules, None)
             os._exit(0)
@@ -2436,7 +2444,7 @@ def _unite(db, part):
 def _build(path, listing, rules, progress, processes):
     """A database at `path` from nothing. Several processes read a share of the text each; one unites and settles it."""
     own, *others = listing.shares(processes)
-    shares = {f"{path}-part{n}": list(listing.between(first, last)) for n, (first, last, _) in enumerate(others)}
+    shares = {f"{path}-part{n}": list(listing.between(*keys)) for n, keys in enumerate(others)}
     helpers = {}
     for file in (path, *shares):
         _remove(file)
@@ -2444,7 +2452,7 @@ def _build(path, listing, rules, progress, processes):
         for part, sources in shares.items():
             helpers[part] = _start_helper(part, sources, rules)
         with _connected(path) as db:
-            run = _fill(db, listing.between(*own[:2]), rules, progress)
+            run = _fill(db, listing.between(*own), rules, progress)
             for part, sources in shares.items():
                 pid = helpers.pop(part)
                 if not pid or os.waitpid(pid, 0)[1]:            # whatever it was: it is seen here if it happens again
@@ -2473,7 +2481,7 @@ def _swap_in(new, path):
     with open(new, "rb") as file:
         os.fsync(file.fileno())
     if os.path.exists(path):
-        with contextlib.suppress(sqlite3.DatabaseError), _connected(path) as db:
+        with suppress(sqlite3.DatabaseError), _connected(path) as db:
             db.execute("PRAGMA wal_checkpoint")
         os.chmod(new, stat.S_IMODE(os.stat(path).st_mode))
         _remove(path, ("-wal", "-shm"))
@@ -2504,15 +2512,14 @@ def rebuild(archive, now=None, progress=None, processes=1):
 
 
 def _named(archive, paths):
-    """The sources at these paths; None when all must be looked at: where several data directories are merged, and for a
-    table of deployments."""
+    """The sources at these paths, which begin as the directories of the archive do. None when all must be looked at:
+    where several data directories are merged, and for a table of deployments."""
     if paths is None or len(archive.data_dirs) > 1:
         return None
     found = []
     for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/")):
-        root = os.path.join(os.path.abspath(root), "")
-        below = [path for path in map(os.path.abspath, paths) if path.startswith(root)]
-        found += filter(None, [_source(path, root, prefix) for path in below])
+        root = os.path.join(root, "")
+        found += filter(None, [_source(path, root, prefix) for path in paths if path.startswith(root)])
     return None if any(source.kind == "deployments" for source in found) else found
 
 
@@ -2872,7 +2879,7 @@ def whereabouts(stays, at):
 
 def read_rows(directory, match, fields):
     """The rows of a log of ours that have so many fields, as lists of texts, in order."""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         for name in seqfile.files_in_sequence(directory, match):
             with open(os.path.join(directory, name), encoding="utf-8", errors="replace", newline="\n") as stream:
                 rows = [line.rstrip("\n").split("\t") for line in stream]
@@ -2971,7 +2978,7 @@ def _servers(archive, unit, update="*"):
     for data_dir in archive.data_dirs:
         pattern = os.path.join(escape(data_dir), unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH)
         for path in sorted(glob(pattern), reverse=True):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError):
                 with open(path, encoding="utf-8") as file:
                     servers = json.load(file).get("sync_dest")
                 if servers:
@@ -2985,7 +2992,7 @@ def _fetched(archive):
     nights = defaultdict(set)
     taken = {}
     for at, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
-        with contextlib.suppress(Rejected):
+        with suppress(Rejected):
             ts = parse_instant(at or "-", "time")
             nights[unit].add(ts // DAY)
             if path == COMM_PATCH:
@@ -3313,7 +3320,7 @@ def known_problems(archive, now):
     stale = [problem for problem in told or [] if problem.key == "health"]
     if told is not None and not stale:
         return told
-    with contextlib.closing(open_db(archive.db)) as db:
+    with closing(open_db(archive.db)) as db:
         return worst_first([*problems(db, archive, now), *stale])
 
 
@@ -3406,7 +3413,7 @@ def verify(archive, processes=1):
     from tempfile import TemporaryDirectory                     # no page needs it
     home = os.path.dirname(archive.db)
     beside = home if os.access(home, os.W_OK) else None         # there is room for a second database; in /tmp, perhaps
-    with contextlib.closing(open_db(archive.db)) as db, TemporaryDirectory("", "verify-", beside) as directory:
+    with closing(open_db(archive.db)) as db, TemporaryDirectory("", "verify-", beside) as directory:
         db.execute("BEGIN")                                     # one state, from the first query to the last
         ledger = db.execute("SELECT path, done FROM sources").fetchall()
         now = ask(db, "SELECT coalesce(at, 0) FROM last_import")
@@ -3654,7 +3661,7 @@ def feed(db, what, conninfo):
         query = lines_query(what, "tsv")
         done = "all replaced" if noted else "all sent"
 
-    with contextlib.closing(ProgressLine("rows")) as progress:
+    with closing(ProgressLine("rows")) as progress:
         run_psql(conninfo, chain(
             [_BEGIN.format(what, "".join(noted))],
             [] if is_there == "t" else _new_table(what),
@@ -3725,7 +3732,7 @@ def _cores():
 def command_import(archive, arguments, run=import_new):
     """Import what is new, and print a summary."""
     act_as_owner(archive.db)
-    with contextlib.closing(ProgressLine("bytes")) as progress:
+    with closing(ProgressLine("bytes")) as progress:
         summary = run(archive, progress=progress, processes=_cores())
     print(summary)
     return 1 if summary.unreadable else 0
@@ -3739,7 +3746,7 @@ def command_rebuild(archive, arguments):
 def print_lines(archive, query):
     """Print what a query gives; how many lines that was."""
     number = 0
-    with contextlib.closing(open_db(archive.db)) as db:
+    with closing(open_db(archive.db)) as db:
         for line, in db.execute(query):
             print(_printable(line))
             number += 1
@@ -3807,7 +3814,7 @@ def command_export(archive, arguments):
     given = {name: text for name, text in vars(arguments).items() if name in FILTERS and text is not None}
     what = arguments.what
     check_export(arguments, given)
-    with contextlib.closing(open_db(archive.db)) as db:
+    with closing(open_db(archive.db)) as db:
         db.execute("BEGIN")                                     # one state from the first row to the last
         if arguments.psql:
             print(feed(db, what, arguments.psql))
@@ -3900,21 +3907,6 @@ def make_parser():
     return parser
 
 
-def _run(name, arguments):
-    """Run the command that the arguments name; the exit status."""
-    given = vars(arguments)
-    data_dirs = given.get("data_dir", [None])
-    settings = load_settings(given.get("config"), {**given, "data_dir": data_dirs[0]})
-    for warning in settings.warnings:
-        print(f"{name}: warning: {_printable(warning)}", file=sys.stderr)
-    archive = settings.archive()
-    if len(data_dirs) > 1:
-        archive = archive._replace(data_dirs=tuple(data_dirs))
-    status = COMMANDS[arguments.command or "import"](archive, arguments)
-    sys.stdout.flush()
-    return status
-
-
 def main(argv=None):
     """Run a command; the exit status."""
     parser = make_parser()
@@ -3926,7 +3918,17 @@ def main(argv=None):
     try:
         if not sys.stdout:
             raise Unusable("stdout is closed")
-        return _run(name, arguments)
+        given = vars(arguments)
+        data_dirs = given.get("data_dir", [None])
+        settings = load_settings(given.get("config"), {**given, "data_dir": data_dirs[0]})
+        for warning in settings.warnings:
+            print(f"{name}: warning: {_printable(warning)}", file=sys.stderr)
+        archive = settings.archive()
+        if len(data_dirs) > 1:
+            archive = archive._replace(data_dirs=tuple(data_dirs))
+        status = COMMANDS[arguments.command or "import"](archive, arguments)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
     except (OSError, sqlite3.Error, Unusable) as error:

@@ -448,6 +448,19 @@ def test_who_closes_the_database_last_leaves_it_so_that_all_can_read_it(open_pla
     assert plainly(db) == 144
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_the_log_of_a_new_database_is_not_removed_by_who_has_the_old_one_open(open_place, ends):
+    place, db = open_place, open_place.settings.db
+    importer.rebuild(place.station.archive)
+    with contextlib.closing(sqlite3.connect(db)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("INSERT INTO changes VALUES ('of another process', 0, 0)")
+        writer.commit()
+        log = os.stat(db + "-wal").st_ino
+        place.kept.close() if ends else place.kept.renew()
+        assert os.stat(db + "-wal").st_ino == log
+
+
 @pytest.mark.parametrize("has_database", [True, False])
 def test_a_check_tells_what_the_daemon_knows_before_there_is_any_unit(tmp_path, capfd, has_database):
     import plot_ascii
