@@ -48,12 +48,10 @@ Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupte
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import fcntl
 import filecmp
 import fnmatch
-import functools
 import ipaddress
 import itertools
 import json
@@ -76,16 +74,17 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import BinaryIO, Callable, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import importer
 import seqfile
-from importer import SEGMENT, SETTINGS, BadConfig
+from importer import CRITICAL, NOTE, SEGMENT, SETTINGS, WARNING, BadConfig
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-EX_CONFIG = 78                          # sysexits.h; systemd is told not to restart on it
 
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
 MAX_FIELDS = 64
@@ -166,9 +165,9 @@ def text_response(text, kind="text/plain", headers=()):
     return Response(200, text.encode("utf-8", "replace"), f"{kind}; charset=utf-8", headers)
 
 
-def read_regular(root, parts):
-    """The bytes of a regular file below root; no link on the way is followed."""
-    with seqfile.open_regular(root, parts) as file:
+def read_regular(root, path):
+    """The bytes of a regular file at a path below root; no link on the way is followed."""
+    with seqfile.open_regular(root, path.split("/")) as file:
         return file.read()
 
 
@@ -335,8 +334,6 @@ _WORD = re.compile(r"""[^\s/?&="'\\]+""")
 
 def escape_unprintable(text):
     """Control characters, line separators, marks of direction and the like as \\x1b or \\u202e."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -366,7 +363,7 @@ class LogWriter(logging.Handler):
         self.dropped = 0                                        # lines; the handler's own lock guards this
         self._is_journald = is_journald
         self._lines = queue.SimpleQueue()
-        self._thread = _started(functools.partial(self._write_all, fd), "log")
+        self._thread = _started(partial(self._write_all, fd), "log")
 
     def emit(self, record):
         """Called with the handler's lock held."""
@@ -387,7 +384,7 @@ class LogWriter(logging.Handler):
     def _write_all(self, fd):
         for line in iter(self._lines.get, ""):
             data = line.encode("utf-8", "backslashreplace") + b"\n"
-            with contextlib.suppress(OSError):                  # whoever reads the log has gone
+            with suppress(OSError):                             # whoever reads the log has gone
                 while data:
                     data = data[os.write(fd, data):]
 
@@ -558,16 +555,15 @@ class Quota:
     No lock: of two chunks of a unit at once, one may not be charged, and before a refusal all is counted anew.
     """
 
-    def __init__(self, data_dir):
-        self.data_dir = data_dir
+    def __init__(self):
         self._counts = {}                                       # by unit
 
     def has_place(self, unit, settings):
         """Whether a unit has a directory, or may have one. The data directory is made again if it was removed."""
-        if os.path.isdir(os.path.join(self.data_dir, unit)):
+        if os.path.isdir(os.path.join(settings.data_dir, unit)):
             return True
-        seqfile.make_directory(self.data_dir)
-        return len(os.listdir(self.data_dir)) < settings.max_units
+        seqfile.make_directory(settings.data_dir)
+        return len(os.listdir(settings.data_dir)) < settings.max_units
 
     def check(self, chunk, settings):
         """Refuse a chunk that would exceed a limit."""
@@ -577,18 +573,18 @@ class Quota:
         if not count and not self.has_place(chunk.unit, settings):
             raise Refused(403, f"more than {settings.max_units} units")
         if not count or self._exceeds(count, chunk, settings) and abs(chunk.now - count.at) >= RECOUNT:
-            count = self._count(chunk)
+            count = self._count(chunk, settings)
         if self._exceeds(count, chunk, settings):
             raise Refused(507, f"unit would exceed {settings.max_unit_bytes} bytes or {settings.max_unit_files} files")
 
     def _exceeds(self, count, chunk, settings):
         if count.bytes + len(chunk.data) > settings.max_unit_bytes:
             return True
-        return count.files >= settings.max_unit_files and not os.path.lexists(os.path.join(self.data_dir, chunk.path))
+        return count.files >= settings.max_unit_files and not os.path.lexists(os.path.join(settings.data_dir, chunk.path))
 
-    def _count(self, chunk):
+    def _count(self, chunk, settings):
         """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
-        total, files = seqfile.usage_of(os.path.join(self.data_dir, chunk.unit))
+        total, files = seqfile.usage_of(os.path.join(settings.data_dir, chunk.unit))
         count = Count(total, files, chunk.now)
         if files:
             self._counts[chunk.unit] = count
@@ -624,7 +620,7 @@ class Station:
         self.connections = lambda: 0            # how many are open; the server's own, once there is one
         self.log_writer = None                  # a LogWriter, once there is one
         self.something_changed = threading.Event()
-        self.quota = Quota(settings.data_dir)
+        self.quota = Quota()
 
     def var(self, *names):
         """A path below the server's own directory."""
@@ -711,13 +707,13 @@ def alive(station, request, unit):
     """A ping. The answer is 200 whatever happens to the row: any other status would end the unit's day."""
     station.inbox.called(unit)
     row = ping_row(unit, request)
-    return Response(200, b"{}\n", after=functools.partial(_store_ping, station, unit, row))
+    return Response(200, b"{}\n", after=partial(_store_ping, station, unit, row))
 
 
 def _store_ping(station, unit, row, send):
     def told(file, problem):
         text = f"pings are answered, but not stored: {problem}" if problem else ""
-        station.health.report("pings", importer.CRITICAL, text)
+        station.health.report("pings", CRITICAL, text)
         if problem:
             station.count("co2d_pings_lost_total")
             log.error(f"ping of {unit} NOT STORED: {problem}")
@@ -807,7 +803,7 @@ def _storage_refusal(station, unit, error):
     station.count("co2d_storage_errors_total")
     if os.path.lexists(station.data(unit)):                     # invented ids are not remembered
         text = f"uploads of {unit} are refused: {refused.reason}"
-        station.health.report(f"storage:{unit}", importer.WARNING, text, unit)
+        station.health.report(f"storage:{unit}", WARNING, text, unit)
     return refused
 
 
@@ -898,7 +894,7 @@ def update(station, request, unit, path):
     if request.method == "HEAD":
         return file_response(file)
     relative = "/".join(path[1:])
-    taken = functools.partial(station.fetches.handed_over, unit, name, relative, files, request.now)
+    taken = partial(station.fetches.handed_over, unit, name, relative, files, request.now)
     return file_response(file)._replace(sent=taken)
 
 
@@ -933,7 +929,7 @@ def _newest_pings(directory):
     """All rows of pings, the newest first."""
     for name in reversed(seqfile.files_in_sequence(directory, seqfile.PINGS)):
         path = os.path.join(directory, name)
-        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        with suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
             yield from filter(None, reversed(file.read().split("\n")))
 
 
@@ -947,7 +943,7 @@ _CSP = ("Content-Security-Policy",
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
-@contextlib.contextmanager
+@contextmanager
 def refusals():
     """What stands in the way of a page or an export is no mistake of the program: it is answered."""
     try:
@@ -1001,7 +997,7 @@ def write_export(station, request, what, form):
     import tempfile
     try:
         file = tempfile.TemporaryFile(dir=station.settings.var_dir)
-        with contextlib.closing(importer.open_db(station.settings.db)) as db:
+        with closing(importer.open_db(station.settings.db)) as db:
             lines = importer.export(db, what, form, request.arguments, request.now)
             while part := "".join(itertools.islice(lines, LINES_AT_ONCE)):
                 file.write(part.encode())
@@ -1052,14 +1048,14 @@ def readyz(station, request):
     check_database(station)
     problems = station.health.problems()
     lines = [f"{problem.level}: {problem.text}\n" for problem in problems]
-    is_ready = all(problem.unit or problem.level != importer.CRITICAL for problem in problems)
+    is_ready = all(problem.unit or problem.level != CRITICAL for problem in problems)
     return text_response("".join(lines) or "ok\n")._replace(status=200 if is_ready else 503)
 
 
 def check_disk(station):
     """Write, sync and remove a file where uploads go, and report what is wrong."""
     with station.probing:
-        station.health.report("disk", importer.CRITICAL, _probe_disk(station))
+        station.health.report("disk", CRITICAL, _probe_disk(station))
 
 
 def _probe_disk(station):
@@ -1076,7 +1072,7 @@ def _probe_disk(station):
     except OSError as error:
         return f"uploads cannot be stored: {error}"
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(probe)
     return "" if has_room else f"less than {keep_free:g} % of the disk of {data_dir} is free"
 
@@ -1098,13 +1094,13 @@ def _attempt(station, key, attempt):
         remedy = importer.remedy(error, station.settings.db)
         text = f"the database cannot be {done}: {error}{remedy}"
         station.something_changed.set()                         # the import thread makes it anew if it is damaged
-    station.health.report(key, importer.CRITICAL, text)
+    station.health.report(key, CRITICAL, text)
     return not text
 
 
 def unit_directories(data_dir):
     """Problems of units whose directory takes no uploads, and of those with strange files."""
-    with contextlib.suppress(OSError), os.scandir(data_dir) as entries:
+    with suppress(OSError), os.scandir(data_dir) as entries:
         for entry in entries:
             name, path = entry.name, entry.path
             if not name.startswith(seqfile.UNIT_PREFIX):
@@ -1117,13 +1113,13 @@ def unit_directories(data_dir):
             since = int(entry.stat(follow_symlinks=False).st_ctime)
             if text:
                 text = f"uploads to {path} are refused: {text}"
-                yield importer.Problem(f"directory:{name}", importer.CRITICAL, name, text, since)
+                yield importer.Problem(f"directory:{name}", CRITICAL, name, text, since)
             strange = os.path.join(path, seqfile.STRANGE)
             if os.path.isdir(strange):
                 text = f"{name} sends files with names that are not its own; they are kept in {strange}"
                 if _stays_behind(path):
                     text += "; its error log stays behind until they are taken off its card"
-                yield importer.Problem(f"strange:{name}", importer.NOTE, name, text, since)
+                yield importer.Problem(f"strange:{name}", NOTE, name, text, since)
 
 
 def _stays_behind(directory):
@@ -1159,7 +1155,7 @@ class Watching(threading.Thread):
         station, health = self.station, self.station.health
         dropped = station.log_writer.dropped if station.log_writer else 0
         text = f"{dropped} lines of the log are lost: nobody reads it (a full pipe, a stopped journald)"
-        health.report("log", importer.WARNING, text if dropped > self._lines_dropped else "")
+        health.report("log", WARNING, text if dropped > self._lines_dropped else "")
         self._lines_dropped = dropped
         check_disk(station)
         found = list(unit_directories(station.settings.data_dir))
@@ -1173,13 +1169,13 @@ class Watching(threading.Thread):
             importer.write_health(station.settings.var_dir, problems, int(station.clock()))
         except OSError as error:
             text = f"{importer.HEALTH_FILE} cannot be written: {error}"
-        health.report("health", importer.CRITICAL, text)
+        health.report("health", CRITICAL, text)
 
     def _ask_database(self):
         """What the database shows. While imports fail, units are judged as of their last success."""
         station, health = self.station, self.station.health
-        with contextlib.closing(importer.open_db(station.settings.db)) as db:
-            health.report("data_dir", importer.CRITICAL, importer.missing_data(db, station.archive))
+        with closing(importer.open_db(station.settings.db)) as db:
+            health.report("data_dir", CRITICAL, importer.missing_data(db, station.archive))
             causes = ("import", "writing", "data_dir")
             begun = [problem.since for problem in health.problems() if problem.key in causes]
             found = importer.problems(db, station.archive, min([int(station.clock()), *begun]))
@@ -1187,7 +1183,7 @@ class Watching(threading.Thread):
 
     def _tell(self, problems):
         """Tell the log what is new and what is over."""
-        levels = {importer.CRITICAL: logging.ERROR, importer.WARNING: logging.WARNING, importer.NOTE: logging.INFO}
+        levels = {CRITICAL: logging.ERROR, WARNING: logging.WARNING, NOTE: logging.INFO}
         told = self._told
         self._told = {problem.key: problem for problem in problems}
         for key in self._told.keys() - told.keys():
@@ -1204,11 +1200,10 @@ class Watching(threading.Thread):
 
 def metrics(station, request):
     """Counters and gauges in Prometheus' text format."""
-    text = format_metrics(station, request.now)
-    return text_response(text, "text/plain; version=0.0.4")
+    return text_response(format_metrics(station, request.now), "text/plain; version=0.0.4")
 
 
-METRICS = dict(line.split(None, 1) for line in f"""\
+METRICS = dict(importer.rows_of(f"""
 co2d_requests_total                 Requests by route and status.
 co2d_received_bytes_total           Bytes of request bodies.
 co2d_stored_bytes_total             Bytes added to unit files.
@@ -1228,7 +1223,7 @@ co2d_import_lag_seconds             Seconds that the oldest change has waited fo
 co2d_problem                        1 for each problem that there is, by key, level, unit and text (see /readyz).
 co2d_free_bytes                     Free bytes where uploads go.
 co2d_units                          Units by verdict ({", ".join(importer.VERDICTS)}) of plot_ascii.py status.
-""".splitlines())
+"""))
 
 
 def metric_kind(name):
@@ -1243,10 +1238,10 @@ def format_metrics(station, now):
     for problem in station.health.problems():
         labels = tuple((name, getattr(problem, name)) for name in ("key", "level", "unit", "text"))
         samples["co2d_problem", labels] = 1
-    with contextlib.suppress(OSError):                          # no data directory, or a broken disk: readyz tells
+    with suppress(OSError):                                     # no data directory, or a broken disk: readyz tells
         samples["co2d_free_bytes", ()] = shutil.disk_usage(station.settings.data_dir).free
-    with contextlib.suppress(Exception):                        # no database, or a broken one: readyz tells
-        with contextlib.closing(importer.open_db(station.settings.db)) as db:
+    with suppress(Exception):                                   # no database, or a broken one: readyz tells
+        with closing(importer.open_db(station.settings.db)) as db:
             units = importer.fleet_state(db, int(now), archive=station.archive)
         for verdict, number in Counter(unit.verdict for unit in units).items():
             samples["co2d_units", (("state", verdict),)] = number
@@ -1288,8 +1283,8 @@ ROUTES = [
     Route("GET", "/ou/<unit>/updates", list_updates),
     Route("GET", "/ou/<unit>/updates/<path>", update),
     Route("GET", "/status/alive/recent", recent, "status_allow"),
-    Route("GET", "/status/alive/summary", functools.partial(page, view="alive", refresh=600), "status_allow", "people"),
-    Route("GET", "/data/co2/summary", functools.partial(page, view="co2", refresh=3600), "status_allow", "people"),
+    Route("GET", "/status/alive/summary", partial(page, view="alive", refresh=600), "status_allow", "people"),
+    Route("GET", "/data/co2/summary", partial(page, view="co2", refresh=3600), "status_allow", "people"),
     *(Route("GET", f"/data/co2/{what}.{form}", data(what, form), "status_allow", "exports")
       for what in importer.EXPORTS for form in DATA_TYPES),
     Route("GET", "/status/alive/<path>", published(590), "status_allow"),
@@ -1353,7 +1348,7 @@ def strip_secret(secret, request):
 
 def unit_of(secret, request):
     """The id of the unit that a request comes from, as it says; "" where it is no unit's request."""
-    with contextlib.suppress(Refused):
+    with suppress(Refused):
         path = strip_secret(secret, request).path
         if path[0] == "ou" and len(path) > 2 and SEGMENT.match(path[1]):
             return path[1]
@@ -1404,12 +1399,11 @@ class Failed(Exception):
 
 
 def command_parser(command, description, examples, directory=""):
-    """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help.
+    """A parser with the options that every command has; `examples` end its help.
 
     `directory`: help on the argument DIR; "" where there is none.
     """
     program = os.path.basename(sys.argv[0])                     # as it was called
-    examples = examples.replace("co2d ", program + " ").replace("%", "%%")
     parser = argparse.ArgumentParser(
         prog=f"{program} {command}".strip(),
         description=description,
@@ -1603,17 +1597,15 @@ def check_update(files, settings, force):
     `force`: what no firmware reads is warned about, not refused.
     """
     for name, content in files.items():
-        unread = []
         if name.startswith(PATCHES):
-            unread = check_patch(name, content, settings)
+            for unread in check_patch(name, content, settings):
+                if not force:
+                    raise Failed(unread + "; --force publishes it all the same")
+                warn(unread)
         elif not name.startswith("flash/"):
             raise Failed(f"{name}: only flash/ and conf-patch/ go to units")
         elif name.endswith(".mpy") and name.replace(".mpy", ".py") in files:
             warn(f"{name}: a unit would go on using the .py beside it")
-        for what in unread:
-            if not force:
-                raise Failed(what + "; --force publishes it all the same")
-            warn(what)
 
 
 def _check_sizes(sizes):
@@ -1640,7 +1632,7 @@ def read_update(directory):
         with seqfile.open_directory(directory, []) as opened:
             names = list(update_files(opened))
         _check_sizes({name: os.path.getsize(os.path.join(directory, name)) for name in names})
-        return {name: read_regular(directory, name.split("/")) for name in names}
+        return {name: read_regular(directory, name) for name in names}
     except (NotServable, OSError) as error:
         raise Failed(f"{directory}: {error}")
 
@@ -1650,7 +1642,7 @@ def patch_of(files):
     patch = {}
     for name, content in files.items():
         if name.startswith(PATCHES):
-            with contextlib.suppress(ValueError, TypeError):    # not published by us
+            with suppress(ValueError, TypeError):               # not published by us
                 patch.update(json.loads(content))
     return patch
 
@@ -1777,7 +1769,7 @@ def parse_assignment(text):
     file, _, key = place.rpartition(".")
     if not file or not equals:
         raise Failed(f"--set {text}: write FILE.KEY=VALUE, as in ou-comm-config.send_chunk_size=2048")
-    with contextlib.suppress(ValueError):
+    with suppress(ValueError):
         value = json.loads(value)
     return file.lower().removesuffix(".json") + ".json", key, value
 
@@ -1834,7 +1826,7 @@ class Publishing:
         return called
 
     def _units_at(self, site):
-        with contextlib.closing(importer.open_db(self.settings.db)) as db:
+        with closing(importer.open_db(self.settings.db)) as db:
             stays = importer.deployments(db)
         there = [stay for stay in stays if stay.site == site]
         if not there:
@@ -1943,7 +1935,7 @@ class Publishing:
             runs = self.runs.get(unit, [])
             since = [run for run in runs if course.had_at < run.last and run.first < until]
             patches = [path for path in paths if path.startswith(PATCHES)]
-            patch = patch_of({path: read_regular(place, path.split("/")) for path in patches})
+            patch = patch_of({path: read_regular(place, path) for path in patches})
             columns.append(_effect(patch, since))
         return columns
 
@@ -2026,7 +2018,7 @@ def copy_tree(source, target):
 
 def _copy_changed(file, copy):
     """Copy a file as a whole, if it differs, with the time that it had before: it may grow at any moment."""
-    with contextlib.suppress(FileNotFoundError):                # it was there for a moment only
+    with suppress(FileNotFoundError):                           # it was there for a moment only
         status = os.stat(file)
         if not os.path.exists(copy) or not filecmp.cmp(file, copy):
             part = copy + ".part"
@@ -2037,8 +2029,8 @@ def _copy_changed(file, copy):
 
 def _passed_over(folder, names):
     """Links, which nothing of ours follows, and updates that are being published."""
-    staged = fnmatch.filter(names, f".{seqfile.UPDATE_PREFIX}*")
-    return staged + [name for name in names if os.path.islink(os.path.join(folder, name))]
+    links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+    return links + fnmatch.filter(names, f".{seqfile.UPDATE_PREFIX}*")
 
 
 def _all_below(directories):
@@ -2052,8 +2044,11 @@ def _all_below(directories):
 
 def _tell_copied(done, directories, target):
     files = [path for path in _all_below(directories) if os.path.isfile(path)]
-    newest = f", the newest of {seqfile.utc(max(map(os.path.getmtime, files)))} UTC" if files else ""
-    print(f"{done}: {len(files)} files in {target}{newest}")
+    line = f"{done}: {len(files)} files in {target}"
+    if files:
+        newest = max(map(os.path.getmtime, files))
+        line += f", the newest of {seqfile.utc(newest)} UTC"
+    print(line)
 
 
 def backup_parser():
@@ -2284,7 +2279,7 @@ class Connection:
         if not self.write():
             return False
         self._say_goodbye()
-        with contextlib.suppress(OSError):                      # the client may have gone
+        with suppress(OSError):                                 # the client may have gone
             self.sock.shutdown(socket.SHUT_WR)
         return True
 
@@ -2295,7 +2290,7 @@ class Connection:
     def _say_goodbye(self):
         """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
         if self.is_encrypted:
-            with contextlib.suppress(OSError, ValueError):      # said before, or nobody there to hear it
+            with suppress(OSError, ValueError):                 # said before, or nobody there to hear it
                 self.sock.unwrap()
 
     def close(self):
@@ -2404,7 +2399,7 @@ class Server:
         threading.stack_size(512 * 1024)
         _started(self._watch_parked, "parked")
         for lane in LANES:
-            _started(functools.partial(self._answer_lane, lane), lane)
+            _started(partial(self._answer_lane, lane), lane)
         for _ in range(WORKERS // 2):
             self._acceptors.append(_started(self._accept_new, "accept"))
             _started(self._resume_ready, "resume")
@@ -2469,10 +2464,9 @@ class Server:
                     connection.is_slow = True
                     queued.put(connection)
                     return False
-                refused = Refused(503, "too many requests of this kind at once", (("Retry-After", "60"),))
-                response = refused.response()
+                response = Refused(503, "too many requests of this kind at once").response()
             if response.after:
-                response.after(functools.partial(self._reply, connection, response))
+                response.after(partial(self._reply, connection, response))
                 return False
             connection.reply(response)
         except Exception as error:
@@ -2559,7 +2553,7 @@ class Server:
                     f"for them: see with dmesg whether the disk of {self.station.settings.data_dir} fails")
             if not health.has("hanging"):
                 log.error(text)
-        health.report("hanging", importer.CRITICAL, text)
+        health.report("hanging", CRITICAL, text)
 
     def _drop(self, connection, reason):
         """End a parked connection."""
@@ -2594,7 +2588,7 @@ class Server:
 
     def _is_waited_for(self):
         """Clients wait in the kernel's queue."""
-        with contextlib.suppress(ValueError, OSError):          # the socket is closed
+        with suppress(ValueError, OSError):                     # the socket is closed
             waiting, _, _ = select.select([self.socket], [], [], 0)
             return bool(waiting)
         return False
@@ -2691,7 +2685,7 @@ class Importing(threading.Thread):
             if paths is None:
                 known = station.archive.data_dirs               # told otherwise
                 hidden = [f"{path} cannot be read: {why}" for path, why in summary.hidden if path not in known]
-                station.health.report("folders", importer.CRITICAL, "; ".join(hidden))
+                station.health.report("folders", CRITICAL, "; ".join(hidden))
             self._kept.renew()
             station.health.clear("import")
             return check_database(station)
@@ -2699,7 +2693,7 @@ class Importing(threading.Thread):
             station.count("co2d_import_errors_total")
             remedy = importer.remedy(error, station.settings.db)
             text = f"imports fail, pages and alarms are old: {error}{remedy}"
-            station.health.report("import", importer.CRITICAL, text)
+            station.health.report("import", CRITICAL, text)
             return False
 
     def stop(self):
@@ -2722,7 +2716,7 @@ def notify(state):
     """Tell systemd, if it listens: lines of NAME=VALUE (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.connect(re.sub("^@", "\0", address))
             sock.sendall(state.encode())
 
@@ -2882,7 +2876,7 @@ class Daemon:
         if self.pulse:
             _started(self._feed_watchdog, "watchdog")
         while True:
-            with contextlib.suppress(queue.Empty):
+            with suppress(queue.Empty):
                 if self.signals.get(timeout=TICK) != signal.SIGHUP:     # another thread's signal does not wake this one
                     break
                 self.reload()
@@ -3028,7 +3022,7 @@ def main(argv=None):
     except (Failed, importer.Unusable, OSError) as error:
         remedy = "; call this with sudo" if isinstance(error, PermissionError) else ""
         print(f"co2d: {error}{remedy}", file=sys.stderr)
-        return EX_CONFIG if isinstance(error, BadConfig) else 1
+        return os.EX_CONFIG if isinstance(error, BadConfig) else 1      # 78: systemd is told not to restart on it
 
 
 if __name__ == "__main__":
