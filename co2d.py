@@ -580,7 +580,8 @@ class Quota:
     def _exceeds(self, count, chunk, settings):
         if count.bytes + len(chunk.data) > settings.max_unit_bytes:
             return True
-        return count.files >= settings.max_unit_files and not os.path.lexists(os.path.join(settings.data_dir, chunk.path))
+        path = os.path.join(settings.data_dir, chunk.path)
+        return count.files >= settings.max_unit_files and not os.path.lexists(path)
 
     def _count(self, chunk, settings):
         """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
@@ -1054,27 +1055,22 @@ def readyz(station, request):
 
 def check_disk(station):
     """Write, sync and remove a file where uploads go, and report what is wrong."""
-    with station.probing:
-        station.health.report("disk", CRITICAL, _probe_disk(station))
-
-
-def _probe_disk(station):
-    """What is wrong with the disk, or nothing."""
-    station.inbox.close_files()
-    keep_free = station.settings.keep_free
     data_dir = station.settings.data_dir
     probe = os.path.join(data_dir, ".probe")
-    try:
-        has_room = station.has_room(data_dir)
-        with open(probe, "wb", buffering=0) as file:
-            file.write(b"probe")
-            station.sync(file.fileno())
-    except OSError as error:
-        return f"uploads cannot be stored: {error}"
-    finally:
+    text = ""
+    with station.probing:
+        station.inbox.close_files()
+        if not station.has_room(data_dir):
+            text = f"less than {station.settings.keep_free:g} % of the disk of {data_dir} is free"
+        try:
+            with open(probe, "wb", buffering=0) as file:
+                file.write(b"probe")
+                station.sync(file.fileno())
+        except OSError as error:
+            text = f"uploads cannot be stored: {error}"
         with suppress(OSError):
             os.unlink(probe)
-    return "" if has_room else f"less than {keep_free:g} % of the disk of {data_dir} is free"
+        station.health.report("disk", CRITICAL, text)
 
 
 def check_database(station):
@@ -1226,11 +1222,6 @@ co2d_units                          Units by verdict ({", ".join(importer.VERDIC
 """))
 
 
-def metric_kind(name):
-    """As Prometheus has it, what only grows is a counter, and its name says so."""
-    return "counter" if name.endswith("_total") else "gauge"
-
-
 def format_metrics(station, now):
     """All metrics that have samples."""
     samples = station.samples()
@@ -1249,7 +1240,8 @@ def format_metrics(station, now):
     for name, help in METRICS.items():
         rows = sorted((labels, value) for (family, labels), value in samples.items() if family == name)
         if rows:
-            lines += [f"# HELP {name} {help}", f"# TYPE {name} {metric_kind(name)}"]
+            kind = "counter" if name.endswith("_total") else "gauge"        # only a counter has such a name
+            lines += [f"# HELP {name} {help}", f"# TYPE {name} {kind}"]
         lines += [f"{name}{_labels(labels)} {value:.10g}" for labels, value in rows]
     return "\n".join(lines) + "\n"
 
@@ -1399,11 +1391,12 @@ class Failed(Exception):
 
 
 def command_parser(command, description, examples, directory=""):
-    """A parser with the options that every command has; `examples` end its help.
+    """A parser with the options that every command has; `examples`, with co2d for the program's name, end its help.
 
     `directory`: help on the argument DIR; "" where there is none.
     """
     program = os.path.basename(sys.argv[0])                     # as it was called
+    examples = examples.replace("co2d ", program + " ")
     parser = argparse.ArgumentParser(
         prog=f"{program} {command}".strip(),
         description=description,
