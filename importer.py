@@ -2692,7 +2692,8 @@ def _lay_out(db, rows, edges=()):
     for i, spans in enumerate(rows):
         db.executemany("INSERT INTO temp.spans VALUES (NULL, ?, ?, ?, ?)", [(i, *span) for span in spans])
     db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", zip(count(), edges, edges[1:]))
-    db.executescript(_MEET)
+    if edges:
+        db.executescript(_MEET)
 
 
 def _columns_of(db, query, rows, edges, make):

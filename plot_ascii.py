@@ -620,39 +620,38 @@ def switch(text):
     return text not in ("0", "no", "false")
 
 
-class Option(NamedTuple):
-    """Something that a page may be asked for, on the command line and in a URL."""
-
-    parse: Callable[[str], Any]
-    help: str
-    metavar: str = ""
-    default: Any = None
-
-
-TIER = between(-1e6, 1e6, int)
-OPTIONS = {
-    "xmin": Option(str, "begin: 2019-09-01, or 2019-09-01T12:00", "DATE"),
-    "xmax": Option(str, "end: the page as it was then", "DATE"),
-    "recent_days": Option(between(0, 1e5), "the last N days, 0 for all", "N"),
-    "min_tier": Option(TIER, "only deployments of this tier and above", "N"),
-    "max_tier": Option(TIER, "only deployments of this tier and below", "N"),
-    "co2_max": Option(between(1, 5e5), "top of the CO2 scale", "PPM"),
-    "unit": Option(
-        str,
-        "units by id, its end, or nickname; several with commas, or patterns: a,b*",
-        "NAME",
-    ),
-    "site": Option(str, "sites, likewise", "NAME"),
-    "tz": Option(str, "time zone of the page, like Europe/Oslo", "ZONE", "UTC"),
-    "width": Option(between(20, 1000, int), "cells of a line", "CELLS", 80),
-    "height": Option(
-        between(5, 100000, int), "lines of the screen", "LINES", 24
-    ),
-    "wide": Option(switch, "all columns, however narrow the screen"),
-    "glyphs": Option(glyph_set, "auto, braille, block or ascii", "SET", "auto"),
-    "all": Option(switch, "all rows, however many"),
-    "panels": Option(switch, "co2: every deployment in detail"),
+# what a page may be asked for, on the command line and, without the --, in a URL; what that takes; how it is read
+PAGE_OPTIONS = """
+--xmin         DATE   text    begin: 2019-09-01, or 2019-09-01T12:00
+--xmax         DATE   text    end: the page as it was then
+--recent-days  N      days    the last N days, 0 for all
+--min-tier     N      tier    only deployments of this tier and above
+--max-tier     N      tier    only deployments of this tier and below
+--co2-max      PPM    ppm     top of the CO2 scale
+--unit         NAME   text    units by id, its end, or nickname; several with commas, or patterns: a,b*
+--site         NAME   text    sites, likewise
+--tz           ZONE   text    time zone of the page, like Europe/Oslo
+--width        CELLS  cells   cells of a line
+--height       LINES  lines   lines of the screen
+--wide         -      switch  all columns, however narrow the screen
+--glyphs       SET    glyphs  auto, braille, block or ascii
+--all          -      switch  all rows, however many
+--panels       -      switch  co2: every deployment in detail
+"""
+READERS = {
+    "text": str,
+    "days": between(0, 1e5),
+    "tier": between(-1e6, 1e6, int),
+    "ppm": between(1, 5e5),
+    "cells": between(20, 1000, int),
+    "lines": between(5, 100000, int),
+    "glyphs": glyph_set,
+    "switch": switch,
 }
+OPTIONS = {}  # name -> what reads it
+for flag, _, reader, _ in importer.rows_of(PAGE_OPTIONS):
+    OPTIONS[flag[2:].replace("-", "_")] = READERS[reader]
+DEFAULTS = {"tz": "UTC", "width": 80, "height": 24, "glyphs": "auto"}
 FLAGS = [name.replace("_", "-") for name in OPTIONS]
 WIDE = 160  # cells; all columns fit
 WEB_ROWS = 200  # lines of one section of a web page, unless ?all=1
@@ -675,8 +674,7 @@ class Options(SimpleNamespace):
     archive = None
 
     def __init__(self, **given):
-        defaults = {name: option.default for name, option in OPTIONS.items()}
-        super().__init__(**defaults | given)
+        super().__init__(**dict.fromkeys(OPTIONS) | DEFAULTS | given)
 
     def but(self, **changes):
         """The same with some changed."""
@@ -695,7 +693,7 @@ class Options(SimpleNamespace):
                 )
             try:
                 if text:
-                    given[name] = OPTIONS[name].parse(text)
+                    given[name] = OPTIONS[name](text)
             except ValueError as error:
                 raise ValueError(f"{flag}: {error}")
         return cls(**given, **others)
@@ -3492,19 +3490,17 @@ EXAMPLES = """examples:
   %(prog)s                                    the fleet, the last two weeks
   %(prog)s co2 --site vj_re_sn_3 --tz Europe/Oslo
   %(prog)s status --check --changes told.txt  for cron, which mails what is printed"""
-SWITCHES = {
-    "--plain": "tab-separated values",
-    "--json": "JSON",
-    "--html": "an HTML document; with -o DIR all pages as files",
-    "--no-pager": "never page",
-    "--check": "status: one line first; exit 0 well, 1 warning, 2 critical",
-}
-FILES = {
-    "--config": "where co2d.conf is",
-    "--db": "the database (where co2d.conf says, or var/db.sqlite3)",
-    "-o --output": "write here: FILE.svg is a picture; with --html a directory takes all pages",
-    "--changes": "--check: print only what has changed since the last run, kept in FILE; once a day all of it",
-}
+COMMAND_OPTIONS = """\
+--plain      -     -  tab-separated values
+--json       -     -  JSON
+--html       -     -  an HTML document; with -o DIR all pages as files
+--no-pager   -     -  never page
+--check      -     -  status: one line first; exit 0 well, 1 warning, 2 critical
+--config     FILE  -  where co2d.conf is
+--db         FILE  -  the database (where co2d.conf says, or var/db.sqlite3)
+-o --output  FILE  -  write here: FILE.svg is a picture; with --html a directory takes all pages
+--changes    FILE  -  --check: print only what has changed since the last run, kept in FILE; once a day all of it
+"""
 
 
 def make_parser():
@@ -3527,15 +3523,13 @@ def make_parser():
         action="version",
         version="%(prog)s " + importer.__version__,
     )
-    for flag, option in zip(FLAGS, OPTIONS.values()):
-        if option.parse is switch:
-            add("--" + flag, action="store_true", help=option.help)
+    for flags, takes, _, text in importer.rows_of(
+        PAGE_OPTIONS + COMMAND_OPTIONS
+    ):
+        if takes == "-":
+            add(*flags.split(), action="store_true", help=text)
         else:
-            add("--" + flag, metavar=option.metavar, help=option.help)
-    for flag, text in SWITCHES.items():
-        add(flag, action="store_true", help=text)
-    for flags, text in FILES.items():
-        add(*flags.split(), metavar="FILE", help=text)
+            add(*flags.split(), metavar=takes, help=text)
     add(
         "--color",
         "--colour",
