@@ -1737,7 +1737,7 @@ def default_name(latest, now):
 def files_to_publish(arguments, settings):
     """The files of the update that the command line asks for (path -> bytes), checked."""
     changes = [parse_assignment(text) for text in arguments.set]
-    if arguments.nickname:
+    if arguments.nickname is not None:
         changes.append((ID_FILE, "site_code", arguments.nickname))
     if arguments.sync_dest:
         changes.append((COMM_FILE, "sync_dest", arguments.sync_dest))

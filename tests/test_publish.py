@@ -264,7 +264,7 @@ def test_what_must_not_reach_a_unit_is_refused(place, capsys, files, complaint):
     ([UNIT, "DIR", "--name", "2026"], "must start with update-"), ([UNIT, "DIR", "--name", "update-../x"], "must start with update-"),
     ([UNIT, "--sync-dest", "ftp://x"], "is not a URL"), ([UNIT, "nowhere"], "There is no directory 'nowhere': co2d publish UNIT... DIR"),
     ([UNIT], "There is no directory '%s': co2d publish UNIT... DIR" % UNIT),
-    ([UNIT, "--nickname", "a&b"], "units send their nickname as it is"), ([UNIT, "--nickname", "50%20"], "units send their nickname"),
+    ([UNIT, "--nickname", ""], "units send their nickname as it is"), ([UNIT, "--nickname", "a&b"], "units send their nickname as it is"), ([UNIT, "--nickname", "50%20"], "units send their nickname"),
     ([UNIT, "--withdraw", "update-1"], "update-1"), (["DIR", "--site", "x"], "no database yet"),
 ])
 def test_wrong_arguments_are_named_and_publish_nothing(place, capsys, arguments, complaint):
