@@ -2366,11 +2366,9 @@ def _with_ours(path, use):
         with _connected(path) as db:
             if ask(db, "PRAGMA user_version") == SCHEMA_VERSION:
                 return use(db)
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         if "locked" in str(error):      # somebody reads it all the time, and keeps the old one when it is replaced
             return None
-        raise
-    except sqlite3.DatabaseError as error:
         if type(error) is not sqlite3.DatabaseError:            # that one alone says that the file is damaged
             raise
     _retire(path)
@@ -2390,7 +2388,7 @@ def _mark_data(archive):
 
 def _not_mounted(db, archive):
     """Data directories that are not those from which files were imported."""
-    known = db.execute("SELECT 1 FROM sources WHERE path LIKE 'data/%' LIMIT 1").fetchone()
+    known = ask(db, "SELECT EXISTS (SELECT 1 FROM sources WHERE path LIKE 'data/%')")
     found = []
     for directory in archive.data_dirs if known else ():
         is_marked = os.path.exists(os.path.join(directory, DATA_MARK))
@@ -2478,12 +2476,13 @@ def _build(path, listing, rules, progress, processes):
 def _swap_in(new, path):
     """Rename. Nothing may be left of the old one's log, which the new one would take for its own: what is in it goes
     into the old file as far as its readers allow; a crash in between would lose nothing that is not in the text."""
+    from shutil import copymode                                 # no page needs it
     with open(new, "rb") as file:
         os.fsync(file.fileno())
     if os.path.exists(path):
         with suppress(sqlite3.DatabaseError), _connected(path) as db:
             db.execute("PRAGMA wal_checkpoint")
-        os.chmod(new, stat.S_IMODE(os.stat(path).st_mode))
+        copymode(path, new)
         _remove(path, ("-wal", "-shm"))
     os.rename(new, path)
 
@@ -2772,17 +2771,14 @@ def quantiles(db, what, spans, shares):
     return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
 
 
-_LAST_VALUE = """
-    SELECT ts, {0} FROM temp.spans CROSS JOIN co2_readings r ON r.rowid = (
-        SELECT rowid FROM co2_readings WHERE unit_id = unit AND ts >= a AND ts < b AND {0} IS NOT NULL AND qc & {1} = 0
-        ORDER BY ts DESC LIMIT 1)
-    ORDER BY ts DESC, {0} DESC"""
-
-
 def last_value(db, what, spans):
     """Time and value of the newest usable one, or None. It is old news when that was more than two rhythms ago."""
-    _lay_out(db, [spans])
-    return db.execute(_LAST_VALUE.format(what, SUSPECT_BITS[what])).fetchone()
+    query = f"""
+        SELECT ts, {what} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {what} NOT NULL
+            AND qc & {SUSPECT_BITS[what]} = 0
+        ORDER BY ts DESC LIMIT 1"""
+    rows = (db.execute(query, span).fetchone() for span in spans)
+    return max(filter(None, rows), default=None)
 
 
 def extent(db, table, units, now):
@@ -3142,10 +3138,6 @@ class _Judge:
         return has_pings or self.archive and len(_servers(self.archive, unit)) > 1
 
 
-def _lateness(state):
-    return max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
-
-
 def fleet_state(db, now, stays=None, archive=None):
     """The UnitState of every unit, worst first, then by tier and site. `archive`: where updates are looked up."""
     stays = deployments(db) if stays is None else stays
@@ -3153,7 +3145,12 @@ def fleet_state(db, now, stays=None, archive=None):
     judge = _Judge(db, now, archive)
     states = [judge.state(stay) for stay in whereabouts(stays, now).values()]
     verdicts = list(VERDICTS)
-    return sorted(states, key=lambda state: (verdicts.index(state.verdict), -_lateness(state), order[state.unit_id]))
+
+    def urgency(state):
+        lateness = max(state.pings_late, state.data_late) if state.verdict in ("late", "stuck") else 0
+        return verdicts.index(state.verdict), -lateness, order[state.unit_id]
+
+    return sorted(states, key=urgency)
 
 
 # -- gaps --------------------------------------------------------------------------------------------------------------
