@@ -3542,6 +3542,7 @@ def make_parser():
         metavar="SECONDS",
         help="redraw until Ctrl-C",
     )
+    add("--repeat", help=argparse.SUPPRESS)  # it is gone; crontabs of then go on
     return parser
 
 
