@@ -1853,18 +1853,21 @@ def late_cell(t, row):
 # -- status -----------------------------------------------------------------------------------------------------------
 
 
-# verdict of the importer -> how it is written in a row, its style, how it is written in the title
-VERDICTS = {
-    "late": ("LATE", "bad", "LATE"),
-    "stuck": ("DATA", "bad", "call without DATA"),
-    "update": ("UPD.", "bad", "UPDATE not taken"),
-    "refused": ("LINE", "bad", "with refused LINES"),
-    "sensor": ("SENS", "bad", "SENSOR"),
-    "weak": ("weak", "warn", "weak"),
-    "never": ("none", "warn", "never"),
-    "ok": (" ok", "good", "ok"),
-    "off": (" --", "dim", "not deployed"),
-}
+# verdict of the importer, how it is written in a row, its style, how it is written in the title
+VERDICT_TABLE = """
+late     LATE  bad   LATE
+stuck    DATA  bad   call without DATA
+update   UPD.  bad   UPDATE not taken
+refused  LINE  bad   with refused LINES
+sensor   SENS  bad   SENSOR
+weak     weak  warn  weak
+never    none  warn  never
+ok       ok    good  ok
+off      --    dim   not deployed
+"""
+VERDICTS = {}
+for verdict, *texts in importer.rows_of(VERDICT_TABLE):
+    VERDICTS[verdict] = texts
 SIGNAL = Scale(-115, -70)  # dBm, of small charts
 
 
@@ -1960,7 +1963,7 @@ def state_cell(t, row):
     """The verdict."""
     verdict = row.stay.verdict
     short, style, _ = VERDICTS[verdict]
-    return cell(short, verdict, style=style)
+    return cell(f"{short:^4}", verdict, style=style)
 
 
 def age_cell(t, row):
@@ -2152,7 +2155,7 @@ def view_errors(c):
         c.db, list(stays), window.a, window.b + 1, room
     )
     notes = [" digits: WARN and EXC", "+ more than 9"]
-    names = "at", "unit", "level", "type", "message"
+    names = "at unit level type message".split()
     facts = [
         dict(zip(names, (c.zone.iso(ts), *entry))) for ts, *entry in newest
     ]
@@ -2205,14 +2208,17 @@ def entry_line(t, site, entry):
 
 # -- gaps -------------------------------------------------------------------------------------------------------------
 
-# state -> how it is written, style
+# state, how it is written, its style
+GAP_TABLE = """
+waiting   not uploaded    warn
+silent    calls, no data  bad
+resend    being re-sent   warn
+rejected  unreadable      warn
+lost      lost            bad
+off       not deployed    dim
+"""
 GAPS = {
-    "waiting": ("not uploaded", "warn"),
-    "silent": ("calls, no data", "bad"),
-    "resend": ("being re-sent", "warn"),
-    "rejected": ("unreadable", "warn"),
-    "lost": ("lost", "bad"),
-    "off": ("not deployed", "dim"),
+    state: (text, style) for state, text, style in importer.rows_of(GAP_TABLE)
 }
 
 
@@ -2968,24 +2974,24 @@ th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-ali
 %(body)s</body>
 </html>
 """
-# a style -> what it means; a legend has what is drawn
-LEGEND = {
-    "co2 line-deployed": "CO₂ mean and range",
-    "co2 line-en_route": "en route",
-    "co2 line-lab_check": "in the lab",
-    "co2 line-second": "another unit",
-    "above": "above 0 °C",
-    "below": "below 0 °C",
-    "mark": "suspect or off the scale",
-    "gap": "no data",
-    "is-deployed": "readings of a deployed unit",
-    "is-None": "without a site",
-    "ping-deployed": "with pings",
-    "ping-en_route": "en route",
-    "ping-lab_check": "in the lab; thin: the next unit",
-    "end": "begin or end of a stay",
-    "silence": "deployed, but silent for 3 days or more",
-}
+# a style, and what it means; a legend has what is drawn
+LEGEND = """
+co2 line-deployed   CO₂ mean and range
+co2 line-en_route   en route
+co2 line-lab_check  in the lab
+co2 line-second     another unit
+above               above 0 °C
+below               below 0 °C
+mark                suspect or off the scale
+gap                 no data
+is-deployed         readings of a deployed unit
+is-None             without a site
+ping-deployed       with pings
+ping-en_route       en route
+ping-lab_check      in the lab; thin: the next unit
+end                 begin or end of a stay
+silence             deployed, but silent for 3 days or more
+"""
 
 
 class WebPage(NamedTuple):
@@ -3062,7 +3068,7 @@ def legend(strips):
     signs = "".join(
         sign for sign in SIGNS.values() if f">{sign}</text>" in drawn
     )
-    for style, meaning in LEGEND.items():
+    for style, meaning in importer.rows_of(LEGEND):
         if f'class="{style}"' in drawn:
             swatch = f'<rect class="{style}" width="24" height="10"/>'
             if "line" in style:
