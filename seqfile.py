@@ -38,7 +38,6 @@ path still names it. Symbolic links below the root are never followed: each step
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -50,6 +49,7 @@ import time
 import weakref
 import zlib
 from collections import OrderedDict
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, Optional
 from urllib.parse import unquote_to_bytes
 
@@ -516,7 +516,7 @@ def _step_into(parent, name, create):
     except FileNotFoundError:
         if not create:
             raise
-    with contextlib.suppress(FileExistsError):
+    with suppress(FileExistsError):
         os.mkdir(name, 0o777, dir_fd=parent)
     os.fsync(parent)
     return os.open(name, flags, dir_fd=parent)
@@ -532,13 +532,13 @@ def make_directory(path, settle=False):
     missing = not os.path.isdir(path)
     if missing:
         make_directory(parent)
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             os.mkdir(path)
     if missing or settle and os.access(parent, os.R_OK):
         _sync_directory(parent)
 
 
-@contextlib.contextmanager
+@contextmanager
 def open_directory(root, parts, create=False, settle=False):
     """An open descriptor of root/part/part/..., reached without following a link; NotADirectoryError for a link.
 
@@ -634,7 +634,7 @@ def _write_new(directory, name, blocks, sync):
                 sync(file.fileno())
         os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(hidden, dir_fd=directory)
         raise
     if sync:
@@ -663,7 +663,7 @@ def usage_of(*directories):
     for directory in directories:
         for parent, _, names in os.walk(directory):
             for name in names:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     total += os.lstat(os.path.join(parent, name)).st_size
                     files += 1
     return total, files
@@ -753,7 +753,7 @@ class Inbox:
             ack = (newest.name, newest.end) if kind == "back" else (chunk.name, chunk.end)
             receipt = Receipt(kind, ack, kept=False)
             if keep:
-                with contextlib.suppress(OSError):              # a strange file is no reason to stop a unit
+                with suppress(OSError):                         # a strange file is no reason to stop a unit
                     receipt = self._keep_strange_locked(chunk, receipt)
             if kind == "back":
                 memory.redirected()
@@ -773,7 +773,7 @@ class Inbox:
         with self._lock:
             self._open.clear()
 
-    @contextlib.contextmanager
+    @contextmanager
     def _entered(self, key):
         """The sequence of a directory, with its lock held. After an OSError, its names are made durable once more."""
         with self._lock:
@@ -813,7 +813,7 @@ class Inbox:
         if older and not is_new:
             memory.redirected()                                 # it may be an old request, and nobody reads the reply
         if not memory.is_saved:
-            with contextlib.suppress(OSError):                  # what is forgotten costs one superfluous re-send
+            with suppress(OSError):                             # what is forgotten costs one superfluous re-send
                 with open_directory(self.root, chunk.key) as directory:
                     _write_new(directory, MEMORY_FILE, [json.dumps(memory.to_save()).encode()], None)
                 memory.is_saved = True
@@ -823,7 +823,7 @@ class Inbox:
         """The file of readings that the unit has sent last; after a restart, the last one here, from its beginning."""
         if not memory.newest.name:
             sizes = {}
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 sizes = _sizes(self.root, chunk.key)
             names = [name for name in sizes if belongs(name, READINGS) and sizes[name] < OCCUPIED and "%" not in name]
             memory.newest = Sent(max(names, default=""))
@@ -900,7 +900,7 @@ class Inbox:
             self.sync(file.fd)
         except OSError:
             self._doubtful[file.path] = keep
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._trusted_size_locked(file)
             file.close()
             raise
@@ -1016,7 +1016,7 @@ class RowLog:
         except Exception as error:                              # whatever it is, nobody is left waiting
             problem = error
         for _, told in batch:
-            with contextlib.suppress(Exception):                # one who cannot bear the news keeps it from nobody else
+            with suppress(Exception):                           # one who cannot bear the news keeps it from nobody else
                 told(path, problem)
 
     def close(self):
