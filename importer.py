@@ -33,7 +33,6 @@ SQL is written here and nowhere else; the section at the end answers what the vi
 from __future__ import annotations
 
 import argparse
-import bisect
 import errno
 import fcntl
 import functools
@@ -49,7 +48,7 @@ import stat
 import sys
 import time
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict, namedtuple
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import date
@@ -1648,7 +1647,7 @@ class Listing:
         for statement in _LISTING:
             db.execute(statement)
         self._add(find_sources(archive, self.unreadable))
-        for key, in db.execute("SELECT key FROM files GROUP BY key HAVING count(*) > 1").fetchall():
+        for key in ask_all(db, "SELECT key FROM files GROUP BY key HAVING count(*) > 1"):
             versions = list(_distinct(self.between(key, key)))
             if len(versions) > 1:
                 self.disputed.append(key)
@@ -1671,7 +1670,7 @@ class Listing:
 
     def shares(self, processes):
         """The keys cut into ranges that take about the same time: (first key, last key) of each."""
-        total = self.db.execute(f"SELECT total({_COST}) FROM files").fetchone()[0]
+        total = ask(self.db, f"SELECT total({_COST}) FROM files")
         number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
         return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "")]
 
@@ -1681,8 +1680,7 @@ class Listing:
         self.db.executemany("INSERT INTO known VALUES (?, ?)", ledger)
         self.db.execute("DELETE FROM files WHERE key NOT IN (SELECT path FROM known)")
         self.db.execute("UPDATE files SET until = (SELECT done FROM known WHERE path = key)")
-        gone = self.db.execute("SELECT path FROM known WHERE path NOT IN (SELECT key FROM files) ORDER BY path")
-        return [path for path, in gone]
+        return ask_all(self.db, "SELECT path FROM known WHERE path NOT IN (SELECT key FROM files) ORDER BY path")
 
 
 def source_of(row):
@@ -1904,17 +1902,17 @@ class Days:
             self.open(cut.unit, {times[at] // DAY for at in late})
             take_out(late, columns.values())
         rows = []
-        begin = bisect.bisect_left(times, day * DAY)
-        last_day = bisect.bisect_left(times, times[-1] // DAY * DAY)
+        begin = bisect_left(times, day * DAY)
+        last_day = bisect_left(times, times[-1] // DAY * DAY)
         while begin < last_day:
-            end = bisect.bisect_left(times, (times[begin] // DAY + 1) * DAY, begin)
+            end = bisect_left(times, (times[begin] // DAY + 1) * DAY, begin)
             of_day = [column[begin:end] for column in columns.values()]
             rows.append((cut.unit, *day_of(*of_day)))
             begin = end
         self.db.executemany(_INSERT_DAY, rows)
         suspicious = suspicious_times(times, columns["co2"], self.limits)
         self.open(cut.unit, {ts // DAY for ts in suspicious})
-        two_days = bisect.bisect_left(times, (times[-1] // DAY - 1) * DAY)
+        two_days = bisect_left(times, (times[-1] // DAY - 1) * DAY)
         self.kept = (cut.unit, {name: column[two_days:] for name, column in columns.items()})
 
     def finish(self):
@@ -2075,9 +2073,8 @@ class Import:
         if gone < self.account(source).imported:                # others are of other units: no index leads there
             self._delete(source, "source = ?")
         if FORMATS[source.kind].repeats:
-            others = self.db.execute("SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?",
-                                     (source.kind, source.id))
-            self.again.update(id for id, in others)
+            others = "SELECT id FROM sources WHERE repeated > 0 AND kind = ? AND id <> ?"
+            self.again.update(ask_all(self.db, others, source.kind, source.id))
         self.db.execute("DELETE FROM rejects WHERE source = ?", (source.id,))
 
     def _delete(self, source, which, *values):
@@ -3375,8 +3372,8 @@ def find_units(db, text):
 
 def find_sites(db, text):
     """The sites that `text` names, as in `find_units`."""
-    sites = db.execute("SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> ''")
-    return find_names("site", {site: {site} for site, in sites}, text)
+    sites = ask_all(db, "SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> ''")
+    return find_names("site", {site: {site} for site in sites}, text)
 
 
 # -- proof ------------------------------------------------------------------------------------------------------------
