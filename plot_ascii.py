@@ -341,27 +341,29 @@ class Step(NamedTuple):
     n: int
 
 
-STEP_UNITS = {
-    "min": ("min", 1),
-    "h": ("min", 60),
-    "d": ("min", 1440),
-    "week": ("min", 10080),
-    "month": ("month", 1),
-    "year": ("month", 12),
+STEP_TABLE = """
+30 min    min    30
+1 h       min    60
+2 h       min    120
+3 h       min    180
+6 h       min    360
+12 h      min    720
+1 d       min    1440
+2 d       min    2880
+3 d       min    4320
+1 week    min    10080
+2 weeks   min    20160
+1 month   month  1
+2 months  month  2
+3 months  month  3
+6 months  month  6
+1 year    month  12
+5 years   month  60
+"""
+STEPS = {
+    name: Step(unit, int(n)) for name, unit, n in importer.rows_of(STEP_TABLE)
 }
-
-
-def step_of(name):
-    """The calendar step with a name like 2 weeks."""
-    n, word = name.split()
-    unit, size = STEP_UNITS[word.rstrip("s")]
-    return Step(unit, int(n) * size)
-
-
-ALL_STEPS = (
-    "30 min,1 h,2 h,3 h,6 h,12 h,1 d,2 d,3 d,1 week,2 weeks,1 month,2 months,3 months,6 months,1 year,5 years"
-).split(",")
-STEPS = {name: step_of(name) for name in ALL_STEPS}
+ALL_STEPS = list(STEPS)
 FROM_DAYS = ALL_STEPS[6:]
 WITHOUT_HALF_DAYS = (
     ALL_STEPS[:5] + FROM_DAYS
@@ -648,9 +650,11 @@ READERS = {
     "glyphs": glyph_set,
     "switch": switch,
 }
-OPTIONS = {}  # name -> what reads it
-for flag, _, reader, _ in importer.rows_of(PAGE_OPTIONS):
-    OPTIONS[flag[2:].replace("-", "_")] = READERS[reader]
+# name -> what reads it
+OPTIONS = {
+    flag[2:].replace("-", "_"): READERS[reader]
+    for flag, _, reader, _ in importer.rows_of(PAGE_OPTIONS)
+}
 DEFAULTS = {"tz": "UTC", "width": 80, "height": 24, "glyphs": "auto"}
 FLAGS = [name.replace("_", "-") for name in OPTIONS]
 WIDE = 160  # cells; all columns fit
@@ -1865,9 +1869,9 @@ never    none  warn  never
 ok       ok    good  ok
 off      --    dim   not deployed
 """
-VERDICTS = {}
-for verdict, *texts in importer.rows_of(VERDICT_TABLE):
-    VERDICTS[verdict] = texts
+VERDICTS = {
+    verdict: texts for verdict, *texts in importer.rows_of(VERDICT_TABLE)
+}
 SIGNAL = Scale(-115, -70)  # dBm, of small charts
 
 
@@ -3548,7 +3552,9 @@ def make_parser():
         metavar="SECONDS",
         help="redraw until Ctrl-C",
     )
-    add("--repeat", help=argparse.SUPPRESS)  # it is gone; crontabs of then go on
+    add(
+        "--repeat", help=argparse.SUPPRESS
+    )  # it is gone; crontabs of then go on
     return parser
 
 
