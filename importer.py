@@ -2808,16 +2808,13 @@ def signals(db, unit, a, b):
 
 
 def errors(db, spans, edges):
-    """(number of the span, number of the column) -> (type, more than INFO) -> number of entries of the error logs; the
-    type '' is none of the known."""
+    """Entries of the error logs: number of the span, number of the column, type, 1 where they are more than INFO, how
+    many; the type '' is none of the known."""
     _lay_out(db, [[span] for span in spans], edges)
-    found = {}
-    for i, j, kind, serious, n in db.execute("""
-            SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
-            FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
-            GROUP BY p.i, p.j, kind, serious"""):
-        found.setdefault((i, j), {})[kind, bool(serious)] = n
-    return found
+    return db.execute("""
+        SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
+        FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
+        GROUP BY p.i, p.j, kind, serious""").fetchall()
 
 
 def newest_errors(db, units, a, b, limit):

@@ -2172,13 +2172,12 @@ def view_errors(c):
 def count_errors(c, rows, window, axis):
     """Counts the entries of the rows' units."""
     spans = [(row.stay.unit_id, window.a, window.b + 1) for row in rows]
-    for (i, j), entries in importer.errors(c.db, spans, axis.edges).items():
+    for i, j, kind, serious, n in importer.errors(c.db, spans, axis.edges):
         row = rows[i]
-        for (kind, serious), n in entries.items():
-            row.kinds[kind] += n
-            row.columns[j] += n * serious
-            row.serious += n * serious
-            row.all += n
+        row.kinds[kind] += n
+        row.columns[j] += n * serious
+        row.serious += n * serious
+        row.all += n
 
 
 def kind_column(kind):
@@ -3552,9 +3551,8 @@ def make_parser():
         metavar="SECONDS",
         help="redraw until Ctrl-C",
     )
-    add(
-        "--repeat", help=argparse.SUPPRESS
-    )  # it is gone; crontabs of then go on
+    # it is gone; crontabs of then go on
+    add("--repeat", help=argparse.SUPPRESS)
     return parser
 
 
