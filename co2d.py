@@ -10,17 +10,24 @@ Nothing in the middle touches a socket. Text files are the truth: a request only
 One thread alone imports what is new into the database, moments later (`importer`). The status pages are drawn from the
 database (`plot_ascii`). Uploads and pings do not need the database.
 
-Threads:
+Threads, by name, and the function that each of them runs:
 
-    main            signals, configuration, systemd
-    accept, resume  workers. The first accept connections and serve them as far as their clients let them; the others
-                    go on with those that were parked. A connection belongs to one thread at a time.
-    parked          waits for all clients that have to do something first, and keeps their deadlines
-    people, exports answer what can take long (status pages, metrics; data by URL), one request after the other
-    import          takes `Station.changed`, the files that requests have written to, and imports them
-    health          looks for problems every minute, and when one is reported; writes health.json
-    log             writes the lines of the log, so that nobody else waits for its reader
-    watchdog        now and then, if systemd expects it: asks ourselves for /healthz
+    main            `Daemon.run`            starts and stops the others, and does what the signals say
+    accept          `Server._accept_new`    workers that accept connections, and serve them as far as their clients
+                                            let them
+    resume          `Server._resume_ready`  workers that go on with connections that were parked
+    parked          `Server._watch_parked`  waits for the clients that have to do something first, and keeps all
+                                            deadlines
+    people, exports `Server._answer_lane`   answer what can take long (status pages, metrics; data by URL), one request
+                                            after the other
+    import          `Importing.run`         takes `Station.changed`, the files that requests have written to, and
+                                            imports them
+    health          `Watching.run`          looks for problems every minute, and when one is reported; writes
+                                            health.json
+    log             `LogWriter._write_all`  writes the lines of the log, so that nobody else waits for its reader
+    watchdog        `Daemon._feed_watchdog` asks ourselves for /healthz now and then, if systemd expects a sign of life
+
+A connection belongs to one thread at a time.
 
 Where they meet:
 
@@ -127,7 +134,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What goes back."""
+    """What the daemon answers."""
 
     status: int
     body: bytes = b""
@@ -172,7 +179,7 @@ def read_regular(root, path):
 
 
 def file_response(file, kind=None, headers=()):
-    """The content of an open file. A small one is read here, another goes from the disk to the socket by itself."""
+    """The content of an open file. A small one is read here; a bigger one is read piece by piece while it is sent."""
     response = Response(200, b"", kind or "application/octet-stream", headers, file=file)
     if os.fstat(file.fileno()).st_size > SMALL_FILE:
         return response
@@ -214,7 +221,7 @@ METHODS = b"GET HEAD POST PUT DELETE OPTIONS PATCH TRACE CONNECT".split()
 class RequestReader:
     """Makes a request out of the bytes of a connection, which come in pieces of any size. It knows no sockets.
 
-    `request` is there, without its body, as soon as the head is complete; `is_complete` says that all has come.
+    `request` is set, without its body, as soon as the head is complete; `is_complete` says that all has come.
     """
 
     def __init__(self, max_body):
@@ -389,7 +396,7 @@ class LogWriter(logging.Handler):
                     data = data[os.write(fd, data):]
 
     def finish(self, seconds):
-        """Wait until all is written, but not for longer than that."""
+        """Wait until all is written, but not longer than so many seconds."""
         self._lines.put("")
         self._thread.join(seconds)
 
@@ -404,7 +411,10 @@ def _started(work, name):
 
 
 class Health:
-    """What is wrong, told by whoever notices it, and found in database and directories. See importer.Problem."""
+    """All that is wrong: problems that somebody reports, and those that database and directories show.
+
+    Each is an importer.Problem.
+    """
 
     def __init__(self, clock):
         self.clock = clock
@@ -414,7 +424,7 @@ class Health:
         self._found = []
 
     def report(self, key, level, text, unit=""):
-        """Something is wrong, or still is: `key` is the same for as long as it lasts. With no text, it is over."""
+        """Say that something is wrong, or still is. `key` is the same for as long as it lasts. No text: it is over."""
         with self._lock:
             before = self._reported.pop(key, None)
             if text:
@@ -425,7 +435,7 @@ class Health:
             self.changed.set()
 
     def clear(self, key):
-        """It is over, if it was there at all."""
+        """Say that a problem is over, if it was there at all."""
         self.report(key, "", "")
 
     def has(self, key):
@@ -433,7 +443,7 @@ class Health:
         return key in self._reported
 
     def find(self, found):
-        """What database and directories show, in place of what they showed before."""
+        """Replace the problems that database and directories show."""
         with self._lock:
             self._found = found
 
@@ -463,7 +473,7 @@ class Course:
         self.is_over = True             # complete since it last started
 
     def learn(self, when, what):
-        """Take a row in."""
+        """Take in what a row says."""
         if what == STARTED:
             self.is_over = False
             if when[:10] not in self.days:
@@ -517,7 +527,7 @@ class Fetches:
 
     def _told(self, file, problem):
         text = f"what units take of updates is not noted: {problem}" if problem else ""
-        self._health.report("fetches", importer.WARNING, text)
+        self._health.report("fetches", WARNING, text)
 
     def handed_over(self, unit, name, path, files, now):
         """The last byte of a file was handed over; `files` are all files of the update."""
@@ -533,9 +543,10 @@ class Fetches:
         """Whether the unit has spent so many nights on an update that it is to send its data first."""
         with self._lock:
             nights = self._courses[unit, name].nights_in_vain(now)
-        if nights >= MOST_NIGHTS:
-            log.warning(f"updates/{name} of {unit} is not listed any more: it took {nights} nights in vain")
-        return nights >= MOST_NIGHTS
+        if nights < MOST_NIGHTS:
+            return False
+        log.warning(f"updates/{name} of {unit} is not listed any more: it took {nights} nights in vain")
+        return True
 
 
 # -- the station ------------------------------------------------------------------------------------------------------
@@ -559,11 +570,9 @@ class Quota:
         self._counts = {}                                       # by unit
 
     def has_place(self, unit, settings):
-        """Whether a unit has a directory, or may have one. The data directory is made again if it was removed."""
-        if os.path.isdir(os.path.join(settings.data_dir, unit)):
-            return True
-        seqfile.make_directory(settings.data_dir)
-        return len(os.listdir(settings.data_dir)) < settings.max_units
+        """Whether a unit has a directory, or may have one."""
+        has_one = os.path.isdir(os.path.join(settings.data_dir, unit))
+        return has_one or len(os.listdir(settings.data_dir)) < settings.max_units
 
     def check(self, chunk, settings):
         """Refuse a chunk that would exceed a limit."""
@@ -795,7 +804,7 @@ def _acknowledge(receipt):
 
 
 def _storage_refusal(station, unit, error):
-    """How an upload ends that a quota or the disk refused: the unit comes back next day."""
+    """The Refused for an upload that a quota or the disk has refused; the unit comes back next day."""
     refused = error
     if isinstance(error, OSError):
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -946,7 +955,7 @@ _CSP = ("Content-Security-Policy",
 
 @contextmanager
 def refusals():
-    """What stands in the way of a page or an export is no mistake of the program: it is answered."""
+    """Raise Refused for what hinders a page or an export: it is no mistake of the program."""
     try:
         yield
     except importer.UnknownName as error:
@@ -1039,12 +1048,12 @@ def allow(request, allowed):
 
 
 def healthz(station, request):
-    """The process answers, by the way that a ping takes: behind the rows that wait, whatever the disk makes of them."""
+    """Say that the process answers. The reply waits as that of a ping does, behind all rows, stored or not."""
     return text_response("ok\n")._replace(after=lambda send: station.pings.append(b"", lambda *_: send()))
 
 
 def readyz(station, request):
-    """All that is wrong, a line each. Disk and database are tried for real. Problems of units leave it ready."""
+    """All that is wrong, a line each. Disk and database are tried for real. With problems of units, it is ready."""
     check_disk(station)
     check_database(station)
     problems = station.health.problems()
@@ -1074,14 +1083,14 @@ def check_disk(station):
 
 
 def check_database(station):
-    """Report what is wrong with the database; whether it can be read. None yet is well."""
+    """Report what is wrong with the database. True: it can be read, or does not exist yet."""
     path = station.settings.db
     _attempt(station, "writing", lambda: importer.try_to_write(path))
     return not os.path.exists(path) or _attempt(station, "database", lambda: importer.open_db(path).close())
 
 
 def _attempt(station, key, attempt):
-    """Try something with the database, and report what it raises; whether it worked."""
+    """Try something with the database, and report what it raises. True: it worked."""
     text = ""
     try:
         attempt()
@@ -1130,7 +1139,7 @@ def _stays_behind(directory):
 
 
 class Watching(threading.Thread):
-    """Looks for problems every minute, and when one is reported. The log hears what is new or over, health.json all."""
+    """Looks for problems every minute, and when one is reported. The log gets what is new or over, health.json all."""
 
     def __init__(self, station):
         super().__init__(name="health", daemon=True)
@@ -1194,11 +1203,6 @@ class Watching(threading.Thread):
         self.join(10)
 
 
-def metrics(station, request):
-    """Counters and gauges in Prometheus' text format."""
-    return text_response(format_metrics(station, request.now), "text/plain; version=0.0.4")
-
-
 METRICS = dict(importer.rows_of(f"""
 co2d_requests_total                 Requests by route and status.
 co2d_received_bytes_total           Bytes of request bodies.
@@ -1222,10 +1226,10 @@ co2d_units                          Units by verdict ({", ".join(importer.VERDIC
 """))
 
 
-def format_metrics(station, now):
-    """All metrics that have samples."""
+def metrics(station, request):
+    """Counters and gauges in Prometheus' text format: all of METRICS that have samples."""
     samples = station.samples()
-    samples["co2d_uptime_seconds", ()] = now - station.started
+    samples["co2d_uptime_seconds", ()] = request.now - station.started
     for problem in station.health.problems():
         labels = tuple((name, getattr(problem, name)) for name in ("key", "level", "unit", "text"))
         samples["co2d_problem", labels] = 1
@@ -1233,7 +1237,7 @@ def format_metrics(station, now):
         samples["co2d_free_bytes", ()] = shutil.disk_usage(station.settings.data_dir).free
     with suppress(Exception):                                   # no database, or a broken one: readyz tells
         with closing(importer.open_db(station.settings.db)) as db:
-            units = importer.fleet_state(db, int(now), archive=station.archive)
+            units = importer.fleet_state(db, int(request.now), archive=station.archive)
         for verdict, number in Counter(unit.verdict for unit in units).items():
             samples["co2d_units", (("state", verdict),)] = number
     lines = []
@@ -1243,12 +1247,12 @@ def format_metrics(station, now):
             kind = "counter" if name.endswith("_total") else "gauge"        # only a counter has such a name
             lines += [f"# HELP {name} {help}", f"# TYPE {name} {kind}"]
         lines += [f"{name}{_labels(labels)} {value:.10g}" for labels, value in rows]
-    return "\n".join(lines) + "\n"
+    return text_response("\n".join(lines) + "\n", "text/plain; version=0.0.4")
 
 
 def _labels(labels):
-    escape = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})
-    pairs = [f'{name}="{str(value).translate(escape)}"' for name, value in labels]
+    """Labels of a sample. A value is quoted as in JSON: of what is printable, only quotes and backslashes change."""
+    pairs = [f"{name}={_to_json(escape_unprintable(str(value)))}" for name, value in labels]
     return "{%s}" % ",".join(pairs) if pairs else ""
 
 
@@ -1296,7 +1300,7 @@ _PLACEHOLDERS = {
 
 
 def _compile(pattern):
-    """A regular expression for paths; what stands in < > are plain names, but for <file>."""
+    """The regular expression for the paths of a pattern. <unit> and <path> are plain names, <file> can be any name."""
     form = re.escape(pattern)
     for name, segments in _PLACEHOLDERS.items():
         form = form.replace(name, segments)
@@ -1348,7 +1352,7 @@ def unit_of(secret, request):
 
 
 def request_for_log(secret, request):
-    """Method and target, to stand between quotes. Where a secret is expected, what stands in its place is not shown."""
+    """Method and target, to stand between quotes. Where a secret is expected, nothing in its place is shown."""
     target = request.target
     if secret:
         first, *rest = request.path
@@ -1360,7 +1364,11 @@ def request_for_log(secret, request):
 
 
 def respond(station, request, lane=None):
-    """The answer to a well-formed request, whatever happens; or the lane that it is for, if that is not `lane`."""
+    """The Response to a well-formed request, whatever happens.
+
+    `lane`: the one of this thread. If the route belongs to another, its name is returned, and nothing is done. With
+    None, any route is answered.
+    """
     name = "none"
     try:
         known = strip_secret(station.settings.secret, request)
@@ -1404,7 +1412,7 @@ def command_parser(command, description, examples, directory=""):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False)
     add_options(parser, "--config  FILE  configuration (default: CO2D_CONF, or co2d.conf beside the script)")
-    parser.add_argument("--version", action="version", version="co2d " + importer.__version__)
+    parser.add_argument("--version", action="version", version=f"co2d {importer.__version__}")
     if command:                                                 # run has them among the settings
         add_options(parser, """
 --data-dir  DIR  data directory, instead of the configuration's
@@ -1430,7 +1438,7 @@ def add_options(parser, table):
 
 
 def settings_of(arguments):
-    """The settings in force; what is to be told about them is told."""
+    """The settings in force. Warnings about them go to the log."""
     settings = importer.load_settings(arguments.config, vars(arguments))
     for line in settings.warnings:
         log.warning(line)
@@ -1438,7 +1446,7 @@ def settings_of(arguments):
 
 
 def warn(text):
-    """Tell who called a command."""
+    """Print a warning for the person who called a command."""
     print("co2d: warning: " + text, file=sys.stderr)
 
 
@@ -1487,7 +1495,7 @@ def as_json(pattern):
 
 
 def are_directories(value, settings):
-    """Whether it is a list of [directory, way] that this server answers, with those that cannot be missed."""
+    """Whether a list of [directory, way] has only what this server answers, and all that a unit needs."""
     uploads = "|".join(settings.upload_dirs.split())
     push = rf'\["({uploads})(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*","push_sequential"\]'
     entry = f"({_PULL}|{push})"
@@ -1496,7 +1504,7 @@ def are_directories(value, settings):
 
 
 def are_tasks(value, settings):
-    """Whether old firmware goes on with this schedule: where it raises an exception, it does so at each wake."""
+    """Whether old firmware works with this schedule. Where it raises an exception, it does so at each wake."""
     written = _to_json(value)
     spans = re.findall('random",[0-9]+,([0-9]+),([0-9]+)', written)     # in each of them a minute is chosen
     return re.fullmatch(_TASKS, written) and all(int(start) < int(end) for start, end in spans)
@@ -1602,7 +1610,7 @@ def check_update(files, settings, force):
 
 
 def _check_sizes(sizes):
-    """Failed when these files (path -> bytes) are too many or too big, or fall into one on a unit's card."""
+    """Failed when these files (path -> bytes) are too many or too big, or two of them are one file on a unit's card."""
     total = sum(sizes.values())
     if total > MAX_UPDATE_BYTES or len(sizes) > MAX_UPDATE_FILES:
         raise Failed(f"{total} bytes in {len(sizes)} files: a unit can take {MAX_UPDATE_BYTES} bytes in "
@@ -1992,7 +2000,7 @@ def publish(settings, arguments):
 # itself. Bytes that a unit replaces are set aside first, so the second pass finds what the first one missed.
 
 def _places(settings, backup_dir):
-    """(directory of the station, directory of the backup)"""
+    """Pairs: a directory of the station, and the same in the backup."""
     yield settings.data_dir, os.path.join(backup_dir, "remote_data")
     for folder in FOLDERS:
         own = os.path.join(settings.var_dir, folder)
@@ -2000,7 +2008,7 @@ def _places(settings, backup_dir):
 
 
 def copy_tree(source, target):
-    """Copy what differs from one directory to another, if there is the first; what is only in the second stays."""
+    """Copy what differs from one directory to another, if the first exists. What only the second has stays there."""
     if os.path.isdir(source):
         try:
             shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
@@ -2010,7 +2018,7 @@ def copy_tree(source, target):
 
 
 def _copy_changed(file, copy):
-    """Copy a file as a whole, if it differs, with the time that it had before: it may grow at any moment."""
+    """Copy a file as a whole, if it differs. The copy gets the time of the file before: it may grow at any moment."""
     with suppress(FileNotFoundError):                           # it was there for a moment only
         status = os.stat(file)
         if not os.path.exists(copy) or not filecmp.cmp(file, copy):
@@ -2021,7 +2029,7 @@ def _copy_changed(file, copy):
 
 
 def _passed_over(folder, names):
-    """Links, which nothing of ours follows, and updates that are being published."""
+    """Names that are not copied: links, which nothing of ours follows, and updates that are being published."""
     links = [name for name in names if os.path.islink(os.path.join(folder, name))]
     return links + fnmatch.filter(names, f".{seqfile.UPDATE_PREFIX}*")
 
@@ -2151,7 +2159,7 @@ class Connection:
         self.enter("tls" if tls else "head")
 
     def enter(self, state):
-        """From here on the time counts for another state."""
+        """Go to a state. Its time begins now."""
         self.state = state
         self.since = time.monotonic()
 
@@ -2184,7 +2192,7 @@ class Connection:
         self.reply(refused.response(), state)
 
     def reply(self, response, state="reply"):
-        """From here on the response is sent."""
+        """Begin to send a response, in the state that is given."""
         self.response = response
         size = os.fstat(response.file.fileno()).st_size if response.file else len(response.body)
         data = encode_head(response, size, self.station.clock())
@@ -2246,7 +2254,11 @@ class Connection:
     def write(self):
         """Hand over what is left of the reply; of a file one piece, then others have their turn."""
         if self._left and not self._unsent:
-            self._read_file()
+            piece = self.response.file.read(min(self._left, PIECE))     # all slow readers must not take its memory
+            if not piece:
+                raise Gone("the file has become shorter")
+            self._unsent = memoryview(piece)
+            self._left -= len(piece)
         while self._unsent:
             count = self._attempt(WRITE, self.sock.send, self._unsent)
             if count is None:
@@ -2258,14 +2270,6 @@ class Connection:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)
         self.is_complete = True
         return True
-
-    def _read_file(self):
-        """Take a small piece of the file: all slow readers together must not take its memory."""
-        piece = self.response.file.read(min(self._left, PIECE))
-        if not piece:
-            raise Gone("the file has become shorter")
-        self._unsent = memoryview(piece)
-        self._left -= len(piece)
 
     def write_refusal(self):
         """Hand over the refusal, and say that nothing follows."""
@@ -2308,7 +2312,9 @@ class Connection:
 
 
 class State(NamedTuple):
-    """A row of STATES: `step` until it has all, then `then`; `refused` when the request is refused, or late."""
+    """A row of STATES. `step` is called until it has all; the next state is `then`, or `refused` if the request is
+    refused or late.
+    """
 
     step: Callable                      # step(connection): true when it has all
     then: str
@@ -2442,7 +2448,7 @@ class Server:
         return connection.state in (ANSWER, CLOSED)
 
     def _fail(self, connection, error):
-        """A mistake in the program costs one connection, no thread."""
+        """End a connection after a mistake in the program, and go on with the thread."""
         log.error(f"{connection.peer}: {error!r} at {importer.place_of(error)}")
         connection.enter(CLOSED)
 
@@ -2580,7 +2586,7 @@ class Server:
         return len(self._open) >= self._most
 
     def _is_waited_for(self):
-        """Clients wait in the kernel's queue."""
+        """Whether clients wait in the kernel's queue."""
         with suppress(ValueError, OSError):                     # the socket is closed
             waiting, _, _ = select.select([self.socket], [], [], 0)
             return bool(waiting)
@@ -2621,8 +2627,7 @@ def _tls_context(settings):
     try:
         context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     except OSError as error:
-        key = settings.tls_key or "in the same file"
-        raise BadConfig(f"tls_cert {settings.tls_cert}, tls_key {key}: {error}")
+        raise BadConfig(f"tls_cert = {settings.tls_cert}, tls_key = {settings.tls_key}: {error}")
     return context
 
 
@@ -2649,7 +2654,7 @@ class Importing(threading.Thread):
             if not is_done:
                 pause = max(pause, RETRY)
             if self.stopping.wait(min(pause, LONGEST_PAUSE)):
-                break
+                break                                           # `take_changed` may have cleared what `stop` has set
             if is_done:
                 self.station.something_changed.wait(self.station.settings.import_scan)
                 self.stopping.wait(self.station.settings.import_delay)
