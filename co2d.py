@@ -1404,11 +1404,10 @@ def command_parser(command, description, examples, directory=""):
     `directory`: help on the argument DIR; "" where there is none.
     """
     program = os.path.basename(sys.argv[0])                     # as it was called
-    examples = examples.replace("co2d ", program + " ")
     parser = argparse.ArgumentParser(
         prog=f"{program} {command}".strip(),
         description=description,
-        epilog="examples:\n" + examples,
+        epilog="examples:\n" + examples.replace("co2d ", program + " "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False)
     add_options(parser, "--config  FILE  configuration (default: CO2D_CONF, or co2d.conf beside the script)")
@@ -2627,7 +2626,8 @@ def _tls_context(settings):
     try:
         context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
     except OSError as error:
-        raise BadConfig(f"tls_cert = {settings.tls_cert}, tls_key = {settings.tls_key}: {error}")
+        key = settings.tls_key or "in the same file"
+        raise BadConfig(f"tls_cert {settings.tls_cert}, tls_key {key}: {error}")
     return context
 
 
@@ -2859,7 +2859,7 @@ class Daemon:
         self.pulse = int(os.environ.get("WATCHDOG_USEC", "0")) / 4e6    # seconds between signs of life; 0: none
 
     def run(self):
-        """Serve until a signal ends it; the exit status."""
+        """Serve until a signal ends it."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, frame: self.signals.put(number))
         self.server.start()
@@ -2887,7 +2887,6 @@ class Daemon:
         self.station.pings.close()
         self.station.fetches.log.close()
         log.info("stopped")
-        return 0
 
     def _feed_watchdog(self):
         """Tell systemd that we live, if we answer a request. No restart mends a disk that is full or fails."""
@@ -2965,7 +2964,7 @@ def run(settings, arguments):
         _tls_context(settings)
         print("configuration is well")
     else:
-        return serve_until_stopped(settings, arguments)
+        serve_until_stopped(settings, arguments)
     return 0
 
 
@@ -2986,9 +2985,8 @@ def serve_until_stopped(settings, arguments):
             remedy = "; make the directories of the configuration, give them to the service's user, and restart"
         raise Failed(f"cannot start: {error}{remedy}")
     daemon.station.log_writer = writer
-    status = daemon.run()
+    daemon.run()
     writer.finish(LAST_WORDS)
-    return status
 
 
 class Command(NamedTuple):
