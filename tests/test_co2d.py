@@ -600,6 +600,21 @@ def test_metrics_follow_the_text_format(station):
     assert 'co2d_chunks_total{kind="append"} 1' in ask(station, "GET", "/metrics").body.decode()
 
 
+def test_a_label_of_a_metric_has_no_escapes_but_those_of_quotes_and_backslashes(station):
+    station.health.report("import", "critical", 'a\tb "c" \\d')
+    assert rb'text="a\\tb \"c\" \\d (since ' in ask(station, "GET", "/metrics").body
+
+
+def test_a_backup_without_files_names_no_newest(tmp_path, capsys):
+    for name, told in (("a", "done: 1 files in x, the newest of 2019-10-07T03:23:39 UTC\n"), ("b", "done: 0 files in x\n")):
+        (tmp_path / name).mkdir()
+        if name == "a":
+            (tmp_path / name / "file").touch()
+            os.utime(tmp_path / name / "file", (NOW, NOW))
+        co2d._tell_copied("done", [str(tmp_path / name)], "x")
+        assert capsys.readouterr().out == told
+
+
 def test_metrics_outlive_the_data_directory(station):
     os.rename(station.settings.data_dir, station.settings.data_dir + ".away")
     metrics = ask(station, "GET", "/metrics")
