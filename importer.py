@@ -638,7 +638,7 @@ def format_config(settings):
     """The settings as a configuration file."""
     lines = [
         "# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
-        "# Precedence: default < this file < command line. Check with: ./co2d.py --check-config",
+        "# Precedence: default < this file < command line. Check with: co2d --check-config",
         "",
         "[co2d]",
     ]
@@ -650,7 +650,7 @@ def format_config(settings):
         elif isinstance(value, float):
             value = f"{value:g}"
         lines += ["", f"# {setting.help}{note}", f"{name} = {value}"]
-    lines += ["", "# limits of quality rules (see importer.py); ./importer.py rebuild applies them to all", "[quality]"]
+    lines += ["", "# limits of quality rules (see importer.py); importer rebuild applies them to all", "[quality]"]
     for name, limit in settings.limits._asdict().items():
         lines.append(f"{name} = {limit:g}")
     return "\n".join(lines) + "\n"
@@ -2161,7 +2161,7 @@ def _connected(path):
 def open_db(path):
     """A connection that only reads; NoDatabase when there is none that can be read. Temporary tables are possible."""
     if not os.path.exists(path):
-        raise NoDatabase(f"no database yet: {path} (./importer.py makes it)")
+        raise NoDatabase(f"no database yet: {path} (importer makes it)")
     has_log = os.path.exists(path + "-wal")
     can_change = has_log or not os.statvfs(path).f_flag & os.ST_RDONLY
     try:
@@ -2171,13 +2171,13 @@ def open_db(path):
     except sqlite3.OperationalError as error:
         reason = "" if os.access(path, os.R_OK) else ": permission denied"
         if has_log:
-            reason = ": it was left open; start co2d, or let its owner run ./importer.py"
+            reason = ": it was left open; start co2d, or let its owner run importer"
         raise NoDatabase(f"{path} cannot be read ({error}){reason}")
     except sqlite3.DatabaseError as error:
-        raise NoDatabase(f"{path}: {error} (./importer.py makes it anew)")
+        raise NoDatabase(f"{path}: {error} (importer makes it anew)")
     if version != SCHEMA_VERSION:
         db.close()
-        raise NoDatabase(f"{path} was made by another version (./importer.py makes it anew)")
+        raise NoDatabase(f"{path} was made by another version (importer makes it anew)")
     # Else SQLite makes an index of all readings for a page of some hundred columns.
     db.execute("PRAGMA automatic_index = OFF")
     return db
@@ -2393,7 +2393,7 @@ def _not_mounted(db, archive):
         is_empty = all(entry.name.startswith(".") for entry in _scan(directory, []))
         if is_expected and not is_marked or is_empty:
             found.append((directory, "empty, missing, or not the one that was here; is a disk not mounted? Uploads are "
-                          "taken all the same, and sent again when it is back (./importer.py rebuild forgets it)"))
+                          "taken all the same, and sent again when it is back (importer rebuild forgets it)"))
     return found
 
 
@@ -3111,7 +3111,7 @@ class _Judge:
                    if (unknown if before is None else before) >= last]
         if len(reasons) < REFUSED_LINES:
             return ""
-        return f"its newest {len(reasons)} lines are refused ({max(reasons)}): see ./importer.py rejects"
+        return f"its newest {len(reasons)} lines are refused ({max(reasons)}): see importer rejects"
 
     def _sensor(self, state):
         """Since when no reading has usable CO2; "" when one of the last day has."""

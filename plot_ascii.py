@@ -3562,6 +3562,8 @@ def arguments(argv):
     a = parser.parse_args(argv)
     if a.changes and not a.check:
         parser.error("--changes goes with status --check")
+    if a.check and (a.xmin or a.xmax):
+        parser.error("--check tells how it is now: leave out --xmin and --xmax")
     if a.watch and (a.output or a.check):
         parser.error(
             "--watch draws on this terminal: leave out --check and -o, and have cron repeat those"

@@ -27,8 +27,7 @@ TOP_LEVEL = {"co2d.py", "seqfile.py", "importer.py", "plot_ascii.py", "co2d.conf
 LONGEST = 45                            # lines of a function, docstring included
 DENSEST = 9.5                           # tokens in a line of code; the goal is 8, good Python code has 5 to 7.4
 MOST_PARAMETERS = 5                     # positional ones, self aside
-BUDGET = 70000                          # tokens of the four files together: the goal
-REACHED = 83700                         # what they have; this may only become less, until it is the goal
+BUDGET = 70000                          # tokens of the four files together: delete before you add
 WIDEST = 120                            # columns
 STANDARD_LIBRARY = getattr(sys, "stdlib_module_names", None)    # since 3.10
 
@@ -163,9 +162,9 @@ def check_plainness() -> Iterator[str]:
         for number, line in enumerate(source.splitlines(), 1):
             if len(line) > WIDEST:
                 yield "%s.py:%d: %d columns" % (module, number, len(line))
-    print("make check: %d tokens in the four files; the goal is %d" % (total, BUDGET))
-    if total > REACHED:
-        yield "the four files have %d tokens, more than %d: delete before you add" % (total, REACHED)
+    print("make check: %d tokens in the four files, of at most %d" % (total, BUDGET))
+    if total > BUDGET:
+        yield "the four files have %d tokens, more than %d: delete before you add" % (total, BUDGET)
 
 
 def check_docstrings() -> Iterator[str]:

@@ -108,7 +108,7 @@ def test_a_data_directory_that_is_not_mounted_is_told_until_it_is_back_and_no_re
         (told,) = place.look()                          # and nothing about the unit
         assert told[0] == "critical" and told[1].startswith(
             "data directory %s is empty, missing, or not the one that was here; is a disk not mounted? Uploads are taken all the same, "
-            "and sent again when it is back (./importer.py rebuild forgets it) (since 20" % place.data())
+            "and sent again when it is back (importer rebuild forgets it) (since 20" % place.data())
         assert place.readyz()[0] == 503 and place.count() == before
     shutil.rmtree(place.data())
     os.rename(place.data() + ".away", place.data())
@@ -239,7 +239,7 @@ def test_lines_that_are_refused_are_told_with_their_reason(place):
     name = max(place.unit.files())
     place.unit.write(name, place.unit.read(name) + b"garbage\n" * 5)
     place.unit.sync()
-    assert place.look() == [("critical", "no site (varanger-03): its newest 5 lines are refused (no hardware id): see ./importer.py rejects")]
+    assert place.look() == [("critical", "no site (varanger-03): its newest 5 lines are refused (no hardware id): see importer rejects")]
     place.night()
     assert place.look() == []
 
@@ -372,7 +372,7 @@ def test_a_log_that_cannot_be_read_is_an_error_and_not_a_part_of_the_rows(open_p
     for suffix in ("", "-wal"):
         shutil.copy(db + suffix, db + ".left" + suffix)
     assert as_nobody(lambda: exported(db + ".left")) == (
-        "%s.left cannot be read (unable to open database file): it was left open; start co2d, or let its owner run ./importer.py" % db)
+        "%s.left cannot be read (unable to open database file): it was left open; start co2d, or let its owner run importer" % db)
 
 
 @as_root

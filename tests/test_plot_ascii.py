@@ -1235,6 +1235,7 @@ def test_check_of_a_broken_database_is_critical_not_a_warning(capfd: Any, tmp_pa
 
 @pytest.mark.parametrize("line, complaint", [
     ("co2 --changes seen.txt", "--changes goes with status --check"),
+    ("--check --xmax 2019-09-26", "--check tells how it is now: leave out --xmin and --xmax"),
     ("co2 --watch 5 -o page.txt", "--watch draws on this terminal"),
     ("status --watch 5 --check", "--watch draws on this terminal"),
 ])
