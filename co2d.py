@@ -2006,14 +2006,19 @@ def _places(settings, backup_dir):
         yield own, os.path.join(backup_dir, "var", folder)
 
 
-def copy_tree(source, target):
-    """Copy what differs from one directory to another, if the first exists. What only the second has stays there."""
-    if os.path.isdir(source):
-        try:
-            shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
-        except shutil.Error as error:
-            failed = error.args[0]                              # [(file, copy, why)]
-            raise Failed(f"{len(failed)} files could not be copied: {failed[0][2]}")
+def copy_trees(pairs):
+    """Copy what differs from a directory to another, if the first exists. What only the second has stays there.
+
+    Gives the files that could not be copied, which keep no other back: [(file, copy, why)].
+    """
+    failed = []
+    for source, target in pairs:
+        if os.path.isdir(source):
+            try:
+                shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
+            except shutil.Error as error:
+                failed += error.args[0]
+    return failed
 
 
 def _copy_changed(file, copy):
@@ -2042,13 +2047,16 @@ def _all_below(directories):
                 yield os.path.join(where, name)
 
 
-def _tell_copied(done, directories, target):
+def _tell_copied(done, directories, target, failed):
     files = [path for path in _all_below(directories) if os.path.isfile(path)]
     line = f"{done}: {len(files)} files in {target}"
     if files:
         newest = max(map(os.path.getmtime, files))
         line += f", the newest of {seqfile.utc(newest)} UTC"
     print(line)
+    if failed:
+        _, _, why = failed[0]
+        raise Failed(f"{len(failed)} files could not be copied: {why}")
 
 
 def backup_parser():
@@ -2069,13 +2077,13 @@ def backup(settings, arguments):
             raise Failed(f"there is no directory {needed}: is this the configuration of the station?")
         if (target + "/").startswith(os.path.realpath(needed) + "/"):
             raise Failed(f"{target} lies within {needed}")
-    for source, copy in [*_places(settings, target)] * 2:
-        copy_tree(source, copy)
+    copy_trees(_places(settings, target))
+    failed = copy_trees(_places(settings, target))
     config = importer.config_file(arguments.config)
     if config:
         shutil.copy2(config, os.path.join(target, "co2d.conf"))
     os.sync()
-    _tell_copied("backup", [target], target)
+    _tell_copied("backup", [target], target, failed)
     return 0
 
 
@@ -2101,14 +2109,13 @@ def restore(settings, arguments):
     seqfile.make_directory(settings.data_dir)
     held = claim(settings.data_dir)
     owner = os.stat(settings.data_dir)
-    for place, copy in _places(settings, arguments.directory):
-        copy_tree(copy, place)
+    failed = copy_trees((copy, place) for place, copy in _places(settings, arguments.directory))
     if os.geteuid() == 0:
         for path in _all_below(places):
             os.chown(path, owner.st_uid, owner.st_gid)
     os.sync()
     os.close(held)
-    _tell_copied("restored", places, settings.data_dir)
+    _tell_copied("restored", places, settings.data_dir, failed)
     return 0
 
 

@@ -585,6 +585,14 @@ def test_what_cannot_be_copied_is_said_in_one_line(small_station, tmp_path, caps
     assert said.startswith("co2d: 1 files could not be copied: [Errno 21] Is a directory: ") and said.count("\n") == 1
 
 
+def test_what_cannot_be_copied_keeps_nothing_else_out_of_a_backup(small_station, tmp_path, capsys):
+    options, data, _ = small_station
+    os.mkfifo(str(data / "co2unit-1" / "pipe"))
+    assert co2d.main(["backup", str(tmp_path / "b"), *options]) == 1
+    assert "1 files could not be copied: " in capsys.readouterr().err
+    assert (tmp_path / "b" / "var" / "pings" / "pings-0000.tsv").exists()
+
+
 def test_a_backup_is_not_restored_under_a_running_daemon(start, small_station, tmp_path):
     assert co2d.main(["backup", str(tmp_path / "b"), *small_station[0]]) == 0
     shutil.rmtree(str(tmp_path / "data"))
