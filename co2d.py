@@ -1152,7 +1152,12 @@ class Watching(threading.Thread):
         """Until `stop`."""
         while not self.stopping:
             self.station.health.changed.clear()
-            self.look()
+            try:
+                self.look()
+            except Exception as error:                          # a mistake in the program: `look` says when it is over
+                text = f"problems are not looked for: {error!r} at {importer.place_of(error)}"
+                log.error(text)
+                self.station.health.report("health", CRITICAL, text)
             self.station.health.changed.wait(LOOK)
 
     def look(self):

@@ -187,7 +187,7 @@ def kept_name(name):
 
 def card_name(kept):
     """The name on the card, as bytes, of a file that is kept under `kept`, as far as it was not cut."""
-    return unquote_to_bytes(kept)
+    return unquote_to_bytes(raw_name(kept))
 
 
 def utc(now, form=ROW_TIME, fraction=False):

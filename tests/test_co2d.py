@@ -255,6 +255,8 @@ def test_a_unit_with_strange_names_is_noted_and_also_that_its_error_log_stays_be
     assert notes() == [text + "; its error log stays behind until they are taken off its card"]
     push(station, b"errors-0001.txt", folder="errors")
     assert notes() == [text]
+    open(os.path.join(os.fsencode(where), b"errors", b"\xe6"), "w").close()      # put there by somebody
+    assert notes() == [text + "; its error log stays behind until they are taken off its card"]
 
 
 def test_strange_files_are_kept_up_to_a_limit_and_then_acknowledged_and_counted(station, monkeypatch):
@@ -611,7 +613,7 @@ def test_a_backup_without_files_names_no_newest(tmp_path, capsys):
         if name == "a":
             (tmp_path / name / "file").touch()
             os.utime(tmp_path / name / "file", (NOW, NOW))
-        co2d._tell_copied("done", [str(tmp_path / name)], "x")
+        co2d._tell_copied("done", [str(tmp_path / name)], "x", [])
         assert capsys.readouterr().out == told
 
 
@@ -664,6 +666,19 @@ def test_problems_go_to_the_log_and_to_a_file_when_they_come_and_when_they_are_o
     assert importer.read_health(station.settings.var_dir, now + 300) == []
     (stale,) = importer.read_health(station.settings.var_dir, now + 301)
     assert (stale.level, stale.text[:42]) == ("critical", "co2d does not run, or cannot write (systemctl status co2d)"[:42])
+
+
+def test_a_mistake_while_problems_are_looked_for_is_a_problem_and_ends_no_thread(station):
+    def look():
+        watching.stopping = True
+        raise KeyError("x")
+
+    watching = co2d.Watching(station)
+    watching.look = look
+    watching.run()
+    assert station.health.problems()[0].text.startswith("problems are not looked for: KeyError('x') at ")
+    co2d.Watching(station).look()
+    assert station.health.problems() == []
 
 
 # -- the parser -------------------------------------------------------------------------------------------------------
