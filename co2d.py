@@ -38,7 +38,10 @@ Where they meet:
     Fetches._lock   guards what is known of the updates that units take
     LogWriter       (the lock of logging.Handler) guards the count of dropped lines
     (seqfile)       one lock per upload directory, one per row log
-    Station.settings is replaced as a whole on reload
+    Daemon.signals  queue from the signal handlers to main
+    Health.changed, Station.something_changed, Importing.stopping       events: wake health, wake import, end import
+    Station.settings, Station.archive, Server.tls, LogWriter.secret     each is replaced as a whole on reload
+    Quota, Station._rooms and Server._open have no lock: a count may be off by a chunk, a set takes single operations
 
 A ping is answered by the thread that writes its row, which may be that of another ping (`Response.after`).
 
@@ -50,6 +53,11 @@ counters, lines of the log that wait, the last rows of fetches (an update is lis
 unit in this session (one superfluous re-send) are gone. `changed` is, too, so each start looks at all files.
 
 Exit status: 0 stopped well, 1 failed, 2 usage, 78 configuration, 130 interrupted twice.
+
+To add a route: its endpoint, and a row of ROUTES. A setting: a row of importer._SETTINGS. A metric: a row of METRICS,
+and Station.count; what is measured when it is asked for: Station.samples. A problem: Health.report; one that the
+database shows: importer.problems; one of a unit's directory: directory_problems. A key of the firmware's
+configuration: a row of CONFIGURATION.
 """
 
 from __future__ import annotations
@@ -84,6 +92,7 @@ from collections import Counter, defaultdict
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
+from os.path import isdir
 from typing import BinaryIO, Callable, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -98,7 +107,7 @@ MAX_FIELDS = 64
 SMALL_FILE = 64 << 10                   # bytes of a file that is sent at once
 MAX_DEPTH = 8                           # path segments of an upload; units use three
 RECENT_PINGS = 20
-LONGEST_FILE = 3 * 255                  # bytes of a name on a card: FAT allows 255 characters, of 3 bytes in UTF-8
+LONGEST_NAME = 3 * 255                  # bytes of a name on a card: FAT allows 255 characters, of 3 bytes in UTF-8
 RECOUNT = 60                            # seconds; before that, what a unit takes on the disk is not counted anew
 LOOK = 60.0                             # seconds between two looks for problems
 RETRY = 1.0                             # seconds after an import that failed
@@ -143,8 +152,8 @@ class Response(NamedTuple):
     note: str = ""                      # for the log
     file: BinaryIO | None = None        # sent in place of `body`, piece by piece, up to the size that it has now
     extra_seconds: float = 0.0          # a long file may take so many more than `request_seconds`
-    sent: Callable | None = None        # sent() is called when the kernel has taken the last byte, before the end
-    after: Callable | None = None       # after(send) stores what belongs to it, and calls send() then
+    sent: Callable | None = None        # sent() is called when the kernel has taken the last byte, before we close
+    after: Callable | None = None       # after(send) stores the row, then calls send(), perhaps in another thread
 
 
 class Refused(Exception):
@@ -309,7 +318,10 @@ def _parse_fields(lines):
 
 
 def _check_headers(headers, version):
-    """A client that expects a 100 Continue gets none: after a second it sends its body all the same."""
+    """Refuse fields that leave length or host in doubt.
+
+    A client that expects a 100 Continue gets none: it sends its body all the same, after a second.
+    """
     if "transfer-encoding" in headers:
         is_smuggling = "content-length" in headers or version == b"1.0"
         raise Refused(400 if is_smuggling else 501, "Transfer-Encoding is not accepted")
@@ -563,16 +575,19 @@ class Count(NamedTuple):
 class Quota:
     """How much of the disk each unit may take. A unit that sends nothing that is stored leaves no trace.
 
-    No lock: of two chunks of a unit at once, one may not be charged, and before a refusal all is counted anew.
+    No lock: of two chunks of a unit at once, one may not be charged. Before a refusal all is counted anew, once in
+    RECOUNT seconds at most.
     """
 
     def __init__(self):
         self._counts = {}                                       # by unit
 
     def has_place(self, unit, settings):
-        """Whether a unit has a directory, or may have one."""
-        has_one = os.path.isdir(os.path.join(settings.data_dir, unit))
-        return has_one or len(os.listdir(settings.data_dir)) < settings.max_units
+        """Whether a unit has a directory, or may have one. The data directory is made again if it was removed."""
+        if isdir(os.path.join(settings.data_dir, unit)):
+            return True
+        seqfile.make_directory(settings.data_dir)
+        return len(os.listdir(settings.data_dir)) < settings.max_units
 
     def check(self, chunk, settings):
         """Refuse a chunk that would exceed a limit."""
@@ -618,15 +633,16 @@ class Station:
             seqfile.make_directory(directory, settle=True)
         self.archive = settings.archive()
         self.health = Health(clock)
-        self.probing = threading.Lock()         # held from a try of the disk to its report: the latest is right
+        self.probing = threading.Lock()         # held from a try of the disk to its report: the newest stands
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
         self.pings = seqfile.RowLog(self.var(seqfile.PINGS_FOLDER), seqfile.PINGS, sync=self.sync)
         self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync, self.health)
         self.started = clock()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()           # guards the next three
         self.counters = Counter()       # by (name, ((label, value), ...))
         self.changed = set()            # paths
         self._changed_since = self.started
+        self._rooms = {}                # directory -> when its disk was asked for room; bytes left since
         self.connections = lambda: 0            # how many are open; the server's own, once there is one
         self.log_writer = None                  # a LogWriter, once there is one
         self.something_changed = threading.Event()
@@ -640,14 +656,26 @@ class Station:
         """A path below the units' directories."""
         return os.path.join(self.settings.data_dir, *names)
 
-    def has_room(self, directory):
-        """Whether the disk of a directory, which is made if need be, has more free than is to be kept free."""
+    def has_room(self, directory, length):
+        """Whether the disk of a directory has more free than is to be kept free; so many bytes count as written then.
+
+        The disk is asked once a second, or when what was free is used up: a system call costs a busy thread its turn.
+        """
+        now = self.clock()
+        asked, left = self._rooms.get(directory, (0, 0))
+        if left <= 0 or abs(now - asked) >= 1:
+            asked, left = now, self._ask_for_room(directory)
+        self._rooms[directory] = asked, left - length
+        return left >= 0
+
+    def _ask_for_room(self, directory):
+        """Bytes that are free beyond the reserve on the disk of a directory, which is made if need be."""
         try:
             seqfile.make_directory(directory)
             disk = shutil.disk_usage(directory)
         except OSError:                                         # who writes there tells why it fails
-            return True
-        return disk.free >= disk.total * self.settings.keep_free / 100
+            return 0
+        return disk.free - disk.total * self.settings.keep_free / 100
 
     def sync(self, fd):
         """Make the data of an open file durable, and count how long that took."""
@@ -732,7 +760,7 @@ def _store_ping(station, unit, row, send):
             station.touch(file)
         send()
 
-    if station.has_room(station.settings.var_dir):
+    if station.has_room(station.settings.var_dir, len(row)):
         station.pings.append(row, told)
     else:
         told("", OSError(f"less than {station.settings.keep_free:g} % of the disk is free"))
@@ -744,7 +772,7 @@ def push(station, request, unit, path):
     folders = station.settings.upload_dirs.split()
     if path[0] not in folders or len(path) >= MAX_DEPTH:
         raise Refused(403, f"uploads go below {' or '.join(folders)}")
-    if file in (b"", b".", b"..") or len(file) > LONGEST_FILE:
+    if file in (b"", b".", b"..") or len(file) > LONGEST_NAME:
         raise Refused(404, "no name of a file")
     offset = " ".join(value for name, value in request.query if name == "offset")
     if not re.match(r"[0-9]{1,15}\Z", offset):
@@ -763,7 +791,7 @@ def push(station, request, unit, path):
 
 
 def _store(station, chunk):
-    has_room = station.has_room(station.settings.data_dir)
+    has_room = station.has_room(station.settings.data_dir, len(chunk.data))
     if chunk.is_strange:
         has_place = station.quota.has_place(chunk.unit, station.settings)
         return station.inbox.receive_strange(chunk, keep=has_room and has_place)
@@ -824,7 +852,7 @@ class NotServable(Exception):
     """An update that no unit could fetch completely; says why."""
 
 
-def update_files(directory, prefix=""):
+def walk_update(directory, prefix=""):
     """Relative paths of all files below an open directory; NotServable where a unit could not fetch one."""
     names = sorted(os.listdir(directory))
     if not names:
@@ -834,7 +862,7 @@ def update_files(directory, prefix=""):
         path = prefix + name
         if stat.S_ISDIR(mode) and SEGMENT.match(name):
             with seqfile.open_directory(directory, [name]) as below:
-                yield from update_files(below, f"{path}/")
+                yield from walk_update(below, f"{path}/")
         elif not stat.S_ISREG(mode) or not SEGMENT.match(name):
             raise NotServable(f"units cannot ask for {path!r}")
         elif not os.access(name, os.R_OK, dir_fd=directory, effective_ids=True):
@@ -850,7 +878,7 @@ def files_of_update(data_dir, unit, name):
                           "ask for")
     try:
         with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER, name]) as directory:
-            return list(update_files(directory))
+            return list(walk_update(directory))
     except OSError as error:
         raise NotServable(str(error))
 
@@ -914,7 +942,7 @@ def _list_files(station, request, parts):
     with seqfile.open_directory(station.settings.data_dir, parts) as directory:
         if request.arguments.get("recursive") not in ("True", "1"):
             return json_response(sorted(os.listdir(directory)))
-        reply = json_response(list(update_files(directory)))
+        reply = json_response(list(walk_update(directory)))
     if not below and request.method != "HEAD":
         station.fetches.note(unit, name, STARTED, request.now)
     return reply
@@ -969,7 +997,7 @@ def refusals():
 def page(station, request, view, refresh=""):
     """A status page drawn from the database: HTML, or plain text for curl and whoever asks for it.
 
-    `view`: a key of plot_ascii.PAGES; `refresh`: seconds after which a browser is to ask again.
+    `view`: a key of plot_ascii.WEB; `refresh`: seconds after which a browser is to ask again.
     """
     accept = request.headers.get("accept", "")
     agent = request.headers.get("user-agent", "")
@@ -1069,7 +1097,7 @@ def check_disk(station):
     text = ""
     with station.probing:
         station.inbox.close_files()
-        if not station.has_room(data_dir):
+        if not station.has_room(data_dir, 0):
             text = f"less than {station.settings.keep_free:g} % of the disk of {data_dir} is free"
         try:
             with open(probe, "wb", buffering=0) as file:
@@ -1085,11 +1113,11 @@ def check_disk(station):
 def check_database(station):
     """Report what is wrong with the database. True: it can be read, or does not exist yet."""
     path = station.settings.db
-    _attempt(station, "writing", lambda: importer.try_to_write(path))
-    return not os.path.exists(path) or _attempt(station, "database", lambda: importer.open_db(path).close())
+    _try_database(station, "writing", lambda: importer.try_to_write(path))
+    return not os.path.exists(path) or _try_database(station, "database", lambda: importer.open_db(path).close())
 
 
-def _attempt(station, key, attempt):
+def _try_database(station, key, attempt):
     """Try something with the database, and report what it raises. True: it worked."""
     text = ""
     try:
@@ -1103,7 +1131,7 @@ def _attempt(station, key, attempt):
     return not text
 
 
-def unit_directories(data_dir):
+def directory_problems(data_dir):
     """Problems of units whose directory takes no uploads, and of those with strange files."""
     with suppress(OSError), os.scandir(data_dir) as entries:
         for entry in entries:
@@ -1120,7 +1148,7 @@ def unit_directories(data_dir):
                 text = f"uploads to {path} are refused: {text}"
                 yield importer.Problem(f"directory:{name}", CRITICAL, name, text, since)
             strange = os.path.join(path, seqfile.STRANGE)
-            if os.path.isdir(strange):
+            if isdir(strange):
                 text = f"{name} sends files with names that are not its own; they are kept in {strange}"
                 if _stays_behind(path):
                     text += "; its error log stays behind until they are taken off its card"
@@ -1128,7 +1156,7 @@ def unit_directories(data_dir):
 
 
 def _stays_behind(directory):
-    """Whether a unit has acknowledged strange files behind its newest error log: it never looks back at that."""
+    """Whether we acknowledged strange files that sort behind a unit's newest error log: it never looks back at that."""
     try:
         logs = seqfile.files_in_sequence(os.path.join(directory, seqfile.ERRORS_FOLDER), seqfile.ERRORS)
         strange = os.listdir(os.path.join(directory, seqfile.STRANGE, seqfile.ERRORS_FOLDER))
@@ -1168,9 +1196,9 @@ class Watching(threading.Thread):
         health.report("log", WARNING, text if dropped > self._lines_dropped else "")
         self._lines_dropped = dropped
         check_disk(station)
-        found = list(unit_directories(station.settings.data_dir))
+        found = list(directory_problems(station.settings.data_dir))
         if check_database(station) and os.path.exists(station.settings.db):
-            _attempt(station, "database", lambda: found.extend(self._ask_database()))
+            _try_database(station, "database", lambda: found.extend(self._ask_database()))
         health.find(found)
         problems = health.problems()
         self._tell(problems)
@@ -1274,7 +1302,7 @@ class Route(NamedTuple):
     pattern: str
     endpoint: Callable                  # endpoint(station, request, and what is filled in) gives a Response
     allow: str = ""                     # the setting that says which networks may ask; units may if `units` lists them
-    lane: str = ""                      # it can take long: the thread of this lane answers, one after the other
+    lane: str = ""                      # it can take long: the thread of this lane answers; its Response has no `after`
 
 
 ROUTES = [
@@ -1635,7 +1663,7 @@ def read_update(directory):
     """The files of an update: path -> bytes; Failed when a unit could not take them all."""
     try:
         with seqfile.open_directory(directory, []) as opened:
-            names = list(update_files(opened))
+            names = list(walk_update(opened))
         _check_sizes({name: os.path.getsize(os.path.join(directory, name)) for name in names})
         return {name: read_regular(directory, name) for name in names}
     except (NotServable, OSError) as error:
@@ -1760,7 +1788,7 @@ def files_to_publish(arguments, settings):
         files = {name: _to_json(patch).encode("utf-8", "surrogatepass") for name, patch in patches.items()}
     else:
         directory = arguments.names.pop() if arguments.names else ""
-        if not os.path.isdir(directory):
+        if not isdir(directory):
             raise Failed(f"which update? There is no directory {directory!r}: co2d publish UNIT... DIR, or in place of "
                          "DIR an option: --nickname, --sync-dest, --set")
         files = read_update(directory)
@@ -1848,7 +1876,7 @@ class Publishing:
         """
         names = [name for taker, name in self.courses if taker == unit]
         folder = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER)
-        if os.path.isdir(folder):
+        if isdir(folder):
             names += [WITHDRAWN.sub(r"\1", name) for name in os.listdir(folder)]
         return max(names, default=seqfile.UPDATE_PREFIX)
 
@@ -1920,7 +1948,7 @@ class Publishing:
     def report(self, unit):
         """A line for each update, with tabs: when it was published, how much was fetched, what is seen of it since."""
         lines = []
-        until = "9"                                             # later: when the unit had the next one, which undoes it
+        until = "9"                     # behind every UTC time; then: when the unit had the next one, which undoes it
         for name in reversed(visible_updates(self.data_dir, unit)):
             course = self.courses.get((unit, name), Course())
             try:
@@ -1984,7 +2012,7 @@ what the firmware reads (--set):
 
 def publish(settings, arguments):
     """`co2d publish`; the exit status."""
-    if not os.path.isdir(settings.data_dir):
+    if not isdir(settings.data_dir):
         raise Failed(f"there is no data directory {settings.data_dir}")
     publishing = Publishing(settings, arguments)
     if arguments.list:
@@ -2018,7 +2046,7 @@ def copy_trees(pairs):
     """
     failed = []
     for source, target in pairs:
-        if os.path.isdir(source):
+        if isdir(source):
             try:
                 shutil.copytree(source, target, copy_function=_copy_changed, ignore=_passed_over, dirs_exist_ok=True)
             except shutil.Error as error:
@@ -2078,7 +2106,7 @@ def backup(settings, arguments):
     """`co2d backup`; the exit status."""
     target = os.path.realpath(arguments.directory)
     for needed in (settings.data_dir, os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)):
-        if not os.path.isdir(needed):
+        if not isdir(needed):
             raise Failed(f"there is no directory {needed}: is this the configuration of the station?")
         if (target + "/").startswith(os.path.realpath(needed) + "/"):
             raise Failed(f"{target} lies within {needed}")
@@ -2104,7 +2132,7 @@ def restore_parser():
 
 def restore(settings, arguments):
     """`co2d restore`; the exit status."""
-    if not os.path.isdir(os.path.join(arguments.directory, "remote_data")):
+    if not isdir(os.path.join(arguments.directory, "remote_data")):
         raise Failed(f"{arguments.directory} is no backup: there is no remote_data in it")
     places = [place for place, _ in _places(settings, "")]
     for path in _all_below(places):
@@ -2142,7 +2170,7 @@ class Gone(Exception):
 
 
 class Connection:
-    """One client, from accept to close. One thread at a time has it: a worker, or the one where it is parked.
+    """One client, from accept to close. One thread at a time has it: a worker, a lane's, or the one where it is parked.
 
     The listener is set to reset connections that are closed, and the kernel hands this on to each of them (`Server`). A
     unit ignores Content-Length: an orderly close in the middle of a reply would be the end of the file for it, and half
@@ -2152,11 +2180,11 @@ class Connection:
 
     def __init__(self, sock, peer, station, tls):
         """`sock`: as it was accepted; `peer`: the address; `tls`: an ssl.SSLContext, or None."""
-        sock.setblocking(False)
         self.sock = sock                # from the handshake on, an ssl.SSLSocket
         self.peer = peer
         self.station = station
         self.tls = tls
+        self.flags = socket.MSG_DONTWAIT        # saves a system call; not with TLS
         self.is_encrypted = False
         self.event = READ               # what the client has to make possible
         self.accepted = self.heard = time.monotonic()           # heard: when the client last sent or took a byte
@@ -2230,11 +2258,13 @@ class Connection:
     def shake_hands(self):
         """Begin TLS if the client does; plain HTTP goes on if it may."""
         if not self.is_encrypted:
-            first = self._attempt(READ, self.sock.recv, 1, socket.MSG_PEEK)
+            first = self._attempt(READ, self.sock.recv, 1, socket.MSG_PEEK | self.flags)
             if first and first != b"\x16" and self.station.settings.tls_only:
                 raise Refused(400, "this port speaks TLS")
             if first != b"\x16":
                 return first is not None
+            self.sock.setblocking(False)
+            self.flags = 0
             self.sock = self.tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
             self.is_encrypted = True
         return self._attempt(READ, lambda: [self.sock.do_handshake()])
@@ -2255,7 +2285,7 @@ class Connection:
 
     def _read(self):
         """The bytes that have come, which the reader has taken in; None when the client is to send more."""
-        data = self._attempt(READ, self.sock.recv, PIECE)
+        data = self._attempt(READ, self.sock.recv, PIECE, self.flags)
         if data == b"":
             raise Gone("closed by the client")
         if data:
@@ -2271,7 +2301,7 @@ class Connection:
             self._unsent = memoryview(piece)
             self._left -= len(piece)
         while self._unsent:
-            count = self._attempt(WRITE, self.sock.send, self._unsent)
+            count = self._attempt(WRITE, self.sock.send, self._unsent, self.flags)
             if count is None:
                 return False
             self._unsent = self._unsent[count:]
@@ -2293,7 +2323,7 @@ class Connection:
 
     def drain(self):
         """Read away what still comes: closing before would take the refusal back from the client."""
-        return self._attempt(READ, self.sock.recv, PIECE) == b""
+        return self._attempt(READ, self.sock.recv, PIECE, self.flags) == b""
 
     def _say_goodbye(self):
         """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
@@ -2341,7 +2371,7 @@ STATES = {
     "tls": State(Connection.shake_hands, "head", "refusal", "head_seconds", needs_worker=True),
     "head": State(Connection.read_head, "body", "refusal", "head_seconds"),
     "body": State(Connection.read_body, ANSWER, "refusal", "request_seconds"),
-    ANSWER: State(Connection.advance, "reply", CLOSED, at_least=float("inf"), needs_worker=True),
+    # ANSWER and CLOSED have no row: `Connection.advance` stops there, and `Server._serve` goes on.
     "reply": State(Connection.write, CLOSED, CLOSED, "request_seconds", LAST_WORDS, needs_worker=True),
     "refusal": State(Connection.write_refusal, "linger", CLOSED, "request_seconds", LAST_WORDS),
     "linger": State(Connection.drain, CLOSED, CLOSED, at_least=LAST_WORDS),
@@ -2591,7 +2621,7 @@ class Server:
         unit = unit_of(self.station.settings.secret, request)
         if not unit:
             return "page"
-        return "unit" if os.path.isdir(self.station.data(unit)) else "unknown unit"
+        return "unit" if isdir(self.station.data(unit)) else "unknown unit"
 
     def _is_full(self):
         return len(self._open) >= self._most
@@ -2693,7 +2723,7 @@ class Importing(threading.Thread):
             else:
                 summary = importer.import_new(station.archive, paths)
             if paths is None:
-                known = station.archive.data_dirs               # told otherwise
+                known = station.archive.data_dirs               # `missing_data` tells of these
                 hidden = [f"{path} cannot be read: {why}" for path, why in summary.hidden if path not in known]
                 station.health.report("folders", CRITICAL, "; ".join(hidden))
             self._kept.renew()
@@ -2867,7 +2897,7 @@ class Daemon:
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.watching = Watching(self.station)
-        self.signals = queue.SimpleQueue()                      # nothing else that waits bears signal handlers
+        self.signals = queue.SimpleQueue()                      # its put() is safe in a signal handler
         self.pulse = int(os.environ.get("WATCHDOG_USEC", "0")) / 4e6    # seconds between signs of life; 0: none
 
     def run(self):

@@ -27,7 +27,7 @@ readers see the old or the new state and wait for nobody). One importer writes a
 `rebuild` makes a new database beside the old one and renames it; who has the old one open goes on reading that. Started
 as a command it lets further processes read shares of a large archive into databases of their own, then copies these.
 
-SQL is written here and nowhere else; the section at the end answers what the views ask.
+SQL is written here and nowhere else; the section "what the views ask" has the queries of the pages.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import date
 from io import TextIOWrapper
 from itertools import accumulate, chain, compress, count, groupby, repeat
+from os.path import dirname, exists
 from typing import IO, Any, Callable, NamedTuple
 
 import seqfile
@@ -61,7 +62,7 @@ import seqfile
 Row = tuple[Any, ...]                   # of a table or a query
 Troubles = list[tuple[str, str]]        # path, what is wrong with it
 __version__ = "1.0.0"                   # of all four files
-HERE = os.path.dirname(os.path.realpath(__file__))
+HERE = dirname(os.path.realpath(__file__))
 SCHEMA_VERSION = 4
 BYTES_AT_ONCE = 1 << 18                 # that are read
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
@@ -159,7 +160,11 @@ SUSPECT = 3
 FAIL = 4
 MISSING = 9
 
-QC_SOME_CO2 = 1                         # one to five of the ten are missing or out of range; the mean is of the others
+# A new rule needs a bit, a place in the sums of bits below, its text in QC_RULES, its limit in Limits, and
+# SCHEMA_VERSION + 1. A rule on one row goes into co2_bits or temp_bits. A rule on neighbours goes into _JUDGE, both
+# masks QC_SPIKE | QC_FLAT, and suspicious_times: a row that this does not name is never judged.
+
+QC_SOME_CO2 = 1                         # one to nine of the ten are missing or out of range; the mean is of the others
 QC_NO_CO2 = 2                           # none of the ten is usable
 QC_SPIKE = 4                            # the mean stands out from both neighbours (QARTOD test 6)
 QC_FLAT = 8                             # the same mean for hours (QARTOD test 8)
@@ -561,7 +566,7 @@ def config_file(config):
     """The path of the configuration file in force, "" for none: `config`, else CO2D_CONF in the environment, else
     co2d.conf beside this script."""
     beside = os.path.realpath(os.path.join(HERE, "co2d.conf"))  # installed, it is a link to the one in /etc
-    return config or os.environ.get("CO2D_CONF") or (beside if os.path.exists(beside) else "")
+    return config or os.environ.get("CO2D_CONF") or (beside if exists(beside) else "")
 
 
 def load_settings(config, given):
@@ -578,7 +583,7 @@ def load_settings(config, given):
             options[name] = text, "--" + name.replace("_", "-")
     warnings = []
     limits = LIMITS._replace(**_read("quality", sections["quality"], "", warnings))
-    values = _read("co2d", sections["co2d"], os.path.dirname(os.path.abspath(file)), warnings)
+    values = _read("co2d", sections["co2d"], dirname(os.path.abspath(file)), warnings)
     values.update(_read("co2d", options, os.getcwd(), warnings))
     settings = Settings(**values, limits=limits, warnings=tuple(warnings))
     _check_together(settings, file or "the options")
@@ -626,7 +631,7 @@ def _check_together(settings, where):
             raise BadConfig(f"{where}: {quantity}_low = {low:g} must be below {quantity}_high = {high:g}")
     for name in ("data_dir", "var_dir"):
         place = getattr(settings, name)
-        if os.path.exists(place) and not os.path.isdir(place):
+        if exists(place) and not os.path.isdir(place):
             raise BadConfig(f"{where}: {name}: {place} is not a directory")
     if os.path.realpath(settings.data_dir) == os.path.realpath(settings.var_dir):
         raise BadConfig(f"{where}: data_dir and var_dir are the same directory, {settings.data_dir}")
@@ -1003,7 +1008,7 @@ def parse_deployment(cells, columns):
         ts = parse_instant(fields[name], name)
         ends.append(ts)
         if ts is not None:              # the same text for the same time, however people wrote it
-            fields[name] = seqfile.utc(ts, "%Y-%m-%dT%H:%M:%S").removesuffix("T00:00:00")
+            fields[name] = seqfile.utc(ts).removesuffix("T00:00:00")
     since, until = ends
     if None not in ends and until < since:
         raise Rejected("ends before it begins")
@@ -1472,7 +1477,8 @@ class Reader:
 
 # -- sources ----------------------------------------------------------------------------------------------------------
 # Which file is what: one row of FORMATS for each kind. A further kind needs its folder in seqfile.SEQUENCES if units
-# upload it, a table in SCHEMA, a function that parses a line, and a row here.
+# upload it, a table in SCHEMA (with unit_id, source and offset; its index in INDEXES), a function that parses a line, a
+# row here, and one in EXPORTS if people take it elsewhere.
 #
 # When a row counts twice: where `repeats` names columns, never, unless a text differs in one of these (a line that was
 # cut, then sent whole with fields that were unknown). Entries of error logs have no `repeats`: what a unit has replaced
@@ -1559,7 +1565,7 @@ def find_sources(archive, unreadable):
     # Of data directories that are merged, HOME/var beside each has the pings of that server; their keys are those of a
     # copy in HOME's name below a data directory.
     for data_dir in archive.data_dirs if len(archive.data_dirs) > 1 else ():
-        above, home = os.path.split(os.path.dirname(os.path.realpath(data_dir)))
+        above, home = os.path.split(dirname(os.path.realpath(data_dir)))
         if os.path.join(above, home, "var") != os.path.realpath(archive.var_dir):
             yield from _collect(above, "data/", f"{home}/var/{seqfile.PINGS_FOLDER}", unreadable)
 
@@ -1709,7 +1715,8 @@ def _checksum_of(file, size):
 _MEANS = f"""
     SELECT ts, co2, qc FROM co2_readings
     WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {QC_ROW} = 0 AND """
-# Of each mean: how far its time and value are from those of the one before and the one behind.
+# Of each mean: time and value since the one before (waited, rise) and until the one behind (waits, fall: positive if
+# that is lower).
 _NEIGHBOURS = f"""
     SELECT rowid AS id, ts, co2, qc, ts - lag(ts) OVER near AS waited, co2 - lag(co2) OVER near AS rise,
         lead(ts) OVER near - ts AS waits, co2 - lead(co2) OVER near AS fall
@@ -1719,8 +1726,8 @@ _NEIGHBOURS = f"""
 _STRETCHES = f"""
     SELECT *, sum(rise IS NOT 0) OVER (ORDER BY ts, co2, id ROWS UNBOUNDED PRECEDING) AS stretch
     FROM ({_NEIGHBOURS})"""
-# A spike as ioos_qc's spike_test (method differential) has it, for neighbours that are near. A flat stretch as a whole;
-# of a gap inside it, `gap` counts at most.
+# A spike as ioos_qc's spike_test (method differential) has it, for neighbours that are near. All readings of a flat
+# stretch are flagged, wherever a day begins; a gap inside it counts `gap` at most.
 _JUDGE = f"""
     SELECT id, judged, ts / {DAY} FROM (
         SELECT id, ts, qc, qc & ~{QC_SPIKE | QC_FLAT}
@@ -1763,7 +1770,7 @@ def suspicious_times(times, co2, limits):
 
 def judge_days(db, unit, first, last, limits):
     """Judge days in which rows came or went, and all readings whose stretch of equal means reaches up to them. The days
-    in which a flag changed."""
+    in which a flag changed. So the result does not depend on where a day begins."""
     begin = _end_of_stretch(db, (unit, first * DAY), "ts < ? ORDER BY ts DESC, co2 DESC", limits)
     end = _end_of_stretch(db, (unit, last * DAY + DAY - 1), "ts > ? ORDER BY ts, co2", limits)
     around = (unit, begin - limits.spike_gap, end + limits.spike_gap)
@@ -2039,8 +2046,9 @@ class Import:
             with open(source.path, "rb", opener=_open_no_link) as file:
                 size = os.fstat(file.fileno()).st_size if source.until is None else source.until
                 is_whole = FORMATS[source.kind].is_whole
+                # Read from the start: what is always read whole, has become shorter, or begins differently.
                 if is_whole or size < account.done or _checksum_of(file, account.done) != account.checksum:
-                    if account.lines:                           # it does not begin as before
+                    if account.lines:
                         self._remove_rows(source)
                     account = Account(source)
                     imported = 0
@@ -2141,7 +2149,7 @@ def _open_no_link(path, flags):
 # -- the database -----------------------------------------------------------------------------------------------------
 
 
-# Text is written to a new database, or in write-ahead mode: readers see the old state or the new one, and wait for
+# Rows are written to a new database, or in write-ahead mode: readers see the old state or the new one, and wait for
 # nobody. Who may not write there can read in that mode only while somebody who may has the database open, so that -wal
 # and -shm are there: the daemon keeps it open (`KeptOpen`). Whoever closes it last leaves it in the mode DELETE, which
 # needs no such files.
@@ -2160,9 +2168,9 @@ def _connected(path):
 
 def open_db(path):
     """A connection that only reads; NoDatabase when there is none that can be read. Temporary tables are possible."""
-    if not os.path.exists(path):
+    if not exists(path):
         raise NoDatabase(f"no database yet: {path} (importer makes it)")
-    has_log = os.path.exists(path + "-wal")
+    has_log = exists(path + "-wal")
     can_change = has_log or not os.statvfs(path).f_flag & os.ST_RDONLY
     try:
         db = _connect(path, "mode=ro" if can_change else "immutable=1")
@@ -2255,8 +2263,8 @@ def ownership(path):
 
 def remedy(error, path):
     """What to do about an error that came while the database at `path` was written or read: to be put behind it."""
-    for place in (os.path.dirname(path), path, path + ".lock", path + "-wal", path + "-shm"):
-        if os.path.exists(place) and not os.access(place, os.W_OK):
+    for place in (dirname(path), path, path + ".lock", path + "-wal", path + "-shm"):
+        if exists(place) and not os.access(place, os.W_OK):
             return "; " + ownership(place)
     if "full" in str(error) or getattr(error, "errno", 0) == errno.ENOSPC:
         return f"; make room on the disk of {path}"
@@ -2270,7 +2278,7 @@ def remedy(error, path):
 def try_to_write(path):
     """Raise what an import would raise when the database, or its lock, cannot be written."""
     open(path + ".lock", "a").close()
-    if os.path.exists(path):
+    if exists(path):
         with _connected(path) as db:
             db.execute("PRAGMA busy_timeout = 0")
             try:
@@ -2283,7 +2291,7 @@ def try_to_write(path):
 def act_as_owner(path):
     """Be the user to whom a file belongs, before it is replaced, so that it stays theirs. Root becomes that user, for
     good; Unusable for others, with the command to type."""
-    places = filter(os.path.exists, (path, os.path.dirname(path)))
+    places = filter(exists, (path, dirname(path)))
     owners = [os.stat(place).st_uid for place in places]
     if os.geteuid() == 0:
         owner = next(filter(None, owners), 0)
@@ -2292,7 +2300,7 @@ def act_as_owner(path):
             os.initgroups(user.pw_name, user.pw_gid)
             os.setgid(user.pw_gid)
             os.setuid(owner)
-    elif os.path.exists(path) and owners[0] != os.geteuid():
+    elif exists(path) and owners[0] != os.geteuid():
         import shlex
         name = _user(owners[0]).pw_name
         user = f"'#{name}'" if name.isdigit() else name
@@ -2302,7 +2310,7 @@ def act_as_owner(path):
 @contextmanager
 def only_writer(path, patience=PATIENCE):
     """Be the one that writes; Unusable when another does for too long."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.makedirs(dirname(path), exist_ok=True)
     with open(path + ".lock", "a+") as lock:
         end = time.monotonic() + patience
         while True:
@@ -2346,7 +2354,7 @@ def _retire(path):
         for other in filter(_is_earlier_version, retired_databases(path)):
             _remove(other)
     aside = f"{path}.before-{seqfile.utc(time.time(), '%Y%m%dT%H%M%SZ')}"
-    while os.path.exists(aside):
+    while exists(aside):
         aside += "-"
     for suffix in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):
@@ -2357,7 +2365,7 @@ def _retire(path):
 def _with_ours(path, use):
     """What `use` makes of a database of this schema. None when there is none, or somebody keeps it busy; one that is
     damaged, or has another schema, is put out of the way."""
-    if not os.path.exists(path):
+    if not exists(path):
         return None
     try:
         with _connected(path) as db:
@@ -2388,8 +2396,8 @@ def _not_mounted(db, archive):
     known = ask(db, "SELECT EXISTS (SELECT 1 FROM sources WHERE path LIKE 'data/%')")
     found = []
     for directory in archive.data_dirs if known else ():
-        is_marked = os.path.exists(os.path.join(directory, DATA_MARK))
-        is_expected = directory == archive.data_dirs[0] and os.path.exists(os.path.join(archive.var_dir, DATA_MARK))
+        is_marked = exists(os.path.join(directory, DATA_MARK))
+        is_expected = directory == archive.data_dirs[0] and exists(os.path.join(archive.var_dir, DATA_MARK))
         is_empty = all(entry.name.startswith(".") for entry in _scan(directory, []))
         if is_expected and not is_marked or is_empty:
             found.append((directory, "empty, missing, or not the one that was here; is a disk not mounted? Uploads are "
@@ -2476,7 +2484,7 @@ def _swap_in(new, path):
     from shutil import copymode                                 # no page needs it
     with open(new, "rb") as file:
         os.fsync(file.fileno())
-    if os.path.exists(path):
+    if exists(path):
         with suppress(sqlite3.DatabaseError), _connected(path) as db:
             db.execute("PRAGMA wal_checkpoint")
         copymode(path, new)
@@ -2633,7 +2641,7 @@ def _recent(db, table, unit, now):
 
 
 def _rhythm(times, least=1, default=HOUR // 2):
-    """The median distance; with fewer than three distances there is none yet."""
+    """The median distance; with fewer than three distances, `default`."""
     steps = sorted(a - b for a, b in zip(times, times[1:]) if a > b)
     return max(least, steps[len(steps) // 2]) if len(steps) > 2 else default
 
@@ -2701,7 +2709,7 @@ def _columns_of(db, query, rows, edges, make):
 
 
 def _hold(db, cells, spans, edges):
-    """Fill the columns between two readings of a unit that are no more than a rhythm apart."""
+    """Fill the columns between two readings of a unit that are no more than HOLE rhythms apart."""
     if None not in cells:
         return
     narrowest = min(map(operator.sub, edges[1:], edges))
@@ -3403,7 +3411,7 @@ def verify(archive, processes=1):
     Whoever may read the archive may call this, also while imports go on: what they add meanwhile is left out.
     """
     from tempfile import TemporaryDirectory                     # no page needs it
-    home = os.path.dirname(archive.db)
+    home = dirname(archive.db)
     beside = home if os.access(home, os.W_OK) else None         # there is room for a second database; in /tmp, perhaps
     with closing(open_db(archive.db)) as db, TemporaryDirectory("", "verify-", beside) as directory:
         db.execute("BEGIN")                                     # one state, from the first query to the last
@@ -3692,7 +3700,7 @@ def write_package(db, directory, given, now):
     """
     os.makedirs(directory, exist_ok=True)
     file = os.path.join(directory, DESCRIPTOR)
-    if os.listdir(directory) and not os.path.exists(file):
+    if os.listdir(directory) and not exists(file):
         raise BadArguments(f"{directory} holds something else than a data package: name an empty directory")
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
     readings = EXPORTS["readings"].select(", r.ts AS first, r.ts AS last")

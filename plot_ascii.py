@@ -3,8 +3,12 @@
 
 A page is made in one direction only:
 
-    queries (importer)  ->  values, one for each column of a chart  ->  `Page`: numbers, and the lines drawn from them
-                                                                    ->  text, TSV, JSON, HTML
+    queries (importer)  ->  rows: values, one for each column of a chart
+        ->  `Page`: numbers, and the lines drawn from them      ->  text, TSV, JSON, HTML
+        ->  `Picture`, of the same rows (see PICTURES): SVG     ->  HTML, -o FILE.svg
+
+Short names: c is a Context, o Options, t a Table, g glyphs, a the arguments of the command line.
+
 Words used here:
 
     axis      The columns of a chart in time. A column is one calendar step long (30 min ... 1 d ... 5 years)
@@ -1033,7 +1037,7 @@ def number_column(head, cells, get, rank, none=""):
 
 
 def bars(c, values, scale, style="", marks=()):
-    """Values as bars. A marked one has another colour; where there is none, it is a ?."""
+    """Values as bars. A marked one has another colour; a marked column without a value is a ?."""
     chars = []
     for value, mark in zip_longest(values, marks):
         char = c.g.suspect if mark else " "
@@ -1219,7 +1223,7 @@ def rows_of(stays, by_unit):
 
 
 def with_charts(c, rows, axes, end):
-    """The rows with a chart of each quantity, on one scale for all. What is read is kept for the page."""
+    """The rows with a chart of each quantity, on one scale for all. What is read is kept by quantity and step."""
     stays = [stay for row in rows for stay in row.stays]
     if not c.states:
         for state in importer.fleet_state(c.db, end, stays):
@@ -1269,7 +1273,7 @@ def measured(c, chart, row, end):
 
 
 def co2_rows(c):
-    """The sites, or units, that have readings in the time that is asked for; whether it is one by name."""
+    """Rows for the sites or units with a stay in the page's window; the window; whether one is asked for by name."""
     by_unit = bool(c.o.unit and not c.o.site)
     rows = rows_of(c.stays, by_unit)
     alone = len(rows) == 1 and bool(c.o.unit or c.o.site)
@@ -2291,7 +2295,7 @@ VIEWS = {
 
 # -- pictures: times, paths, panels -----------------------------------------------------------------------------------
 #
-# The same pages for browsers and papers, as inline SVG: strips under each other on one time axis. A strip has text on
+# The same rows for browsers and papers, as inline SVG: strips under each other on one time axis. A strip has text on
 # its left, the labels of its scales, a chart, and numbers on its right. In a browser x is a share of the width that
 # there is, so that text keeps its size; curves lie in an inner <svg> that is stretched: STRETCHED wide, a tenth of a
 # pixel high. Other heights are pixels. What things look like is said in STYLE alone.
@@ -3134,7 +3138,7 @@ def absolute(chart):
         lambda share: f'"{float(share[1]) * CHART / 100:g}"',
         chart,
     )
-    units = cycle((CHART / STRETCHED, 0.1))  # of x and y, in turn
+    units = cycle((CHART / STRETCHED, 0.1))  # of x and y, in turn: all paths are made of pairs
 
     def pixels(d):
         return re.sub(
@@ -3439,7 +3443,7 @@ def check(a, o):
         page = draw("status", o.but(rows=None))
         rows = [dict(zip(page.fields, record)) for record in page.records]
         units = {"", *(row["unit_id"] for row in rows)}
-        some = o.site or o.unit or o.min_tier or o.max_tier
+        some = o.site or o.unit or {o.min_tier, o.max_tier} != {None}
         problems = [
             problem
             for problem in known_problems(a, now, True)
@@ -3551,7 +3555,7 @@ def make_parser():
         metavar="SECONDS",
         help="redraw until Ctrl-C",
     )
-    # it is gone; crontabs of then go on
+    # without effect, but accepted: old crontabs have it
     add("--repeat", help=argparse.SUPPRESS)
     return parser
 

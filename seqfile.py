@@ -55,9 +55,9 @@ from urllib.parse import unquote_to_bytes
 
 DAY = 86400                             # seconds
 FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file
-SESSION = 3600                          # seconds; a unit talks for 300 at most, and its clock is not ours
-STILL = 40 * 3600                       # seconds without a new row, and
-MOST_BACKS = 3                          # sessions in which the unit was sent back there: then it has later readings
+SESSION = 3600                          # seconds; nearer chunks belong to one session: a unit talks for 300 at most
+STILL = 40 * 3600                       # seconds since a unit was first sent back to one position, and
+MOST_BACKS = 3                          # sessions in which it was, without a new row: then it has later readings
 BLOCK = 1 << 16                         # bytes that are copied at a time
 OCCUPIED = 1 << 62                      # "size" of what is no regular file: no unit could send it, so none is asked for
 MEMORY_FILE = ".sequence.json"          # hidden: no kept name begins with a dot
@@ -375,9 +375,9 @@ class Memory:
         return {"ends": ends, "first": self.first, "asked": sorted(self.asked), "asked_on": self.asked_on}
 
     def observe(self, chunk, held):
-        """Learn from a chunk that was stored. Whether the unit went to an earlier file by itself.
+        """Learn from a chunk that was stored. Returns whether the unit went to an earlier file by itself.
 
-        `held` gives the sizes of all files of the directory, by their kept names.
+        held() gives the sizes of all files of the directory, by their kept names.
         """
         step = self.step(chunk)
         went_back = chunk.offset == 0 and chunk.name < self.newest.name and abs(chunk.now - self.asked_at) > SESSION
@@ -412,17 +412,17 @@ class Memory:
             return STEPS_BACK
         return MOVES_ON if same_session and self.in_order else BEGINS
 
-    def _pass(self, chunk, held):
+    def _pass(self, chunk, sizes):
         """The unit went from the end of the last file to this one."""
         if chunk.number is None:
             return
         last = number_on_card(self.last.name, chunk.match)
-        size = held.get(self.last.name, 0)
+        size = sizes.get(self.last.name, 0)
         if last is None or self.last.end < size and last != self.awaited:
             return                                              # the other: an old chunk that arrived late
         self.first = max(self.first, chunk.number - MOST_ENDS)  # what is longer ago is not asked for
         between = set(range(max(last + 1, self.first), chunk.number))
-        between.difference_update(number_on_card(name, chunk.match) for name in held)
+        between.difference_update(number_on_card(name, chunk.match) for name in sizes)
         self._end({last: size, **dict.fromkeys(between, 0)})
 
     def _begin_at(self, number):
@@ -673,7 +673,10 @@ def usage_of(*directories):
 
 
 class _Sequence:
-    """One directory of uploaded files. The lock guards its files, and all attributes."""
+    """One directory of uploaded files.
+
+    The lock guards its files and all attributes; only `called` sets `sent_back` without it.
+    """
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -716,7 +719,8 @@ class Inbox:
     def receive(self, chunk):
         """Store a chunk of a file that is not strange, and say what to answer.
 
-        Raises OSError when the disk refuses; what was there is then as before.
+        Raises OSError when the disk refuses. The copy is then as before; of one that differs, only the bytes that agree
+        may be left, and the others are set aside.
         """
         with self._entered(chunk.key) as sequence:
             memory = self._memory_locked(sequence, chunk.key, create=chunk.offset == 0)
@@ -844,13 +848,13 @@ class Inbox:
     # A chunk on its way to our copy of a file: with the lock of its sequence held.
 
     def _store_locked(self, chunk):
-        """Do what `decide` says, and answer as the table above does."""
+        """Do what `decide` says, and answer as the table at the top of the file does."""
         file = self._open_locked(chunk)
         size = self._trusted_size_locked(file) if file else 0
-        held = b""
+        old = b""
         if chunk.offset < size:
-            held = _read_from_disk(file.fd, min(len(chunk.data), size - chunk.offset), chunk.offset)
-        same = len(held) if chunk.data.startswith(held) else len(os.path.commonprefix([held, chunk.data]))
+            old = _read_from_disk(file.fd, min(len(chunk.data), size - chunk.offset), chunk.offset)
+        same = len(old) if chunk.data.startswith(old) else len(os.path.commonprefix([old, chunk.data]))
         decision = decide(size, chunk.offset, len(chunk.data), same)
         if decision.kind == "gap":
             return Receipt("gap", (chunk.name, size))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -243,7 +244,7 @@ def test_strange_names_in_errors_never_keep_the_readings_back(station):
 
 def test_a_unit_with_strange_names_is_noted_and_also_that_its_error_log_stays_behind(station):
     def notes():
-        return [problem.text for problem in co2d.unit_directories(station.settings.data_dir)]
+        return [problem.text for problem in co2d.directory_problems(station.settings.data_dir)]
 
     where = os.path.join(station.settings.data_dir, "co2unit-1", "strange")
     text = "co2unit-1 sends files with names that are not its own; they are kept in " + where
@@ -398,6 +399,24 @@ def test_a_unit_that_was_removed_makes_room_for_another(tmp_path):
     assert upload(station, "u1") == 200
     shutil.rmtree(os.path.join(station.settings.data_dir, "u1"))
     assert upload(station, "u2") == 200
+
+
+def test_the_disk_is_asked_for_room_once_a_second_or_when_what_it_said_is_used_up(tmp_path, monkeypatch):
+    now = [NOW]
+    station = co2d.Station(make_settings(tmp_path, keep_free=50), clock=lambda: now[0])
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or types.SimpleNamespace(total=20000, free=20000))
+    assert [station.has_room(str(tmp_path), 4000) for _ in range(3)] == [True] * 3           # 10,000 bytes, of which 12,000 are taken
+    assert len(asked) == 1
+    assert station.has_room(str(tmp_path), 4000) and len(asked) == 2
+    now[0] += 1
+    assert station.has_room(str(tmp_path), 4000) and len(asked) == 3
+
+
+def test_a_data_directory_that_is_removed_is_made_again_by_the_next_chunk(station):
+    assert push(station, b"readings-0000.tsv")[0] == 200
+    shutil.rmtree(station.settings.data_dir)
+    assert push(station, b"readings-0000.tsv")[0] == 200
 
 
 def test_pings_stop_where_the_disk_is_to_be_left_free_and_are_answered_and_counted_as_lost(tmp_path, caplog):
