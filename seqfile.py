@@ -44,6 +44,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import threading
 import time
 import weakref
@@ -52,6 +53,9 @@ from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, Optional
 from urllib.parse import unquote_to_bytes
+
+if sys.version_info < (3, 9):           # here, because all scripts import this file before they define anything
+    sys.exit("co2d needs Python 3.9 or newer")
 
 DAY = 86400                             # seconds
 FILE_SIZE = 100 * 1024                  # bytes; at this size the units, and we for our own rows, start the next file

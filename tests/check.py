@@ -207,8 +207,8 @@ def check_unused() -> Iterator[str]:
                 yield "%s.py: %s is used nowhere" % (module, name)
 
 
-def check_with(program: str, *arguments: str, known: str = r"\Z") -> Iterator[str]:
-    """The complaints of a program, where it is installed; not those that match `known`."""
+def check_with(program: str, *arguments: str, known: str = r"(?!)") -> Iterator[str]:
+    """The complaints of a program, where it is installed; not those that match `known` (by default none)."""
     if shutil.which(program):
         done = subprocess.run([program, *arguments], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               universal_newlines=True)
