@@ -35,7 +35,6 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
-import functools
 import json
 import math
 import operator
@@ -55,11 +54,10 @@ from datetime import date
 from io import TextIOWrapper
 from itertools import accumulate, chain, compress, count, groupby, repeat
 from os.path import dirname, exists
-from typing import IO, Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 import seqfile
 
-Row = tuple[Any, ...]                   # of a table or a query
 Troubles = list[tuple[str, str]]        # path, what is wrong with it
 __version__ = "1.0.0"                   # of all four files
 HERE = dirname(os.path.realpath(__file__))
@@ -222,10 +220,10 @@ def temp_flag(qc):
 # The original's columns first, in its order; then ours.
 
 CO2 = ["co2_%02d" % n for n in range(1, 11)]
-RAW = ["co2_filtered", "led_normalised", "led_signal", "zero_point", "sensor_temp"]
+RAW = "co2_filtered led_normalised led_signal zero_point sensor_temp".split()
 # The rollup: a row for each unit and day. Of each quantity: number, sum, least and greatest of the usable values;
 # number, least and greatest of the suspect ones. `longest`: s between two readings.
-SUMS = ["n", "sum", "min", "max", "off", "low", "peak"]
+SUMS = "n sum min max off low peak".split()
 _SUMMED = [f"{what}_{name}" for what in SUSPECT_BITS for name in SUMS]
 DAILY = ["unit_id", "day", "n", *_SUMMED, "first", "last", "longest"]
 
@@ -289,29 +287,42 @@ class Export(NamedTuple):
     """A table as people take it. In its SQL `r` is a row, `d` the stay of the row's unit at that time."""
 
     about: str
-    columns: list[ExportColumn]
+    table: str                          # its columns: lines of name, kind, unit, value and what it is
     rows: str                           # SQL: what stands behind FROM
-    filters: str                        # those of FILTERS that choose from it
-    begin: str = "NULL"                 # SQL: the UTC seconds that a row is about, from ...
-    end: str = "NULL"                   # ... to
+    begin: str = "r.ts"                 # SQL: the UTC seconds that a row is about, from ...
+    end: str = "r.ts"                   # ... to
+    filters: str = "unit site since until"      # those of FILTERS that choose from it
+
+    @property
+    def columns(self):
+        """Its ExportColumns."""
+        return [ExportColumn(*row) for row in rows_of(self.table)]
 
     def select(self, more=""):
         """The query for its columns, and for `more`."""
         columns = ", ".join(column.sql for column in self.columns)
         return f"SELECT {columns}{more} FROM {self.rows}"
 
+    def choose(self, values, conditions):
+        """The query for values (SQL) of those rows that meet all conditions."""
+        rows = self.select(f", {self.begin} AS first, {self.end} AS last")
+        where = " AND ".join(conditions) or "1"
+        return f"SELECT {values} FROM ({rows}) WHERE {where}"
 
-def _columns(table):
-    """Columns from lines of name, kind, unit, value and what it is."""
-    return [ExportColumn(*row) for row in rows_of(table)]
 
-
-QC_RULES = {
-    QC_SOME_CO2: "some of the ten are not usable", QC_NO_CO2: "none of the ten is usable", QC_SPIKE: "spike of CO2",
-    QC_FLAT: "flat line of CO2", QC_POWER_ON: "power-on value of the temperature sensor",
-    QC_TEMP_RANGE: "temperature out of range", QC_FUTURE: "dated in the future",
-    QC_FEW_CO2: "less than five of the ten are usable", QC_CO2_MISSING: "all ten are missing",
-    QC_TEMP_MISSING: "temperature is missing"}
+# What each bit of `qc` says. They are counted from the lowest, as the constants QC_... are.
+QC_RULES = """
+some of the ten are not usable
+none of the ten is usable
+spike of CO2
+flat line of CO2
+power-on value of the temperature sensor
+temperature out of range
+dated in the future
+less than five of the ten are usable
+all ten are missing
+temperature is missing
+""".strip().splitlines()
 _QARTOD = "QARTOD: 1 pass, 2 not evaluated, 3 suspect, 4 fail, 9 missing"
 _PLACED = """
 time  time  -  r.ts  UTC; seconds
@@ -322,7 +333,7 @@ tier  integer  -  d.tier  importance of that site: 0 lab desk, 8 backyard, 10 an
 status  text  -  d.status  deployed, en_route or lab_check
 """
 _TEN = "\n".join(f"{name}  integer  ppm  r.{name}  one of ten readings, taken within 5 s" for name in CO2)
-_BITS = ", ".join(f"{bit} {about}" for bit, about in QC_RULES.items())
+_BITS = ", ".join(f"{1 << number} {about}" for number, about in enumerate(QC_RULES))
 _READINGS = _PLACED + f"""\
 temp  number  degC  r.temp  temperature of the air
 co2  number  ppm  r.co2  mean of those of the ten that are usable
@@ -400,18 +411,15 @@ _SIGNS = f"""
                    count(*) AS n
                FROM pings GROUP BY unit_id) p ON p.unit_id = r.unit_id
     LEFT JOIN (SELECT unit_id, count(*) AS days, sum(n) AS n FROM daily GROUP BY unit_id) c ON c.unit_id = r.unit_id"""
-_OF_ROWS = ("unit site since until", "r.ts", "r.ts")
 EXPORTS = {
-    "readings": Export("CO2 and temperature", _columns(_READINGS), "co2_readings r" + _STAY,
-                       "unit site since until flag", "r.ts", "r.ts"),
-    "pings": Export("calls of the units", _columns(_PINGS), "pings r" + _STAY, *_OF_ROWS),
-    "errors": Export("error logs of the units", _columns(_ERRORS), "error_logs r" + _STAY, *_OF_ROWS),
-    "deployments": Export("which unit was where, and when", _columns(_DEPLOYMENTS), "deploy_durations_tiered r",
-                          "unit site since until", "coalesce(r.since, 0)", f"coalesce(r.until - 1, {FOREVER})"),
-    "gaps": Export("missing readings", _columns(_GAPS), "temp.gaps r", "unit site since until", "r.start",
-                   f'coalesce(r."end", {FOREVER})'),
-    "units": Export("first and last sign of each unit", _columns(_UNITS), _SIGNS, "unit site"),
-}
+    "readings": Export("CO2 and temperature", _READINGS, "co2_readings r" + _STAY,
+                       filters="unit site since until flag"),
+    "pings": Export("calls of the units", _PINGS, "pings r" + _STAY),
+    "errors": Export("error logs of the units", _ERRORS, "error_logs r" + _STAY),
+    "deployments": Export("which unit was where, and when", _DEPLOYMENTS, "deploy_durations_tiered r",
+                          "coalesce(r.since, 0)", f"coalesce(r.until - 1, {FOREVER})"),
+    "gaps": Export("missing readings", _GAPS, "temp.gaps r", "r.start", f'coalesce(r."end", {FOREVER})'),
+    "units": Export("first and last sign of each unit", _UNITS, _SIGNS, filters="unit site")}
 SCHEMA += "CREATE VIEW readings AS %s;" % EXPORTS["readings"].select()
 
 # -- configuration ----------------------------------------------------------------------------------------------------
@@ -744,10 +752,10 @@ def parts_of(line):
     if begin:
         parts.append(line._replace(raw=raw[:begin], refused="NULs"))
     first = _FIRST_FIELDS.match(raw, begin)
-    for later in _LATER_ID.finditer(raw, first.end() if first else len(raw)):
-        parts.append(Line(line.number, line.offset + begin, raw[begin:later.start()], is_glued=True))
-        begin = later.start()
-    parts.append(Line(line.number, line.offset + begin, raw[begin:]))
+    later = _LATER_ID.finditer(raw, first.end() if first else len(raw))
+    for end in (*[found.start() for found in later], len(raw)):
+        parts.append(Line(line.number, line.offset + begin, raw[begin:end], is_glued=end < len(raw)))
+        begin = end
     return parts
 
 
@@ -850,7 +858,7 @@ def parse_reading(raw, rules):
         qc |= QC_FUTURE
     raws = list(map(parse_raw, fields[NEEDED:KNOWN]))
     raws += [None] * (len(RAW) - len(raws))
-    return (unit, nickname(nick), day, clock, *values, ts, co2, co2_flag(qc), temp_flag(qc), qc, *raws)
+    return unit, nickname(nick), day, clock, *values, ts, co2, co2_flag(qc), temp_flag(qc), qc, *raws
 
 
 _PING = re.compile(r"(([0-9]{4}-[0-9]{2}-[0-9]{2})T(([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]{1,6})?))"
@@ -866,7 +874,7 @@ def parse_ping(raw, rules):
         raise Rejected("not a ping: time, unit, nickname, rssi_raw, rssi_dbm")
     moment, day, exact_clock, clock, unit, nick, *strengths = found.groups()
     ts = instant(day, clock, rules.limits)
-    return (moment, day, exact_clock, unit, nickname(nick), *map(parse_integer, strengths), ts)
+    return moment, day, exact_clock, unit, nickname(nick), *map(parse_integer, strengths), ts
 
 
 _HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})"
@@ -908,7 +916,7 @@ class Entry:
         self.level = level
         self.lines = [message] if message else []               # early logs have the message on the next line
         self.length = 0                 # characters of further lines
-        self.inferred = (day, clock, parse_day(day) + parse_clock(clock))
+        self.inferred = day, clock, parse_day(day) + parse_clock(clock)
 
     def add(self, text):
         """A further line; Rejected when there are so many that they are no text for people."""
@@ -922,7 +930,7 @@ class Entry:
         said = "\n".join(self.lines)
         message, _, text = said.partition("\n")
         day, clock, ts = self.inferred
-        return (unit, day, clock, error_type(said), self.day, self.clock, self.level, message, ts, text)
+        return unit, day, clock, error_type(said), self.day, self.clock, self.level, message, ts, text
 
 
 def parse_headline(text, offset):
@@ -940,7 +948,7 @@ def parse_headline(text, offset):
     return Entry(offset, day, clock, level, message.strip())
 
 
-DEPLOYMENT_COLUMNS = ["unit_id", "nickname", "site", "tier", "status", "start_ts", "end_ts", "note"]
+DEPLOYMENT_COLUMNS = "unit_id nickname site tier status start_ts end_ts note".split()
 STATUSES = ("deployed", "en_route", "lab_check")
 _ABSENT = {**dict.fromkeys(DEPLOYMENT_COLUMNS, ""), "tier": "10", "status": STATUSES[0]}         # for missing columns
 _SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}      # names in the older table
@@ -1012,7 +1020,7 @@ def parse_deployment(cells, columns):
     since, until = ends
     if None not in ends and until < since:
         raise Rejected("ends before it begins")
-    return (*[fields[column] or None for column in DEPLOYMENT_COLUMNS], since, until)
+    return *[fields[column] or None for column in DEPLOYMENT_COLUMNS], since, until
 
 
 # -- columns ----------------------------------------------------------------------------------------------------------
@@ -1037,7 +1045,7 @@ NEVER = -FOREVER
 MOST_TEXTS = 1 << 16                    # that a table remembers; no sensor has so many values
 
 
-class Lookup(dict[Any, Any]):
+class Lookup(dict):
     """What a function makes of a text (or a sum), worked out once for each."""
 
     def __init__(self, function, rejected=None):
@@ -1071,12 +1079,12 @@ class Cut(NamedTuple):
     width: int                          # fields of each
     odd: list[int]                      # the numbers of the other lines among those that were given
     times: list[int]                    # UTC seconds
-    columns: list[list[Any]]            # in the order of PLAIN_COLUMNS, then raw values
+    columns: list[list]                 # in the order of PLAIN_COLUMNS, then the raw values that there are
 
     def column(self, name):
         """The values of a column; None for raw values that the lines do not have."""
-        at = [*PLAIN_COLUMNS, *RAW].index(name)
-        return self.columns[at] if at < len(self.columns) else [None] * len(self.times)
+        columns = dict(zip([*PLAIN_COLUMNS, *RAW], self.columns))
+        return columns.get(name, [None] * len(self.times))
 
 
 class Columns:
@@ -1268,8 +1276,8 @@ MOST_WAITING = 1000                     # rows and rejected lines that are kept 
 
 
 class Reader:
-    """Reads what is new in one source into the database. A format names one of `by_column`, `by_line`, `as_log` and
-    `as_table`; each deals with every byte up to the end of the last complete line."""
+    """Reads what is new in one source into the database. A format names one of `by_line`, `as_log` and `as_table`; each
+    deals with every byte up to the end of the last complete line."""
 
     def __init__(self, run, source, account):
         self.run = run                  # an Import
@@ -1279,9 +1287,9 @@ class Reader:
         self.account = account
         self.format = FORMATS[source.kind]
         self.at = {name: number for number, name in enumerate(self.format.columns)}
-        self.rows: list[Row] = []
-        self.rejects: list[list[Any]] = []
-        self.unfollowed: list[list[Any]] = []                   # rejected lines behind which no good one has come yet
+        self.rows: list[tuple] = []
+        self.rejects: list[list] = []
+        self.unfollowed: list[list] = []                        # rejected lines behind which no good one has come yet
         self.left_unfollowed = account.rejected > 0             # there may be such in the database
 
     def read(self, file, end):
@@ -1291,17 +1299,13 @@ class Reader:
         finally:
             self.flush()
 
-    def by_column(self, file, end):
-        """Readings: many plain lines at once, others one by one."""
-        for block in complete_blocks(file, self.account, end):
-            if not self._take_columns(block):
-                self._take_lines(block)
-            self.flush()
-
     def by_line(self, file, end):
-        """Lines that are judged one by one."""
+        """Lines that are judged one by one; of readings many plain ones at once."""
         for block in complete_blocks(file, self.account, end):
-            self._take_lines(block)
+            if self.source.kind != "readings" or not self._take_columns(block):
+                for line in lines_of(block, self.account):
+                    self._take_line(line)
+            self.flush()
 
     def as_log(self, file, end):
         """An error log: entries of several lines."""
@@ -1309,30 +1313,28 @@ class Reader:
         try:
             for block in complete_blocks(file, self.account, end):
                 for line in lines_of(block, self.account):
-                    entry = self._take_log_line(line, entry)
+                    try:
+                        entry = self._take_log_line(line, entry)
+                    except Rejected as why:
+                        self._reject(line, why)
         finally:
             self._finish_entry(entry)
 
     def _take_log_line(self, line, entry):
-        """The entry to which further lines belong."""
-        try:
-            text = decode_log(line.content())
-            begun = parse_headline(text, line.offset)
-            if not begun and not entry:
-                raise Rejected("before the first headline")
-            if not begun:
-                entry.add(text)
-        except Rejected as why:
-            self._reject(line, why)
-            return entry
+        """The entry to which further lines belong; Rejected for a line that belongs to none."""
+        text = decode_log(line.content())
+        begun = parse_headline(text, line.offset)
+        if begun:
+            self._finish_entry(entry)
+            if begun.day.startswith("1970"):                    # the time of the nearest earlier dated entry
+                begun.inferred = entry.inferred if entry else (None, None, None)
+            self.account.imported += 1
+        elif entry:
+            entry.add(text)
+        else:
+            raise Rejected("before the first headline")
         self.account.imported_bytes += len(line.raw)
-        if not begun:
-            return entry
-        self._finish_entry(entry)
-        if begun.day.startswith("1970"):                        # the time of the nearest earlier dated entry
-            begun.inferred = entry.inferred if entry else (None, None, None)
-        self.account.imported += 1
-        return begun
+        return begun or entry
 
     def _finish_entry(self, entry):
         if entry:
@@ -1367,10 +1369,6 @@ class Reader:
                 self.account.imported += 1
         self.account.imported_bytes += len(raw)
         return columns
-
-    def _take_lines(self, block):
-        for line in lines_of(block, self.account):
-            self._take_line(line)
 
     def _take_line(self, line):
         """Judge a line, or its parts, each alone."""
@@ -1492,13 +1490,13 @@ class Format(NamedTuple):
     columns: list[str]                  # of the rows that are parsed; source and offset follow
     place: re.Pattern[str]              # of its key; the first group is the unit
     folder: str                         # where to look, below each directory of the data directory
-    read: Callable[[Reader, IO[bytes], int], None]
-    parse: Callable[[bytes, Rules], Row] = lambda raw, rules: ()        # of a line that is judged alone
+    read: Callable                      # a method of Reader
+    parse: Callable = parse_reading     # of a line that is judged alone: from bytes and Rules to a row
     fields: int = 0                     # that are known; what is behind them is counted
     is_whole: bool = False              # it is read again from its begin whenever it changes
     repeats: str = ""                   # rows of the same unit and time that agree in these columns count once
-    parts: Callable[[Line], list[Line]] = lambda line: [line]   # what of a line is judged alone
-    clean: Callable[[str], str] = str   # of the text of rejected lines
+    parts: Callable = lambda line: [line]       # the Lines in a Line, which are judged alone
+    clean: Callable = str               # of the text of rejected lines
 
 
 def uploads(folder, match):
@@ -1513,14 +1511,13 @@ FORMATS = {
         columns=["unit_id", "nickname", *PLAIN_COLUMNS, *RAW],
         place=uploads(seqfile.READINGS_FOLDER, seqfile.READINGS),
         folder=seqfile.READINGS_FOLDER,
-        read=Reader.by_column,
-        parse=parse_reading,
+        read=Reader.by_line,
         parts=parts_of,
         fields=KNOWN,
         repeats=", ".join(["temp", "flash_count", *CO2, *RAW])),
     "pings": Format(
         table="pings",
-        columns=["ping_ts", "ping_date", "ping_time", "unit_id", "nickname", "rssi_raw", "rssi_dbm", "ts"],
+        columns="ping_ts ping_date ping_time unit_id nickname rssi_raw rssi_dbm ts".split(),
         place=re.compile(r"(?:data/[^/]+/)?()var/%s/%s[0-9]+%s\Z" % (
             seqfile.PINGS_FOLDER, *map(re.escape, seqfile.PINGS))),
         folder="var/" + seqfile.PINGS_FOLDER,
@@ -1530,7 +1527,7 @@ FORMATS = {
         repeats="ping_ts, nickname, rssi_raw, rssi_dbm"),
     "errors": Format(
         table="error_logs",
-        columns=["unit_id", "idate", "itime", "etype", "odate", "otime", "level", "message", "ts", "text"],
+        columns="unit_id idate itime etype odate otime level message ts text".split(),
         place=uploads(seqfile.ERRORS_FOLDER, seqfile.ERRORS),
         folder=seqfile.ERRORS_FOLDER,
         read=Reader.as_log,
@@ -1589,7 +1586,7 @@ def _collect(root, prefix, folder, unreadable):
 
 def _source(path, root, prefix):
     """The source at a path below a data directory or the server's; None when it is no file of ours, or a link."""
-    key = prefix + path[len(root):].lstrip("/")
+    key = _storable(prefix + path[len(root):].lstrip("/"))
     for kind, each in FORMATS.items():
         found = each.place.match(key)
         if found:
@@ -1597,7 +1594,7 @@ def _source(path, root, prefix):
     else:
         return None
     unit = found[1]
-    source = Source(_storable(key), path, kind, _storable(unit), 0, -1.0)
+    source = Source(key, path, kind, unit, 0, -1.0)
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -1831,7 +1828,7 @@ def day_of(times, bits, *quantities):
         sums += sum_of(values, bits, bad)
     first, last = times[0], times[-1]
     longest = max(map(operator.sub, times[1:], times), default=0)
-    return (first // DAY, len(times), *sums, first, last, longest)
+    return first // DAY, len(times), *sums, first, last, longest
 
 
 def roll_up(db, unit, first, last):
@@ -1885,7 +1882,7 @@ class Days:
         self.db = db
         self.limits = limits
         # The last two days of the cut before: its unit; the columns _OF_READINGS. The last day is not in `daily` yet.
-        self.kept = ("", {})
+        self.kept = "", {}
 
     def open(self, unit, days):
         """These days of a unit are to be settled."""
@@ -1920,14 +1917,14 @@ class Days:
         suspicious = suspicious_times(times, columns["co2"], self.limits)
         self.open(cut.unit, {ts // DAY for ts in suspicious})
         two_days = bisect_left(times, (times[-1] // DAY - 1) * DAY)
-        self.kept = (cut.unit, {name: column[two_days:] for name, column in columns.items()})
+        self.kept = cut.unit, {name: column[two_days:] for name, column in columns.items()}
 
     def finish(self):
         """No cut follows that goes on with the last day."""
         unit, columns = self.kept
         if unit:
             self.open(unit, [columns["ts"][-1] // DAY])
-        self.kept = ("", {})
+        self.kept = "", {}
 
 
 # -- importing --------------------------------------------------------------------------------------------------------
@@ -3160,7 +3157,7 @@ def fleet_state(db, now, stays=None, archive=None):
 # waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is
 # missing or short here, and asked for; rejected: lines came, but could not be read; lost: later readings are here; off:
 # the unit was not deployed
-GAP_STATES = ("waiting", "silent", "resend", "rejected", "lost", "off")
+GAP_STATES = "waiting silent resend rejected lost off".split()
 
 
 class Gap(NamedTuple):
@@ -3453,7 +3450,7 @@ _ESCAPED = "replace(replace(replace(replace({0}, '\\', '\\\\'), char(9), '\\t'),
 FORMS = {
     "csv": Form(",", "", {"text": _IF_ANY % ("34, 44, 10, 13", _QUOTED)}),
     "tsv": Form("\t", "\\N", {"text": _IF_ANY % ("92, 9, 10, 13", _ESCAPED)}),     # the text format of PostgreSQL
-    "jsonl": Form(", ", "null", {"text": "as_json({0})", "time": "'\"' || {0} || '\"'"}, '"{0}": %s', "{%s}\n"),
+    "jsonl": Form(", ", "null", {"text": "json_quote({0})", "time": "json_quote({0})"}, '"{0}": %s', "{%s}\n"),
 }
 
 
@@ -3507,9 +3504,7 @@ def lines_query(what, form, conditions=()):
     for column in table.columns:
         text = how.values.get(column.kind, "{0}").format(column.name)
         values.append(f"ifnull({text}, '{how.null}')")
-    rows = table.select(f", {table.begin} AS first, {table.end} AS last")
-    where = " AND ".join(conditions) or "1"
-    return f"SELECT printf('{line}', {', '.join(values)}) FROM ({rows}) WHERE {where} ORDER BY unit_id, first"
+    return table.choose(f"printf('{line}', {', '.join(values)})", conditions) + " ORDER BY unit_id, first"
 
 
 def _list_gaps(db, now):
@@ -3531,8 +3526,6 @@ def export(db, what, form, given, now):
     conditions = read_filters(db, what, given)
     if what == "gaps":
         _list_gaps(db, int(now))
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    db.create_function("as_json", 1, functools.lru_cache(200)(encode))
     lines = (line for line, in db.execute(lines_query(what, form, conditions), {"now": int(now)}))
     header = FORMS[form].between.join(column.name for column in EXPORTS[what].columns) + "\n"
     return lines if form == "jsonl" else chain([header], lines)
@@ -3703,10 +3696,8 @@ def write_package(db, directory, given, now):
     if os.listdir(directory) and not exists(file):
         raise BadArguments(f"{directory} holds something else than a data package: name an empty directory")
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
-    readings = EXPORTS["readings"].select(", r.ts AS first, r.ts AS last")
-    where = " AND ".join([f"first <= {int(now)}", *read_filters(db, "readings", given)])
-    covered = f"SELECT {_ISO % 'min(first)'}, {_ISO % 'max(last)'} FROM ({readings}) WHERE {where}"
-    start, end = db.execute(covered).fetchone()
+    conditions = [f"first <= {int(now)}", *read_filters(db, "readings", given)]
+    start, end = db.execute(EXPORTS["readings"].choose("min(time), max(time)", conditions)).fetchone()
     package = {
         "profile": "tabular-data-package",
         "name": "co2-readings",
@@ -3796,7 +3787,6 @@ def check_export(arguments, given):
     """BadArguments for options that do not go together."""
     psql, package, what, output = arguments.psql, arguments.package, arguments.what, arguments.output
     for is_wrong, why in (
-            (arguments.resume, "--resume has gone, as a file cannot take rows back: use --psql CONNINFO, or --since"),
             (package and (what or psql or output),
              f"--package DIR writes {', '.join(PACKAGED)}: nothing else can be named with it"),
             (not package and not what, f"say what to export: {', '.join(EXPORTS)}"),
@@ -3883,7 +3873,6 @@ def _add_export_options(add):
     add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
     for name, option in FILTERS.items():
         add("--" + name, metavar=option.metavar, help=option.about)
-    add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
     _add_options(add, _EXPORT_OPTIONS)
 
 

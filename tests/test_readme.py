@@ -177,7 +177,7 @@ def parse_weather(raw, rules):
 def test_a_column_of_readings_takes_four_places_and_a_panel_four_more(tmp_path):
     follower = Follower(tmp_path)
     follower.edit("importer", "zero_point NUMERIC, sensor_temp NUMERIC", ", humidity NUMERIC")
-    follower.edit("importer", '"zero_point", "sensor_temp"', ', "humidity"')
+    follower.edit("importer", 'zero_point sensor_temp', ' humidity')
     follower.edit("importer", "raw value of the sensor: its temperature\n", "humidity  number  %  r.humidity  of the air\n")
     follower.edit("importer", "SCHEMA_VERSION = ", "1")         # 5 -> 15
     follower.edit("importer", 'SUSPECT_BITS = {"co2": QC_CO2_BAD | QC_ROW', ', "humidity": QC_ROW')
