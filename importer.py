@@ -52,7 +52,7 @@ from collections import Counter, defaultdict, namedtuple
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import date
 from io import TextIOWrapper
-from itertools import accumulate, chain, compress, count, groupby, repeat
+from itertools import accumulate, chain, compress, count, groupby, islice, repeat
 from os.path import dirname, exists
 from typing import Callable, NamedTuple
 
@@ -2611,6 +2611,11 @@ class Bucket(NamedTuple):
     suspect_high: float | None
     held: bool = False                  # nothing was read in this column: all this is of the reading before it
 
+    @property
+    def mean(self):
+        """Of the usable values; None without any."""
+        return self.total / self.n if self.n else None
+
 
 class Pings(NamedTuple):
     """Pings of one unit in one column of a page."""
@@ -2667,24 +2672,34 @@ INSERT INTO temp.ends SELECT i, j, s, unit, a, min(b, day * 86400) FROM temp.par
 INSERT INTO temp.ends SELECT i, j, s, unit, max(day, behind) * 86400, b FROM temp.parts
     WHERE max(day, behind) * 86400 < b;
 """
+# In one pass over the readings what is asked of all quantities: OF_EACH is put in for each of them.
 _BUCKETS = """
-SELECT i, j, sum(readings), min(first), max(last), sum(n), total(sum), min(least), max(most), sum(off), min(low),
-    max(peak)
+SELECT i, j, sum(readings), min(first), max(last){of_page}
 FROM (
-    SELECT i, j, count(*) AS readings, min(ts) AS first, max(ts) AS last,
-        count(good) AS n, total(good) AS sum, min(good) AS least, max(good) AS most,
-        count(suspect) AS off, min(suspect) AS low, max(suspect) AS peak
-    FROM (SELECT p.i, p.j, r.ts, CASE WHEN r.qc & {bad} = 0 THEN r.{what} END AS good,
-              CASE WHEN r.qc & {bad} AND NOT r.qc & {never} THEN r.{what} END AS suspect
+    SELECT i, j, count(*) AS readings, min(ts) AS first, max(ts) AS last{of_readings}
+    FROM (SELECT p.i, p.j, r.ts{values}
           FROM temp.ends p CROSS JOIN co2_readings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b)
     GROUP BY i, j
     UNION ALL
-    SELECT p.i, p.j, sum(r.n), min(r.first), max(r.last),
-        sum(r.{what}_n), total(r.{what}_sum), min(r.{what}_min), max(r.{what}_max),
-        sum(r.{what}_off), min(r.{what}_low), max(r.{what}_peak)
+    SELECT p.i, p.j, sum(r.n), min(r.first), max(r.last){of_days}
     FROM temp.parts p CROSS JOIN daily r WHERE r.unit_id = p.unit AND r.day >= p.day AND r.day < p.behind
     GROUP BY p.i, p.j)
 GROUP BY i, j"""
+_OF_EACH = {
+    "values": """,
+              CASE WHEN r.qc & {bad} = 0 THEN r.{what} END AS {what}_good,
+              CASE WHEN r.qc & {bad} AND NOT r.qc & {never} THEN r.{what} END AS {what}_suspect""",
+    "of_readings": """,
+        count({what}_good) AS {what}_n, total({what}_good) AS {what}_sum, min({what}_good) AS {what}_min,
+        max({what}_good) AS {what}_max, count({what}_suspect) AS {what}_off, min({what}_suspect) AS {what}_low,
+        max({what}_suspect) AS {what}_peak""",
+    "of_days": """,
+        sum(r.{what}_n), total(r.{what}_sum), min(r.{what}_min), max(r.{what}_max),
+        sum(r.{what}_off), min(r.{what}_low), max(r.{what}_peak)""",
+    "of_page": """,
+    sum({what}_n), total({what}_sum), min({what}_min), max({what}_max), sum({what}_off), min({what}_low),
+    max({what}_peak)""",
+}
 
 
 def _lay_out(db, rows, edges=()):
@@ -2695,14 +2710,6 @@ def _lay_out(db, rows, edges=()):
     db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", zip(count(), edges, edges[1:]))
     if edges:
         db.executescript(_MEET)
-
-
-def _columns_of(db, query, rows, edges, make):
-    """For each row of a page a list: what `make` makes of the values for a column, None where there are none."""
-    page = [[None] * (len(edges) - 1) for _ in rows]
-    for i, j, *values in db.execute(query):
-        page[i][j] = make(*values)
-    return page
 
 
 def _hold(db, cells, spans, edges):
@@ -2732,9 +2739,16 @@ def buckets(db, quantities, rows, edges):
     """
     _lay_out(db, rows, edges)
     found = {}
+    pieces = dict.fromkeys(_OF_EACH, "")
     for what in quantities:
-        query = _BUCKETS.format(what=what, bad=SUSPECT_BITS[what], never=QC_ROW)
-        found[what] = _columns_of(db, query, rows, edges, Bucket)
+        found[what] = [[None] * (len(edges) - 1) for _ in rows]
+        for name, sql in _OF_EACH.items():
+            pieces[name] += sql.format(what=what, bad=SUSPECT_BITS[what], never=QC_ROW)
+    for i, j, readings, first, last, *values in db.execute(_BUCKETS.format(**pieces)):
+        value = iter(values)
+        for what in quantities:
+            found[what][i][j] = Bucket(readings, first, last, *islice(value, 7))
+    for what in quantities:
         for cells, spans in zip(found[what], rows):
             _hold(db, cells, spans, edges)
     return found
@@ -2802,7 +2816,10 @@ def pings(db, rows, edges):
         SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
         FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
         GROUP BY p.i, p.j"""
-    return _columns_of(db, query, rows, edges, Pings)
+    page = [[None] * (len(edges) - 1) for _ in rows]
+    for i, j, *counted in db.execute(query):
+        page[i][j] = Pings(*counted)
+    return page
 
 
 def signals(db, unit, a, b):

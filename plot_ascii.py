@@ -237,6 +237,11 @@ def compact(value):
     return f"{value:.0f}" if -950 < value < 9950 else f"{value / 1000:.0f}k"
 
 
+def signed(form, value):
+    """Numbers with a real minus."""
+    return (form % value).replace("-", "−")
+
+
 def ago(seconds):
     """A time in at most eight characters: 12 min, 11 h, 9 d 02 h, 13 d."""
     hours = int(seconds) // 3600
@@ -422,7 +427,7 @@ class Axis(NamedTuple):
 
     edges: list[int]  # UTC seconds, one more than columns
     step: str  # one of STEPS
-    ticks: list[Tick]
+    zone: Zone
 
     @property
     def cells(self):
@@ -432,7 +437,7 @@ class Axis(NamedTuple):
     @property
     def heading(self):
         """A line with the ticks and their labels."""
-        return heading(self.ticks, self.cells)
+        return heading(make_ticks(self.zone, self.edges), self.cells)
 
     def columns(self):
         """Begin and end of each column."""
@@ -460,7 +465,7 @@ def make_axis(zone, window, cells, steps):
         if edges[-1] >= b:
             break
     edges = edges[: bisect_left(edges, b) + 1]
-    return Axis(edges, name, make_ticks(zone, edges))
+    return Axis(edges, name, zone)
 
 
 def heading(ticks, cells):
@@ -538,25 +543,35 @@ def nice(size):
     return next(n * power for n in (1, 2, 5, 10) if n * power >= size * 0.9999)
 
 
-def make_scale(buckets, narrow, top):
-    """All values inside the fence, rounded outward. `narrow` is the least interquartile distance the fence believes."""
-    ends = _extremes(buckets) or [0, 4 * narrow]
-    lower = ends[len(ends) // 4]
-    upper = ends[len(ends) * 3 // 4]
-    reach = 3 * max(upper - lower, narrow)
-    inside = [end for end in ends if lower - reach <= end <= upper + reach]
-    unit = nice(max(inside[-1] - inside[0], 1) / 15)
-    low = floor(inside[0] / unit) * unit
-    high = ceil(inside[-1] / unit) * unit
+def make_scale(buckets, narrow, top, robust=True):
+    """Of what columns hold, rounded outward. `narrow` is the least interquartile distance the fence believes.
+
+    For text, all values inside the fence; for pictures, which have many columns, 99 of 100 extremes and all means.
+    """
+    found = list(filter(None, buckets))
+    ends = _extremes(found) or [0, 4 * narrow]
+    if robust:
+        lower = ends[len(ends) // 4]
+        upper = ends[len(ends) * 3 // 4]
+        reach = 3 * max(upper - lower, narrow)
+        inside = [end for end in ends if lower - reach <= end <= upper + reach]
+    else:
+        few = len(ends) // 200
+        means = [bucket.mean for bucket in found if bucket.n]
+        inside = [ends[few], ends[-1 - few], *means]
+    low = min(inside)
+    high = max(inside)
+    unit = nice(max(high - low, 1) / 15)
+    low = floor(low / unit) * unit
+    high = ceil(high / unit) * unit
     missing = max(narrow / 5 - (high - low), 0)
     low -= missing / 2
     high = top or high + missing / 2
     return Scale(low if low < high else high / 2, high)
 
 
-def _extremes(buckets):
+def _extremes(found):
     """Least and greatest usable values, sorted; where none is usable, the suspect ones."""
-    found = list(filter(None, buckets))
     usable = [(bucket.low, bucket.high) for bucket in found if bucket.n]
     suspect = [
         (bucket.suspect_low, bucket.suspect_high)
@@ -634,6 +649,7 @@ PAGE_OPTIONS = """
 --min-tier     N      tier    only deployments of this tier and above
 --max-tier     N      tier    only deployments of this tier and below
 --co2-max      PPM    ppm     top of the CO2 scale
+--own-scale    -      switch  each row on a scale of its own
 --unit         NAME   text    units by id, its end, or nickname; several with commas, or patterns: a,b*
 --site         NAME   text    sites, likewise
 --tz           ZONE   text    time zone of the page, like Europe/Oslo
@@ -734,6 +750,7 @@ class Context:
         self.width = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = self.g is ASCII
+        self.robust = True  # scales, see `make_scale`
         self.charts = {}  # (quantity, step of columns) -> charts of each row
         self.states = {}  # unit -> UnitState
 
@@ -1057,6 +1074,7 @@ class Quantity(NamedTuple):
     label: str
     form: str  # of its numbers
     form_last: str  # of the newest, beside a plot
+    form_tick: str  # beside a picture
     letter: str  # what stands before a mark of it
     narrow: float  # the least interquartile distance that a scale believes
     height: int  # of its panel as text, relative to the others
@@ -1064,49 +1082,42 @@ class Quantity(NamedTuple):
     tall: int  # px; in a picture of one
 
 
-CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "", 50, 11, 48, 200)
-TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", " T", 5, 9, 26, 130)
+CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "%d", "", 50, 11, 48, 200)
+TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", "%d°", " T", 5, 9, 26, 130)
 QUANTITIES = [CO2, TEMP]
 NAMES = [quantity.name for quantity in QUANTITIES]
 
 
-def mean(bucket):
-    """Of its usable values; None without any."""
-    return bucket.total / bucket.n if bucket and bucket.n else None
-
-
-class Chart(NamedTuple):
+class Chart:
     """One quantity of a site, a unit or a stay in time."""
 
-    quantity: Quantity
-    axis: Axis
-    buckets: list[Bucket | None]  # one for each column; None: no readings
-    scale: Scale  # the same for all rows of a page
-    below: int = 0  # values off the scale, suspect ones included
-    above: int = 0
+    below = 0  # values off the scale, suspect ones included
+    above = 0
     last: tuple[int, float] | None = (
         None  # newest usable value, and when it was
     )
-    stale: bool = (
-        False  # it is so old that the unit should have called twice since
-    )
+    stale = False  # it is so old that the unit should have called twice since
 
-    @property
+    def __init__(self, quantity, axis, buckets, scale):
+        self.quantity = quantity
+        self.axis = axis
+        self.buckets = buckets  # one for each column; None: no readings
+        self.scale = scale
+
+    @cached_property
     def means(self):
         """Of the usable values of each column; None without any."""
-        return list(map(mean, self.buckets))
+        return [bucket and bucket.mean for bucket in self.buckets]
 
-    @property
+    @cached_property
     def marks(self):
         """What is to be said of each column, see `mark`."""
         return [mark(bucket, self.scale) for bucket in self.buckets]
 
-    @property
+    @cached_property
     def ends(self):
         """Least and greatest value, suspect ones included."""
-        values = [
-            value for bucket in self.buckets for value in extremes(bucket)
-        ]
+        values = list(chain.from_iterable(map(extremes, self.buckets)))
         return min(values, default=None), max(values, default=None)
 
     @property
@@ -1223,53 +1234,58 @@ def rows_of(stays, by_unit):
 
 
 def with_charts(c, rows, axes, end):
-    """The rows with a chart of each quantity, on one scale for all. What is read is kept by quantity and step."""
+    """The rows with a chart of each quantity that has an axis. What is read is kept, by step and quantities."""
     stays = [stay for row in rows for stay in row.stays]
     if not c.states:
         for state in importer.fleet_state(c.db, end, stays):
             c.states[state.unit_id] = state
-    for quantity in QUANTITIES:
-        name = quantity.name
-        if name not in axes:
-            continue
-        key = name, axes[name].step
+    asked = [quantity for quantity in QUANTITIES if quantity.name in axes]
+    for axis, group in groupby(asked, lambda quantity: axes[quantity.name]):
+        quantities = list(group)
+        key = axis.step, *quantities
         if key not in c.charts:
-            c.charts[key] = charts_of(c, quantity, rows, axes[name], end)
-        for row, chart in zip(rows, c.charts[key]):
-            row.charts[name] = chart
+            c.charts[key] = charts_of(c, quantities, rows, axis, end)
+        for row, charts in zip(rows, c.charts[key]):
+            row.charts.update(charts)
     late = {unit for unit, state in c.states.items() if state.data_late > 1}
     return [
         row._replace(late=not late.isdisjoint(row.there(end))) for row in rows
     ]
 
 
-def charts_of(c, quantity, rows, axis, end):
-    """A quantity of each row, on one scale for all."""
-    name = quantity.name
+def charts_of(c, quantities, rows, axis, end):
+    """For each row its charts by quantity: on one scale for all, unless each has its own."""
     spans = [row.within(Window(axis.edges[0], end)) for row in rows]
-    columns = importer.buckets(c.db, [name], spans, axis.edges)[name]
-    top = c.o.co2_max if quantity is CO2 else None
-    scale = make_scale(chain.from_iterable(columns), quantity.narrow, top)
-    charts = []
-    for row, buckets in zip(rows, columns):
-        chart = Chart(quantity, axis, buckets, scale)
-        charts.append(measured(c, chart, row, end))
-    return charts
+    names = [quantity.name for quantity in quantities]
+    found = importer.buckets(c.db, names, spans, axis.edges)
+    drawn = [{} for _ in rows]
+    for quantity in quantities:
+        columns = found[quantity.name]
+        top = c.o.co2_max if quantity is CO2 else None
+        size = quantity.narrow, top, c.robust
+        scale = make_scale(chain.from_iterable(columns), *size)
+        for row, buckets, charts in zip(rows, columns, drawn):
+            if c.o.own_scale:
+                scale = make_scale(buckets, *size)
+            chart = Chart(quantity, axis, buckets, scale)
+            charts[quantity.name] = measured(c, chart, row, end)
+    return drawn
 
 
 def measured(c, chart, row, end):
     """The chart with its newest value, and with the number of values that are off its scale."""
     name = chart.quantity.name
     spans = row.within(Window(chart.axis.edges[0], end))
-    last = importer.last_value(c.db, name, spans)
+    chart.last = importer.last_value(c.db, name, spans)
     rhythm = max(
         [c.states[unit].ping_rhythm for unit, _, _ in spans], default=DAY
     )
-    stale = last is not None and end - last[0] > 2 * rhythm
-    below = above = 0
+    chart.stale = chart.last is not None and end - chart.last[0] > 2 * rhythm
     if {"up", "down"} & set(chart.marks):
-        below, above = importer.count_outside(c.db, name, spans, *chart.scale)
-    return chart._replace(last=last, stale=stale, below=below, above=above)
+        chart.below, chart.above = importer.count_outside(
+            c.db, name, spans, *chart.scale
+        )
+    return chart
 
 
 def co2_rows(c):
@@ -1318,21 +1334,23 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
             c, rows, window, max(reach, range_cells), max(flags, flag_cells)
         )
     t.column("late").cells = max(flags, 1)
-    scale = drawn[0].charts["co2"].scale
-    warmth = drawn[0].charts["temp"].scale
     sites = any(row.name == row.stays[0].site for row in rows)
     axis = t.axes["co2"]
     title = [
         (0, count(len(rows), "site" if sites else "unit")),
         c.period(Window(axis.edges[0], window.b)),
-        (2, f"CO₂ {scale.low:.0f}{c.g.to}{scale.high:.0f} ppm"),
-        (
-            3,
-            f"T {warmth.low:.0f}{c.g.until}{warmth.high:.0f} °C".replace(
-                "-", "−"
-            ),
-        ),
     ]
+    facts = {}
+    if c.o.own_scale:
+        title.append((2, "own scales"))
+    else:
+        co2 = drawn[0].charts["co2"].scale
+        temp = drawn[0].charts["temp"].scale
+        facts = {"co2_scale": co2, "temp_scale": temp}
+        title += (
+            (2, f"CO₂ {co2.low:.0f}{c.g.to}{co2.high:.0f} ppm"),
+            (3, signed(f"T %.0f{c.g.until}%.0f °C", temp)),
+        )
     notes = [
         f" col = {axis.step} (CO₂)",
         f" {t.axes['temp'].step} (T)",
@@ -1341,9 +1359,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
         f"{c.g.up}{c.g.down} off scale",
         f"{c.g.suspect} suspect",
     ]
-    return t.page(
-        title, drawn, len(rows), notes, co2_scale=scale, temp_scale=warmth
-    )
+    return t.page(title, drawn, len(rows), notes, **facts)
 
 
 def fleet_columns(c, range_cells, flag_cells):
@@ -1429,7 +1445,9 @@ def panels(c, rows, axes, window):
         records += [names + record for record in page.records]
     if hidden:
         lines += c.wrapped([f"+{hidden} more (--all)"])
-    facts = {name: page.facts[name] for name in ("co2_scale", "temp_scale")}
+    facts = {}
+    if not c.o.own_scale:
+        facts = {name: page.facts[name] for name in ("co2_scale", "temp_scale")}
     return Page("co2", facts, ["site", "unit", *page.fields], records, lines)
 
 
@@ -1476,7 +1494,7 @@ def bucket_values(bucket):
     """For programs: usable values, their mean, least and greatest, suspect values."""
     if bucket is None:
         return [0, None, None, None, 0]
-    return [bucket.n, mean(bucket), bucket.low, bucket.high, bucket.suspects]
+    return [bucket.n, bucket.mean, bucket.low, bucket.high, bucket.suspects]
 
 
 def panel_heights(room):
@@ -2416,11 +2434,6 @@ def stretches(values):
     return found
 
 
-def signed(form, value):
-    """Numbers with a real minus."""
-    return (form % value).replace("-", "−")
-
-
 class Panel(NamedTuple):
     """One quantity in a strip."""
 
@@ -2429,30 +2442,39 @@ class Panel(NamedTuple):
     top: int  # px
     height: int
 
-    def y(self, value):
-        """The height of a value; what is off the scale lies on the edge."""
-        bottom = 10 * (self.top + self.height)
-        return bottom - self.chart.scale.level(value, 10 * self.height)
+    def ys(self, values):
+        """The heights of values, for points of curves; what is off the scale lies on the edge."""
+        low, high = self.chart.scale
+        most = 10 * self.height
+        bottom = 10 * self.top + most
+        heights = [int((value - low) / (high - low) * most) for value in values]
+        return [bottom - min(max(height, 0), most - 1) for height in heights]
 
     def ticks(self):
-        """Round values, so far apart that their labels are legible."""
+        """Round values. Of temperature in little room 0 and the farthest one, else so far apart that labels are legible."""
         low, high = self.chart.scale
-        least = (high - low) * max(10.5 / self.height, 0.14)
-        step = int(nice(max(least, 1)))
+        if self.chart.quantity is TEMP and self.height == TEMP.flat:
+            step = int(nice(max((high - low) / 5, 1)))
+            farthest = int(max(low, high, key=abs) / step) * step
+            nearest = 0 if low <= 0 <= high else ceil(low / step) * step
+            return sorted({nearest, farthest})
+        step = int(nice(max((high - low) * max(12.5 / self.height, 0.14), 1)))
         return range(ceil(low / step) * step, floor(high) + 1, step)
 
     def labels(self):
         """The round values."""
         style = f"{self.chart.quantity.name}-label"
         drawn = ""
-        for value in self.ticks():
-            y = self.y(value) / 10 + 4
-            drawn += f'<text class="{style}" x="30" y="{y:g}">{signed("%d", value)}</text>'
+        values = self.ticks()
+        for value, y in zip(values, self.ys(values)):
+            text = signed(self.chart.quantity.form_tick, value)
+            drawn += f'<text class="{style}" x="30" y="{y / 10 + 4:g}">{text}</text>'
         return drawn
 
-    def level(self, style, value):
-        """A line at a value."""
-        return curve(style, f"M0 {self.y(value)}l{STRETCHED} 0")
+    def level(self, style, values):
+        """A line at each of these values."""
+        d = "".join(f"M0 {y}l{STRETCHED} 0" for y in self.ys(values))
+        return curve(style, d)
 
     def curves(self, buckets, kind):
         """One unit's range and mean, and what lies between the mean and 0; broken where no value is usable."""
@@ -2462,18 +2484,18 @@ class Panel(NamedTuple):
         ranged = kind != "second" and (
             name == "co2" or edges[1] - edges[0] >= DAY
         )
-        zero = self.y(0)
+        (zero,) = self.ys([0])
         band = f"{name}-band band-{kind}"
         line = f"{name} line-{kind}"
         drawn = {"above": "", "below": "", band: "", line: ""}
         for start, end in stretches(bucket and bucket.n for bucket in buckets):
             run = buckets[start:end]
             xs = self.frame.middles[start:end]
-            means = [self.y(mean(bucket)) for bucket in run]
+            means = self.ys(bucket.mean for bucket in run)
             drawn[line] += path(zip(xs, means))
             if ranged:
-                highs = [self.y(bucket.high) for bucket in run]
-                lows = [self.y(bucket.low) for bucket in run]
+                highs = self.ys(bucket.high for bucket in run)
+                lows = self.ys(bucket.low for bucket in run)
                 drawn[band] += area(xs, highs, lows)
             for side, nearer in (("above", min), ("below", max)):
                 edge = [nearer(y, zero) for y in means]
@@ -2602,9 +2624,9 @@ def chart_strip(frame, row, size):
         top += panel.height + ABOVE
         labels += panel.labels()
         front += panel.marks()
-        curves += "".join(panel.level("grid", value) for value in panel.ticks())
+        curves += panel.level("grid", panel.ticks())
         if name == "temp" and chart.scale.low <= 0 <= chart.scale.high:
-            curves += panel.level("zero", 0)
+            curves += panel.level("zero", [0])
         curves += unit_curves(panel, row)
     height = top - ABOVE + 3
     column = frame.edges[1] - frame.edges[0]
@@ -2741,7 +2763,10 @@ class Picture(NamedTuple):
 def make_frame(c, axis, end):
     """An axis with some 12 labels, and with a hover text for each day, or a longer time."""
     edges = axis.edges
-    ticks = make_ticks(c.zone, edges[:: max(axis.cells // 48, 1)])
+    first, *others = make_ticks(c.zone, edges[:: max(axis.cells // 60, 1)])
+    local = c.zone.local(first.ts)
+    if first.label == str(local.day):
+        first = first._replace(label=f"{local:%-d %b}")
     groups = []
     whole = Window(edges[0], edges[-1])
     form = "%-d %b %Y" if whole.b - whole.a > 366 * DAY else "%-d %b"
@@ -2749,7 +2774,7 @@ def make_frame(c, axis, end):
         begin = c.zone.local(max(start, edges[0]))
         last = min(bisect_left(edges, until), axis.cells)
         groups.append((bisect_left(edges, start), last, begin.strftime(form)))
-    return Frame(edges, ticks, groups, end)
+    return Frame(edges, [first, *others], groups, end)
 
 
 def picture_co2(c):
@@ -2775,9 +2800,10 @@ def picture_co2(c):
         numbers = [(row.name, told(row, 0, axis.cells)) for row in rows]
     about = "mean and range of " + axis.step
     for chart in rows[0].charts.values():
-        about += f" · {chart.quantity.label}" + signed(
-            " %.0f…%.0f", chart.scale
-        )
+        if not c.o.own_scale:
+            about += f" · {chart.quantity.label}" + signed(
+                " %.0f…%.0f", chart.scale
+            )
     return Picture(about, frame, strips, numbers, window)
 
 
@@ -2886,9 +2912,9 @@ def boxed(run):
 STYLE = """
 text { font-family: Arial, "DejaVu Sans", sans-serif; font-size: 11px; fill: var(--dim) }
 path { vector-effect: non-scaling-stroke; stroke-linejoin: round }
-.co2 { fill: none; stroke: var(--co2); stroke-width: 1.25 }
+.co2 { fill: none; stroke: var(--co2); stroke-width: 1.5 }
 .temp { fill: none; stroke: var(--temp); stroke-width: 1.25 }
-.line-en_route { stroke-dasharray: 5 3 }
+.line-en_route { stroke-dasharray: 5 3; stroke-width: 1.2 }
 .line-lab_check { stroke-dasharray: 1.5 2.5 }
 .line-second { stroke-dasharray: 1.5 2.5; opacity: .55 }
 .co2-band { fill: var(--co2) }
@@ -3232,6 +3258,7 @@ def picture_of(view, o, write):
         return ""
     with closing(importer.open_db(o.db)) as connection:
         c = Context(connection, view, o)
+        c.robust = False
         picture = PICTURES[view](c) if c.stays else None
         if picture is None:
             return ""
