@@ -881,6 +881,10 @@ class Page(NamedTuple):
     empty: str = ""  # why there is nothing to show
 
 
+class Nothing(Exception):
+    """There is nothing to show; its text says why."""
+
+
 def nothing(view, why):
     """A page that says why it is empty."""
     return Page(view, {}, [], [], [[Span(why)]], empty=why)
@@ -1215,7 +1219,7 @@ def spans_there(stays):
     return spans
 
 
-def rows_of(stays, by_unit):
+def sites_of(stays, by_unit):
     """One row for each site, or for each unit."""
     groups = {}
     for stay in stays:
@@ -1247,6 +1251,9 @@ def with_charts(c, rows, axes, end):
             c.charts[key] = charts_of(c, quantities, rows, axis, end)
         for row, charts in zip(rows, c.charts[key]):
             row.charts.update(charts)
+    charts = chain.from_iterable(row.charts.values() for row in rows)
+    if not any(any(chart.buckets) for chart in charts):
+        raise Nothing("No readings in this time.")
     late = {unit for unit, state in c.states.items() if state.data_late > 1}
     return [
         row._replace(late=not late.isdisjoint(row.there(end))) for row in rows
@@ -1291,7 +1298,7 @@ def measured(c, chart, row, end):
 def co2_rows(c):
     """Rows for the sites or units with a stay in the page's window; the window; whether one is asked for by name."""
     by_unit = bool(c.o.unit and not c.o.site)
-    rows = rows_of(c.stays, by_unit)
+    rows = sites_of(c.stays, by_unit)
     alone = len(rows) == 1 and bool(c.o.unit or c.o.site)
     window = c.window([span for row in rows for span in row.spans], alone)
     if c.o.panels and not by_unit:
@@ -1299,14 +1306,15 @@ def co2_rows(c):
             SiteRow(stay.site or stay.nickname, [stay], spans_of([stay]), {})
             for stay in c.stays
         ]
-    return [row for row in rows if row.within(window)], window, alone
+    rows = [row for row in rows if row.within(window)]
+    if not rows:
+        raise Nothing("No readings in this time.")
+    return rows, window, alone
 
 
 def view_co2(c):
     """All sites; or one site or unit in detail; or, with --panels, every stay in detail."""
     rows, window, alone = co2_rows(c)
-    if not rows:
-        return nothing("co2", "No readings in this time.")
     if not c.o.panels and not alone:
         return fleet(c, rows, window)
     axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
@@ -1794,7 +1802,7 @@ def view_pings(c):
     window = window._replace(a=axis.edges[0])
     found = [row for row in found if row.within(window)]
     if not found:
-        return nothing("pings", "No unit was there in this time.")
+        raise Nothing("No unit was there in this time.")
     units = {unit for row in found for unit, _, _ in row.within(window)}
     title = [
         (0, "pings"),
@@ -2060,9 +2068,7 @@ def view_signal(c):
         if levels:
             rows.append(signal_row(stay, levels))
     if not rows:
-        return nothing(
-            "signal", "No pings with a signal strength in this time."
-        )
+        raise Nothing("No pings with a signal strength in this time.")
     rows.sort(key=lambda row: row.points[2])
     t = Table(c, signal_columns(c, rows), window)
     span = window._replace(exact=False)
@@ -2166,7 +2172,7 @@ def view_errors(c):
     count_errors(c, rows, window, axis)
     rows = [row for row in rows if row.all]
     if not rows:
-        return nothing("errors", "No errors in this time.")
+        raise Nothing("No errors in this time.")
     rows.sort(key=attrgetter("serious", "all"), reverse=True)
     title = [
         (0, "errors"),
@@ -2259,7 +2265,7 @@ def view_gaps(c):
         key=lambda row: (row.gap.end or window.b, -row.gap.start), reverse=True
     )
     if not rows:
-        return nothing("gaps", "No gaps in this time.")
+        raise Nothing("No gaps in this time.")
     columns = [
         *who(c, rows),
         Column("from", "from", 12, lambda t, row: time_cell(t, row.gap.start)),
@@ -2325,11 +2331,12 @@ SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
 class Frame:
     """The time that the charts of a picture show."""
 
-    def __init__(self, edges, ticks, groups, end):
+    def __init__(self, edges, ticks, groups, end, zone=Zone("UTC")):
         self.edges = edges  # UTC seconds of the columns, one more than these
         self.ticks = ticks
         self.groups = groups  # columns with one hover text: first, end, when
         self.end = end  # UTC seconds; the last column may end later
+        self.zone = zone
         self.gaps = []  # importer.Gap, where they are shown
 
     def share(self, ts):
@@ -2342,12 +2349,6 @@ class Frame:
         """The same, for points of curves."""
         return round(STRETCHED * self.share(ts))
 
-    @cached_property
-    def middles(self):
-        """Where the columns lie, for points of curves."""
-        columns = zip(self.edges, self.edges[1:])
-        return [self.at((begin + end) / 2) for begin, end in columns]
-
     def runs(self, stay, values):
         """When values of columns are true while a stay lasts."""
         for first, end in stretches(values):
@@ -2359,15 +2360,17 @@ class Frame:
     def rect(self, style, times, top, height):
         """A rectangle."""
         left, right = map(self.share, times)
+        if left >= right:
+            return ""
         x = f'x="{left:.2%}" width="{right - left:.2%}"'
         return f'<rect class="{style}" {x} y="{top:g}" height="{height:g}"/>'
 
     def word(self, style, times, y, text):
-        """A word in the middle of a time, if it has room there: on a phone three times as much."""
+        """A word in the middle of a time, if it has room there; a chart on a phone is half as wide as its page here."""
         left, right = map(self.share, times)
         if right - left < 0.06:
             return ""
-        if right - left < 0.2:
+        if right - left < 0.02 * len(text):
             style += " more"
         return f'<text class="{style}" x="{(left + right) / 2:.2%}" y="{y:g}">{text}</text>'
 
@@ -2451,15 +2454,15 @@ class Panel(NamedTuple):
         return [bottom - min(max(height, 0), most - 1) for height in heights]
 
     def ticks(self):
-        """Round values. Of temperature in little room 0 and the farthest one, else so far apart that labels are legible."""
+        """Round values: in little room the nearest to 0 and the farthest, else so far apart that labels are legible."""
         low, high = self.chart.scale
-        if self.chart.quantity is TEMP and self.height == TEMP.flat:
-            step = int(nice(max((high - low) / 5, 1)))
-            farthest = int(max(low, high, key=abs) / step) * step
-            nearest = 0 if low <= 0 <= high else ceil(low / step) * step
-            return sorted({nearest, farthest})
-        step = int(nice(max((high - low) * max(12.5 / self.height, 0.14), 1)))
-        return range(ceil(low / step) * step, floor(high) + 1, step)
+        few = self.height < 40
+        least = 0.2 if few else max(12.5 / self.height, 0.14)
+        step = int(nice(max((high - low) * least, 1)))
+        values = range(ceil(low / step) * step, floor(high) + 1, step)
+        if few:
+            return sorted({min(values, key=abs), max(values, key=abs)})
+        return values
 
     def labels(self):
         """The round values."""
@@ -2476,8 +2479,24 @@ class Panel(NamedTuple):
         d = "".join(f"M0 {y}l{STRETCHED} 0" for y in self.ys(values))
         return curve(style, d)
 
+    def runs(self, buckets):
+        """Columns with usable values, each with its x; a run ends where readings are missing for longer than a column."""
+        edges = self.frame.edges
+        found = []
+        last = 0
+        for begin, bucket in zip(edges, buckets):
+            if not bucket or not bucket.n:
+                last = 0
+                continue
+            if bucket.first - last > edges[1] - edges[0]:
+                found.append([])
+            last = FOREVER if bucket.held else bucket.last
+            middle = max(begin, (bucket.first + bucket.last) / 2)
+            found[-1].append((self.frame.at(middle), bucket))
+        return found
+
     def curves(self, buckets, kind):
-        """One unit's range and mean, and what lies between the mean and 0; broken where no value is usable."""
+        """One unit's range and mean, and what lies between the mean and 0."""
         name = self.chart.quantity.name
         edges = self.frame.edges
         filled = name == "temp" and kind != "second"
@@ -2488,14 +2507,13 @@ class Panel(NamedTuple):
         band = f"{name}-band band-{kind}"
         line = f"{name} line-{kind}"
         drawn = {"above": "", "below": "", band: "", line: ""}
-        for start, end in stretches(bucket and bucket.n for bucket in buckets):
-            run = buckets[start:end]
-            xs = self.frame.middles[start:end]
-            means = self.ys(bucket.mean for bucket in run)
+        for run in self.runs(buckets):
+            xs, there = zip(*run)
+            means = self.ys(bucket.mean for bucket in there)
             drawn[line] += path(zip(xs, means))
             if ranged:
-                highs = self.ys(bucket.high for bucket in run)
-                lows = self.ys(bucket.low for bucket in run)
+                highs = self.ys(bucket.high for bucket in there)
+                lows = self.ys(bucket.low for bucket in there)
                 drawn[band] += area(xs, highs, lows)
             for side, nearer in (("above", min), ("below", max)):
                 edge = [nearer(y, zero) for y in means]
@@ -2550,28 +2568,37 @@ def stay_bars(frame, strand, top):
 
 
 def spread(chart, first, end):
-    """Least, greatest and mean usable value of some columns."""
-    there = [
-        bucket for bucket in chart.buckets[first:end] if bucket and bucket.n
-    ]
-    if not there:
-        return "no " + chart.quantity.label
-    low = min(bucket.low for bucket in there)
-    high = max(bucket.high for bucket in there)
-    mean = sum(bucket.total for bucket in there) / sum(
-        bucket.n for bucket in there
-    )
-    form = "{0}…{0}, mean {0}".format(chart.quantity.form)
-    return chart.quantity.label + " " + signed(form, (low, high, mean))
+    """Least, greatest and mean usable value of some columns, and how many are suspect, as far as there are any."""
+    columns = list(filter(None, chart.buckets[first:end]))
+    there = [bucket for bucket in columns if bucket.n]
+    said = []
+    if there:
+        low = min(bucket.low for bucket in there)
+        high = max(bucket.high for bucket in there)
+        mean = sum(bucket.total for bucket in there) / sum(
+            bucket.n for bucket in there
+        )
+        form = "{0}…{0}, mean {0}".format(chart.quantity.form)
+        said.append(signed(form, (low, high, mean)))
+    suspects = sum(bucket.suspects for bucket in columns)
+    if suspects:
+        said.append(f"{suspects} suspect")
+    return ", ".join(said)
 
 
-def told(row, first, end):
+def in_words(row, first, end):
     """The same of all quantities."""
-    return "; ".join(spread(chart, first, end) for chart in row.charts.values())
+    said = []
+    for chart in row.charts.values():
+        text = spread(chart, first, end)
+        label = chart.quantity.label
+        said.append(f"{label} {text}" if text else "no " + label)
+    return "; ".join(said)
 
 
-def beside(row, end):
+def side_lines(row, end):
     """Last values, range, how many are off the scale, lateness."""
+    values = []
     lines = []
     old = ""
     for chart in row.charts.values():
@@ -2581,15 +2608,26 @@ def beside(row, end):
             old = old or f"no {label} for {ago(end - chart.last[0])}"
         elif chart.last:
             value = signed(chart.quantity.form, chart.last[1])
-            lines.append((name, f"{value} {unit}"))
+            values.append((name, f"{value} {unit}"))
         if name == "co2" or len(row.charts) == 1:
-            text = spread(chart, 0, len(chart.buckets))
-            lines.append(("more", text.partition(",")[0]))
+            text, _, _ = spread(chart, 0, len(chart.buckets)).partition(",")
+            lines.append(("more", f"{text or 'no readings'} {unit}"))
         for mark, n, farthest in chart.outside:
-            text = f"{SIGNS[mark]} {n} to {signed('%.0f', farthest)} {unit}"
-            lines.append(("bad", text))
+            text = f"{SIGNS[mark]} {n} to {farthest:,.0f} {unit}"
+            lines.append(("bad mark", text.replace(",", " ")))
     if old or row.late:
         lines.append(("bad", old or "late"))
+    return values + lines
+
+
+def name_lines(frame, stay):
+    """A site, its unit, and since when if it came in the time that is shown; or a unit that never had a site."""
+    if not stay.site:
+        return [("head", stay.nickname), ("", "never deployed")]
+    lines = [("head", stay.site), ("", stay.nickname)]
+    if stay.since > frame.edges[0]:
+        since = f"since {frame.zone.local(stay.since):%-d %b}"
+        lines.append(("", since))
     return lines
 
 
@@ -2610,7 +2648,7 @@ def unit_curves(panel, row):
                 if stands(row, stay):
                     kind = stay.status or "deployed"
                 drawn += panel.curves(
-                    [None] * first + own[first : end + 1], kind
+                    [None] * first + own[first:end], kind
                 )
     return drawn
 
@@ -2637,9 +2675,9 @@ def chart_strip(frame, row, size):
                 back += frame.rect("gap", times, 0, height)
                 y = ABOVE + panel.height / 2
                 front += frame.word("word", times, y, GAPS[gap.state][0])
-    front += frame.hover(lambda first, last: told(row, first, last))
+    front += frame.hover(lambda first, last: in_words(row, first, last))
     drawn = back + frame.fitted(height, curves) + front
-    return Strip([], beside(row, frame.end), height, drawn, labels)
+    return Strip([], side_lines(row, frame.end), height, drawn, labels)
 
 
 def fleet_strip(frame, row):
@@ -2650,10 +2688,7 @@ def fleet_strip(frame, row):
     strand = Strand(here.unit_id, "", stays, buckets, 0)
     strip = chart_strip(frame, row._replace(strands=[strand]), "flat")
     return strip._replace(
-        left=[
-            ("head", row.name),
-            ("", here.nickname if here.site else "never deployed"),
-        ],
+        left=name_lines(frame, here),
         height=strip.height + 7,
         chart=strip.chart + stay_bars(frame, strand, strip.height + 1),
         link=here.site or "",
@@ -2689,6 +2724,8 @@ def lane(frame, row, top, height):
             front += frame.rect(f"ping-{stay.status}", times, top, height)
         if not stay.site:
             continue
+        times = stay.since, stay.until
+        back += frame.rect("stay", times, top + height / 2, 1)
         for times in frame.runs(stay, [not pings for pings in row.columns]):
             days = (times[1] - times[0]) // DAY
             if days >= SILENT_DAYS and is_deployed(stay):
@@ -2696,11 +2733,8 @@ def lane(frame, row, top, height):
                 front += frame.word(
                     "silent", times, top + height - 3, f"{days} d"
                 )
-        back += frame.rect(
-            "stay", (stay.since, stay.until), top + height / 2, 1
-        )
         for ts in (stay.since, stay.until):
-            if frame.edges[0] < ts < frame.edges[-1]:
+            if frame.edges[0] <= ts < frame.edges[-1]:
                 x = frame.share(ts)
                 front += f'<rect class="end" x="{x:.2%}" width="2" y="{top - 2}" height="{height + 4}"/>'
     return back + front
@@ -2715,8 +2749,11 @@ def ping_strip(frame, rows):
         drawn += lane(frame, other, height, 5)
         height += 9
     days = [pings.days if pings else 0 for pings in row.columns]
-    called = sum(days)
-    due = ceil(days_of(row.sited(), Window(frame.edges[0], frame.end)))
+    deployed = [stay for stay in row.sited() if is_deployed(stay)]
+    due = ceil(days_of(deployed, Window(frame.edges[0], frame.end)))
+    called = 0
+    for n, *column in zip(days, frame.edges, frame.edges[1:]):
+        called += min(n, ceil(days_of(deployed, Window(*column))))
     state = row.state
     age = "never"
     if state.last_ping is not None:
@@ -2734,13 +2771,11 @@ def ping_strip(frame, rows):
         right.append(("more", signed("%d dBm", state.dbm)))
     right.append(("more", state.unit_id.removeprefix("co2unit-")))
     site = row.stay.site or ""
-    left = [("head", site or row.stay.nickname), ("", row.stay.nickname)]
-
     drawn = frame.fitted(height, "") + drawn
     drawn += frame.hover(
         lambda first, end: count(sum(days[first:end]), "day") + " with pings"
     )
-    return Strip(left, right, height, drawn, "", site)
+    return Strip(name_lines(frame, row.stay), right, height, drawn, "", site)
 
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
@@ -2761,27 +2796,31 @@ class Picture(NamedTuple):
 
 
 def make_frame(c, axis, end):
-    """An axis with some 12 labels, and with a hover text for each day, or a longer time."""
+    """An axis with labels on a chart that is at least 60 letters wide, and a hover text for each day, or longer time."""
     edges = axis.edges
-    first, *others = make_ticks(c.zone, edges[:: max(axis.cells // 60, 1)])
-    local = c.zone.local(first.ts)
-    if first.label == str(local.day):
-        first = first._replace(label=f"{local:%-d %b}")
-    groups = []
     whole = Window(edges[0], edges[-1])
+    letters = range(whole.a, whole.b + 1, (whole.b - whole.a) // 60)
+    ticks = []
+    for tick in make_ticks(c.zone, letters):
+        local = c.zone.local(tick.ts)
+        if not ticks and tick.label == str(local.day):
+            tick = tick._replace(label=f"{local:%-d %b}")
+        ticks.append(tick)
+    groups = []
     form = "%-d %b %Y" if whole.b - whole.a > 366 * DAY else "%-d %b"
-    for start, until in make_axis(c.zone, whole, 54, FROM_DAYS).columns():
-        begin = c.zone.local(max(start, edges[0]))
+    spans = make_axis(c.zone, whole, 54, FROM_DAYS)
+    for start, until in spans.columns():
+        when = f"{c.zone.local(max(start, whole.a)):{form}}"
+        if spans.step != "1 d":
+            when = f"{spans.step} from {when}"
         last = min(bisect_left(edges, until), axis.cells)
-        groups.append((bisect_left(edges, start), last, begin.strftime(form)))
-    return Frame(edges, [first, *others], groups, end)
+        groups.append((bisect_left(edges, start), last, when))
+    return Frame(edges, ticks, groups, end, c.zone)
 
 
 def picture_co2(c):
     """Sites, or one of them in detail."""
     rows, window, alone = co2_rows(c)
-    if not rows:
-        return None
     rows = rows[: c.room(0)]
     most = max(MOST_COLUMNS // len(rows), 30)
     cells = SITE_COLUMNS if alone else min(FLEET_COLUMNS, most)
@@ -2793,11 +2832,11 @@ def picture_co2(c):
         row = rows[0]._replace(strands=strands_of(c, rows[0], axis, window.b))
         strips = site_strips(frame, row)
         numbers = [
-            (when, told(row, first, end)) for first, end, when in frame.groups
+            (when, in_words(row, first, end)) for first, end, when in frame.groups
         ]
     else:
         strips = [fleet_strip(frame, row) for row in rows]
-        numbers = [(row.name, told(row, 0, axis.cells)) for row in rows]
+        numbers = [(row.name, in_words(row, 0, axis.cells)) for row in rows]
     about = "mean and range of " + axis.step
     for chart in rows[0].charts.values():
         if not c.o.own_scale:
@@ -2815,7 +2854,7 @@ def picture_pings(c):
     found = [PingRow(stays) for stays in lanes(c.stays)]
     found = [row for row in found if row.within(window)]
     if not found:
-        return None
+        raise Nothing("No unit was there in this time.")
     rows = with_pings(c, found[: c.room(0)], axis, window)
     strips = []
     numbers = []
@@ -3012,16 +3051,22 @@ LEGEND = """
 co2 line-deployed   CO₂ mean and range
 co2 line-en_route   en route
 co2 line-lab_check  in the lab
+co2 line-None       without a site
 co2 line-second     another unit
+temp line-deployed  temperature
 above               above 0 °C
 below               below 0 °C
 mark                suspect or off the scale
 gap                 no data
-is-deployed         readings of a deployed unit
+is-deployed         deployed
+is-en_route         en route
+is-lab_check        in the lab
 is-None             without a site
+stay                deployed, no data
 ping-deployed       with pings
 ping-en_route       en route
 ping-lab_check      in the lab; thin: the next unit
+ping-None           without a site
 end                 begin or end of a stay
 silence             deployed, but silent for 3 days or more
 """
@@ -3086,17 +3131,21 @@ def draw(view, o):
             if not problem.unit:  # of the station
                 above += problem_lines(c, problem)
         c.rows = c.room(len(above))
-        if c.stays:
+        why = "No units yet."
+        if importer.deployments(connection):
+            why = "No deployment of that tier."
+        try:
+            if not c.stays:
+                raise Nothing(why)
             page = VIEWS[view].draw(c)
-        elif importer.deployments(connection):
-            page = nothing(view, "No deployment of that tier.")
-        else:
-            page = nothing(view, "No units yet.")
+        except Nothing as error:
+            page = nothing(view, str(error))
     return page._replace(lines=above + page.lines)
 
 
 def legend(strips):
-    """What is drawn in the strips: how it looks, what it means."""
+    """What is drawn in the strips: what it means, how it looks."""
+    keys = {}
     drawn = "".join(strip.chart for strip in strips)
     signs = "".join(
         sign for sign in SIGNS.values() if f">{sign}</text>" in drawn
@@ -3108,7 +3157,8 @@ def legend(strips):
                 swatch = f'<path class="{style}" d="M0 5h24"/>'
             if style == "mark":
                 swatch = f'<text class="mark" x="12" y="9">{signs}</text>'
-            yield swatch, meaning
+            keys.setdefault(meaning, swatch)
+    return keys
 
 
 def dates(frame, y):
@@ -3131,10 +3181,15 @@ def picture_html(c, picture):
     """A picture for a page: links, what it is about, legend, strips; the same in words."""
     drawn = "" if c.o.query is None else picture_links(c, picture.window)
     keys = ""
-    for swatch, meaning in legend(picture.strips):
+    late = []
+    for strip in picture.strips:
+        if strip.link and "bad" in dict(strip.right):
+            late.append(strip.link)
+    for meaning, swatch in legend(picture.strips).items():
         keys += f'<span><svg width="24" height="10">{swatch}</svg> {meaning}</span> '
+    wrong = [("bad", f"{len(late)} late: " + ", ".join(late[:10]))] if late else []
     drawn += (
-        f'<p class="about">{picture.about}</p>\n<p class="about">{keys}</p>\n<div class="strip axis">'
+        f'<p class="about">{picture.about}</p>\n{paragraphs(wrong)}<p class="about">{keys}</p>\n<div class="strip axis">'
         f'<svg class="chart" width="100%" height="16">{dates(picture.frame, 12)}</svg></div>\n'
     )
     for strip in picture.strips:
@@ -3188,7 +3243,7 @@ def picture_file(c, picture):
     width = CHART + 320
     drawn = ""
     x = 10.0
-    for swatch, meaning in legend(picture.strips):
+    for meaning, swatch in legend(picture.strips).items():
         drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
         x += 40 + 6.4 * len(meaning)  # a letter is at most so wide
     y = 8
@@ -3232,9 +3287,16 @@ def picture_links(c, window):
     earlier, begin, end, later = map(c.zone.iso, (a + a - b, a, b, b + b - a))
     times = {"recent-days", "xmin", "xmax"}
     any_time = {name: query[name] for name in query if name not in times}
+    shown = query.get("recent-days") or f"{(b - a) / DAY:.0f}"
     for text, days in SPANS.items():
-        link(text, {**any_time, "recent-days": days})
-    link("‹ earlier", any_time, xmin=earlier, xmax=begin)
+        if str(days) == shown:
+            links.append(f"<b>{text}</b>")
+        else:
+            link(text, {**any_time, "recent-days": days})
+    units = {stay.unit_id for stay in c.stays}
+    first, _ = importer.extent(c.db, VIEWS[c.view].table, units, a)
+    if first is not None:
+        link("‹ earlier", any_time, xmin=earlier, xmax=begin)
     if b + DAY < c.o.now:
         link("later ›", any_time, xmin=end, xmax=later)
     stays = importer.deployments(c.db)
@@ -3259,9 +3321,14 @@ def picture_of(view, o, write):
     with closing(importer.open_db(o.db)) as connection:
         c = Context(connection, view, o)
         c.robust = False
-        picture = PICTURES[view](c) if c.stays else None
-        if picture is None:
+        if not c.stays:
             return ""
+        try:
+            picture = PICTURES[view](c)
+        except Nothing as why:
+            if o.query is None:
+                return ""
+            return f"{picture_links(c, c.window())}<p>{why}</p>"
         shown = Window(picture.frame.edges[0], picture.window.b)
         period, *_ = c.zone.period(shown, "–")
         return write(c, picture._replace(about=f"{period} · {picture.about}"))
@@ -3274,6 +3341,7 @@ def document(name, o):
     page = WEB[name]
     wrong, o = without_station(o)
     body = paragraphs(("bad", text) for text in wrong)
+    parts = {}
     for heading, view, changes in page.sections:
         if changes and o.query is not None:
             continue  # links lead to other times
@@ -3284,8 +3352,12 @@ def document(name, o):
                 lines = draw(view, asked.but(width=cells)).lines
                 text = to_text(lines, lambda span: html_span(span, o.query))
                 part += f'<pre class="{kind}">{text}</pre>\n'
-        if part not in body:  # else the same as the section before
-            body += f"<h2>{heading}</h2>\n{part}"
+        if part not in parts.values():  # else the same as the one before
+            parts[heading] = part
+    for heading, part in parts.items():
+        if len(parts) > 1:
+            body += f"<h2>{heading}</h2>\n"
+        body += part
     title = " · ".join(
         [page.title, *map(clean, filter(None, (o.site, o.unit)))]
     )
