@@ -38,7 +38,6 @@ path still names it. Symbolic links below the root are never followed: each step
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -51,7 +50,8 @@ import weakref
 import zlib
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, Optional
+from functools import lru_cache, partial
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 if sys.version_info < (3, 9):           # here, because all scripts import this file before they define anything
@@ -117,14 +117,12 @@ ASIDE_ENDING = r"@[0-9]+@[0-9TZ.]+"     # regular expression: @OFFSET@TIME behin
 
 def make_sequence_filename(number, match):
     """The name of file `number`: 3 -> readings-0003.tsv, 10000 -> readings-10000.tsv."""
-    prefix, suffix = match
-    return f"{prefix}{number:04d}{suffix}"
+    return f"{match.prefix}{number:04d}{match.suffix}"
 
 
 def extract_sequence_number(name, match):
     """The number in a file name, or None when the name is not one of the sequence."""
-    prefix, suffix = match
-    found = re.fullmatch(f"{re.escape(prefix)}([0-9]{{1,18}}){re.escape(suffix)}", name)
+    found = re.fullmatch(f"{re.escape(match.prefix)}([0-9]{{1,18}}){re.escape(match.suffix)}", name)
     return int(found[1]) if found else None
 
 
@@ -133,7 +131,7 @@ def belongs(name, match):
     return name.startswith(match.prefix) and name.endswith(match.suffix)
 
 
-@functools.lru_cache(maxsize=1024)      # each chunk asks for its own
+@lru_cache(maxsize=1024)                # each chunk asks for its own
 def number_on_card(name, match):
     """The number in a file name, if the name is what a unit makes of that number; else None."""
     number = extract_sequence_number(name, match)
@@ -175,7 +173,7 @@ def raw_name(name):
     return name.encode("utf-8", "surrogateescape")
 
 
-@functools.lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024)
 def kept_name(name):
     """The name under which a file of a unit's card is kept: safe in a path, in a log and in a terminal.
 
@@ -258,7 +256,7 @@ class Sent(NamedTuple):
 class Backs(NamedTuple):
     """Sessions in which a unit was sent back from a strange file to the same position `to`."""
 
-    to: Optional[Sent] = None
+    to: Sent | None = None
     sessions: int = 0
     since: float = 0.0                  # UTC seconds
 
@@ -339,7 +337,7 @@ RULES = {
     (ELSEWHERE, FOLLOWS): (WAS_FIRST, QUIET),
     (ELSEWHERE, RESUMES): (WAS_FIRST, QUIET),
     (ELSEWHERE, MOVES_ON): (WAS_FIRST, QUIET),
-    (ELSEWHERE, BEGINS): (WAS_FIRST, QUIET),
+    (ELSEWHERE, BEGINS): (WAS_FIRST, QUIET)
 }
 NO_RULE = (NOTHING, QUIET)
 
@@ -370,7 +368,7 @@ class Memory:
         self.awaited = -1                                       # number of the file that was asked for last
         self.asked_at = 0.0                                     # when that was, in UTC seconds
         self.resent = -1                                        # how far the unit has sent it since
-        self.elsewhere: Optional[int] = None                    # number of the file that it stepped back to
+        self.elsewhere: int | None = None                    # number of the file that it stepped back to
         self.looked_for = (-1, 0)                               # file number and day of the last look for older files
 
     def to_save(self):
@@ -479,7 +477,7 @@ class Memory:
             return None
         for older in range(self.first, number):
             name = make_sequence_filename(older, chunk.match)
-            if older not in self.asked and self._is_short(older, sizes.get(name, 0), functools.partial(is_cut, name)):
+            if older not in self.asked and self._is_short(older, sizes.get(name, 0), partial(is_cut, name)):
                 self._note_asked(older, chunk.now)
                 return name
         return None
@@ -505,11 +503,8 @@ _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK           # a FIFO in the way must not bl
 
 
 def _sync_directory(path):
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with open_directory(path, []) as directory:
+        os.fsync(directory)
 
 
 def _step_into(parent, name, create):
@@ -521,7 +516,7 @@ def _step_into(parent, name, create):
         if not create:
             raise
     with suppress(FileExistsError):
-        os.mkdir(name, 0o777, dir_fd=parent)
+        os.mkdir(name, dir_fd=parent)
     os.fsync(parent)
     return os.open(name, flags, dir_fd=parent)
 
@@ -566,12 +561,12 @@ def open_directory(root, parts, create=False, settle=False):
         os.close(fd)
 
 
-def open_file(directory, name, flags=os.O_RDWR):
+def open_file(directory, name, flags):
     """A descriptor of a regular file in an open directory; IsADirectoryError where something else is in the way."""
     fd = os.open(name, flags | _FLAGS, 0o666, dir_fd=directory)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise IsADirectoryError("%s is not a regular file" % name)
+        raise IsADirectoryError(f"{name} is not a regular file")
     return fd
 
 
@@ -684,7 +679,7 @@ class _Sequence:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.memory: Optional[Memory] = None                    # None: names here may not be durable yet
+        self.memory: Memory | None = None                       # None: names here may not be durable yet
         self.sent_back = False                                  # since the last ping, which clears it without the lock
         self.backs = Backs()
         self.let_past = set()                                   # strange files behind which there are readings
@@ -734,7 +729,7 @@ class Inbox:
             if receipt.kind == "gap":
                 memory.redirected()
                 return receipt
-            held = functools.partial(_sizes, self.root, chunk.key)
+            held = partial(_sizes, self.root, chunk.key)
             if memory.observe(chunk, held):
                 sequence.let_past.clear()                       # it may be another card
             older = self._ask_locked(memory, chunk, held, is_new=receipt.grew > 0)
@@ -766,7 +761,7 @@ class Inbox:
             if kind == "back":
                 memory.redirected()
             else:
-                memory.observe(chunk, functools.partial(_sizes, self.root, chunk.key))
+                memory.observe(chunk, partial(_sizes, self.root, chunk.key))
         return receipt
 
     def called(self, unit):
@@ -817,7 +812,7 @@ class Inbox:
         """The name of the older file that the unit is to be asked for; saves what was learned."""
         older = None
         if self.ask_older:
-            older = memory.ask(chunk, held, functools.partial(_is_cut, self.root, chunk.key))
+            older = memory.ask(chunk, held, partial(_is_cut, self.root, chunk.key))
         if older and not is_new:
             memory.redirected()                                 # it may be an old request, and nobody reads the reply
         if not memory.is_saved:
@@ -990,7 +985,7 @@ class RowLog:
         self._lock = threading.Lock()                           # guards the next two
         self._waiting = []                                      # (row, told)
         self._has_writer = False
-        self._file: Optional[OpenFile] = None                   # the writer's, as the next
+        self._file: OpenFile | None = None                      # the writer's, as the next
         self._failed = False                                    # that file may have a hole
 
     def append(self, row, told):
