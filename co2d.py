@@ -100,8 +100,6 @@ import importer
 import seqfile
 from importer import CRITICAL, NOTE, SEGMENT, SETTINGS, WARNING, BadConfig
 
-HERE = os.path.dirname(os.path.realpath(__file__))
-
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
 MAX_FIELDS = 64
 SMALL_FILE = 64 << 10                   # bytes of a file that is sent at once
@@ -160,7 +158,6 @@ class Refused(Exception):
     """A request that gets an error status. Raised anywhere, answered in one place."""
 
     def __init__(self, status, reason, headers=()):
-        super().__init__(reason)
         self.status = status
         self.reason = reason
         self.headers = headers
@@ -431,18 +428,18 @@ class Health:
     def __init__(self, clock):
         self.clock = clock
         self.changed = threading.Event()
-        self._lock = threading.Lock()                           # guards the next two
-        self._reported = {}                                     # by key
-        self._found = []
+        self._lock = threading.Lock()                           # guards `reported`
+        self.reported = {}                                      # by key: what is not over
+        self.found = []                                         # what database and directories show
 
     def report(self, key, level, text, unit=""):
         """Say that something is wrong, or still is. `key` is the same for as long as it lasts. No text: it is over."""
         with self._lock:
-            before = self._reported.pop(key, None)
+            before = self.reported.pop(key, None)
             if text:
                 since = before.since if before else int(self.clock())
                 text = f"{text} (since {importer.when(since)})"
-                self._reported[key] = importer.Problem(key, level, unit, text, since)
+                self.reported[key] = importer.Problem(key, level, unit, text, since)
         if bool(before) != bool(text):
             self.changed.set()
 
@@ -450,19 +447,10 @@ class Health:
         """Say that a problem is over, if it was there at all."""
         self.report(key, "", "")
 
-    def has(self, key):
-        """Whether it was reported, and is not over."""
-        return key in self._reported
-
-    def find(self, found):
-        """Replace the problems that database and directories show."""
-        with self._lock:
-            self._found = found
-
     def problems(self):
         """All that is wrong, worst first."""
         with self._lock:
-            return importer.worst_first([*self._reported.values(), *self._found])
+            return importer.worst_first([*self.reported.values(), *self.found])
 
 
 # -- what units take of their updates ---------------------------------------------------------------------------------
@@ -681,9 +669,8 @@ class Station:
         """Make the data of an open file durable, and count how long that took."""
         began = time.monotonic()
         self._sync(fd)
-        with self._lock:
-            self.counters["co2d_syncs_total", ()] += 1
-            self.counters["co2d_sync_seconds_total", ()] += time.monotonic() - began
+        self.count("co2d_syncs_total")
+        self.count("co2d_sync_seconds_total", time.monotonic() - began)
 
     def count(self, name, amount=1, **labels):
         """Add to a counter of /metrics."""
@@ -848,7 +835,7 @@ def _storage_refusal(station, unit, error):
 # -- endpoints: updates -----------------------------------------------------------------------------------------------
 
 
-class NotServable(Exception):
+class NotServable(OSError):
     """An update that no unit could fetch completely; says why."""
 
 
@@ -872,15 +859,12 @@ def walk_update(directory, prefix=""):
 
 
 def files_of_update(data_dir, unit, name):
-    """Relative paths of the files of an update; NotServable when a unit could not fetch it completely."""
+    """Relative paths of the files of an update; NotServable (or another OSError) when a unit could not fetch it all."""
     if not (name.startswith(seqfile.UPDATE_PREFIX) and SEGMENT.match(name)):
         raise NotServable(f"its name does not start with {seqfile.UPDATE_PREFIX}, or has characters that units cannot "
                           "ask for")
-    try:
-        with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER, name]) as directory:
-            return list(walk_update(directory))
-    except OSError as error:
-        raise NotServable(str(error))
+    with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER, name]) as directory:
+        return list(walk_update(directory))
 
 
 def visible_updates(data_dir, unit):
@@ -899,7 +883,7 @@ def servable_updates(data_dir, unit):
         try:
             files_of_update(data_dir, unit, name)
             names.append(name)
-        except NotServable as why:
+        except OSError as why:
             log.warning(f"updates/{name} of {unit} is not listed: {why}")
     return names
 
@@ -927,7 +911,7 @@ def update(station, request, unit, path):
         file = seqfile.open_regular(station.settings.data_dir, parts)
     except IsADirectoryError:
         return _list_files(station, request, parts)
-    except (NotServable, OSError):
+    except OSError:
         raise Refused(404, "no such update, or no such file in it")
     if request.method == "HEAD":
         return file_response(file)
@@ -1019,15 +1003,13 @@ LEAST_FREE = 1 << 30                    # bytes of the disk that exports leave f
 SLOWEST_READER = 32 << 10               # bytes/s; whoever takes an export faster gets it whole
 
 
-def data(what, form):
-    """An endpoint for a table as `importer.py export` writes it; the arguments of the URL are its options."""
-    def serve(station, request):
-        with refusals():
-            file = write_export(station, request, what, form)
-        size = os.fstat(file.fileno()).st_size
-        response = file_response(file, DATA_TYPES[form], (("X-Content-Type-Options", "nosniff"),))
-        return response._replace(extra_seconds=size / SLOWEST_READER)
-    return serve
+def data(station, request, what, form):
+    """A table as `importer.py export` writes it; the arguments of the URL are its options."""
+    with refusals():
+        file = write_export(station, request, what, form)
+    size = os.fstat(file.fileno()).st_size
+    response = file_response(file, DATA_TYPES[form], (("X-Content-Type-Options", "nosniff"),))
+    return response._replace(extra_seconds=size / SLOWEST_READER)
 
 
 def write_export(station, request, what, form):
@@ -1048,20 +1030,18 @@ def write_export(station, request, what, form):
     return file
 
 
-def published(max_age):
-    """An endpoint for the files below var/pub."""
-    def serve(station, request, path):
-        try:
-            file = seqfile.open_regular(station.var(seqfile.PUB_FOLDER), path)
-        except OSError:
-            raise Refused(404, "no such file")
-        changed = http_date(os.fstat(file.fileno()).st_mtime)
-        headers = (("Cache-Control", f"max-age={max_age}"), ("Last-Modified", changed))
-        if request.headers.get("if-modified-since") == changed:     # browsers send back the date that they were given
-            file.close()
-            return Response(304, headers=headers)
-        return file_response(file, mimetypes.guess_type(path[-1])[0], headers)
-    return serve
+def published(station, request, path, max_age=590):
+    """A file below var/pub; `max_age`: seconds for which it may be taken from a cache."""
+    try:
+        file = seqfile.open_regular(station.var(seqfile.PUB_FOLDER), path)
+    except OSError:
+        raise Refused(404, "no such file")
+    changed = http_date(os.fstat(file.fileno()).st_mtime)
+    headers = (("Cache-Control", f"max-age={max_age}"), ("Last-Modified", changed))
+    if request.headers.get("if-modified-since") == changed:         # browsers send back the date that they were given
+        file.close()
+        return Response(304, headers=headers)
+    return file_response(file, mimetypes.guess_type(path[-1])[0], headers)
 
 
 def allow(request, allowed):
@@ -1199,7 +1179,7 @@ class Watching(threading.Thread):
         found = list(directory_problems(station.settings.data_dir))
         if check_database(station) and os.path.exists(station.settings.db):
             _try_database(station, "database", lambda: found.extend(self._ask_database()))
-        health.find(found)
+        health.found = found
         problems = health.problems()
         self._tell(problems)
         text = ""
@@ -1217,7 +1197,7 @@ class Watching(threading.Thread):
             causes = ("import", "writing", "data_dir")
             begun = [problem.since for problem in health.problems() if problem.key in causes]
             found = importer.problems(db, station.archive, min([int(station.clock()), *begun]))
-        return [problem for problem in found if not health.has(problem.key)]
+        return [problem for problem in found if problem.key not in health.reported]
 
     def _tell(self, problems):
         """Tell the log what is new and what is over."""
@@ -1268,9 +1248,9 @@ def metrics(station, request):
         samples["co2d_problem", labels] = 1
     with suppress(OSError):                                     # no data directory, or a broken disk: readyz tells
         samples["co2d_free_bytes", ()] = shutil.disk_usage(station.settings.data_dir).free
-    with suppress(Exception):                                   # no database, or a broken one: readyz tells
-        with closing(importer.open_db(station.settings.db)) as db:
-            units = importer.fleet_state(db, int(request.now), archive=station.archive)
+    # No database, or a broken one: readyz tells.
+    with suppress(Exception), closing(importer.open_db(station.settings.db)) as db:
+        units = importer.fleet_state(db, int(request.now), archive=station.archive)
         for verdict, number in Counter(unit.verdict for unit in units).items():
             samples["co2d_units", (("state", verdict),)] = number
     lines = []
@@ -1314,11 +1294,11 @@ ROUTES = [
     Route("GET", "/status/alive/recent", recent, "status_allow"),
     Route("GET", "/status/alive/summary", partial(page, view="alive", refresh=600), "status_allow", "people"),
     Route("GET", "/data/co2/summary", partial(page, view="co2", refresh=3600), "status_allow", "people"),
-    *(Route("GET", f"/data/co2/{what}.{form}", data(what, form), "status_allow", "exports")
+    *(Route("GET", f"/data/co2/{what}.{form}", partial(data, what=what, form=form), "status_allow", "exports")
       for what in importer.EXPORTS for form in DATA_TYPES),
-    Route("GET", "/status/alive/<path>", published(590), "status_allow"),
-    Route("GET", "/data/co2/<path>", published(3590), "status_allow"),
-    Route("GET", "/var/pub/<path>", published(590), "status_allow"),
+    Route("GET", "/status/alive/<path>", published, "status_allow"),
+    Route("GET", "/data/co2/<path>", partial(published, max_age=3590), "status_allow"),
+    Route("GET", "/var/pub/<path>", published, "status_allow"),
     Route("GET", "/healthz", healthz, "metrics_allow"),
     Route("GET", "/readyz", readyz, "metrics_allow", "people"),
     Route("GET", "/metrics", metrics, "metrics_allow", "people"),
@@ -1337,7 +1317,7 @@ def _compile(pattern):
     form = re.escape(pattern)
     for name, segments in _PLACEHOLDERS.items():
         form = form.replace(name, segments)
-    return re.compile(form + r"\Z")
+    return re.compile(form)
 
 
 _COMPILED = [(route, _compile(route.pattern)) for route in ROUTES]
@@ -1348,7 +1328,7 @@ def find_route(request):
     place = "/" + "/".join(segment.replace("/", "\0") for segment in request.path)
     allowed = []
     for route, form in _COMPILED:
-        found = form.match(place)
+        found = form.fullmatch(place)
         if found:
             methods = [route.method, "HEAD"] if route.method == "GET" else [route.method]
             if request.method in methods:
@@ -1427,7 +1407,7 @@ def respond(station, request, lane=None):
 # -- the command line: what all commands share ------------------------------------------------------------------------
 
 
-class Failed(Exception):
+class Failed(importer.Unusable):
     """A command that cannot be carried out; says why, and what to do."""
 
 
@@ -1509,8 +1489,8 @@ SCHEDULE_FILE = "schedule.json"
 # Regular expressions for values as compact JSON. A unit appends /ou/... to a URL, and must be able to parse it.
 _NICKNAME = r'"(?! |None")([^&%"\\\x00-\x1f\x7f\ud800-\udfff]|\\["\\]){1,64}(?<! )"'
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-_URL = (r'"https?://([A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63}'
-        r"(:" + _PORT + r')?(/[A-Za-z0-9._-]+)*"')
+_LABEL = "[A-Za-z0-9-]{1,63}"           # of a host name
+_URL = rf'"https?://({_LABEL}\.)*{_LABEL}(:{_PORT})?(/[A-Za-z0-9._-]+)*"'
 _URLS = rf"{_URL}|\[{_URL}(,{_URL})*\]"
 _EVERY = "([1-9]|[1-5][0-9]|60)"
 _HOUR = "(1?[0-9]|2[0-3])"
@@ -1629,6 +1609,7 @@ def check_update(files, settings, force):
 
     `force`: what no firmware reads is warned about, not refused.
     """
+    _check_sizes(files)
     for name, content in files.items():
         if name.startswith(PATCHES):
             for unread in check_patch(name, content, settings):
@@ -1641,14 +1622,15 @@ def check_update(files, settings, force):
             warn(f"{name}: a unit would go on using the .py beside it")
 
 
-def _check_sizes(sizes):
+def _check_sizes(files):
     """Failed when these files (path -> bytes) are too many or too big, or two of them are one file on a unit's card."""
-    total = sum(sizes.values())
-    if total > MAX_UPDATE_BYTES or len(sizes) > MAX_UPDATE_FILES:
-        raise Failed(f"{total} bytes in {len(sizes)} files: a unit can take {MAX_UPDATE_BYTES} bytes in "
+    total = sum(map(len, files.values()))
+    if total > MAX_UPDATE_BYTES or len(files) > MAX_UPDATE_FILES:
+        raise Failed(f"{total} bytes in {len(files)} files: a unit can take {MAX_UPDATE_BYTES} bytes in "
                      f"{MAX_UPDATE_FILES} files")
     seen = {}
-    for name, length in sizes.items():
+    for name, content in files.items():
+        length = len(content)
         if length > MAX_UPDATE_FILE:
             raise Failed(f"{name} has {length} bytes: a file of more than {MAX_UPDATE_FILE} is not through before the "
                          "unit's watchdog resets it, every night, before any data")
@@ -1660,23 +1642,24 @@ def _check_sizes(sizes):
 
 
 def read_update(directory):
-    """The files of an update: path -> bytes; Failed when a unit could not take them all."""
+    """The files of an update: path -> bytes; Failed when a unit could not ask for them all."""
     try:
         with seqfile.open_directory(directory, []) as opened:
-            names = list(walk_update(opened))
-        _check_sizes({name: os.path.getsize(os.path.join(directory, name)) for name in names})
-        return {name: read_regular(directory, name) for name in names}
-    except (NotServable, OSError) as error:
+            return {name: read_regular(directory, name) for name in walk_update(opened)}
+    except OSError as error:
         raise Failed(f"{directory}: {error}")
 
 
-def patch_of(files):
-    """The keys that an update (path -> bytes) sets in the unit's configuration, and their values."""
+def patch_of(names, read):
+    """The keys that an update of these files sets in the unit's configuration, and their values.
+
+    read(name) gives the bytes of a file.
+    """
     patch = {}
-    for name, content in files.items():
+    for name in names:
         if name.startswith(PATCHES):
             with suppress(ValueError, TypeError):               # not published by us
-                patch.update(json.loads(content))
+                patch.update(json.loads(read(name)))
     return patch
 
 
@@ -1883,7 +1866,7 @@ class Publishing:
     def publish(self):
         """Check everything, then offer the update to one unit after the other."""
         files = files_to_publish(self.arguments, self.settings)     # as who calls: DIR may be closed to others
-        patch = patch_of(files)
+        patch = patch_of(files, files.get)
         units = self.units()
         if "site_code" in patch and len(units) > 1:
             raise Failed(f"a nickname is for one unit, not for {len(units)}")
@@ -1950,10 +1933,10 @@ class Publishing:
         lines = []
         until = "9"                     # behind every UTC time; then: when the unit had the next one, which undoes it
         for name in reversed(visible_updates(self.data_dir, unit)):
-            course = self.courses.get((unit, name), Course())
+            course = self.courses[unit, name]
             try:
                 columns = self._columns(unit, name, course, until)
-            except (NotServable, OSError) as why:
+            except OSError as why:
                 columns = [f"not listed for the unit: {why}"]
             lines.append("\t".join([unit, name, *columns]))
             until = course.had_at or until
@@ -1967,8 +1950,7 @@ class Publishing:
         if course.had_at:
             runs = self.runs.get(unit, [])
             since = [run for run in runs if course.had_at < run.last and run.first < until]
-            patches = [path for path in paths if path.startswith(PATCHES)]
-            patch = patch_of({path: read_regular(place, path) for path in patches})
+            patch = patch_of(paths, partial(read_regular, place))
             columns.append(_effect(patch, since))
         return columns
 
@@ -2591,7 +2573,7 @@ class Server:
         if hanging:
             text = (f"{hanging} requests have waited for the disk for more than {DISK_PATIENCE:g} s, and others wait "
                     f"for them: see with dmesg whether the disk of {self.station.settings.data_dir} fails")
-            if not health.has("hanging"):
+            if "hanging" not in health.reported:
                 log.error(text)
         health.report("hanging", CRITICAL, text)
 
@@ -2706,7 +2688,7 @@ class Importing(threading.Thread):
         """Import what has changed, now and then all; False when that failed, and is to be tried again."""
         self._paths |= self.station.take_changed()
         has_expired = now - self._scanned > self.station.settings.import_scan
-        if has_expired or self.station.health.has("database"):
+        if has_expired or "database" in self.station.health.reported:
             if not self._import(None):
                 return False
             self._scanned = time.monotonic()
@@ -2718,7 +2700,7 @@ class Importing(threading.Thread):
     def _import(self, paths):
         station = self.station
         try:
-            if station.health.has("database") and os.path.exists(station.settings.db):
+            if "database" in station.health.reported and os.path.exists(station.settings.db):
                 summary = importer.rebuild(station.archive)     # it is damaged, or cannot be read
             else:
                 summary = importer.import_new(station.archive, paths)
@@ -2855,7 +2837,7 @@ def _host_port(address, port):
 def systemd_unit(kind, settings, arguments):
     """The text of a systemd unit for this installation; `kind`: a key of SYSTEMD; `arguments`: of the command line."""
     directories = list(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)]))
-    command = [sys.executable, os.path.join(HERE, "co2d.py")]
+    command = [sys.executable, os.path.realpath(__file__)]
     if arguments.config:
         command += ["--config", os.path.abspath(arguments.config)]
     has_low_port = 0 < settings.port < 1024
@@ -3057,7 +3039,7 @@ def main(argv=None):
     arguments = command.parser().parse_args(words)
     try:
         return command.call(settings_of(arguments), arguments)
-    except (Failed, importer.Unusable, OSError) as error:
+    except (importer.Unusable, OSError) as error:
         remedy = "; call this with sudo" if isinstance(error, PermissionError) else ""
         print(f"co2d: {error}{remedy}", file=sys.stderr)
         return os.EX_CONFIG if isinstance(error, BadConfig) else 1      # 78: systemd is told not to restart on it

@@ -218,7 +218,7 @@ def test_no_row_is_lost_that_was_said_to_be_stored(tmp_path, monkeypatch, seed):
     rng = random.Random(seed)
     disk, stored = Disk(tmp_path, rng), []
     monkeypatch.setattr(seqfile, "os", disk)
-    match = ("pings-", ".tsv")
+    match = seqfile.PINGS
     rows = seqfile.RowLog(str(tmp_path / "pings"), match, 100, disk.fdatasync)
     for number in range(300):
         disk.rate, row = rng.choice(FAULTS), b"row %04d\n" % number

@@ -308,7 +308,7 @@ def test_the_unit_is_hardened(tmp_path):
 
 
 def test_paths_with_spaces_and_percent_signs_are_quoted_in_the_unit(monkeypatch):
-    monkeypatch.setattr(co2d, "HERE", "/srv/field lab")
+    monkeypatch.setattr(co2d, "__file__", "/srv/field lab/co2d.py")
     monkeypatch.setattr(co2d.sys, "executable", "/usr/bin/python3")
     settings = importer.Settings()._replace(data_dir="/srv/100%/co2", var_dir='/srv/the "old" lab', db="/srv/x/db")
     unit = co2d.systemd_unit("service", settings, co2d.make_parser().parse_args(["--config", "/srv/$lab;1/co2d.conf"]))
@@ -319,7 +319,7 @@ def test_paths_with_spaces_and_percent_signs_are_quoted_in_the_unit(monkeypatch)
 
 @pytest.mark.parametrize("data, home", [("/var/lib/co2d/data", "true"), ("/home/lab/data", "read-only")])
 def test_the_unit_hides_homes_unless_something_of_ours_is_there(data, home, monkeypatch):
-    monkeypatch.setattr(co2d, "HERE", "/usr/lib/co2d")
+    monkeypatch.setattr(co2d, "__file__", "/usr/lib/co2d/co2d.py")
     monkeypatch.setattr(co2d.sys, "executable", "/usr/bin/python3")
     settings = importer.Settings()._replace(data_dir=data, var_dir="/var/lib/co2d/var")
     assert "\nProtectHome=%s\n" % home in co2d.systemd_unit("service", settings, co2d.make_parser().parse_args([]))

@@ -14,7 +14,7 @@ import pytest
 
 import seqfile
 
-MATCH = ("readings-", ".tsv")
+MATCH = seqfile.Match("readings-", ".tsv")
 NOW = 1_570_418_619.980794                                      # 2019-10-07T03:23:39.980794Z
 DAY = 86400.0
 READINGS = ("data", "readings")
