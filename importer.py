@@ -51,7 +51,6 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict, namedtuple
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import date
-from io import TextIOWrapper
 from itertools import accumulate, chain, compress, count, groupby, islice, repeat
 from os.path import dirname, exists
 from typing import Callable, NamedTuple
@@ -882,9 +881,14 @@ _HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2
                        r"(?: +(INFO|WARN|EXC)\b)?(.*)", re.ASCII | re.DOTALL)
 # The path of a URL can be a secret: up to its last `/ou/`, or all of it where it has none.
 _SECRET = re.compile(r"(https?://[^/\s'\"<>]+)(?:/[^\s'\"<>]*(?=/ou/)|/(?!ou/)[^\s'\"<>]+)", re.IGNORECASE)
-ERROR_TYPES = {                         # words -> type; where several are there, the last of these
-    "uncaught exception": "uncaught", "watchdog": "watchdog", "signal quality": "signal", "backoff": "backoff",
-    "transmitting": "transmit"}
+# words of an entry -> its type; where several are there, the last of these
+ERROR_TYPES = dict(rows_of("""
+uncaught exception  uncaught
+watchdog            watchdog
+signal quality      signal
+backoff             backoff
+transmitting        transmit
+"""))
 RUN_LOG = "run log leading up to this"  # such an entry lists what went well, too: it has no type
 
 
@@ -1207,7 +1211,7 @@ class Source(NamedTuple):
 
 
 class Account:
-    """The row of a source in the ledger (table `sources`). Its attributes are the columns."""
+    """The row of a source in the ledger (table `sources`). Its attributes are the columns, in their order."""
 
     inside = False                      # `done` is not at the begin of a line; this alone is no column
 
@@ -1253,10 +1257,9 @@ def complete_blocks(file, account, end):
 _LINE_OR_PIECE = re.compile(rb"(?s)[^\n]{0,%d}." % (LONGEST_LINE - 1))
 
 
-def lines_of(block, account):
-    """The Lines of a block; the account moves along."""
-    for found in _LINE_OR_PIECE.finditer(block):
-        raw = found[0]
+def lines_of(pieces, account):
+    """The Lines that follow; the account moves along."""
+    for raw in pieces:
         is_ended = raw.endswith(b"\n")
         line = Line(account.lines + 1, account.done, raw, TOO_LONG if account.inside or not is_ended else "")
         account.lines += 1
@@ -1286,7 +1289,6 @@ class Reader:
         self.id = source.id
         self.account = account
         self.format = FORMATS[source.kind]
-        self.at = {name: number for number, name in enumerate(self.format.columns)}
         self.rows: list[tuple] = []
         self.rejects: list[list] = []
         self.unfollowed: list[list] = []                        # rejected lines behind which no good one has come yet
@@ -1303,7 +1305,7 @@ class Reader:
         """Lines that are judged one by one; of readings many plain ones at once."""
         for block in complete_blocks(file, self.account, end):
             if self.source.kind != "readings" or not self._take_columns(block):
-                for line in lines_of(block, self.account):
+                for line in lines_of(_LINE_OR_PIECE.findall(block), self.account):
                     self._take_line(line)
             self.flush()
 
@@ -1312,7 +1314,7 @@ class Reader:
         entry = None
         try:
             for block in complete_blocks(file, self.account, end):
-                for line in lines_of(block, self.account):
+                for line in lines_of(_LINE_OR_PIECE.findall(block), self.account):
                     try:
                         entry = self._take_log_line(line, entry)
                     except Rejected as why:
@@ -1343,16 +1345,12 @@ class Reader:
     def as_table(self, file, end):
         """A table that people write: with a header line, with any ends of lines, complete without a last newline."""
         data = file.read(end)
-        account = self.account
-        account.checksum = zlib.crc32(data)
+        self.account.checksum = zlib.crc32(data)
         columns = []
         refused = ""                    # why the header line cannot be used: the same holds for all that follow
-        for raw in data.splitlines(keepends=True):
-            line = Line(account.lines + 1, account.done, raw, refused)
-            account.lines += 1
-            account.done += len(raw)
+        for line in lines_of(data.splitlines(keepends=True), self.account):
             try:
-                columns = self._take_table_line(line, columns)
+                columns = self._take_table_line(line._replace(refused=refused), columns)
             except Rejected as why:
                 refused = "" if columns else str(why)
                 self._reject(line, why)
@@ -1426,9 +1424,10 @@ class Reader:
 
     def _insert(self, row, offset):
         """Keep a row; its time, None where it has none."""
-        ts = row[self.at["ts"]] if "ts" in self.at else None
+        columns = self.format.columns
+        ts = row[columns.index("ts")] if "ts" in columns else None
         if ts is not None:
-            self.run.news[self.source.kind, row[self.at["unit_id"]]].add(ts // DAY)
+            self.run.news[self.source.kind, row[columns.index("unit_id")]].add(ts // DAY)
         self._keep(self.rows, (*row, self.id, offset))
         return ts
 
@@ -1463,10 +1462,8 @@ class Reader:
 
     def flush(self):
         """Write what waits in memory."""
-        if self.rows:
-            self.db.executemany(insert_sql(self.format.table, [*self.format.columns, "source", "offset"]), self.rows)
-        if self.rejects:
-            self.db.executemany("INSERT INTO rejects VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self.rejects)
+        self.db.executemany(insert_sql(self.format.table, [*self.format.columns, "source", "offset"]), self.rows)
+        self.db.executemany("INSERT INTO rejects VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self.rejects)
         if self.unfollowed:
             self.left_unfollowed = True
         for waiting in (self.rows, self.rejects, self.unfollowed):
@@ -1541,7 +1538,7 @@ FORMATS = {
         read=Reader.as_table,
         is_whole=True),
 }
-TABLES = {kind: each.table for kind, each in FORMATS.items()}
+TABLES = [each.table for each in FORMATS.values()]
 FOLDERS = [each.folder for each in FORMATS.values() if each.folder]
 FOLDERS += [f"{seqfile.SET_ASIDE}/{folder}" for folder in FOLDERS]
 
@@ -2021,8 +2018,7 @@ class Import:
     def account(self, source):
         """The Account of a source; that of another source if there is one with the same id."""
         account = Account(source)
-        query = f"SELECT {', '.join(ACCOUNT_COLUMNS)} FROM sources WHERE id = ?"
-        row = self.db.execute(query, (source.id,)).fetchone()
+        row = self.db.execute("SELECT * FROM sources WHERE id = ?", (source.id,)).fetchone()
         if row:
             vars(account).update(zip(ACCOUNT_COLUMNS, row))
         return account
@@ -2171,8 +2167,7 @@ def open_db(path):
     can_change = has_log or not os.statvfs(path).f_flag & os.ST_RDONLY
     try:
         db = _connect(path, "mode=ro" if can_change else "immutable=1")
-        version = ask(db, "PRAGMA user_version")
-        ask(db, "SELECT count(*) FROM sqlite_master")
+        version = ask(db, "SELECT user_version FROM pragma_user_version")       # reads the schema, too
     except sqlite3.OperationalError as error:
         reason = "" if os.access(path, os.R_OK) else ": permission denied"
         if has_log:
@@ -2424,9 +2419,8 @@ def _start_helper(path, sources, rules):
     except OSError:
         return 0
     if not pid:
-        with suppress(BaseException):
-            with _connected(path) as db:
-                _fill(db, sources, rules, None)
+        with suppress(BaseException), _connected(path) as db:
+            _fill(db, sources, rules, None)
             os._exit(0)
         os._exit(1)
     return pid
@@ -2435,7 +2429,7 @@ def _start_helper(path, sources, rules):
 def _unite(db, part):
     """Add the rows of another database that was filled with a share."""
     db.execute("ATTACH ? AS part", (part,))
-    for table in (*TABLES.values(), "rejects", "sources"):      # SQLite copies pages
+    for table in (*TABLES, "rejects", "sources"):      # SQLite copies pages
         db.execute(f"INSERT INTO main.{table} SELECT * FROM part.{table}")
     db.execute("INSERT INTO main.daily SELECT * FROM part.daily WHERE 1" + _OR_OPEN)
     db.execute("DETACH part")
@@ -2857,9 +2851,9 @@ def _units(db):
 def _own_name(db, unit):
     """What a unit last called itself, in its last 50 pings or readings; else None."""
     name = """
-        (SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ? ORDER BY ts DESC LIMIT 50)
+        (SELECT nickname FROM (SELECT nickname FROM %s WHERE unit_id = ?1 ORDER BY ts DESC LIMIT 50)
          WHERE nickname IS NOT NULL LIMIT 1)"""
-    return ask(db, f"SELECT coalesce({name % 'pings'}, {name % 'co2_readings'})", unit, unit)
+    return ask(db, f"SELECT coalesce({name % 'pings'}, {name % 'co2_readings'})", unit)
 
 
 def _nickname(db, unit):
@@ -3439,7 +3433,7 @@ def verify(archive, processes=1):
             problems += [f"{path}: could not be read: {why}" for path, why in listing.unreadable + summary.unreadable]
         db.execute("ATTACH ? AS fresh", (new,))
         queries = [_UNBALANCED, _ROLLUP, _ACCOUNTS]
-        for table in (*TABLES.values(), "rejects"):
+        for table in (*TABLES, "rejects"):
             queries += [_COUNTS.format(table), _OTHER_ROWS.format(table, "main", "fresh", "text"),
                         _OTHER_ROWS.format(table, "fresh", "main", "database")]
         for query in queries:
@@ -3575,7 +3569,13 @@ class ProgressLine:
 # holds: the identity of our database, the mark of our last import, a checksum of the stays (they give every row its
 # site). So whatever is killed, and whenever, all of it is there or nothing; the next run begins at what is noted.
 
-_POSTGRES_TYPES = {"text": "text", "time": "timestamptz", "integer": "integer", "number": "double precision"}
+# kind of an ExportColumn -> type of a column there
+_POSTGRES_TYPES = dict(rows_of("""
+text     text
+time     timestamptz
+integer  integer
+number   double precision
+"""))
 _BY_DAY = ("readings", "pings")
 RECEIVED = (*_BY_DAY, "errors", "deployments")
 _ASK = """
@@ -3620,7 +3620,7 @@ def _new_table(what):
 def run_psql(conninfo, lines):
     """What psql prints when it has read these lines. Unusable when it fails: it says why on stderr."""
     from subprocess import PIPE, Popen                          # no page needs it
-    options = ["--no-psqlrc", "--no-password", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1"]
+    options = "--no-psqlrc --no-password --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1".split()
     said = ""
     try:
         with Popen(["psql", *options, "--dbname=" + conninfo], stdin=PIPE, stdout=PIPE, encoding="utf-8",
@@ -3684,7 +3684,13 @@ def feed(db, what, conninfo):
 # -- a data package ---------------------------------------------------------------------------------------------------
 # CSV files with a description of each column, as a Frictionless Data Package (specs.frictionlessdata.io, version 1).
 
-_FIELD_TYPES = {"text": "string", "time": "datetime", "integer": "integer", "number": "number"}
+# kind of an ExportColumn -> type of a field there
+_FIELD_TYPES = dict(rows_of("""
+text     string
+time     datetime
+integer  integer
+number   number
+"""))
 PACKAGED = ("readings", "pings", "deployments")
 DESCRIPTOR = "datapackage.json"
 
@@ -3732,16 +3738,11 @@ def write_package(db, directory, given, now):
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
-def _cores():
-    """How many this process may use; in a container that is not all there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def command_import(archive, arguments, run=import_new):
     """Import what is new, and print a summary."""
     act_as_owner(archive.db)
     with closing(ProgressLine("bytes")) as progress:
-        summary = run(archive, progress=progress, processes=_cores())
+        summary = run(archive, progress=progress, processes=os.cpu_count() or 1)
     print(summary)
     return 1 if summary.unreadable else 0
 
@@ -3793,7 +3794,7 @@ def command_rejects(archive, arguments):
 
 def command_verify(archive, arguments):
     """Prove that database and text agree."""
-    problems = verify(archive, _cores())
+    problems = verify(archive, os.cpu_count() or 1)
     for line in problems:
         print(_printable(line))
     print(f"{len(problems)} differences" if problems else "database and text agree")
@@ -3919,8 +3920,8 @@ def main(argv=None):
     name = parser.prog.removesuffix(".py")
     arguments = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):                   # never by the locale
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        with suppress(AttributeError):                          # None has no encoding
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")     # never by the locale
     try:
         if not sys.stdout:
             raise Unusable("stdout is closed")
