@@ -38,7 +38,7 @@ Where they meet:
     Fetches._lock   guards what is known of the updates that units take
     LogWriter       (the lock of logging.Handler) guards the count of dropped lines
     (seqfile)       one lock per upload directory, one per row log
-    Daemon.signals  queue from the signal handlers to main
+    SIGNALS         wait until main takes them: they are blocked in all threads
     Health.changed, Station.something_changed, Importing.stopping       events: wake health, wake import, end import
     Station.settings, Station.archive, Server.tls, LogWriter.secret     each is replaced as a whole on reload
     Quota, Station._rooms and Server._open have no lock: a count may be off by a chunk, a set takes single operations
@@ -92,7 +92,7 @@ from collections import Counter, defaultdict
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
-from os.path import isdir
+from os.path import exists, isdir, join, realpath
 from typing import BinaryIO, Callable, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -572,7 +572,7 @@ class Quota:
 
     def has_place(self, unit, settings):
         """Whether a unit has a directory, or may have one. The data directory is made again if it was removed."""
-        if isdir(os.path.join(settings.data_dir, unit)):
+        if isdir(join(settings.data_dir, unit)):
             return True
         seqfile.make_directory(settings.data_dir)
         return len(os.listdir(settings.data_dir)) < settings.max_units
@@ -592,12 +592,12 @@ class Quota:
     def _exceeds(self, count, chunk, settings):
         if count.bytes + len(chunk.data) > settings.max_unit_bytes:
             return True
-        path = os.path.join(settings.data_dir, chunk.path)
+        path = join(settings.data_dir, chunk.path)
         return count.files >= settings.max_unit_files and not os.path.lexists(path)
 
     def _count(self, chunk, settings):
         """Count anew: work where there are many files, so for a unit that exceeds its quota only once a minute."""
-        total, files = seqfile.usage_of(os.path.join(settings.data_dir, chunk.unit))
+        total, files = seqfile.usage_of(join(settings.data_dir, chunk.unit))
         count = Count(total, files, chunk.now)
         if files:
             self._counts[chunk.unit] = count
@@ -638,11 +638,11 @@ class Station:
 
     def var(self, *names):
         """A path below the server's own directory."""
-        return os.path.join(self.settings.var_dir, *names)
+        return join(self.settings.var_dir, *names)
 
     def data(self, *names):
         """A path below the units' directories."""
-        return os.path.join(self.settings.data_dir, *names)
+        return join(self.settings.data_dir, *names)
 
     def has_room(self, directory, length):
         """Whether the disk of a directory has more free than is to be kept free; so many bytes count as written then.
@@ -950,7 +950,7 @@ def recent(station, request):
 def _newest_pings(directory):
     """All rows of pings, the newest first."""
     for name in reversed(seqfile.files_in_sequence(directory, seqfile.PINGS)):
-        path = os.path.join(directory, name)
+        path = join(directory, name)
         with suppress(OSError), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
             yield from filter(None, reversed(file.read().split("\n")))
 
@@ -1073,7 +1073,7 @@ def readyz(station, request):
 def check_disk(station):
     """Write, sync and remove a file where uploads go, and report what is wrong."""
     data_dir = station.settings.data_dir
-    probe = os.path.join(data_dir, ".probe")
+    probe = join(data_dir, ".probe")
     text = ""
     with station.probing:
         station.inbox.close_files()
@@ -1094,7 +1094,7 @@ def check_database(station):
     """Report what is wrong with the database. True: it can be read, or does not exist yet."""
     path = station.settings.db
     _try_database(station, "writing", lambda: importer.try_to_write(path))
-    return not os.path.exists(path) or _try_database(station, "database", lambda: importer.open_db(path).close())
+    return not exists(path) or _try_database(station, "database", lambda: importer.open_db(path).close())
 
 
 def _try_database(station, key, attempt):
@@ -1127,7 +1127,7 @@ def directory_problems(data_dir):
             if text:
                 text = f"uploads to {path} are refused: {text}"
                 yield importer.Problem(f"directory:{name}", CRITICAL, name, text, since)
-            strange = os.path.join(path, seqfile.STRANGE)
+            strange = join(path, seqfile.STRANGE)
             if isdir(strange):
                 text = f"{name} sends files with names that are not its own; they are kept in {strange}"
                 if _stays_behind(path):
@@ -1138,19 +1138,18 @@ def directory_problems(data_dir):
 def _stays_behind(directory):
     """Whether we acknowledged strange files that sort behind a unit's newest error log: it never looks back at that."""
     try:
-        logs = seqfile.files_in_sequence(os.path.join(directory, seqfile.ERRORS_FOLDER), seqfile.ERRORS)
-        strange = os.listdir(os.path.join(directory, seqfile.STRANGE, seqfile.ERRORS_FOLDER))
+        logs = seqfile.files_in_sequence(join(directory, seqfile.ERRORS_FOLDER), seqfile.ERRORS)
+        strange = os.listdir(join(directory, seqfile.STRANGE, seqfile.ERRORS_FOLDER))
     except OSError:
         return False
     newest = max(logs, default="").encode()
     return any(seqfile.card_name(name) > newest for name in strange)
 
 
-class Watching(threading.Thread):
+class Watching:
     """Looks for problems every minute, and when one is reported. The log gets what is new or over, health.json all."""
 
     def __init__(self, station):
-        super().__init__(name="health", daemon=True)
         self.station = station
         self.stopping = False
         self._told = {}                                         # problems by key
@@ -1177,7 +1176,7 @@ class Watching(threading.Thread):
         self._lines_dropped = dropped
         check_disk(station)
         found = list(directory_problems(station.settings.data_dir))
-        if check_database(station) and os.path.exists(station.settings.db):
+        if check_database(station) and exists(station.settings.db):
             _try_database(station, "database", lambda: found.extend(self._ask_database()))
         health.found = found
         problems = health.problems()
@@ -1213,7 +1212,6 @@ class Watching(threading.Thread):
         """Look no more."""
         self.stopping = True
         self.station.health.changed.set()
-        self.join(10)
 
 
 METRICS = dict(importer.rows_of(f"""
@@ -1301,14 +1299,14 @@ ROUTES = [
     Route("GET", "/var/pub/<path>", published, "status_allow"),
     Route("GET", "/healthz", healthz, "metrics_allow"),
     Route("GET", "/readyz", readyz, "metrics_allow", "people"),
-    Route("GET", "/metrics", metrics, "metrics_allow", "people"),
+    Route("GET", "/metrics", metrics, "metrics_allow", "people")
 ]
 
 SEGMENT_FORM = SEGMENT.pattern.replace(r"\Z", "")
 _PLACEHOLDERS = {
     "<unit>": f"(?P<unit>{SEGMENT_FORM})",
     "<path>": f"(?P<path>{SEGMENT_FORM}(?:/{SEGMENT_FORM})*)",
-    "<file>": "[^/]*",
+    "<file>": "[^/]*"
 }
 
 
@@ -1470,7 +1468,7 @@ def become_daemon_user(settings):
     """
     mode = os.stat(settings.data_dir).st_mode | 0o700
     os.umask(0o777 & ~mode)
-    importer.act_as_owner(os.path.join(settings.var_dir, seqfile.PINGS_FOLDER))
+    importer.act_as_owner(join(settings.var_dir, seqfile.PINGS_FOLDER))
 
 
 # -- publishing: what a unit can take ---------------------------------------------------------------------------------
@@ -1573,7 +1571,7 @@ CONFIGURATION = [
         'will not do: needed are tasks 6 (measure) and 7 (communicate), as [6, "minutes", EVERY, OFFSET], '
         '[7, "daily", HOUR, MINUTE], or "minutes_random" or "daily_random" with two minutes, from and to: '
         "with anything else old firmware falls silent until somebody switches it off and on",
-        "when to measure and to communicate; old firmware only"),
+        "when to measure and to communicate; old firmware only")
 ]
 
 
@@ -1634,7 +1632,7 @@ def _check_sizes(files):
         if length > MAX_UPDATE_FILE:
             raise Failed(f"{name} has {length} bytes: a file of more than {MAX_UPDATE_FILE} is not through before the "
                          "unit's watchdog resets it, every night, before any data")
-        for path in itertools.accumulate(name.split("/"), os.path.join):        # directories, too
+        for path in itertools.accumulate(name.split("/"), join):        # directories, too
             on_card = re.sub(r"\.+(?=/|$)", "", path.lower())
             other = seen.setdefault(on_card, path)
             if other != path:
@@ -1677,10 +1675,10 @@ class Run(NamedTuple):
 
 def _logs(settings, folder):
     """Where the rows of this server lie, and of each whose var/ was copied here: its name ("": this one), directory."""
-    yield "", os.path.join(settings.var_dir, folder)
+    yield "", join(settings.var_dir, folder)
     for name in sorted(os.listdir(settings.data_dir)):
         if name.startswith(seqfile.SERVER_PREFIX):
-            yield name, os.path.join(settings.data_dir, name, "var", folder)
+            yield name, join(settings.data_dir, name, "var", folder)
 
 
 def read_runs(settings):
@@ -1741,8 +1739,6 @@ def _effect(patch, runs):
 
 
 # -- publishing: the command ------------------------------------------------------------------------------------------
-
-WITHDRAWN = re.compile(r"\.withdrawn-(.+)-[0-9]+\Z")
 
 
 def default_name(latest, now):
@@ -1833,7 +1829,7 @@ class Publishing:
         _, folders, _ = next(os.walk(self.data_dir))
         called = {}
         for unit in {*folders, *self.runs}:
-            is_link = os.path.islink(os.path.join(self.data_dir, unit))         # it takes nothing
+            is_link = os.path.islink(join(self.data_dir, unit))         # it takes nothing
             if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit) and not is_link:
                 called[unit] = called[unit.removeprefix(seqfile.UNIT_PREFIX)] = {unit}
         for unit, runs in self.runs.items():
@@ -1858,9 +1854,9 @@ class Publishing:
         What it has on its card under one of them, it will never fetch again.
         """
         names = [name for taker, name in self.courses if taker == unit]
-        folder = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER)
+        folder = join(self.data_dir, unit, seqfile.UPDATES_FOLDER)
         if isdir(folder):
-            names += [WITHDRAWN.sub(r"\1", name) for name in os.listdir(folder)]
+            names += [re.sub(r"\A\.withdrawn-(.+)-[0-9]+\Z", r"\1", name) for name in os.listdir(folder)]
         return max(names, default=seqfile.UPDATE_PREFIX)
 
     def publish(self):
@@ -1944,7 +1940,7 @@ class Publishing:
 
     def _columns(self, unit, name, course, until):
         paths = files_of_update(self.data_dir, unit, name)
-        place = os.path.join(self.data_dir, unit, seqfile.UPDATES_FOLDER, name)
+        place = join(self.data_dir, unit, seqfile.UPDATES_FOLDER, name)
         published = seqfile.utc(os.stat(place).st_mtime)
         columns = ["published " + published, _progress(course, paths, self.now)]
         if course.had_at:
@@ -1993,7 +1989,7 @@ what the firmware reads (--set):
 
 
 def publish(settings, arguments):
-    """`co2d publish`; the exit status."""
+    """`co2d publish`."""
     if not isdir(settings.data_dir):
         raise Failed(f"there is no data directory {settings.data_dir}")
     publishing = Publishing(settings, arguments)
@@ -2006,7 +2002,6 @@ def publish(settings, arguments):
         publishing.withdraw(arguments.withdraw)
     else:
         publishing.publish()
-    return 0
 
 
 # -- backup -----------------------------------------------------------------------------------------------------------
@@ -2015,10 +2010,10 @@ def publish(settings, arguments):
 
 def _places(settings, backup_dir):
     """Pairs: a directory of the station, and the same in the backup."""
-    yield settings.data_dir, os.path.join(backup_dir, "remote_data")
+    yield settings.data_dir, join(backup_dir, "remote_data")
     for folder in FOLDERS:
-        own = os.path.join(settings.var_dir, folder)
-        yield own, os.path.join(backup_dir, "var", folder)
+        own = join(settings.var_dir, folder)
+        yield own, join(backup_dir, "var", folder)
 
 
 def copy_trees(pairs):
@@ -2040,7 +2035,7 @@ def _copy_changed(file, copy):
     """Copy a file as a whole, if it differs. The copy gets the time of the file before: it may grow at any moment."""
     with suppress(FileNotFoundError):                           # it was there for a moment only
         status = os.stat(file)
-        if not os.path.exists(copy) or not filecmp.cmp(file, copy):
+        if not exists(copy) or not filecmp.cmp(file, copy):
             part = copy + ".part"
             shutil.copy2(file, part)
             os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -2049,7 +2044,7 @@ def _copy_changed(file, copy):
 
 def _passed_over(folder, names):
     """Names that are not copied: links, which nothing of ours follows, and updates that are being published."""
-    links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+    links = [name for name in names if os.path.islink(join(folder, name))]
     return links + fnmatch.filter(names, f".{seqfile.UPDATE_PREFIX}*")
 
 
@@ -2059,7 +2054,7 @@ def _all_below(directories):
         for where, _, names in os.walk(directory):
             yield where
             for name in names:
-                yield os.path.join(where, name)
+                yield join(where, name)
 
 
 def _tell_copied(done, directories, target, failed):
@@ -2085,21 +2080,20 @@ def backup_parser():
 
 
 def backup(settings, arguments):
-    """`co2d backup`; the exit status."""
-    target = os.path.realpath(arguments.directory)
-    for needed in (settings.data_dir, os.path.join(settings.var_dir, seqfile.PINGS_FOLDER)):
+    """`co2d backup`."""
+    target = realpath(arguments.directory)
+    for needed in (settings.data_dir, join(settings.var_dir, seqfile.PINGS_FOLDER)):
         if not isdir(needed):
             raise Failed(f"there is no directory {needed}: is this the configuration of the station?")
-        if (target + "/").startswith(os.path.realpath(needed) + "/"):
+        if (target + "/").startswith(realpath(needed) + "/"):
             raise Failed(f"{target} lies within {needed}")
     copy_trees(_places(settings, target))
     failed = copy_trees(_places(settings, target))
     config = importer.config_file(arguments.config)
     if config:
-        shutil.copy2(config, os.path.join(target, "co2d.conf"))
+        shutil.copy2(config, join(target, "co2d.conf"))
     os.sync()
     _tell_copied("backup", [target], target, failed)
-    return 0
 
 
 def restore_parser():
@@ -2113,8 +2107,8 @@ def restore_parser():
 
 
 def restore(settings, arguments):
-    """`co2d restore`; the exit status."""
-    if not isdir(os.path.join(arguments.directory, "remote_data")):
+    """`co2d restore`."""
+    if not isdir(join(arguments.directory, "remote_data")):
         raise Failed(f"{arguments.directory} is no backup: there is no remote_data in it")
     places = [place for place, _ in _places(settings, "")]
     for path in _all_below(places):
@@ -2122,16 +2116,14 @@ def restore(settings, arguments):
         if os.path.isfile(path) and not is_mark:
             raise Failed(f"there are data already, as {path}: a backup is only brought back into an empty station")
     seqfile.make_directory(settings.data_dir)
-    held = claim(settings.data_dir)
+    claim(settings.data_dir)                                    # until this process ends
     owner = os.stat(settings.data_dir)
     failed = copy_trees((copy, place) for place, copy in _places(settings, arguments.directory))
     if os.geteuid() == 0:
         for path in _all_below(places):
             os.chown(path, owner.st_uid, owner.st_gid)
     os.sync()
-    os.close(held)
     _tell_copied("restored", places, settings.data_dir, failed)
-    return 0
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -2356,7 +2348,7 @@ STATES = {
     # ANSWER and CLOSED have no row: `Connection.advance` stops there, and `Server._serve` goes on.
     "reply": State(Connection.write, CLOSED, CLOSED, "request_seconds", LAST_WORDS, needs_worker=True),
     "refusal": State(Connection.write_refusal, "linger", CLOSED, "request_seconds", LAST_WORDS),
-    "linger": State(Connection.drain, CLOSED, CLOSED, at_least=LAST_WORDS),
+    "linger": State(Connection.drain, CLOSED, CLOSED, at_least=LAST_WORDS)
 }
 
 
@@ -2658,11 +2650,10 @@ def _tls_context(settings):
 # -- the import thread ------------------------------------------------------------------------------------------------
 
 
-class Importing(threading.Thread):
+class Importing:
     """Imports what requests have written, moments later, and now and then looks for what came in by other ways."""
 
     def __init__(self, station):
-        super().__init__(name="import", daemon=True)
         self.station = station
         self.stopping = threading.Event()
         self._paths = set()                                     # of files that are to be imported
@@ -2700,7 +2691,7 @@ class Importing(threading.Thread):
     def _import(self, paths):
         station = self.station
         try:
-            if "database" in station.health.reported and os.path.exists(station.settings.db):
+            if "database" in station.health.reported and exists(station.settings.db):
                 summary = importer.rebuild(station.archive)     # it is damaged, or cannot be read
             else:
                 summary = importer.import_new(station.archive, paths)
@@ -2719,10 +2710,9 @@ class Importing(threading.Thread):
             return False
 
     def stop(self):
-        """Let a running import finish."""
+        """Import no more; a running import goes on to its end."""
         self.stopping.set()
         self.station.something_changed.set()
-        self.join(30)
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
@@ -2745,8 +2735,9 @@ def notify(state):
 
 def inherited_listener():
     """The listening socket that systemd hands over, or None (sd_listen_fds(3))."""
-    is_for_us = os.environ.get("LISTEN_PID") == str(os.getpid())
-    return socket.socket(fileno=3) if is_for_us else None
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        return socket.socket(fileno=3)
+    return None
 
 
 SYSTEMD = {
@@ -2821,7 +2812,7 @@ SystemCallFilter=~@privileged @resources
 
 [Install]
 WantedBy=multi-user.target
-""",
+"""
 }
 
 
@@ -2837,7 +2828,7 @@ def _host_port(address, port):
 def systemd_unit(kind, settings, arguments):
     """The text of a systemd unit for this installation; `kind`: a key of SYSTEMD; `arguments`: of the command line."""
     directories = list(dict.fromkeys([settings.data_dir, settings.var_dir, os.path.dirname(settings.db)]))
-    command = [sys.executable, os.path.realpath(__file__)]
+    command = [sys.executable, realpath(__file__)]
     if arguments.config:
         command += ["--config", os.path.abspath(arguments.config)]
     has_low_port = 0 < settings.port < 1024
@@ -2850,7 +2841,7 @@ def systemd_unit(kind, settings, arguments):
         "listen": _host_port(settings.listen, settings.port),
         "capability": "CAP_NET_BIND_SERVICE" if has_low_port else "",
         "private_users": "no" if has_low_port else "true",
-        "home": "read-only" if is_in_home else "true",
+        "home": "read-only" if is_in_home else "true"
     }
 
 
@@ -2869,6 +2860,9 @@ def claim(directory):
     return fd
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)        # they end the daemon, or have it read its settings
+
+
 class Daemon:
     """The running process. The main thread does what the signals say, one after the other."""
 
@@ -2879,16 +2873,13 @@ class Daemon:
         self.server = Server(self.station, inherited_listener())
         self.importing = Importing(self.station)
         self.watching = Watching(self.station)
-        self.signals = queue.SimpleQueue()                      # its put() is safe in a signal handler
         self.pulse = int(os.environ.get("WATCHDOG_USEC", "0")) / 4e6    # seconds between signs of life; 0: none
 
     def run(self):
         """Serve until a signal ends it."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, frame: self.signals.put(number))
         self.server.start()
-        self.importing.start()
-        self.watching.start()
+        importing = _started(self.importing.run, "import")
+        watching = _started(self.watching.run, "health")
         settings = self.station.settings
         place = _host_port(settings.listen, self.server.port)
         log.info(f"co2d {importer.__version__} listens on {place}, data in {settings.data_dir}")
@@ -2897,17 +2888,17 @@ class Daemon:
         notify(f"READY=1\nSTATUS=listens on port {self.server.port}")
         if self.pulse:
             _started(self._feed_watchdog, "watchdog")
-        while True:
-            with suppress(queue.Empty):
-                if self.signals.get(timeout=TICK) != signal.SIGHUP:     # another thread's signal does not wake this one
-                    break
-                self.reload()
+        while signal.sigwait(SIGNALS) == signal.SIGHUP:
+            self.reload()
         signal.signal(signal.SIGINT, signal.SIG_DFL)            # the second Ctrl-C ends it at once
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         log.info("stopping")
         notify("STOPPING=1")
         self.server.stop()
         self.importing.stop()
+        importing.join(30)
         self.watching.stop()
+        watching.join(10)
         self.station.pings.close()
         self.station.fetches.log.close()
         log.info("stopped")
@@ -2955,9 +2946,15 @@ class Daemon:
 
 def make_parser():
     """Options of `co2d run`; one for every setting."""
-    commands = "\n".join(f"  {name:10}{command.help}" for name, command in COMMANDS.items())
-    parser = command_parser("", "The daemon that CO2 sensor units report to.\n\ncommands (COMMAND --help tells more):\n"
-                            + commands, """\
+    parser = command_parser("", """\
+The daemon that CO2 sensor units report to.
+
+commands (COMMAND --help tells more):
+  run       take what units send; what is done without a command
+  publish   offer an update to units, or see how far they are with it
+  backup    copy all that cannot be made again, also while the daemon runs
+  restore   bring a backup back into an empty station
+""", """\
   co2d                                  run on port 8080, with the data beside the script
   co2d --config /etc/co2d.conf --check-config
   co2d publish --all new-firmware/ --dry-run
@@ -2989,11 +2986,11 @@ def run(settings, arguments):
         print("configuration is well")
     else:
         serve_until_stopped(settings, arguments)
-    return 0
 
 
 def serve_until_stopped(settings, arguments):
     """Set up logging, then be the daemon."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)           # in all threads to come: only `Daemon.run` takes them
     writer = LogWriter(sys.stderr.fileno(), under_journald())
     writer.secret = settings.secret
     log.addHandler(writer)
@@ -3013,19 +3010,13 @@ def serve_until_stopped(settings, arguments):
     writer.finish(LAST_WORDS)
 
 
-class Command(NamedTuple):
-    """A command of this program."""
-
-    parser: Callable                    # parser() gives an argparse.ArgumentParser
-    call: Callable                      # call(settings, arguments) gives the exit status
-    help: str
-
-
+# The name of each command, what makes its parser, and what carries it out: call(settings, arguments). An exception says
+# that it failed. `make_parser` has their help.
 COMMANDS = {
-    "run": Command(make_parser, run, "take what units send; what is done without a command"),
-    "publish": Command(publish_parser, publish, "offer an update to units, or see how far they are with it"),
-    "backup": Command(backup_parser, backup, "copy all that cannot be made again, also while the daemon runs"),
-    "restore": Command(restore_parser, restore, "bring a backup back into an empty station"),
+    "run": (make_parser, run),
+    "publish": (publish_parser, publish),
+    "backup": (backup_parser, backup),
+    "restore": (restore_parser, restore)
 }
 
 
@@ -3035,10 +3026,11 @@ def main(argv=None):
     name = words.pop(0) if words and not words[0].startswith("-") else "run"
     if name not in COMMANDS:
         make_parser().error(f"no command is called {name!r}; there are {', '.join(COMMANDS)}")
-    command = COMMANDS[name]
-    arguments = command.parser().parse_args(words)
+    parser_of, call = COMMANDS[name]
+    arguments = parser_of().parse_args(words)
     try:
-        return command.call(settings_of(arguments), arguments)
+        call(settings_of(arguments), arguments)
+        return 0
     except (importer.Unusable, OSError) as error:
         remedy = "; call this with sudo" if isinstance(error, PermissionError) else ""
         print(f"co2d: {error}{remedy}", file=sys.stderr)

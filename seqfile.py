@@ -51,6 +51,7 @@ import zlib
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
+from os.path import join
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -162,10 +163,10 @@ def choose_append_file(directory, match, size_limit=FILE_SIZE):
     """The path to append to: the last file, or the next one when the last has `size_limit` bytes or more."""
     names = files_in_sequence(directory, match)
     if names:
-        last = os.path.join(directory, names[-1])
+        last = join(directory, names[-1])
         if os.path.getsize(last) < size_limit:
             return last
-    return os.path.join(directory, next_sequence_filename(directory, match))
+    return join(directory, next_sequence_filename(directory, match))
 
 
 def raw_name(name):
@@ -663,7 +664,7 @@ def usage_of(*directories):
         for parent, _, names in os.walk(directory):
             for name in names:
                 with suppress(OSError):
-                    total += os.lstat(os.path.join(parent, name)).st_size
+                    total += os.lstat(join(parent, name)).st_size
                     files += 1
     return total, files
 
@@ -834,8 +835,8 @@ class Inbox:
 
     def _keep_strange_locked(self, chunk, receipt):
         """The receipt, with what was stored. Each file counts LEAST_STRANGE more, so that their number is limited."""
-        folders = (STRANGE, os.path.join(SET_ASIDE, STRANGE))
-        total, files = usage_of(*[os.path.join(self.root, chunk.unit, folder) for folder in folders])
+        folders = (STRANGE, join(SET_ASIDE, STRANGE))
+        total, files = usage_of(*[join(self.root, chunk.unit, folder) for folder in folders])
         if total + (files + 1) * LEAST_STRANGE + len(chunk.data) > MOST_STRANGE:
             return receipt
         key = (chunk.unit, STRANGE, *chunk.key[1:])
@@ -868,7 +869,7 @@ class Inbox:
 
     def _open_locked(self, chunk):
         """Our copy. None when there is none: only the beginning of a file makes one."""
-        path = os.path.join(self.root, chunk.path)
+        path = join(self.root, chunk.path)
         with self._lock:
             file = self._open.pop(path, None)
         if file and file.is_current():
@@ -917,7 +918,7 @@ class Inbox:
         with open_directory(self.root, parts, create=True, settle=True) as directory:
             name = _free_name(directory, f"{chunk.kept}@{start}", chunk.now)
             _write_new(directory, name, _read_blocks(fd, start, size), self.sync)
-        return os.path.join(self.root, *parts, name), size - start
+        return join(self.root, *parts, name), size - start
 
 
 def _put_last(ordered, key, value, most):

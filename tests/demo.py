@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import datetime, timedelta
 
@@ -104,12 +105,13 @@ def publish(station, unit, *change: str) -> None:
 
 
 def make_server(settings, clock):
-    """A server that answers, and the thread that imports for it."""
+    """A server that answers, what imports for it, and the thread of that."""
     station = co2d.Station(settings, clock)
     server, importing = co2d.Server(station), co2d.Importing(station)
     server.start()
-    importing.start()
-    return server, importing
+    thread = threading.Thread(target=importing.run)
+    thread.start()
+    return server, importing, thread
 
 
 def run_command(*command: str) -> None:
@@ -131,14 +133,15 @@ def main() -> int:
         settings = settings._replace(import_delay=0.1)
         first = make_server(settings, clock)
         second = make_server(settings._replace(data_dir="other/remote_data", var_dir="other/var", db="other/db.sqlite3"), clock)
-        url, other_url = ("http://127.0.0.1:%d" % server.port for server, _ in (first, second))
+        url, other_url = ("http://127.0.0.1:%d" % server.port for server, *_ in (first, second))
         units = make_units(directory, url, clock.now)
         write_deployments(settings.data_dir, units, clock.now)
         say("%d simulated units report to %s for %d nights ..." % (len(units), url, DAYS))
         run_nights(clock, units, first[0].station, other_url)
-        for server, importing in (first, second):
+        for server, importing, thread in (first, second):
             server.stop()
             importing.stop()
+            thread.join()
         say("unit 2 got another nickname, unit 7 was sent to another server, %s; what is seen of it here:" % other_url)
         run_command("co2d.py", "publish", "--list")
         say("\nand when the other server's var/ is copied here, as remote_data/server-b/var:")
