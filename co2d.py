@@ -34,13 +34,14 @@ Where they meet:
     Server._lock    guards the table of parked connections and the selector that belongs to it
     Server._ready, Server._lanes            queues of connections that go on
     Station._lock   guards counters and `changed`
-    Health._lock    guards the list of problems; Station.probing: one try of the disk at a time
+    Health._lock    guards the problems that are reported; Station.probing: one try of the disk at a time
     Fetches._lock   guards what is known of the updates that units take
     LogWriter       (the lock of logging.Handler) guards the count of dropped lines
     (seqfile)       one lock per upload directory, one per row log
     SIGNALS         wait until main takes them: they are blocked in all threads
     Health.changed, Station.something_changed, Importing.stopping       events: wake health, wake import, end import
     Station.settings, Station.archive, Server.tls, LogWriter.secret     each is replaced as a whole on reload
+    Health.found    is replaced as a whole at each look for problems
     Quota, Station._rooms and Server._open have no lock: a count may be off by a chunk, a set takes single operations
 
 A ping is answered by the thread that writes its row, which may be that of another ping (`Response.after`).
@@ -99,6 +100,7 @@ from urllib.parse import unquote_to_bytes
 import importer
 import seqfile
 from importer import CRITICAL, NOTE, SEGMENT, SETTINGS, WARNING, BadConfig
+from seqfile import ERRORS_FOLDER, FETCHES_FOLDER, PINGS_FOLDER, PUB_FOLDER, UNIT_PREFIX, UPDATE_PREFIX, UPDATES_FOLDER
 
 MAX_HEAD = 8 * 1024                     # bytes of request line and header fields
 MAX_FIELDS = 64
@@ -112,7 +114,7 @@ RETRY = 1.0                             # seconds after an import that failed
 LONGEST_PAUSE = 60                      # seconds after an import that took long
 PAUSE = 4                               # times as long as an import took: uploads have priority
 
-FOLDERS = (seqfile.PINGS_FOLDER, seqfile.FETCHES_FOLDER, seqfile.PUB_FOLDER)    # in the server's own directory
+FOLDERS = (PINGS_FOLDER, FETCHES_FOLDER, PUB_FOLDER)        # in the server's own directory
 
 log = logging.getLogger("co2d")
 
@@ -623,8 +625,8 @@ class Station:
         self.health = Health(clock)
         self.probing = threading.Lock()         # held from a try of the disk to its report: the newest stands
         self.inbox = seqfile.Inbox(settings.data_dir, settings.ask_older, self.sync)
-        self.pings = seqfile.RowLog(self.var(seqfile.PINGS_FOLDER), seqfile.PINGS, sync=self.sync)
-        self.fetches = Fetches(self.var(seqfile.FETCHES_FOLDER), self.sync, self.health)
+        self.pings = seqfile.RowLog(self.var(PINGS_FOLDER), seqfile.PINGS, sync=self.sync)
+        self.fetches = Fetches(self.var(FETCHES_FOLDER), self.sync, self.health)
         self.started = clock()
         self._lock = threading.Lock()           # guards the next three
         self.counters = Counter()       # by (name, ((label, value), ...))
@@ -860,17 +862,17 @@ def walk_update(directory, prefix=""):
 
 def files_of_update(data_dir, unit, name):
     """Relative paths of the files of an update; NotServable (or another OSError) when a unit could not fetch it all."""
-    if not (name.startswith(seqfile.UPDATE_PREFIX) and SEGMENT.match(name)):
-        raise NotServable(f"its name does not start with {seqfile.UPDATE_PREFIX}, or has characters that units cannot "
+    if not (name.startswith(UPDATE_PREFIX) and SEGMENT.match(name)):
+        raise NotServable(f"its name does not start with {UPDATE_PREFIX}, or has characters that units cannot "
                           "ask for")
-    with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER, name]) as directory:
+    with seqfile.open_directory(data_dir, [unit, UPDATES_FOLDER, name]) as directory:
         return list(walk_update(directory))
 
 
 def visible_updates(data_dir, unit):
     """Names of what lies in a unit's directory of updates, servable or not, in the order in which units sort them."""
     try:
-        with seqfile.open_directory(data_dir, [unit, seqfile.UPDATES_FOLDER]) as directory:
+        with seqfile.open_directory(data_dir, [unit, UPDATES_FOLDER]) as directory:
             return sorted(name for name in os.listdir(directory) if not name.startswith("."))
     except FileNotFoundError:
         return []
@@ -905,7 +907,7 @@ def list_updates(station, request, unit):
 def update(station, request, unit, path):
     """A file of an update, or the list of what is in a directory of it."""
     name = path[0]
-    parts = [unit, seqfile.UPDATES_FOLDER, *path]
+    parts = [unit, UPDATES_FOLDER, *path]
     try:
         files = files_of_update(station.settings.data_dir, unit, name)
         file = seqfile.open_regular(station.settings.data_dir, parts)
@@ -937,7 +939,7 @@ def _list_files(station, request, parts):
 
 def recent(station, request):
     """The newest pings as text."""
-    newest = itertools.islice(_newest_pings(station.var(seqfile.PINGS_FOLDER)), RECENT_PINGS)
+    newest = itertools.islice(_newest_pings(station.var(PINGS_FOLDER)), RECENT_PINGS)
     rows = list(map(_short_ping, newest)) or ["No recent pings"]
     lines = [seqfile.utc(request.now) + "\t(now)", *rows]
     if request.arguments.get("asc") in ("1", "true", "True"):
@@ -957,7 +959,7 @@ def _newest_pings(directory):
 
 def _short_ping(line):
     when, _, rest = line.partition("\t")
-    fields = [when.split(".")[0], *rest.removeprefix(seqfile.UNIT_PREFIX).split("\t")]
+    fields = [when.split(".")[0], *rest.removeprefix(UNIT_PREFIX).split("\t")]
     return "\t".join(map(escape_unprintable, fields))
 
 
@@ -1033,7 +1035,7 @@ def write_export(station, request, what, form):
 def published(station, request, path, max_age=590):
     """A file below var/pub; `max_age`: seconds for which it may be taken from a cache."""
     try:
-        file = seqfile.open_regular(station.var(seqfile.PUB_FOLDER), path)
+        file = seqfile.open_regular(station.var(PUB_FOLDER), path)
     except OSError:
         raise Refused(404, "no such file")
     changed = http_date(os.fstat(file.fileno()).st_mtime)
@@ -1116,7 +1118,7 @@ def directory_problems(data_dir):
     with suppress(OSError), os.scandir(data_dir) as entries:
         for entry in entries:
             name, path = entry.name, entry.path
-            if not name.startswith(seqfile.UNIT_PREFIX):
+            if not name.startswith(UNIT_PREFIX):
                 continue
             text = ""
             if entry.is_symlink():
@@ -1138,8 +1140,8 @@ def directory_problems(data_dir):
 def _stays_behind(directory):
     """Whether we acknowledged strange files that sort behind a unit's newest error log: it never looks back at that."""
     try:
-        logs = seqfile.files_in_sequence(join(directory, seqfile.ERRORS_FOLDER), seqfile.ERRORS)
-        strange = os.listdir(join(directory, seqfile.STRANGE, seqfile.ERRORS_FOLDER))
+        logs = seqfile.files_in_sequence(join(directory, ERRORS_FOLDER), seqfile.ERRORS)
+        strange = os.listdir(join(directory, seqfile.STRANGE, ERRORS_FOLDER))
     except OSError:
         return False
     newest = max(logs, default="").encode()
@@ -1468,7 +1470,7 @@ def become_daemon_user(settings):
     """
     mode = os.stat(settings.data_dir).st_mode | 0o700
     os.umask(0o777 & ~mode)
-    importer.act_as_owner(join(settings.var_dir, seqfile.PINGS_FOLDER))
+    importer.act_as_owner(join(settings.var_dir, PINGS_FOLDER))
 
 
 # -- publishing: what a unit can take ---------------------------------------------------------------------------------
@@ -1607,7 +1609,7 @@ def check_update(files, settings, force):
 
     `force`: what no firmware reads is warned about, not refused.
     """
-    _check_sizes(files)
+    _check_names_and_sizes(files)
     for name, content in files.items():
         if name.startswith(PATCHES):
             for unread in check_patch(name, content, settings):
@@ -1620,12 +1622,8 @@ def check_update(files, settings, force):
             warn(f"{name}: a unit would go on using the .py beside it")
 
 
-def _check_sizes(files):
-    """Failed when these files (path -> bytes) are too many or too big, or two of them are one file on a unit's card."""
-    total = sum(map(len, files.values()))
-    if total > MAX_UPDATE_BYTES or len(files) > MAX_UPDATE_FILES:
-        raise Failed(f"{total} bytes in {len(files)} files: a unit can take {MAX_UPDATE_BYTES} bytes in "
-                     f"{MAX_UPDATE_FILES} files")
+def _check_names_and_sizes(files):
+    """Failed when one of these files (path -> bytes) is too big, or two of them are one file on a unit's card."""
     seen = {}
     for name, content in files.items():
         length = len(content)
@@ -1640,7 +1638,11 @@ def _check_sizes(files):
 
 
 def read_update(directory):
-    """The files of an update: path -> bytes; Failed when a unit could not ask for them all."""
+    """The files of an update: path -> bytes; Failed when a unit could not ask for them, or not take so many."""
+    total, count = seqfile.usage_of(directory)
+    if total > MAX_UPDATE_BYTES or count > MAX_UPDATE_FILES:
+        raise Failed(f"{total} bytes in {count} files: a unit can take {MAX_UPDATE_BYTES} bytes in "
+                     f"{MAX_UPDATE_FILES} files")
     try:
         with seqfile.open_directory(directory, []) as opened:
             return {name: read_regular(directory, name) for name in walk_update(opened)}
@@ -1684,7 +1686,7 @@ def _logs(settings, folder):
 def read_runs(settings):
     """All pings that are known here: unit -> list of `Run`; of each server in order of time."""
     known = {}
-    for server, directory in _logs(settings, seqfile.PINGS_FOLDER):
+    for server, directory in _logs(settings, PINGS_FOLDER):
         for when, unit, nickname, _, _ in importer.read_rows(directory, seqfile.PINGS, 5):
             runs = known.setdefault(unit, [])
             first = when
@@ -1747,7 +1749,7 @@ def default_name(latest, now):
     It sorts behind the name `latest` if any second of this minute does; the z sorts behind update-2026-11-25a.
     """
     for second in range(60):
-        name = seqfile.utc(now + second, seqfile.UPDATE_PREFIX + "%Y-%m-%dz%H%M%S")
+        name = seqfile.utc(now + second, UPDATE_PREFIX + "%Y-%m-%dz%H%M%S")
         if name > latest:
             break
     return name
@@ -1806,7 +1808,7 @@ class Publishing:
         self.data_dir = settings.data_dir
         self.arguments = arguments
         self.now = time.time()
-        directories = [directory for _, directory in _logs(settings, seqfile.FETCHES_FOLDER)]
+        directories = [directory for _, directory in _logs(settings, FETCHES_FOLDER)]
         self.courses = read_courses(*directories)               # how far units are with their updates
         self.runs = read_runs(settings)
 
@@ -1830,8 +1832,8 @@ class Publishing:
         called = {}
         for unit in {*folders, *self.runs}:
             is_link = os.path.islink(join(self.data_dir, unit))         # it takes nothing
-            if unit.startswith(seqfile.UNIT_PREFIX) and SEGMENT.match(unit) and not is_link:
-                called[unit] = called[unit.removeprefix(seqfile.UNIT_PREFIX)] = {unit}
+            if unit.startswith(UNIT_PREFIX) and SEGMENT.match(unit) and not is_link:
+                called[unit] = called[unit.removeprefix(UNIT_PREFIX)] = {unit}
         for unit, runs in self.runs.items():
             if unit in called:
                 called.setdefault(runs[-1].nickname, set()).add(unit)
@@ -1854,10 +1856,10 @@ class Publishing:
         What it has on its card under one of them, it will never fetch again.
         """
         names = [name for taker, name in self.courses if taker == unit]
-        folder = join(self.data_dir, unit, seqfile.UPDATES_FOLDER)
+        folder = join(self.data_dir, unit, UPDATES_FOLDER)
         if isdir(folder):
             names += [re.sub(r"\A\.withdrawn-(.+)-[0-9]+\Z", r"\1", name) for name in os.listdir(folder)]
-        return max(names, default=seqfile.UPDATE_PREFIX)
+        return max(names, default=UPDATE_PREFIX)
 
     def publish(self):
         """Check everything, then offer the update to one unit after the other."""
@@ -1870,9 +1872,9 @@ class Publishing:
         latest = {unit: self._latest_name(unit) for unit in units}
         name = self.arguments.name or default_name(max(latest.values()), self.now)
         for unit in units:
-            is_well = SEGMENT.match(name) and name.startswith(seqfile.UPDATE_PREFIX)
+            is_well = SEGMENT.match(name) and name.startswith(UPDATE_PREFIX)
             if not is_well or name <= latest[unit]:
-                raise Failed(f"{unit}: the name {name} must start with {seqfile.UPDATE_PREFIX} and sort after "
+                raise Failed(f"{unit}: the name {name} must start with {UPDATE_PREFIX} and sort after "
                              f"{latest[unit]}: give one with --name")
         become_daemon_user(self.settings)
         for unit in units:
@@ -1886,7 +1888,7 @@ class Publishing:
 
     def _install(self, unit, name, files):
         """Stage under a hidden name, sync, publish with one rename; no update stays behind when that fails."""
-        place = [unit, seqfile.UPDATES_FOLDER]
+        place = [unit, UPDATES_FOLDER]
         try:
             with seqfile.open_directory(self.data_dir, place, create=True, settle=True) as updates:
                 seqfile.publish_tree(updates, name, files)
@@ -1920,7 +1922,7 @@ class Publishing:
 
     def _hide(self, unit, name):
         hidden = f".withdrawn-{name}-{self.now:.0f}"
-        with seqfile.open_directory(self.data_dir, [unit, seqfile.UPDATES_FOLDER]) as updates:
+        with seqfile.open_directory(self.data_dir, [unit, UPDATES_FOLDER]) as updates:
             os.rename(name, hidden, src_dir_fd=updates, dst_dir_fd=updates)
             os.fsync(updates)
 
@@ -1940,7 +1942,7 @@ class Publishing:
 
     def _columns(self, unit, name, course, until):
         paths = files_of_update(self.data_dir, unit, name)
-        place = join(self.data_dir, unit, seqfile.UPDATES_FOLDER, name)
+        place = join(self.data_dir, unit, UPDATES_FOLDER, name)
         published = seqfile.utc(os.stat(place).st_mtime)
         columns = ["published " + published, _progress(course, paths, self.now)]
         if course.had_at:
@@ -2045,7 +2047,7 @@ def _copy_changed(file, copy):
 def _passed_over(folder, names):
     """Names that are not copied: links, which nothing of ours follows, and updates that are being published."""
     links = [name for name in names if os.path.islink(join(folder, name))]
-    return links + fnmatch.filter(names, f".{seqfile.UPDATE_PREFIX}*")
+    return links + fnmatch.filter(names, f".{UPDATE_PREFIX}*")
 
 
 def _all_below(directories):
@@ -2082,7 +2084,7 @@ def backup_parser():
 def backup(settings, arguments):
     """`co2d backup`."""
     target = realpath(arguments.directory)
-    for needed in (settings.data_dir, join(settings.var_dir, seqfile.PINGS_FOLDER)):
+    for needed in (settings.data_dir, join(settings.var_dir, PINGS_FOLDER)):
         if not isdir(needed):
             raise Failed(f"there is no directory {needed}: is this the configuration of the station?")
         if (target + "/").startswith(realpath(needed) + "/"):
