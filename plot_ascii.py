@@ -801,7 +801,7 @@ class Context:
         """What those characters mean that are here. A note is characters, a space, their meaning; without characters it
         always stands."""
         said = []
-        for note in notes:
+        for note in filter(None, notes):
             chars, meaning = note.split(" ", 1)
             shown = "".join(char for char in chars if char in here)
             if shown or not chars:
@@ -959,6 +959,10 @@ class Table:
     def column(self, field):
         """The column with a field."""
         return next(column for column in self.columns if field in column.fields)
+
+    def has(self, field):
+        """Whether the column with a field is on the page."""
+        return self.column(field) in self.kept
 
     def spare(self):
         """Cells that no column takes."""
@@ -1361,7 +1365,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
         )
     notes = [
         f" col = {axis.step} (CO₂)",
-        f" {t.axes['temp'].step} (T)",
+        t.has("temp") and f" {t.axes['temp'].step} (T)",
         " blank = no data",
         "L late",
         f"{c.g.up}{c.g.down} off scale",
@@ -1944,7 +1948,7 @@ def view_status(c):
         f"{one} one that day",
         f"{more} more",
         f"{none} none",
-        " rssi −115…−70 dBm",
+        t.has("rssi") and " rssi −115…−70 dBm",
     ]
     facts = {name: counts[name] for name in VERDICTS}
     here = rows[: c.room(3)]
@@ -2280,7 +2284,10 @@ def view_gaps(c):
         (2, count(len(rows), "gap")),
         (3, "newest first"),
     ]
-    notes = [" longer than 1.5 of the unit's rhythms", " missing: readings"]
+    notes = [
+        " longer than 1.5 of the unit's rhythms",
+        t.has("missing") and " missing: readings",
+    ]
     return t.page(title, rows[: c.room(3)], len(rows), notes)
 
 
@@ -2378,10 +2385,8 @@ class Frame:
         """What each day, or longer, says under the mouse."""
         drawn = ""
         for first, end, when in self.groups:
-            left, right = (
-                self.share(self.edges[first]),
-                self.share(self.edges[end]),
-            )
+            left = self.share(self.edges[first])
+            right = self.share(self.edges[end])
             x = f'x="{left:.1%}" width="{right - left:.1%}"'
             drawn += (
                 f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
@@ -2479,14 +2484,21 @@ class Panel(NamedTuple):
         d = "".join(f"M0 {y}l{STRETCHED} 0" for y in self.ys(values))
         return curve(style, d)
 
+    def on_scale(self, bucket):
+        """The bucket, unless its mean is off the scale: a line at the edge would lie, and no mark tells of it."""
+        low, high = self.chart.scale
+        if bucket and bucket.n and low <= bucket.mean <= high:
+            return bucket
+        return None
+
     def runs(self, buckets):
-        """Columns with usable values, each with its x; a run ends where readings are missing for longer than a column."""
+        """Columns with usable values, each with its x; broken where readings are missing for longer than a column."""
         edges = self.frame.edges
         found = []
-        last = 0
+        last = -FOREVER
         for begin, bucket in zip(edges, buckets):
             if not bucket or not bucket.n:
-                last = 0
+                last = -FOREVER
                 continue
             if bucket.first - last > edges[1] - edges[0]:
                 found.append([])
@@ -2524,7 +2536,10 @@ class Panel(NamedTuple):
     def marks(self):
         """Signs above where values are suspect or off the scale: one for columns side by side."""
         drawn = ""
-        marks = self.chart.marks
+        marks = [
+            mark or bucket and bucket.suspects and "suspect"
+            for mark, bucket in zip(self.chart.marks, self.chart.buckets)
+        ]
         for mark, sign in SIGNS.items():
             for first, end in stretches(each == mark for each in marks):
                 edges = self.frame.edges
@@ -2567,10 +2582,10 @@ def stay_bars(frame, strand, top):
     return drawn
 
 
-def spread(chart, first, end):
-    """Least, greatest and mean usable value of some columns, and how many are suspect, as far as there are any."""
-    columns = list(filter(None, chart.buckets[first:end]))
-    there = [bucket for bucket in columns if bucket.n]
+def spread(quantity, buckets):
+    """Least, greatest and mean usable value, and how many are suspect, as far as there are any."""
+    read = [bucket for bucket in buckets if bucket and not bucket.held]
+    there = [bucket for bucket in read if bucket.n]
     said = []
     if there:
         low = min(bucket.low for bucket in there)
@@ -2578,21 +2593,23 @@ def spread(chart, first, end):
         mean = sum(bucket.total for bucket in there) / sum(
             bucket.n for bucket in there
         )
-        form = "{0}…{0}, mean {0}".format(chart.quantity.form)
+        form = "{0}…{0}, mean {0}".format(quantity.form)
         said.append(signed(form, (low, high, mean)))
-    suspects = sum(bucket.suspects for bucket in columns)
+    suspects = sum(bucket.suspects for bucket in read)
     if suspects:
         said.append(f"{suspects} suspect")
     return ", ".join(said)
 
 
 def in_words(row, first, end):
-    """The same of all quantities."""
+    """The same of all quantities, which are named if there are several."""
     said = []
     for chart in row.charts.values():
-        text = spread(chart, first, end)
         label = chart.quantity.label
-        said.append(f"{label} {text}" if text else "no " + label)
+        text = spread(chart.quantity, chart.buckets[first:end])
+        if text and len(row.charts) > 1:
+            text = f"{label} {text}"
+        said.append(text or "no " + label)
     return "; ".join(said)
 
 
@@ -2610,12 +2627,12 @@ def side_lines(row, end):
             value = signed(chart.quantity.form, chart.last[1])
             values.append((name, f"{value} {unit}"))
         if name == "co2" or len(row.charts) == 1:
-            text, _, _ = spread(chart, 0, len(chart.buckets)).partition(",")
+            text, _, _ = spread(chart.quantity, chart.buckets).partition(",")
             lines.append(("more", f"{text or 'no readings'} {unit}"))
         for mark, n, farthest in chart.outside:
             text = f"{SIGNS[mark]} {n} to {farthest:,.0f} {unit}"
-            lines.append(("bad mark", text.replace(",", " ")))
-    if old or row.late:
+            lines.append(("mark", text.replace(",", " ")))
+    if row.late or old and row.there(end):
         lines.append(("bad", old or "late"))
     return values + lines
 
@@ -2627,7 +2644,7 @@ def name_lines(frame, stay):
     lines = [("head", stay.site), ("", stay.nickname)]
     if stay.since > frame.edges[0]:
         since = f"since {frame.zone.local(stay.since):%-d %b}"
-        lines.append(("", since))
+        lines.append(("more", since))
     return lines
 
 
@@ -2642,14 +2659,15 @@ def unit_curves(panel, row):
         for stay in stays:
             edges = panel.frame.edges
             first = max(bisect_right(edges, stay.since) - 1, 0)
-            end = bisect_left(edges, stay.until)
+            end = bisect_right(edges, stay.until)
             if first < end:
                 kind = "second"
+                here = [None] * first + own[first:end]
                 if stands(row, stay):
                     kind = stay.status or "deployed"
-                drawn += panel.curves(
-                    [None] * first + own[first:end], kind
-                )
+                else:
+                    here = list(map(panel.on_scale, here))
+                drawn += panel.curves(here, kind)
     return drawn
 
 
@@ -2684,7 +2702,7 @@ def fleet_strip(frame, row):
     """All quantities of a site in little room."""
     buckets = {name: chart.buckets for name, chart in row.charts.items()}
     stays = [stay for stay in row.stays if stands(row, stay)]
-    here = row.stays[-1]
+    here = (stays or row.stays)[-1]
     strand = Strand(here.unit_id, "", stays, buckets, 0)
     strip = chart_strip(frame, row._replace(strands=[strand]), "flat")
     return strip._replace(
@@ -2707,7 +2725,8 @@ def site_strips(frame, row):
             status = (stay.status or "no site").replace("_", " ")
             drawn += frame.word("status", (stay.since, stay.until), 21, status)
         left = [("head", strand.nickname), ("", strand.unit_id)]
-        strips.append(Strip(left, [], 24, drawn))
+        right = [("more", spread(CO2, strand.buckets["co2"]))]
+        strips.append(Strip(left, right, 24, drawn))
     return strips
 
 
@@ -2756,20 +2775,20 @@ def ping_strip(frame, rows):
         called += min(n, ceil(days_of(deployed, Window(*column))))
     state = row.state
     age = "never"
-    if state.last_ping is not None:
+    if row.stay.until <= frame.end:
+        age = f"until {frame.zone.short(row.stay.until, frame.end)}"
+    elif state.last_ping is not None:
         age = ago(frame.end - state.last_ping) + " ago"
-    right = [
-        ("bad" if row.late else "head", age),
-        (
-            "more",
-            f"{called}/{due} = {percent(called, due)}"
-            if due
-            else "not deployed",
-        ),
+    share = "not deployed"
+    if due:
+        share = f"{called}/{due} = {percent(called, due)}"
+    right = [("bad" if row.late else "head", age)]
+    if state.dbm and row.stay.until > frame.end:
+        right.append(("dbm", signed("%d dBm", state.dbm)))
+    right += [
+        ("more", share),
+        ("more", state.unit_id.removeprefix("co2unit-")),
     ]
-    if state.dbm:
-        right.append(("more", signed("%d dBm", state.dbm)))
-    right.append(("more", state.unit_id.removeprefix("co2unit-")))
     site = row.stay.site or ""
     drawn = frame.fitted(height, "") + drawn
     drawn += frame.hover(
@@ -2795,27 +2814,39 @@ class Picture(NamedTuple):
     window: Window
 
 
-def make_frame(c, axis, end):
-    """An axis with labels on a chart that is at least 60 letters wide, and a hover text for each day, or longer time."""
+def grouped(c, axis, most):
+    """Columns by day, or by a longer time, in so many groups at the most: first, end, when."""
     edges = axis.edges
+    groups = []
     whole = Window(edges[0], edges[-1])
-    letters = range(whole.a, whole.b + 1, (whole.b - whole.a) // 60)
+    form = "%-d %b %Y" if whole.b - whole.a > 366 * DAY else "%-d %b"
+    for start, until in make_axis(c.zone, whole, most, FROM_DAYS).columns():
+        first = bisect_left(edges, start)
+        end = min(bisect_left(edges, until), axis.cells)
+        if first == end:  # a column of the chart is longer
+            continue
+        begin = c.zone.local(edges[first])
+        last = c.zone.local(edges[end] - 1)
+        when = f"{last:{form}}"
+        if begin.date() != last.date():
+            same = begin.month == last.month
+            when = f"{begin.day if same else format(begin, form)}–{when}"
+        groups.append((first, end, when))
+    return groups
+
+
+def make_frame(c, axis, end):
+    """An axis with labels on a chart that is at least 60 letters wide, and with hover texts."""
+    edges = axis.edges
+    letter = (edges[-1] - edges[0]) // 60
+    letters = range(edges[0], edges[-1] + 1, letter)
     ticks = []
     for tick in make_ticks(c.zone, letters):
         local = c.zone.local(tick.ts)
         if not ticks and tick.label == str(local.day):
             tick = tick._replace(label=f"{local:%-d %b}")
         ticks.append(tick)
-    groups = []
-    form = "%-d %b %Y" if whole.b - whole.a > 366 * DAY else "%-d %b"
-    spans = make_axis(c.zone, whole, 54, FROM_DAYS)
-    for start, until in spans.columns():
-        when = f"{c.zone.local(max(start, whole.a)):{form}}"
-        if spans.step != "1 d":
-            when = f"{spans.step} from {when}"
-        last = min(bisect_left(edges, until), axis.cells)
-        groups.append((bisect_left(edges, start), last, when))
-    return Frame(edges, ticks, groups, end, c.zone)
+    return Frame(edges, ticks, grouped(c, axis, 54), end, c.zone)
 
 
 def picture_co2(c):
@@ -2832,16 +2863,19 @@ def picture_co2(c):
         row = rows[0]._replace(strands=strands_of(c, rows[0], axis, window.b))
         strips = site_strips(frame, row)
         numbers = [
-            (when, in_words(row, first, end)) for first, end, when in frame.groups
+            (when, in_words(row, first, end))
+            for first, end, when in grouped(c, axis, 20)
         ]
     else:
         strips = [fleet_strip(frame, row) for row in rows]
         numbers = [(row.name, in_words(row, 0, axis.cells)) for row in rows]
     about = "mean and range of " + axis.step
+    if not alone:
+        about = f"{count(len(rows), 'site')} · {about}"
     for chart in rows[0].charts.values():
         if not c.o.own_scale:
             about += f" · {chart.quantity.label}" + signed(
-                " %.0f…%.0f", chart.scale
+                " %g…%g", chart.scale
             )
     return Picture(about, frame, strips, numbers, window)
 
@@ -2866,7 +2900,8 @@ def picture_pings(c):
         numbers.append(
             (strip.left[0][1], ", ".join(text for _, text in strip.right))
         )
-    return Picture("1 cell = " + axis.step, frame, strips, numbers, window)
+    about = f"{count(len(strips), 'site')} · 1 cell = {axis.step}"
+    return Picture(about, frame, strips, numbers, window)
 
 
 PICTURES = {"co2": picture_co2, "pings": picture_pings}
@@ -2951,51 +2986,50 @@ def boxed(run):
 STYLE = """
 text { font-family: Arial, "DejaVu Sans", sans-serif; font-size: 11px; fill: var(--dim) }
 path { vector-effect: non-scaling-stroke; stroke-linejoin: round }
-.co2 { fill: none; stroke: var(--co2); stroke-width: 1.5 }
-.temp { fill: none; stroke: var(--temp); stroke-width: 1.25 }
+.co2, .temp, .grid, .zero { fill: none }
+.co2 { stroke: var(--co2); stroke-width: 1.5 }
+.temp { stroke: var(--temp); stroke-width: 1.25 }
 .line-en_route { stroke-dasharray: 5 3; stroke-width: 1.2 }
-.line-lab_check { stroke-dasharray: 1.5 2.5 }
-.line-second { stroke-dasharray: 1.5 2.5; opacity: .55 }
+.line-lab_check, .line-second, .zero { stroke-dasharray: 1.5 2.5 }
+.line-second { opacity: .55 }
 .co2-band { fill: var(--co2) }
 .temp-band { fill: var(--temp); fill-opacity: .7 }
 .band-deployed { opacity: .22 }
 .band-en_route { opacity: .13 }
 .band-lab_check { opacity: .08 }
-.above { fill: var(--above); opacity: .3 }
-.below { fill: var(--below); opacity: .3 }
-.grid { fill: none; stroke: var(--grid) }
-.zero { fill: none; stroke: var(--dim); stroke-dasharray: 1.5 2.5 }
+.above, .below { opacity: .3 }
+.above { fill: var(--above) }
+.below { fill: var(--below) }
+.grid { stroke: var(--grid) }
+.zero { stroke: var(--dim) }
 .gap { fill: var(--gap) }
-.word { text-anchor: middle }
-.status { text-anchor: middle }
-.mark { text-anchor: middle; fill: var(--bad) }
-.silent { text-anchor: middle; fill: var(--bad) }
-.off { fill: var(--bad) }
-.co2-label { text-anchor: end }
-.temp-label { text-anchor: end; fill: var(--temp) }
+.word, .status, .mark, .silent { text-anchor: middle }
+.mark, .silent { fill: var(--bad) }
+.co2-label, .temp-label { text-anchor: end }
+.temp-label, .temp-word { fill: var(--temp) }
 .stay { fill: var(--dim) }
 .is-deployed { fill: var(--dim) }
-.is-en_route { fill: var(--dim); opacity: .6 }
-.is-lab_check { fill: var(--dim); opacity: .3 }
-.is-None { fill: var(--dim); opacity: .3 }
+.is-en_route { fill: var(--way) }
+.is-lab_check, .is-None { fill: var(--idle) }
 .ping-deployed { fill: var(--co2) }
 .ping-en_route { fill: var(--route) }
-.ping-lab_check { fill: var(--lab) }
-.ping-None { fill: var(--lab) }
+.ping-lab_check, .ping-None { fill: var(--lab) }
 .end { fill: var(--ink) }
-.head-word { fill: var(--ink); font-weight: bold }
-.bad-word { fill: var(--bad) }
-.co2-word { fill: var(--co2); font-weight: bold }
-.temp-word { fill: var(--temp); font-weight: bold }
+.head-word, .co2-word, .temp-word { font-weight: bold }
+.head-word { fill: var(--ink) }
+.co2-word { fill: var(--co2) }
+.bad-word, .mark-word { fill: var(--bad) }
 .silence { fill: var(--silence) }
+.word, .silent { paint-order: stroke; stroke: var(--gap); stroke-width: 4px }
+.silent { stroke: var(--silence) }
 """
 LIGHT = """--ink: #1b1f23; --paper: #ffffff; --dim: #5c656e; --grid: #e6e9ec; --gap: #f2f3f5; --co2: #005b9a;
-  --route: #6699c2;
+  --route: #6699c2; --way: #9ba1a7; --idle: #ccd0d4;
   --lab: #a9c7de; --temp: #7a3e9d; --below: #2a9db0; --above: #d9622b; --bad: #b31d28; --silence: #f7dfe1;
   --warn: #8a5a00;
   --good: #176f2c"""
 DARK = """--ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --grid: #262c32; --gap: #1d2227; --co2: #6cb6ff;
-  --route: #44719e;
+  --route: #44719e; --way: #596069; --idle: #343a41;
   --lab: #2b4763; --temp: #d2a8ff; --below: #4cc3d6; --above: #ff9a5c; --bad: #ff7b72; --silence: #43242a;
   --warn: #e3b341;
   --good: #56d364"""
@@ -3013,7 +3047,7 @@ body { color: var(--ink); background: var(--paper); font: 15px/1.4 system-ui, "D
   max-width: 1180px;
   margin: 1rem auto; padding: 0 10px }
 h1 { font-size: 20px; margin: .5rem 0 } h2 { font-size: 16px; margin: 1.2rem 0 .3rem } a { color: inherit }
-nav a, .links > * { margin-right: 1em; white-space: nowrap } .links, .about { margin: .3rem 0 }
+nav a, .links > * { margin-right: 1em; white-space: nowrap } .links, .about, .bad { margin: .3rem 0 }
 pre { font: 13px/1.25 "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", monospace; overflow-x: auto; margin: 0 }
 .g { display: inline-block; font-weight: inherit; overflow: hidden; vertical-align: bottom; height: 1.25em }
 .head { font-weight: bold } .dim, .about, details { color: var(--dim); font-size: 13px }
@@ -3023,52 +3057,60 @@ pre .co2 { color: var(--co2) } pre .temp { color: var(--temp) } a .g { text-deco
 .strip { display: grid; grid-template: "n y c v" / 118px 34px 1fr 140px; border-top: 1px solid var(--grid);
   padding: 3px 0;
   font-size: 12px; line-height: 1.3; color: var(--dim) }
-.strip p { margin: 0 0 2px } .strip .bad { font-weight: normal } .strip a { text-decoration: none }
+.strip p { margin: 0 0 2px } .strip a { text-decoration: none }
 .strip .head { color: var(--ink); font-size: 14px }
 .name { grid-area: n; overflow-wrap: anywhere } .scale { grid-area: y } .chart { grid-area: c }
-.numbers { grid-area: v; text-align: right; padding-left: 6px } .numbers p { white-space: nowrap }
-.numbers .head { font-size: 13px }
-.numbers .co2 { color: var(--co2); font-weight: bold } .numbers .temp { color: var(--temp); font-weight: bold }
+.numbers { grid-area: v; text-align: right } .numbers p { white-space: nowrap }
+.numbers p { display: inline-block; margin-left: 7px } .strip .more { display: block; white-space: normal }
+.numbers .co2, .numbers .temp, .numbers .head, .numbers .bad { font-size: 13px; font-weight: bold }
+.numbers .co2 { color: var(--co2) } .numbers .temp { color: var(--temp) }
+.strip .mark { color: var(--bad) } .numbers .bad { white-space: normal }
 .axis { position: sticky; top: 0; background: var(--paper); z-index: 1; border: 0 }
 svg { overflow: visible; vertical-align: top } .chart svg { overflow: hidden }
-.word, .silent { paint-order: stroke; stroke: var(--gap); stroke-width: 4px } .silent { stroke: var(--silence) }
 .hover rect { fill: transparent; height: 100%% } .hover rect:hover { fill: var(--ink); opacity: .08 }
 .about span { display: inline-block; margin-right: 1em } .about svg { vertical-align: middle }
 th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-align: top }
 @media (max-width: 52rem) { .wide { display: none } .narrow { display: block } }
 @media (max-width: 640px) { .more, .strip .more { display: none } .strip p { display: inline-block; margin-right: 4px }
+  .strip .mark { max-width: 2.2em; overflow: hidden; vertical-align: bottom }
   .strip { grid-template: "n n v" "y c c" / 34px minmax(30%%, 1fr) auto } }
 %(style)s</style>
 </head>
 <body>
 <nav>%(nav)s</nav>
 <h1>%(title)s</h1>
-%(body)s</body>
+%(body)s%(data)s</body>
 </html>
 """
-# a style, and what it means; a legend has what is drawn
+DATA_LINKS = """<p class="links">All data as CSV:
+<a href=/data/co2/readings.csv>readings</a> <a href=/data/co2/pings.csv>pings</a>
+<a href=/data/co2/errors.csv>errors</a> <a href=/data/co2/gaps.csv>gaps</a>
+<a href=/data/co2/deployments.csv>deployments</a> <a href=/data/co2/units.csv>units</a>
+<span>(.jsonl: JSON)</span></p>
+"""
+# a style, its height in a legend in px, what it means; a legend has what is drawn
 LEGEND = """
-co2 line-deployed   CO₂ mean and range
-co2 line-en_route   en route
-co2 line-lab_check  in the lab
-co2 line-None       without a site
-co2 line-second     another unit
-temp line-deployed  temperature
-above               above 0 °C
-below               below 0 °C
-mark                suspect or off the scale
-gap                 no data
-is-deployed         deployed
-is-en_route         en route
-is-lab_check        in the lab
-is-None             without a site
-stay                deployed, no data
-ping-deployed       with pings
-ping-en_route       en route
-ping-lab_check      in the lab; thin: the next unit
-ping-None           without a site
-end                 begin or end of a stay
-silence             deployed, but silent for 3 days or more
+co2 line-deployed   10  CO₂ mean and range
+co2 line-en_route   10  en route
+co2 line-lab_check  10  in the lab
+co2 line-None       10  without a site
+co2 line-second     10  another unit
+temp line-deployed  10  temperature
+above               10  above 0 °C
+below               10  below 0 °C
+mark                10  suspect or off the scale
+gap                 10  no data
+is-deployed         5   deployed
+is-en_route         5   en route
+is-lab_check        5   in the lab
+is-None             5   without a site
+ping-deployed       10  with pings
+ping-en_route       10  en route
+ping-lab_check      10  in the lab; thin: the next unit
+ping-None           10  without a site
+stay                1   deployed, nothing came
+end                 10  begin or end of a stay
+silence             10  deployed, but silent for 3 days or more
 """
 
 
@@ -3083,10 +3125,10 @@ class WebPage(NamedTuple):
 
 WEB = {
     "index": WebPage(
-        "CO₂ fleet", "/", "index.html", [("How the units do", "status", {})]
+        "Units", "/", "index.html", [("How the units do", "status", {})]
     ),
     "alive": WebPage(
-        "Pings and units",
+        "Pings, signal, gaps, errors",
         "/status/alive/summary",
         "status.html",
         [
@@ -3107,14 +3149,25 @@ WEB = {
 WIDTHS = {"wide": 100, "narrow": 46}  # cells; one is 8 px wide at 13 px
 
 
-def site_link(name, query):
-    """Where a site has its page: at the daemon, or in a directory of pages."""
-    from urllib.parse import quote
+TIMES = {"recent-days", "xmin", "xmax"}  # options of a page that say its time
 
-    name = quote(name, "", errors="replace")
+
+def url(path, asked):
+    """A path with arguments, for HTML."""
+    from urllib.parse import quote, urlencode
+
+    return escaped(f"{path}?{urlencode(asked, quote_via=quote, safe=':')}")
+
+
+def site_link(name, query):
+    """Where a site has its page: at the daemon, for the same time, or in a directory of pages."""
     if query is None:
+        from urllib.parse import quote
+
+        name = quote(name, "", errors="replace")
         return f"site-{name.replace('%', '=')}.html"
-    return f"{WEB['co2'].url}?site={name}"
+    kept = {key: query[key] for key in query if key in TIMES | {"tz"}}
+    return url(WEB["co2"].url, {**kept, "site": name})
 
 
 def no_data(error, o):
@@ -3150,9 +3203,9 @@ def legend(strips):
     signs = "".join(
         sign for sign in SIGNS.values() if f">{sign}</text>" in drawn
     )
-    for style, meaning in importer.rows_of(LEGEND):
+    for style, height, meaning in importer.rows_of(LEGEND):
         if f'class="{style}"' in drawn:
-            swatch = f'<rect class="{style}" width="24" height="10"/>'
+            swatch = f'<rect class="{style}" width="24" y="2" height="{height}"/>'
             if "line" in style:
                 swatch = f'<path class="{style}" d="M0 5h24"/>'
             if style == "mark":
@@ -3173,7 +3226,8 @@ def dates(frame, y):
 def paragraphs(lines):
     """Lines as HTML."""
     return "".join(
-        f'<p class="{style}">{escaped(text)}</p>' for style, text in lines
+        f'<p class="{style}">{escaped(clean(text))}</p>'
+        for style, text in lines
     )
 
 
@@ -3186,10 +3240,11 @@ def picture_html(c, picture):
         if strip.link and "bad" in dict(strip.right):
             late.append(strip.link)
     for meaning, swatch in legend(picture.strips).items():
-        keys += f'<span><svg width="24" height="10">{swatch}</svg> {meaning}</span> '
+        keys += f'<span><svg width="24" height="12">{swatch}</svg> {meaning}</span> '
     wrong = [("bad", f"{len(late)} late: " + ", ".join(late[:10]))] if late else []
     drawn += (
-        f'<p class="about">{picture.about}</p>\n{paragraphs(wrong)}<p class="about">{keys}</p>\n<div class="strip axis">'
+        f'<p class="about">{picture.about}</p>\n{paragraphs(wrong)}'
+        f'<p class="about">{keys}</p>\n<div class="strip axis">'
         f'<svg class="chart" width="100%" height="16">{dates(picture.frame, 12)}</svg></div>\n'
     )
     for strip in picture.strips:
@@ -3204,7 +3259,7 @@ def picture_html(c, picture):
         )
     drawn += "<details><summary>The same in numbers</summary><table>\n"
     for name, text in picture.numbers:
-        drawn += f"<tr><th>{escaped(name)}<td>{escaped(text)}\n"
+        drawn += f"<tr><th>{escaped(clean(name))}<td>{escaped(text)}\n"
     return drawn + "</table></details>\n"
 
 
@@ -3234,7 +3289,7 @@ def words(lines, x, anchor):
     drawn = ""
     for number, (style, text) in enumerate(lines):
         y = 13 + 16 * number
-        drawn += f'<text class="{style}-word" x="{x}" y="{y}" text-anchor="{anchor}">{escaped(text)}</text>'
+        drawn += f'<text class="{style}-word" x="{x}" y="{y}" text-anchor="{anchor}">{escaped(clean(text))}</text>'
     return drawn
 
 
@@ -3247,7 +3302,8 @@ def picture_file(c, picture):
         drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
         x += 40 + 6.4 * len(meaning)  # a letter is at most so wide
     y = 8
-    title = " · ".join(filter(None, (c.view, c.o.site, c.o.unit)))
+    view = c.view.replace("co2", "CO₂")
+    title = " · ".join(filter(None, (view, c.o.site, c.o.unit)))
     said = [("head", title), ("", picture.about)]
     for strip in (
         Strip(said, [], 66, dates(picture.frame, 70)),
@@ -3269,30 +3325,28 @@ def picture_file(c, picture):
     )
 
 
-SPANS = {"14 days": 14, "30 days": 30, "1 year": 365, "all": 0}  # days
+RANGES = {"14 days": 14, "30 days": 30, "1 year": 365, "all": 0}  # days
 
 
 def picture_links(c, window):
     """Other times of a picture, the sites before and after, its data."""
-    from urllib.parse import urlencode
-
     query = c.o.query
     links = []
 
     def link(label, asked, path="", **changes):
-        url = f"{path}?{urlencode({**asked, **changes})}"
-        links.append(f'<a href="{escaped(url)}">{escaped(label)}</a>')
+        target = url(path, {**asked, **changes})
+        links.append(f'<a href="{target}">{escaped(clean(label))}</a>')
 
     a, b, _ = window
-    earlier, begin, end, later = map(c.zone.iso, (a + a - b, a, b, b + b - a))
-    times = {"recent-days", "xmin", "xmax"}
-    any_time = {name: query[name] for name in query if name not in times}
-    shown = query.get("recent-days") or f"{(b - a) / DAY:.0f}"
-    for text, days in SPANS.items():
+    any_time = {name: query[name] for name in query if name not in TIMES}
+    shown = query.get("recent-days") or str(ceil((b - a) / DAY))
+    for text, days in RANGES.items():
         if str(days) == shown:
             links.append(f"<b>{text}</b>")
         else:
             link(text, {**any_time, "recent-days": days})
+    b += -b % 60  # links say minutes, and what came in the last one is on the page
+    earlier, begin, end, later = map(c.zone.iso, (a + a - b, a, b, b + b - a))
     units = {stay.unit_id for stay in c.stays}
     first, _ = importer.extent(c.db, VIEWS[c.view].table, units, a)
     if first is not None:
@@ -3308,6 +3362,12 @@ def picture_links(c, window):
             link(after + " ›", query, site=after)
     link("text", query, text=1)
     who = {name: query[name] for name in ("site", "unit") if name in query}
+    if c.o.own_scale:
+        link("one scale", query, **{"own-scale": ""})
+    elif c.view == "co2" and not who:
+        link("own scales", query, **{"own-scale": 1})
+    if {"min-tier", "max-tier"} & set(query):
+        who = {"unit": ",".join(units)}
     table = VIEWS[c.view].table.replace("co2_", "")
     for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
         link(text, who, f"/data/co2/{table}.{form}", since=begin, until=end)
@@ -3316,7 +3376,7 @@ def picture_links(c, window):
 
 def picture_of(view, o, write):
     """What `write` makes of a view's picture; nothing where there is none."""
-    if view not in PICTURES or o.panels:
+    if view not in PICTURES or view == "co2" and o.panels:
         return ""
     with closing(importer.open_db(o.db)) as connection:
         c = Context(connection, view, o)
@@ -3331,7 +3391,8 @@ def picture_of(view, o, write):
             return f"{picture_links(c, c.window())}<p>{why}</p>"
         shown = Window(picture.frame.edges[0], picture.window.b)
         period, *_ = c.zone.period(shown, "–")
-        return write(c, picture._replace(about=f"{period} · {picture.about}"))
+        about = f"{period} · {picture.about}"
+        return write(c, picture._replace(about=about, window=shown))
 
 
 def document(name, o):
@@ -3377,6 +3438,7 @@ def html_page(title, body, query):
         "light": LIGHT,
         "dark": DARK,
         "style": STYLE,
+        "data": "" if query is None else DATA_LINKS,
     }
 
 
@@ -3727,7 +3789,8 @@ def watch(a):
                 text = page_text(a, o, o.height - 1)
             except (sqlite3.Error, Unusable) as error:
                 text = clean(error, True) + "\n"
-            put("\x1b[H" + text.replace("\n", "\x1b[K\n") + "\x1b[J")
+            lines = text.splitlines()[: o.height - 1]  # more would scroll
+            put("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\n\x1b[J")
             signal.sigtimedwait(resized, a.watch)
     finally:
         put("\x1b[?25h\x1b[?1049l")

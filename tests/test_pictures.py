@@ -52,6 +52,11 @@ def spike(mean: float, peak: float) -> Bucket:
     return values(mean, mean, mean)._replace(suspects=1, suspect_low=peak, suspect_high=peak)
 
 
+def over(size: int, buckets: Any) -> list[Bucket | None]:
+    """Buckets of columns of one size, from 0: each was read from the begin of its column to the end."""
+    return [bucket and bucket._replace(first=n * size, last=n * size + size) for n, bucket in enumerate(buckets)]
+
+
 def chart(quantity: Quantity, low: float, high: float, buckets: Any = ()) -> Chart:
     return Chart(quantity, Axis([], "1 h", []), list(buckets), Scale(low, high))
 
@@ -90,7 +95,8 @@ def test_a_rectangle_ends_where_the_picture_ends() -> None:
 def test_a_word_is_drawn_only_where_it_has_room() -> None:
     frame = hours(100)
     assert frame.word("word", (0, 5 * HOUR), 30, "lost") == ""
-    assert frame.word("word", (0, 8 * HOUR), 30, "lost") == '<text class="word more" x="4.00%" y="30">lost</text>'
+    assert frame.word("word", (0, 7 * HOUR), 30, "lost") == '<text class="word more" x="3.50%" y="30">lost</text>'
+    assert frame.word("word", (0, 8 * HOUR), 30, "34 d") == '<text class="word" x="4.00%" y="30">34 d</text>'
     assert frame.word("word", (-9 * HOUR, 30 * HOUR), 30, "lost") == '<text class="word" x="15.00%" y="30">lost</text>'
 
 
@@ -104,43 +110,43 @@ def test_numbers_have_a_real_minus() -> None:
 def test_curves_go_through_the_numbers_and_break_at_a_gap() -> None:
     panel = Panel(hours(4), chart(CO2, 400, 500), 10, 50)
     buckets = [values(400, 420, 440), values(420, 440, 450), None, values(440, 460, 480)]
-    assert panel.curves(buckets, "deployed") == (
+    assert panel.curves(over(HOUR, buckets), "deployed") == (
         '<path class="co2-band band-deployed" d="M250 400l500-50 0 150-500 100zM1750 200l0 200z"/>'
         '<path class="co2 line-deployed" d="M250 500l500-100M1750 300l12 0"/>')
 
 
 def test_a_unit_beside_the_deployed_one_has_a_line_without_a_band() -> None:
     panel = Panel(hours(2), chart(CO2, 400, 500), 10, 50)
-    assert panel.curves([values(400, 420, 440)] * 2, "second") == '<path class="co2 line-second" d="M500 500l1000 0"/>'
+    assert panel.curves(over(HOUR, [values(400, 420, 440)] * 2), "second") == '<path class="co2 line-second" d="M500 500l1000 0"/>'
 
 
 def test_temperature_is_filled_to_0_above_and_below() -> None:
     panel = Panel(hours(2), chart(TEMP, -10, 10), 0, 20)
-    assert panel.curves([values(-5, -5, -5), values(5, 5, 5)], "deployed") == (
+    assert panel.curves(over(HOUR, [values(-5, -5, -5), values(5, 5, 5)]), "deployed") == (
         '<path class="above" d="M500 100l1000-50 0 50-1000 0z"/>'
         '<path class="below" d="M500 150l1000-50-1000 0z"/>'
         '<path class="temp line-deployed" d="M500 150l1000-100"/>')
 
 
 def test_temperature_has_a_band_where_columns_are_days() -> None:
-    drawn = Panel(days(2), chart(TEMP, -10, 10), 0, 20).curves([values(-10, -5, 0)] * 2, "deployed")
+    drawn = Panel(days(2), chart(TEMP, -10, 10), 0, 20).curves(over(DAY, [values(-10, -5, 0)] * 2), "deployed")
     assert '<path class="temp-band band-deployed" d="M500 100l1000 0 0 100-1000 0z"/>' in drawn
 
 
 def test_values_off_the_scale_lie_on_its_edge() -> None:
     panel = Panel(hours(2), chart(CO2, 400, 500), 10, 50)
-    assert [panel.y(value) for value in (100, 400, 450, 500, 9999)] == [600, 600, 350, 101, 101]
+    assert panel.ys([100, 400, 450, 500, 9999]) == [600, 600, 350, 101, 101]
 
 
 def test_labels_stand_on_round_values_with_room_between() -> None:
     panel = Panel(hours(2), chart(CO2, 330, 510), 9, 48)
     assert list(panel.ticks()) == [350, 400, 450, 500]
     cold = Panel(hours(2), chart(TEMP, -11, 2), 0, 26)
-    assert cold.labels() == '<text class="temp-label" x="30" y="28">−10</text><text class="temp-label" x="30" y="8">0</text>'
+    assert cold.labels() == '<text class="temp-label" x="30" y="28">−10°</text><text class="temp-label" x="30" y="8">0°</text>'
 
 
 def test_spikes_are_marked_above_the_line_and_the_line_stays() -> None:
-    buckets = [values(420, 420, 420), spike(420, 9991), values(420, 420, 420), *[spike(420, 10)] * 4]
+    buckets = over(HOUR, [values(420, 420, 420), spike(420, 9991), values(420, 420, 420), *[spike(420, 10)] * 4])
     panel = Panel(hours(7), chart(CO2, 400, 500, buckets), 9, 50)
     assert panel.marks() == ('<text class="mark" x="21.43%" y="8">▲</text>'
                              '<text class="mark" x="71.43%" y="8">▼</text>')
@@ -151,7 +157,7 @@ def test_spikes_are_marked_above_the_line_and_the_line_stays() -> None:
 
 
 def test_each_unit_has_a_line_as_its_stay_is() -> None:
-    level = [values(420, 420, 420)] * 4
+    level = over(HOUR, [values(420, 420, 420)] * 4)
     first = stay("en_route", 0, 2 * HOUR)
     then = stay("deployed", 2 * HOUR)
     successor = stay("lab_check", HOUR, 3 * HOUR, "co2unit-next")
@@ -164,7 +170,7 @@ def test_each_unit_has_a_line_as_its_stay_is() -> None:
 
 
 def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
-    row = site(chart(CO2._replace(tall=50), 400, 500, [values(420, 420, 420), None, None, values(420, 420, 420)]))
+    row = site(chart(CO2._replace(tall=50), 400, 500, over(HOUR, [values(420, 420, 420), None, None, values(420, 420, 420)])))
     unit = row.stays[0].unit_id
     gaps = [Gap(unit, HOUR, 3 * HOUR, 4, "lost", 0), Gap(unit, HOUR, HOUR + 9, 1, "lost", 0), Gap("other", 0, None, 1, "lost", 0)]
     frame = hours(4)
@@ -177,9 +183,9 @@ def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
 
 
 def test_the_mouse_is_told_the_numbers_of_a_day() -> None:
-    row = site(chart(TEMP._replace(tall=50), -10, 10, [values(-8, -4, 1), None]))
+    row = site(chart(TEMP._replace(tall=50), -10, 10, over(HOUR, [values(-8, -4, 1), None])))
     strip = plot_ascii.chart_strip(hours(2), row, "tall")
-    assert "<title>1 Jan 1970: temp °C −8.0…1.0, mean −4.0</title>" in strip.chart
+    assert "<title>1 Jan 1970: −8.0…1.0, mean −4.0</title>" in strip.chart
 
 
 def test_a_ribbon_is_thin_where_a_unit_was_deployed_without_readings() -> None:
@@ -191,16 +197,20 @@ def test_a_ribbon_is_thin_where_a_unit_was_deployed_without_readings() -> None:
 
 
 def test_beside_a_site_stand_its_last_values_its_range_and_what_is_off_the_scale() -> None:
-    one = chart(CO2, 300, 500, [values(366, 420, 478), spike(420, 9991)])._replace(above=2, last=(HOUR, 444.4))
+    one = chart(CO2, 300, 500, over(HOUR, [values(366, 420, 478), spike(420, 9991)]))
+    one.above = 2
+    one.last = (HOUR, 444.4)
     row = site(one)
     frame = hours(2)
     frame.end = 10 * HOUR
     strip = plot_ascii.fleet_strip(frame, row)
     assert strip.left == [("head", "vj_re_sn_3"), ("", "varanger-03")]
-    assert strip.right == [("co2", "444 ppm"), ("more", "CO₂ ppm 366…478"), ("bad", "▲ 2 to 9991 ppm")]
-    old = row._replace(charts={"co2": one._replace(stale=True)}, late=True)
-    assert plot_ascii.fleet_strip(frame, old).right == [
-        ("more", "CO₂ ppm 366…478"), ("bad", "▲ 2 to 9991 ppm"), ("bad", "no CO₂ for 9 h")]
+    assert strip.right == [("co2", "444 ppm"), ("more", "366…478 ppm"), ("mark", "▲ 2 to 9 991 ppm")]
+    one.stale = True
+    there = [("more", "366…478 ppm"), ("mark", "▲ 2 to 9 991 ppm")]
+    assert plot_ascii.fleet_strip(frame, row._replace(late=True)).right == [*there, ("bad", "no CO₂ for 9 h")]
+    gone = row._replace(stays=[stay(until=5 * HOUR)])
+    assert plot_ascii.fleet_strip(frame, gone).right == there, "a site that nobody is at is not silent"
 
 
 # -- pings ------------------------------------------------------------------------------------------------------------
@@ -214,6 +224,7 @@ def test_days_with_pings_are_bars_of_what_the_unit_was() -> None:
         '<rect class="stay" x="0.00%" width="50.00%" y="12" height="1"/>'
         '<rect class="stay" x="50.00%" width="50.00%" y="12" height="1"/>'
         '<rect class="ping-en_route" x="0.00%" width="50.00%" y="5" height="14"/>'
+        '<rect class="end" x="0.00%" width="2" y="3" height="18"/>'
         '<rect class="end" x="50.00%" width="2" y="3" height="18"/>'
         '<rect class="ping-deployed" x="50.00%" width="25.00%" y="5" height="14"/>'
         '<rect class="end" x="50.00%" width="2" y="3" height="18"/>')
@@ -233,7 +244,7 @@ def test_beside_pings_stand_the_age_of_the_last_one_and_the_share_of_days() -> N
     state = UnitState("co2unit-30aea42a50bc", "varanger-03", *[None] * 13)._replace(last_ping=7 * DAY, dbm=-81)
     row = PingRow([stay(since=2 * DAY)], [None, None, *[CALLED] * 5, None], None, state)
     strip = plot_ascii.ping_strip(days(8), [row])
-    assert strip.right == [("head", "1 d 00 h ago"), ("more", "5/6 = 83 %"), ("more", "−81 dBm"), ("more", "30aea42a50bc")]
+    assert strip.right == [("head", "1 d 00 h ago"), ("dbm", "−81 dBm"), ("more", "5/6 = 83 %"), ("more", "30aea42a50bc")]
     assert "<title>1 Jan 1970: 5 days with pings</title>" in strip.chart
 
 
@@ -388,7 +399,7 @@ def test_a_file_has_one_size_and_needs_nothing_from_outside(fleet: str, tmp_path
     assert re.findall("[0-9]%", text) == ["0%", "0%"], "but for the paper behind it"
     assert not re.search("href|var\\(|url\\(|<title|script", text)
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"co2 · vj_re_sn_2", "lost", "CO₂ ppm", "temp °C"} <= set(words)
+    assert {"CO₂ · vj_re_sn_2", "lost", "CO₂ ppm", "temp °C"} <= set(words)
 
 
 def test_only_what_has_a_picture_goes_into_a_picture_file(fleet: str, tmp_path: Any, capsys: Any) -> None:
@@ -408,20 +419,20 @@ def test_a_page_leads_to_other_times_other_sites_and_its_data(fleet: str) -> Non
         "30 days": "?site=vj_re_sn_2&recent-days=30",
         "1 year": "?site=vj_re_sn_2&recent-days=365",
         "all": "?site=vj_re_sn_2&recent-days=0",
-        "‹ earlier": "?site=vj_re_sn_2&xmin=2019-09-12T12%3A00Z&xmax=2019-09-19T12%3A00Z",
+        "‹ earlier": "?site=vj_re_sn_2&xmin=2019-09-12T12:00Z&xmax=2019-09-19T12:00Z",
         "‹ vj_re_sn_1": "?site=vj_re_sn_1&recent-days=7",
         "Vadsø_backyard_of_the_office_東京 ›":
             "?site=Vads%C3%B8_backyard_of_the_office_%E6%9D%B1%E4%BA%AC&recent-days=7",
         "text": "?site=vj_re_sn_2&recent-days=7&text=1",
-        "CSV": "/data/co2/readings.csv?site=vj_re_sn_2&since=2019-09-19T12%3A00Z&until=2019-09-26T12%3A00Z",
-        "JSON": "/data/co2/readings.jsonl?site=vj_re_sn_2&since=2019-09-19T12%3A00Z&until=2019-09-26T12%3A00Z",
+        "CSV": "/data/co2/readings.csv?site=vj_re_sn_2&since=2019-09-19T12:00Z&until=2019-09-26T12:00Z",
+        "JSON": "/data/co2/readings.jsonl?site=vj_re_sn_2&since=2019-09-19T12:00Z&until=2019-09-26T12:00Z",
     }
 
 
 def test_a_page_of_an_earlier_time_leads_to_a_later_one(fleet: str) -> None:
     page = web_page(fleet, "alive", xmin="2019-09-14", xmax="2019-09-18")
-    assert links_of(page)["later ›"] == "?xmin=2019-09-18T00%3A00Z&xmax=2019-09-22T00%3A00Z"
-    assert links_of(page)["CSV"] == "/data/co2/pings.csv?since=2019-09-14T00%3A00Z&until=2019-09-18T00%3A00Z"
+    assert links_of(page)["later ›"] == "?xmin=2019-09-18T00:00Z&xmax=2019-09-22T00:00Z"
+    assert links_of(page)["CSV"] == "/data/co2/pings.csv?since=2019-09-14T00:00Z&until=2019-09-18T00:00Z"
 
 
 def test_every_link_of_a_page_is_answered(fleet: str, tmp_path: Any) -> None:
@@ -473,3 +484,105 @@ def test_names_from_outside_are_harmless_in_a_page_and_in_a_file(tmp_path: Any) 
     path = str(tmp_path / "fleet.svg")
     assert plot_ascii.main(["pings", "--db", db, "-o", path], now=seconds(NOW)) == 0
     xml.etree.ElementTree.parse(path)
+
+
+# -- scales, labels, legends, what is not there -----------------------------------------------------------------------
+
+
+def test_the_scale_of_a_picture_has_99_of_100_extremes_and_all_means() -> None:
+    level = [values(400, 410, 420)] * 398
+    extremes = [*level, values(300, 405, 420), values(400, 415, 900)]
+    assert plot_ascii.make_scale(extremes, 50, None, robust=False) == Scale(400, 420)
+    assert plot_ascii.make_scale([*extremes, values(400, 450, 900)], 50, None, robust=False) == Scale(400, 450)
+    frost = [values(-9, 0, 9)] * 3
+    assert plot_ascii.make_scale(frost, 5, None, robust=False) == Scale(-10, 10)
+
+
+def test_in_little_room_stand_0_and_the_farthest_round_value() -> None:
+    for low, high, ticks in ((-14, 14, [-10, 0]), (-20, 30, [0, 30]), (-30, 20, [-30, 0]), (8, 17, [8, 16]), (-9.5, -2, [-8, -2])):
+        assert list(Panel(days(2), chart(TEMP, low, high), 0, 26).ticks()) == ticks, (low, high)
+
+
+def test_labels_of_co2_are_at_least_12_pixels_apart() -> None:
+    assert list(Panel(days(2), chart(CO2, 300, 500), 0, 48).ticks()) == [300, 400, 500]
+    assert list(Panel(days(2), chart(CO2, 330, 500), 0, 48).ticks()) == [350, 400, 450, 500]
+
+
+def test_a_curve_breaks_at_a_gap_that_no_column_is_wholly_in() -> None:
+    panel = Panel(hours(4), chart(CO2, 400, 500), 10, 50)
+    first, second, third, fourth = over(HOUR, [values(420, 420, 420)] * 4)
+    ends_early = second._replace(last=HOUR + 1200)
+    begins_late = third._replace(first=2 * HOUR + 1800)
+    drawn = panel.curves([first, ends_early, begins_late, fourth], "deployed")
+    assert '<path class="co2 line-deployed" d="M250 500l333 0M1375 500l375 0"/>' in drawn
+
+
+def test_nothing_is_drawn_of_another_unit_where_it_is_off_the_scale() -> None:
+    panel = Panel(hours(2), chart(CO2, 400, 500), 10, 50)
+    assert panel.on_scale(values(600, 610, 620)) is None
+    assert panel.on_scale(values(400, 410, 620)) == values(400, 410, 620)
+    assert panel.on_scale(None) is None
+
+
+def test_suspect_values_within_the_scale_are_marked_and_told() -> None:
+    buckets = over(HOUR, [values(420, 420, 420), spike(420, 480)])
+    assert Panel(hours(2), chart(CO2, 400, 500, buckets), 9, 50).marks() == '<text class="mark" x="75.00%" y="8">?</text>'
+    assert plot_ascii.spread(CO2, buckets) == "420…420, mean 420, 1 suspect"
+
+
+def test_a_column_that_only_holds_the_value_before_it_is_not_told() -> None:
+    buckets = over(HOUR, [values(420, 420, 420)])
+    assert plot_ascii.spread(CO2, [*buckets, buckets[0]._replace(held=True)]) == "420…420, mean 420"
+    assert plot_ascii.spread(CO2, [buckets[0]._replace(held=True), None]) == ""
+
+
+def test_each_row_may_have_a_scale_of_its_own(fleet: str, tmp_path: Any) -> None:
+    def about(page: str) -> str:
+        return re.search('<p class="about">(.*?)</p>', page)[1]
+
+    def labels(page: str) -> list[list[str]]:
+        return [re.findall('co2-label"[^>]*>([0-9]+)<', strip) for strip in page.split('<div class="strip">')[1:]]
+    units = [Unit(1, steady(ppm=lambda days: 400 + days), daily()), Unit(2, steady(ppm=lambda days: 900 + days), daily())]
+    db = archive(str(tmp_path), units, "1 near 12 deployed 2019-09-01\n2 far 11 deployed 2019-09-01")
+    common = web_page(db, "co2")
+    own = web_page(db, "co2", **{"own-scale": "1"})
+    assert about(common).endswith("2 sites · mean and range of 3 h · CO₂ ppm 400…950 · temp °C 4.5…5.5")
+    assert about(own).endswith("2 sites · mean and range of 3 h")
+    assert labels(common) == [["400", "600", "800"]] * 2
+    assert labels(own) == [["405", "410", "415"], ["905", "910", "915"]]
+    assert links_of(common)["own scales"] == "?own-scale=1" and links_of(own)["one scale"] == "?own-scale="
+
+
+def test_a_legend_has_each_style_that_is_drawn_and_no_other(fleet: str) -> None:
+    page = web_page(fleet, "alive", unit="unit-04")
+    keys = re.search('<p class="about">(<span>.*?)</p>', page)[1]
+    assert re.findall("</svg> (.*?)</span>", keys) == ["without a site"]
+    assert "no data" not in web_page(fleet, "co2", site="vj_re_sn_1").split("<details>")[0]
+    assert hours(2).rect("gap", (-9 * HOUR, -HOUR), 0, 50) == "", "a gap before the picture"
+
+
+def test_a_time_without_readings_says_so_and_leads_elsewhere(fleet: str) -> None:
+    page = web_page(fleet, "co2", xmin="2019-01-01", xmax="2019-02-01")
+    assert "<p>No readings in this time.</p>" in page and "<svg" not in page
+    assert links_of(page)["14 days"] == "?recent-days=14" and "later ›" in links_of(page)
+    assert "‹ earlier" not in links_of(page), "there is nothing before the first reading"
+
+
+def test_late_sites_are_named_above_the_picture(fleet: str, tmp_path: Any) -> None:
+    units = [Unit(1, steady(), daily()), Unit(2, steady(end=NOW - timedelta(days=6)), daily(end=NOW - timedelta(days=6)))]
+    db = archive(str(tmp_path), units, "1 near 12 deployed 2019-09-01\n2 far<b> 11 deployed 2019-09-01")
+    assert '<p class="bad">1 late: far&lt;b&gt;</p>' in web_page(db, "co2")
+    assert '<p class="bad">1 late: far&lt;b&gt;</p>' in web_page(db, "alive")
+    assert " late: " not in web_page(fleet, "co2", site="vj_re_sn_1")
+
+
+def test_marks_of_direction_do_not_reach_a_picture(tmp_path: Any) -> None:
+    db = archive(str(tmp_path), [Unit(1, steady(), daily())], "1 bi\u202edi 12 deployed 2019-09-01")
+    for view in ("co2", "alive"):
+        assert "\u202e" not in html.unescape(web_page(db, view))
+
+
+def test_a_site_with_a_space_is_linked_so_that_it_is_found(tmp_path: Any) -> None:
+    db = archive(str(tmp_path), [Unit(1, steady(), daily())], "1 lab+desk 12 deployed 2019-09-01")
+    assert '<a href="/data/co2/summary?tz=UTC&amp;site=lab%2Bdesk">' in web_page(db, "co2", tz="UTC", **{"min-tier": "1"})
+    assert "%20" in plot_ascii.url("", {"site": "lab desk"})

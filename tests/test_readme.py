@@ -181,7 +181,7 @@ def test_a_column_of_readings_takes_four_places_and_a_panel_four_more(tmp_path):
     follower.edit("importer", "raw value of the sensor: its temperature\n", "humidity  number  %  r.humidity  of the air\n")
     follower.edit("importer", "SCHEMA_VERSION = ", "1")         # 5 -> 15
     follower.edit("importer", 'SUSPECT_BITS = {"co2": QC_CO2_BAD | QC_ROW', ', "humidity": QC_ROW')
-    follower.edit("plot_ascii", "QUANTITIES = [CO2, TEMP", ', Quantity("humidity", "humidity %", "%.0f", "%.0f", " H", 5, 9, 26, 130)')
+    follower.edit("plot_ascii", "QUANTITIES = [CO2, TEMP", ', Quantity("humidity", "humidity %", "%.0f", "%.0f", "%d", " H", 5, 9, 26, 130)')
     follower.edit("plot_ascii", 'STYLES = {\n', '    "humidity": "34",\n')
     follower.edit("plot_ascii", 'STYLE = """\n', ".humidity { fill: none; stroke: var(--humidity) }\n")
     for scheme in ("LIGHT", "DARK"):
