@@ -646,6 +646,10 @@ class Station:
         """A path below the units' directories."""
         return join(self.settings.data_dir, *names)
 
+    def database(self):
+        """The database, open for reading until the `with` is left."""
+        return closing(importer.open_db(self.settings.db))
+
     def has_room(self, directory, length):
         """Whether the disk of a directory has more free than is to be kept free; so many bytes count as written then.
 
@@ -1019,7 +1023,7 @@ def write_export(station, request, what, form):
     import tempfile
     try:
         file = tempfile.TemporaryFile(dir=station.settings.var_dir)
-        with closing(importer.open_db(station.settings.db)) as db:
+        with station.database() as db:
             lines = importer.export(db, what, form, request.arguments, request.now)
             while part := "".join(itertools.islice(lines, LINES_AT_ONCE)):
                 file.write(part.encode())
@@ -1193,7 +1197,7 @@ class Watching:
     def _ask_database(self):
         """What the database shows. While imports fail, units are judged as of their last success."""
         station, health = self.station, self.station.health
-        with closing(importer.open_db(station.settings.db)) as db:
+        with station.database() as db:
             health.report("data_dir", CRITICAL, importer.missing_data(db, station.archive))
             causes = ("import", "writing", "data_dir")
             begun = [problem.since for problem in health.problems() if problem.key in causes]
@@ -1249,7 +1253,7 @@ def metrics(station, request):
     with suppress(OSError):                                     # no data directory, or a broken disk: readyz tells
         samples["co2d_free_bytes", ()] = shutil.disk_usage(station.settings.data_dir).free
     # No database, or a broken one: readyz tells.
-    with suppress(Exception), closing(importer.open_db(station.settings.db)) as db:
+    with suppress(Exception), station.database() as db:
         units = importer.fleet_state(db, int(request.now), archive=station.archive)
         for verdict, number in Counter(unit.verdict for unit in units).items():
             samples["co2d_units", (("state", verdict),)] = number
