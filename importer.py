@@ -2570,9 +2570,8 @@ def import_new(archive, paths=None, now=None, progress=None, processes=1):
 # comes out is columns x rows, however many readings went in. The tables are temporary: the database is only read.
 
 QUANTILE_DAYS = 200                     # of readings; 10,000 at one every half hour
-RECENT = 40                             # the last so many pings or readings tell a rhythm
+RECENT = 40                             # the last so many pings or readings tell how a unit does now
 HOLE = 1.5                              # rhythms; where two readings are further apart, one is missing
-LONGER = 1.1                            # a rhythm so many times the width of a column leaves columns without readings
 
 WEAK = -100                             # dBm; below that days are lost
 UNUSABLE = -110                         # dBm
@@ -2603,7 +2602,7 @@ class Bucket(NamedTuple):
     suspects: int
     suspect_low: float | None
     suspect_high: float | None
-    held: bool = False                  # nothing was read in this column: all this is of the reading before it
+    held: bool = False                  # nothing was due in this column: these are values of the one before it
 
     @property
     def mean(self):
@@ -2636,15 +2635,23 @@ def _recent(db, table, unit, now):
     return [ts for ts, in db.execute(query, {"unit": unit, "now": now})]
 
 
-def _rhythm(times, least=1, default=HOUR // 2):
-    """The median distance; with fewer than three distances, `default`."""
+def _rhythm(times, least=1, default=HOUR // 2, quarters=2):
+    """The distance that so many quarters of the distances do not exceed; with fewer than three of them, `default`."""
     steps = sorted(a - b for a, b in zip(times, times[1:]) if a > b)
-    return max(least, steps[len(steps) // 2]) if len(steps) > 2 else default
+    return max(least, steps[len(steps) * quarters // 4]) if len(steps) > 2 else default
 
 
-def cadence(db, unit, now):
-    """Seconds between two readings of a unit, as of late."""
-    return _rhythm(_recent(db, "co2_readings", unit, now))
+# The ten readings up to a time and the ten from another time on, newest first.
+_NEAR = """
+    SELECT * FROM (SELECT ts FROM co2_readings WHERE unit_id = ?1 AND ts <= ?2 ORDER BY ts DESC LIMIT 10)
+    UNION
+    SELECT * FROM (SELECT ts FROM co2_readings WHERE unit_id = ?1 AND ts >= ?3 ORDER BY ts LIMIT 10)
+    ORDER BY ts DESC"""
+
+
+def _rhythm_near(db, unit, before, after):
+    """Seconds between two readings of a unit around a stretch: it may have been set to another interval since."""
+    return _rhythm(ask_all(db, _NEAR, unit, before, after))
 
 
 # `i` is the row of the page, `j` the column, `s` the span. Whole days of a part: from `day` until before `behind`.
@@ -2706,23 +2713,16 @@ def _lay_out(db, rows, edges=()):
         db.executescript(_MEET)
 
 
-def _hold(db, cells, spans, edges):
+def _hold(db, cells, spans):
     """Fill the columns between two readings of a unit that are no more than HOLE rhythms apart."""
-    if None not in cells:
-        return
-    narrowest = min(map(operator.sub, edges[1:], edges))
-    for unit, a, b in spans:
-        rhythm = cadence(db, unit, edges[-1])
-        if rhythm < LONGER * narrowest:
-            continue
-        neighbours = db.execute(
-            "SELECT lag(ts, 1, ts) OVER (ORDER BY ts), ts FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ?",
-            (unit, max(a, edges[0]), min(b, edges[-1])))
-        for before, ts in neighbours:
-            if ts - before <= HOLE * rhythm:
-                behind = bisect_right(edges, before)
-                for j in range(behind, bisect_right(edges, ts) - 1):
-                    cells[j] = cells[j] or cells[behind - 1]._replace(held=True)
+    there = [j for j, bucket in enumerate(cells) if bucket]
+    for j, following in zip(there, there[1:]):
+        before, after = cells[j].last, cells[following].first
+        for unit, a, b in spans:
+            if j + 1 < following and a <= before and after < b:
+                if after - before <= HOLE * _rhythm_near(db, unit, before, after):
+                    held = cells[j]._replace(rows=0, suspects=0, held=True)
+                    cells[j + 1:following] = [held] * (following - j - 1)
 
 
 def buckets(db, quantities, rows, edges):
@@ -2744,7 +2744,7 @@ def buckets(db, quantities, rows, edges):
             found[what][i][j] = Bucket(readings, first, last, *islice(value, 7))
     for what in quantities:
         for cells, spans in zip(found[what], rows):
-            _hold(db, cells, spans, edges)
+            _hold(db, cells, spans)
     return found
 
 
@@ -2782,9 +2782,11 @@ def quantiles(db, what, spans, shares):
 
 
 def last_value(db, what, spans):
-    """Time and value of the newest usable one, or None. It is old news when that was more than two rhythms ago."""
+    """Time and value of the newest usable one, and whether more than two readings without one came since; or None."""
     query = f"""
-        SELECT ts, {what} FROM co2_readings WHERE unit_id = ? AND ts >= ? AND ts < ? AND {what} NOT NULL
+        SELECT ts, {what}, 2 < (SELECT count(*) FROM (
+            SELECT 1 FROM co2_readings WHERE unit_id = ?1 AND ts > r.ts AND ts < ?3 LIMIT 3))
+        FROM co2_readings r WHERE unit_id = ?1 AND ts >= ?2 AND ts < ?3 AND {what} NOT NULL
             AND qc & {SUSPECT_BITS[what]} = 0
         ORDER BY ts DESC LIMIT 1"""
     rows = (db.execute(query, span).fetchone() for span in spans)
@@ -2807,8 +2809,11 @@ def pings(db, rows, edges):
     """For each row of a page, a list of spans, a list with Pings for each column, None where none came."""
     _lay_out(db, rows, edges)
     query = """
-        SELECT p.i, p.j, count(*), count(DISTINCT r.ts / 86400), count(r.rssi_dbm), total(r.rssi_dbm)
-        FROM temp.parts p CROSS JOIN pings r WHERE r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
+        SELECT p.i, p.j, count(*),
+            min(count(DISTINCT (r.ts - e.a) / 86400), max(1, CAST(round((e.b - e.a) / 86400.0) AS INTEGER))),
+            count(r.rssi_dbm), total(r.rssi_dbm)
+        FROM temp.parts p CROSS JOIN temp.edges e CROSS JOIN pings r
+        WHERE e.j = p.j AND r.unit_id = p.unit AND r.ts >= p.a AND r.ts < p.b
         GROUP BY p.i, p.j"""
     page = [[None] * (len(edges) - 1) for _ in rows]
     for i, j, *counted in db.execute(query):
@@ -2861,11 +2866,17 @@ def _nickname(db, unit):
     return _own_name(db, unit) or unit.removeprefix(seqfile.UNIT_PREFIX)
 
 
+# Of rows for the same unit, site and status that overlap, the later begins where those before it end.
 _ALL_STAYS = """
-    SELECT unit_id, coalesce(nickname, (SELECT nickname FROM deploy_durations_tiered o
-                                        WHERE o.unit_id = s.unit_id AND nickname IS NOT NULL)),
-        site, tier, status, coalesce(since, 0), coalesce(until, ?)
-    FROM deploy_durations_tiered s ORDER BY tier IS NULL, tier DESC, site, since, unit_id"""
+    SELECT unit_id, nickname, site, tier, status, begin, until FROM (
+        SELECT unit_id, site, tier, status, coalesce(until, ?1) AS until,
+            coalesce(nickname, (SELECT nickname FROM deploy_durations_tiered o
+                                WHERE o.unit_id = s.unit_id AND nickname IS NOT NULL)) AS nickname,
+            max(coalesce(since, 0), coalesce(max(coalesce(until, ?1)) OVER (
+                PARTITION BY unit_id, site, status ORDER BY since, rowid
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)) AS begin
+        FROM deploy_durations_tiered s)
+    WHERE begin < until ORDER BY tier IS NULL, tier DESC, site, begin, unit_id"""
 
 
 def deployments(db):
@@ -2966,7 +2977,7 @@ class UnitState(NamedTuple):
     own_name: str | None                # what it calls itself
     last_ping: int | None
     last_data: int | None               # newest reading, usable or not
-    ping_rhythm: int                    # s; median distance of pings
+    ping_rhythm: int                    # s; usual distance of the nights in which it calls
     dbm: int | None
     calls: int                          # pings since data should have come
     pings_late: float                   # how much later than usual: 1 is the limit
@@ -3032,7 +3043,8 @@ class _Judge:
         self.refused = defaultdict(list)
         for unit, *line in db.execute(
                 "SELECT unit_id, before_ts, reason FROM sources s CROSS JOIN rejects r ON r.source = s.id "
-                "WHERE s.kind = 'readings' AND s.rejected > 0 AND r.after_ts IS NULL"):
+                "WHERE s.kind = 'readings' AND s.rejected > 0 AND coalesce(r.before_ts, 0) <= ?1 "
+                "AND coalesce(r.after_ts, ?1 + 1) > ?1", (now,)):
             self.refused[unit].append(line)
 
     def state(self, stay):
@@ -3040,7 +3052,7 @@ class _Judge:
         unit = stay.unit_id
         called = _recent(self.db, "pings", unit, self.now)
         read = _recent(self.db, "co2_readings", unit, self.now)
-        ping_rhythm = _rhythm(called, HOUR, DAY)
+        ping_rhythm = _rhythm(called, HOUR, DAY, 3)     # nights: in some it calls more than once
         data_rhythm = _rhythm(read)
         last_ping = called[0] if called else None
         last_data = read[0] if read else None
@@ -3177,25 +3189,43 @@ class Gap(NamedTuple):
     unit_id: str
     start: int                          # time of the last reading before
     end: int | None                     # time of the first one after; None: the gap is open
-    missing: int                        # by the unit's rhythm
+    missing: int                        # by the unit's rhythm around the gap
     state: str                          # one of GAP_STATES
     calls: int                          # pings in the meantime
+    step: int                           # s; that rhythm
 
 
 def _number_of(path):
     return seqfile.extract_sequence_number(os.path.basename(path or ""), seqfile.READINGS)
 
 
-# Times of the reading before and the one after. Only days are looked into that have a hole, or have one before them.
-_HOLES = """
+# Stretches that may miss readings: time of the reading before and of the one after; NULL where none came since. The
+# begin of a unit's first stay stands for a reading. A day is looked into when a distance in it, or the one from the
+# day before, is clearly longer than the mean distance of that day or of the day before.
+_HOLES = f"""
+SELECT before, ts FROM (
     SELECT before, ts FROM (
-        SELECT (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = :unit AND b.ts < r.ts) AS before, r.ts
-        FROM daily d CROSS JOIN co2_readings r
-        WHERE d.unit_id = :unit AND d.day BETWEEN :a / 86400 AND :now / 86400
-            AND (d.longest > :longest OR NOT EXISTS (
-                SELECT 1 FROM daily y WHERE y.unit_id = :unit AND y.day = d.day - 1 AND y.last >= d.first - :longest))
+        SELECT (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = :unit AND b.ts < r.ts) AS before, r.ts, step
+        FROM (
+            SELECT d.day, d.longest, d.first - y.last AS night,
+                1.1 * min((d.last - d.first) / d.n, 86400 / coalesce(y.n, 1)) AS step
+            FROM daily d LEFT JOIN daily y ON y.unit_id = d.unit_id AND y.day = d.day - 1
+            WHERE d.unit_id = :unit AND d.day BETWEEN :a / 86400 AND :now / 86400) d
+        CROSS JOIN co2_readings r
+        WHERE (d.longest > step OR d.night IS NULL OR d.night > step)
             AND r.unit_id = :unit AND r.ts >= max(:a + 1, d.day * 86400) AND r.ts < min(:now + 1, (d.day + 1) * 86400))
-    WHERE ts - before > :longest ORDER BY ts"""
+    WHERE ts - before > step
+    UNION ALL
+    SELECT since, nullif(first, {FOREVER}) FROM (
+        SELECT min(since) AS since, coalesce((
+            SELECT ts FROM co2_readings WHERE unit_id = :unit AND ts <= :now ORDER BY ts LIMIT 1), {FOREVER}) AS first
+        FROM deploy_durations_tiered WHERE unit_id = :unit AND status = 'deployed')
+    WHERE since < min(first, :now) - {DAY + HOUR} AND first > :a
+    UNION ALL
+    SELECT ts, NULL FROM (SELECT ts FROM co2_readings WHERE unit_id = :unit AND ts <= :now AND {_NOT_FUTURE}
+                          ORDER BY ts DESC LIMIT 1)
+    WHERE ts < :now - {DAY + HOUR})
+ORDER BY ts IS NULL, ts"""
 _ENDS = """
     SELECT s.path, s.size, s.rejected > 0 AND EXISTS (
         SELECT 1 FROM rejects WHERE source = s.id AND before_ts >= :start AND after_ts <= :end)
@@ -3215,19 +3245,25 @@ def _why(db, unit, start, end):
     return "resend" if following > number + 1 or size < seqfile.FILE_SIZE else "lost"
 
 
+# Of a stretch that is open: unit, its begin, now, calls since.
+_OPEN = f"""
+    SELECT CASE WHEN {REFUSED_LINES} <= (
+        SELECT count(*) FROM rejects CROSS JOIN sources s ON s.id = source
+        WHERE s.unit_id = ?1 AND s.kind = 'readings' AND coalesce(before_ts, ?2) BETWEEN ?2 AND ?3
+            AND coalesce(after_ts, ?3 + 1) > ?3)
+    THEN 'rejected' WHEN ?4 THEN 'silent' ELSE 'waiting' END"""
+
+
 def gaps(db, stays, a, now):
     """The Gaps between a and now, by unit and time: more than HOLE rhythms without readings."""
     found = []
     for unit in sorted({stay.unit_id for stay in stays}):
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
-        newest = _recent(db, "co2_readings", unit, now)
-        step = _rhythm(newest)
-        bound = {"unit": unit, "a": a, "now": now, "longest": HOLE * step}
-        holes = db.execute(_HOLES, bound).fetchall()
-        if newest and now - newest[0] > max(HOLE * step, DAY + HOUR):
-            holes.append((newest[0], None))
-        for start, end in holes:
+        for start, end in db.execute(_HOLES, {"unit": unit, "a": a, "now": now}).fetchall():
             until = end or now
+            step = _rhythm_near(db, unit, start, until)
+            if until - start <= HOLE * step:
+                continue
             calls = ask(db, "SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
                         unit, start + step, until)
             missing = round((until - start) / step) - 1 if end else (until - start) // step
@@ -3237,9 +3273,21 @@ def gaps(db, stays, a, now):
             elif end:
                 state = _why(db, unit, start, end)
             else:
-                state = "silent" if calls else "waiting"
-            found.append(Gap(unit, start, end, missing, state, calls))
+                state = ask(db, _OPEN, unit, start, now, calls)
+            found.append(Gap(unit, start, end, missing, state, calls, step))
     return found
+
+
+def missing(db, stays, spans, edges, now):
+    """How many readings are missing in each column, of spans in which the unit was deployed."""
+    columns = [0] * len(edges)
+    for gap in gaps(db, stays, edges[0], now):
+        for unit, a, b in spans:
+            if unit == gap.unit_id and gap.state != "off":
+                due = range(gap.start + gap.step, gap.start + gap.step * gap.missing + 1, gap.step)
+                for ts in due[bisect_left(due, a):bisect_left(due, b)]:
+                    columns[bisect_right(edges, ts) - 1] += 1
+    return columns
 
 
 # -- the list of problems -----------------------------------------------------------------------------------------
@@ -3523,10 +3571,10 @@ def _list_gaps(db, now):
     stays = deployments(db)
     here = whereabouts(stays, now)
     db.execute("DROP TABLE IF EXISTS temp.gaps")
-    db.execute('CREATE TEMP TABLE gaps(unit_id, start, "end", missing, state, calls, nickname, site)')
+    db.execute('CREATE TEMP TABLE gaps(unit_id, start, "end", missing, state, calls, step, nickname, site)')
     for gap in gaps(db, stays, 0, now):
         place = here[gap.unit_id]
-        db.execute("INSERT INTO temp.gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*gap, place.nickname, place.site))
+        db.execute("INSERT INTO temp.gaps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*gap, place.nickname, place.site))
 
 
 def export(db, what, form, given, now):

@@ -1101,10 +1101,10 @@ class Chart:
 
     below = 0  # values off the scale, suspect ones included
     above = 0
-    last: tuple[int, float] | None = (
-        None  # newest usable value, and when it was
+    last: tuple[int, float, int] | None = (
+        None  # see importer.last_value
     )
-    stale = False  # it is so old that the unit should have called twice since
+    stale = False  # the unit should have called twice since, or newer readings came without a usable value
 
     def __init__(self, quantity, axis, buckets, scale):
         self.quantity = quantity
@@ -1163,7 +1163,7 @@ class Strand(NamedTuple):
     buckets: dict[
         str, list[Bucket | None]
     ]  # by quantity, in the columns of the charts
-    rhythm: int  # s between readings
+    missing: Sequence[int] = ()  # readings, in the same columns
 
 
 class SiteRow(NamedTuple):
@@ -1291,7 +1291,9 @@ def measured(c, chart, row, end):
     rhythm = max(
         [c.states[unit].ping_rhythm for unit, _, _ in spans], default=DAY
     )
-    chart.stale = chart.last is not None and end - chart.last[0] > 2 * rhythm
+    if chart.last:
+        ts, _, passed = chart.last
+        chart.stale = passed or end - ts > 2 * rhythm
     if {"up", "down"} & set(chart.marks):
         chart.below, chart.above = importer.count_outside(
             c.db, name, spans, *chart.scale
@@ -1410,7 +1412,7 @@ def value_cell(quantity, last, stale, end, none=""):
     """The newest value and its age in s. A stale one is not shown."""
     if last is None:
         return cell(none, None, None)
-    ts, value = last
+    ts, value, _ = last
     text = compact(value) if value > 999 else quantity.form % value
     return cell(none if stale else text, value, end - ts)
 
@@ -1467,7 +1469,7 @@ def detail(c, row, window, lines):
     """A row with its charts, in so many lines."""
     axis = row.charts["co2"].axis
     row = row._replace(strands=strands_of(c, row, axis, window.b))
-    ribbons = [ribbon_text(c, strand, axis, window.b) for strand in row.strands]
+    ribbons = [ribbon_text(c, strand, axis) for strand in row.strands]
     legend = detail_legend(c, row, ribbons)
     drawn = [detail_title(c, row, window)]
     for name, height in panel_heights(
@@ -1506,7 +1508,8 @@ def bucket_values(bucket):
     """For programs: usable values, their mean, least and greatest, suspect values."""
     if bucket is None:
         return [0, None, None, None, 0]
-    return [bucket.n, bucket.mean, bucket.low, bucket.high, bucket.suspects]
+    n = min(bucket.n, bucket.rows)  # none where the values are held
+    return [n, bucket.mean, bucket.low, bucket.high, bucket.suspects]
 
 
 def panel_heights(room):
@@ -1532,20 +1535,20 @@ def strands_of(c, row, axis, end):
     strands = []
     for unit, stays in list(units.items())[:3]:
         spans = row.spans if len(units) == 1 else spans_of(stays)
-        found = importer.buckets(
-            c.db, NAMES, [cut_spans(spans, window)], axis.edges
-        )
+        spans = cut_spans(spans, window)
+        found = importer.buckets(c.db, NAMES, [spans], axis.edges)
         buckets = {name: columns for name, (columns,) in found.items()}
-        rhythm = importer.cadence(c.db, unit, end)
-        strands.append(Strand(unit, stays[0].nickname, stays, buckets, rhythm))
+        missing = importer.missing(c.db, stays, spans, axis.edges, end)
+        strands.append(Strand(unit, stays[0].nickname, stays, buckets, missing))
     return strands
 
 
-def ribbon_text(c, strand, axis, end):
+def ribbon_text(c, strand, axis):
     """What a unit was doing, where there are readings of it."""
     deployed, en_route, other = c.plot.status
     chars = ""
-    for bucket, (begin, until) in zip(strand.buckets["co2"], axis.columns()):
+    columns = zip(strand.buckets["co2"], strand.missing, axis.columns())
+    for bucket, missing, (begin, until) in columns:
         here = [
             stay
             for stay in strand.stays
@@ -1553,7 +1556,7 @@ def ribbon_text(c, strand, axis, end):
         ]
         if bucket is None:
             chars += " "
-        elif bucket.rows * strand.rhythm < (min(until, end) - begin) / 2:
+        elif bucket.rows < missing:
             chars += c.plot.part
         elif any(map(is_deployed, here)):
             chars += deployed
@@ -1594,16 +1597,14 @@ def detail_legend(c, row, ribbons):
 def detail_title(c, row, window):
     """Name, units, time, and how many of the readings that should be there are."""
     chart = row.charts["co2"]
-    buckets = list(filter(None, chart.buckets))
-    here = sum(bucket.rows for bucket in buckets)
-    first = min((bucket.first for bucket in buckets), default=window.b)
-    due = 0
-    for unit, since, until in row.within(Window(first, window.b)):
-        due += (until - since) / importer.cadence(c.db, unit, window.b)
-    counted = [count(here, "reading")]
-    if due >= 1:
-        share = percent(here, due)
-        counted = [f"{here:,}/{due:,.0f} = {share}".replace(",", " "), share]
+    edges = chart.axis.edges
+    here = sum(bucket.rows for bucket in filter(None, chart.buckets))
+    spans = row.within(Window(edges[0], window.b))
+    due = here + sum(
+        importer.missing(c.db, row.stays, spans, edges, window.b)
+    )
+    share = percent(here, due)
+    counted = f"{here:,}/{due:,} = {share}".replace(",", " "), share
     names = [
         strand.nickname for strand in row.strands if strand.nickname != row.name
     ]
@@ -1612,7 +1613,7 @@ def detail_title(c, row, window):
         (0, cut(c.name(row.name), c.width // 2)),
         (2, c.name(", ".join(names))),
         (4, c.name(", ".join(ids))),
-        c.period(Window(chart.axis.edges[0], window.b)),
+        c.period(Window(edges[0], window.b)),
         (3, *counted),
     ]
     return c.title(parts)
@@ -1634,7 +1635,7 @@ def panel(c, row, chart, end, lines):
     scale, labels = make_rows(chart.scale, max(lines - 1 - marked, 1))
     tails = [""] * len(labels)
     if chart.last:
-        ts, value = chart.last
+        ts, value, _ = chart.last
         newest = quantity.form_last % value
         if chart.stale:
             heading.append((1, f"last {newest}, {ago(end - ts)} ago"))
@@ -2010,7 +2011,7 @@ def age_cell(t, row):
     ping, data = [
         ts and t.c.now - ts for ts in (state.last_ping, state.last_data)
     ]
-    age = data if state.verdict == "stuck" or ping is None else ping
+    age = data if "no data" in state.why or ping is None else ping
     return cell("never" if age is None else ago(age), ping, data)
 
 
@@ -2038,7 +2039,7 @@ def newest_cell(quantity, t, row):
     last = importer.last_value(
         c.db, quantity.name, [(row.stay.unit_id, 0, c.now + 1)]
     )
-    stale = last is None or c.now - last[0] > 2 * row.stay.ping_rhythm
+    stale = last and (last[2] or c.now - last[0] > 2 * row.stay.ping_rhythm)
     return value_cell(quantity, last, stale, c.now, c.g.none)
 
 
@@ -2266,7 +2267,12 @@ def view_gaps(c):
         stay = importer.whereabouts(c.stays, at)[gap.unit_id]
         rows.append(SimpleNamespace(stay=stay, gap=gap))
     rows.sort(
-        key=lambda row: (row.gap.end or window.b, -row.gap.start), reverse=True
+        key=lambda row: (
+            row.gap.state != "off",
+            row.gap.end or window.b,
+            -row.gap.start,
+        ),
+        reverse=True,
     )
     if not rows:
         raise Nothing("No gaps in this time.")
@@ -2703,7 +2709,7 @@ def fleet_strip(frame, row):
     buckets = {name: chart.buckets for name, chart in row.charts.items()}
     stays = [stay for stay in row.stays if stands(row, stay)]
     here = (stays or row.stays)[-1]
-    strand = Strand(here.unit_id, "", stays, buckets, 0)
+    strand = Strand(here.unit_id, "", stays, buckets)
     strip = chart_strip(frame, row._replace(strands=[strand]), "flat")
     return strip._replace(
         left=name_lines(frame, here),

@@ -1395,9 +1395,9 @@ def ask_everything(db, stays, spans, units, edges, end):
     importer.errors(db, spans, edges)
     importer.signals(db, units[0], edges[0], end)
     importer.newest_errors(db, units, edges[0], end, 5)
-    importer.cadence(db, units[0], end)
     importer.fleet_state(db, end)
     importer.gaps(db, stays, edges[0], end)
+    importer.missing(db, stays, spans, edges, end)
 
 
 def field(place, chance, unit, days=430):
@@ -1471,15 +1471,17 @@ def compare_columns(place, db, spans, edges):
     found = importer.buckets(db, ("co2", "temp"), [[span] for span in spans], edges)
     pings = importer.pings(db, [[span] for span in spans], edges)
     for i, (unit, since, until) in enumerate(spans):
-        for j, (a, b) in enumerate((max(since, a), min(until, b)) for a, b in zip(edges, edges[1:])):
+        for j, (begin, behind) in enumerate(zip(edges, edges[1:])):
+            a, b = max(since, begin), min(until, behind)
             for what in ("co2", "temp"):
                 bucket, expected = found[what][i][j], plainly(place, what, unit, a, b)
                 if bucket is None or bucket.held:
                     assert expected[0] == 0
                 else:
                     assert [bucket.rows, bucket.n, bucket.total, *bucket[5:10]] == expected, (what, unit, a, b)
-            n, days, dbm = place.ask("SELECT count(*), count(DISTINCT ts / 86400), avg(rssi_dbm) FROM pings "
-                                     "WHERE unit_id = ? AND ts >= ? AND ts < ?", unit, a, b)[0]
+            n, days, dbm = place.ask("SELECT count(*), count(DISTINCT (ts - ?) / 86400), avg(rssi_dbm) FROM pings "
+                                     "WHERE unit_id = ? AND ts >= ? AND ts < ?", begin, unit, a, b)[0]
+            days = min(days, max(1, int((behind - begin) / 86400 + 0.5)))       # of the zone, not of UTC
             mine = pings[i][j]
             assert (mine and (mine.n, mine.days, mine.dbm)) == ((n, days, dbm and pytest.approx(dbm)) if n else None)
 
@@ -1498,12 +1500,22 @@ def test_gaps_are_the_distances_of_more_than_one_and_a_half_rhythms_in_whatever_
     times = [ts for ts, in place.ask("SELECT ts FROM co2_readings ORDER BY ts")]
     with contextlib.closing(importer.open_db(place.archive.db)) as db:
         for now in (times[-1], times[-1] - 100 * 86400, times[-1] + 40 * 3600):
-            step = importer.cadence(db, UNIT, now)
             for a in (0, times[100], times[300] + 1):
                 seen = [ts for ts in times if ts <= now]
-                expected = [(one, other) for one, other in zip(seen, seen[1:]) if other - one > 1.5 * step and other > a]
-                expected += [(seen[-1], None)] * (now - seen[-1] > 25 * 3600)
-                assert [(gap.start, gap.end) for gap in importer.gaps(db, importer.deployments(db), a, now)] == expected
+                expected = []
+                for n, (before, after) in enumerate(zip(seen, seen[1:]), 1):
+                    step = rhythm_of(times[max(0, n - 10):n + 10])
+                    if after - before > 1.5 * step and after > a:
+                        expected.append((before, after, round((after - before) / step) - 1))
+                step = rhythm_of(seen[-10:])
+                expected += [(seen[-1], None, (now - seen[-1]) // step)] * (now - seen[-1] > 25 * 3600)
+                assert [(gap.start, gap.end, gap.missing) for gap in importer.gaps(db, importer.deployments(db), a, now)] == expected
+
+
+def rhythm_of(times):
+    """The median distance of some readings."""
+    steps = sorted(after - before for before, after in zip(times, times[1:]))
+    return steps[len(steps) // 2]
 
 
 def case(place, name, unit=UNIT):
@@ -1530,7 +1542,8 @@ def test_seconds_of_jitter_decide_nothing_about_gaps(place):
         columns = importer.buckets(db, ["co2"], [[(unit, 0, importer.FOREVER)]], edges)["co2"][0]
         blank = {n * 600 for n, bucket in enumerate(columns) if bucket is None}
         assert {6 * 3600, 12 * 3600, 12 * 3600 + 1800} < blank and 3 * 3600 + 600 not in blank
-        assert columns[19].held and columns[19]._replace(held=False) == columns[18]
+        assert columns[19].held and columns[19]._replace(held=False, rows=1) == columns[18]
+        assert sum(bucket.rows for bucket in columns if bucket) == 45
 
 
 def test_a_sensor_that_died_is_told_though_readings_come(place):
