@@ -263,9 +263,6 @@ CREATE INDEX stays_by_unit ON deploy_durations_tiered(unit_id, tier DESC, since 
 # same columns, made from it.
 
 
-_ISO = "strftime('%%Y-%%m-%%dT%%H:%%M:%%SZ', %s, 'unixepoch')"
-
-
 class ExportColumn(NamedTuple):
     """A column of an export."""
 
@@ -278,8 +275,8 @@ class ExportColumn(NamedTuple):
     @property
     def sql(self):
         """The column of a query."""
-        value = _ISO % self.value if self.kind == "time" else self.value
-        return f"{value} AS {self.name}"
+        moment = f"strftime('%Y-%m-%dT%H:%M:%SZ', {self.value}, 'unixepoch')"
+        return f"{moment if self.kind == 'time' else self.value} AS {self.name}"
 
 
 class Export(NamedTuple):
@@ -528,8 +525,7 @@ class Settings(namedtuple("Settings", [*SETTINGS, "limits", "warnings"], default
 # Settings and limits that there were once: name -> what to know. They are accepted, so an upgrade stops no station.
 GONE = {
     "flat_count": "a flat line is told by its duration, flat_time",
-    "threads": "a client that has to be waited for holds no thread",
-}
+    "threads": "a client that has to be waited for holds no thread"}
 _SECTIONS = {                           # section -> name -> kind
     "co2d": {name: setting.kind for name, setting in SETTINGS.items()},
     "quality": {name: "whole" if isinstance(value, int) else "real" for name, value in LIMITS._asdict().items()}}
@@ -652,8 +648,7 @@ def format_config(settings):
         "# co2d.conf: settings of co2d, and where importer.py and plot_ascii.py find its files.",
         "# Precedence: default < this file < command line. Check with: co2d --check-config",
         "",
-        "[co2d]",
-    ]
+        "[co2d]"]
     for name, setting in SETTINGS.items():
         note = " (restart to change)" if setting.change == "restart" else ""
         value = getattr(settings, name)
@@ -1536,8 +1531,7 @@ FORMATS = {
         place=re.compile(rf"data/(){seqfile.MANUAL_FOLDER}/deploy_durations(?:_tiered)?\.tsv\Z"),
         folder="",
         read=Reader.as_table,
-        is_whole=True),
-}
+        is_whole=True)}
 TABLES = [each.table for each in FORMATS.values()]
 FOLDERS = [each.folder for each in FORMATS.values() if each.folder]
 FOLDERS += [f"{seqfile.SET_ASIDE}/{folder}" for folder in FOLDERS]
@@ -1552,8 +1546,9 @@ def find_sources(archive, unreadable):
         if len(archive.data_dirs) > 1 and not os.path.isdir(data_dir):
             unreadable.append((data_dir, "there is no such directory"))
         for entry in _scan(data_dir, unreadable):
-            for folder in FOLDERS if entry.is_dir(follow_symlinks=False) else ():
-                yield from _collect(data_dir, "data/", f"{entry.name}/{folder}", unreadable)
+            if entry.is_dir(follow_symlinks=False):
+                for folder in FOLDERS:
+                    yield from _collect(data_dir, "data/", f"{entry.name}/{folder}", unreadable)
         yield from _collect(data_dir, "data/", seqfile.MANUAL_FOLDER, unreadable)
     yield from _collect(archive.var_dir, "var/", seqfile.PINGS_FOLDER, unreadable)
     # Of data directories that are merged, HOME/var beside each has the pings of that server; their keys are those of a
@@ -1571,7 +1566,7 @@ def _scan(directory, unreadable):
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        unreadable.append((directory, error.strerror or str(error)))
+        unreadable.append((directory, error.strerror))
 
 
 def _collect(root, prefix, folder, unreadable):
@@ -1850,15 +1845,10 @@ def settle_days(db, unit, days, limits):
 
 
 def runs_of(days):
-    """(first, last) day of each run of days that follow each other, a week at most."""
-    run = []
-    for day in sorted(days):
-        if run and (day > run[-1] + 1 or len(run) == 7):
-            yield run[0], run[-1]
-            run.clear()
-        run.append(day)
-    if run:
-        yield run[0], run[-1]
+    """(first, last) of the days of each week in which some are."""
+    for _, group in groupby(sorted(days), lambda day: day // 7):
+        week = list(group)
+        yield week[0], week[-1]
 
 
 # In a new database all is new. To read all readings once more would take a third of the time of an import, so rollups
@@ -2050,7 +2040,7 @@ class Import:
         except sqlite3.Error:                                   # the database's trouble, not this source's
             raise
         except OSError as error:                                # what was read before it stays
-            trouble = "a link, which is not followed" if error.errno == errno.ELOOP else error.strerror or str(error)
+            trouble = "a link, which is not followed" if error.errno == errno.ELOOP else error.strerror
         except Exception as error:
             self.db.execute("ROLLBACK TO source")
             account = self.account(source)
@@ -2283,8 +2273,7 @@ def try_to_write(path):
 def act_as_owner(path):
     """Be the user to whom a file belongs, before it is replaced, so that it stays theirs. Root becomes that user, for
     good; Unusable for others, with the command to type."""
-    places = filter(exists, (path, dirname(path)))
-    owners = [os.stat(place).st_uid for place in places]
+    owners = [os.stat(place).st_uid for place in (path, dirname(path)) if exists(place)]
     if os.geteuid() == 0:
         owner = next(filter(None, owners), 0)
         if owner:
@@ -3452,13 +3441,14 @@ _ACCOUNT = "path, id, done, lines, imported, repeated, rejected, imported_bytes,
 _ACCOUNTS = f"""
     SELECT 'sources: ' || path || ': the account is not that of the text'
     FROM (SELECT {_ACCOUNT} FROM main.sources EXCEPT SELECT {_ACCOUNT} FROM fresh.sources)"""
-_COUNTS = """
+_OF_TABLE = """
     SELECT '{0}: ' || ours || ' rows, but ' || theirs || ' in the text'
     FROM (SELECT (SELECT count(*) FROM main.{0}) AS ours, (SELECT count(*) FROM fresh.{0}) AS theirs)
-    WHERE ours <> theirs"""
-_OTHER_ROWS = """
-    SELECT coalesce(s.path, '?') || ': byte ' || r.offset || ': row of {0} is not in the {3}'
-    FROM (SELECT * FROM {1}.{0} EXCEPT SELECT * FROM {2}.{0}) r LEFT JOIN main.sources s ON s.id = r.source"""
+    WHERE ours <> theirs
+    UNION ALL SELECT coalesce(path, '?') || ': byte ' || offset || ': row of {0} is not in the ' || other FROM (
+        SELECT *, 'text' AS other FROM (SELECT * FROM main.{0} EXCEPT SELECT * FROM fresh.{0})
+        UNION ALL SELECT *, 'database' FROM (SELECT * FROM fresh.{0} EXCEPT SELECT * FROM main.{0}))
+    LEFT JOIN main.sources s ON s.id = source"""
 
 
 def verify(archive, processes=1):
@@ -3480,11 +3470,7 @@ def verify(archive, processes=1):
             summary = _build(new, listing, Rules(archive.limits, now), None, processes)
             problems += [f"{path}: could not be read: {why}" for path, why in listing.unreadable + summary.unreadable]
         db.execute("ATTACH ? AS fresh", (new,))
-        queries = [_UNBALANCED, _ROLLUP, _ACCOUNTS]
-        for table in (*TABLES, "rejects"):
-            queries += [_COUNTS.format(table), _OTHER_ROWS.format(table, "main", "fresh", "text"),
-                        _OTHER_ROWS.format(table, "fresh", "main", "database")]
-        for query in queries:
+        for query in (_UNBALANCED, _ROLLUP, _ACCOUNTS, *map(_OF_TABLE.format, (*TABLES, "rejects"))):
             problems += ask_all(db, query)
     return sorted(problems)
 
@@ -3509,8 +3495,7 @@ _ESCAPED = "replace(replace(replace(replace({0}, '\\', '\\\\'), char(9), '\\t'),
 FORMS = {
     "csv": Form(",", "", {"text": _IF_ANY % ("34, 44, 10, 13", _QUOTED)}),
     "tsv": Form("\t", "\\N", {"text": _IF_ANY % ("92, 9, 10, 13", _ESCAPED)}),     # the text format of PostgreSQL
-    "jsonl": Form(", ", "null", {"text": "json_quote({0})", "time": "json_quote({0})"}, '"{0}": %s', "{%s}\n"),
-}
+    "jsonl": Form(", ", "null", {"text": "json_quote({0})", "time": "json_quote({0})"}, '"{0}": %s', "{%s}\n")}
 
 
 class Filter(NamedTuple):
@@ -3777,8 +3762,7 @@ def write_package(db, directory, given, now):
                        f"Flags are those of {_QARTOD}. Written by co2d {__version__}.",
         "version": seqfile.utc(now, "%Y.%m.%d"),
         "temporal": {"start": start, "end": end},
-        "resources": resources,
-    }
+        "resources": resources}
     with open(file, "w", encoding="utf-8") as out:
         json.dump(package, out, ensure_ascii=False, indent=2)
 
@@ -3786,11 +3770,16 @@ def write_package(db, directory, given, now):
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
+def _cores():
+    """How many this process may use, as far as the system tells: macOS does not."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
 def command_import(archive, arguments, run=import_new):
     """Import what is new, and print a summary."""
     act_as_owner(archive.db)
     with closing(ProgressLine("bytes")) as progress:
-        summary = run(archive, progress=progress, processes=os.cpu_count() or 1)
+        summary = run(archive, progress=progress, processes=_cores())
     print(summary)
     return 1 if summary.unreadable else 0
 
@@ -3811,7 +3800,8 @@ def print_lines(archive, query):
 
 
 _LEDGER = """
-    SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes, size - done, imported,
+    SELECT '     bytes   imported  rejected   not yet     rows  repeats  rejects    extra  file'
+    UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes, size - done, imported,
         repeated, rejected, extra_fields, path)
     FROM (SELECT * FROM sources ORDER BY path)
     UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  total', sum(size), sum(imported_bytes),
@@ -3829,7 +3819,6 @@ _REJECTS = """                         -- where neither neighbour is known, NULL
 
 def command_status(archive, arguments):
     """What became of each file: bytes, rows, repeats, refused lines, unknown further fields; what could not be read."""
-    print("     bytes   imported  rejected   not yet     rows  repeats  rejects    extra  file")
     print_lines(archive, _LEDGER)
     return 1 if print_lines(archive, _TROUBLED) else 0
 
@@ -3842,7 +3831,7 @@ def command_rejects(archive, arguments):
 
 def command_verify(archive, arguments):
     """Prove that database and text agree."""
-    problems = verify(archive, os.cpu_count() or 1)
+    problems = verify(archive, _cores())
     for line in problems:
         print(_printable(line))
     print(f"{len(problems)} differences" if problems else "database and text agree")
@@ -3853,6 +3842,7 @@ def check_export(arguments, given):
     """BadArguments for options that do not go together."""
     psql, package, what, output = arguments.psql, arguments.package, arguments.what, arguments.output
     for is_wrong, why in (
+            (arguments.resume, "--resume has gone, as a file cannot take rows back: use --psql CONNINFO, or --since"),
             (package and (what or psql or output),
              f"--package DIR writes {', '.join(PACKAGED)}: nothing else can be named with it"),
             (not package and not what, f"say what to export: {', '.join(EXPORTS)}"),
@@ -3913,8 +3903,7 @@ EXAMPLES = {                            # command -> what stands at the end of i
   %(prog)s units                        first and last ping, days with pings, of each unit
   %(prog)s errors --unit varanger-03 --format jsonl
   %(prog)s readings --psql 'host=db.example.org dbname=co2 user=co2'
-  %(prog)s --package co2-2026 --since 2026-01-01 --until 2027-01-01""",
-}
+  %(prog)s --package co2-2026 --since 2026-01-01 --until 2027-01-01"""}
 
 
 _OPTIONS = """
@@ -3939,6 +3928,7 @@ def _add_export_options(add):
     add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
     for name, option in FILTERS.items():
         add("--" + name, metavar=option.metavar, help=option.about)
+    add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
     _add_options(add, _EXPORT_OPTIONS)
 
 

@@ -679,3 +679,8 @@ def test_exports_are_written_one_at_a_time_and_hold_up_neither_units_nor_pages(s
     for thread in threads:
         thread.join(30)
     assert statuses == [200] * 4
+
+
+def test_an_export_is_not_resumed_any_more_and_the_new_way_is_named(place, capsys):       # noqa: F811
+    assert importer.main(["export", "readings", "--resume", "--db", place.archive.db]) == 2
+    assert "use --psql CONNINFO, or --since" in capsys.readouterr().err
