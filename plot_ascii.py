@@ -1476,7 +1476,7 @@ def detail(c, row, window, lines):
         lines - 2 - len(ribbons) - len(legend)
     ).items():
         if height:
-            drawn += panel(c, row, row.charts[name], window.b, height)
+            drawn += panel_lines(c, row, row.charts[name], window.b, height)
     for strand, chars in zip(row.strands, ribbons):
         head = "stat"
         name = ""
@@ -1619,7 +1619,7 @@ def detail_title(c, row, window):
     return c.title(parts)
 
 
-def panel(c, row, chart, end, lines):
+def panel_lines(c, row, chart, end, lines):
     """A heading with the numbers; marks, if there are any; the plot, labels left, newest value right."""
     g = c.plot
     quantity = chart.quantity
@@ -2777,8 +2777,9 @@ def ping_strip(frame, rows):
     deployed = [stay for stay in row.sited() if is_deployed(stay)]
     due = ceil(days_of(deployed, Window(frame.edges[0], frame.end)))
     called = 0
-    for n, *column in zip(days, frame.edges, frame.edges[1:]):
-        called += min(n, ceil(days_of(deployed, Window(*column))))
+    for stay in deployed:
+        first = max(bisect_right(frame.edges, stay.since) - 1, 0)
+        called += sum(days[first : bisect_left(frame.edges, stay.until)])
     state = row.state
     age = "never"
     if row.stay.until <= frame.end:
@@ -3112,11 +3113,11 @@ is-lab_check        5   in the lab
 is-None             5   without a site
 ping-deployed       10  with pings
 ping-en_route       10  en route
-ping-lab_check      10  in the lab; thin: the next unit
+ping-lab_check      10  in the lab
 ping-None           10  without a site
 stay                1   deployed, nothing came
 end                 10  begin or end of a stay
-silence             10  deployed, but silent for 3 days or more
+silence             10  silent for 3 days or more
 """
 
 
@@ -3202,7 +3203,7 @@ def draw(view, o):
     return page._replace(lines=above + page.lines)
 
 
-def legend(strips):
+def picture_legend(strips):
     """What is drawn in the strips: what it means, how it looks."""
     keys = {}
     drawn = "".join(strip.chart for strip in strips)
@@ -3245,7 +3246,7 @@ def picture_html(c, picture):
     for strip in picture.strips:
         if strip.link and "bad" in dict(strip.right):
             late.append(strip.link)
-    for meaning, swatch in legend(picture.strips).items():
+    for meaning, swatch in picture_legend(picture.strips).items():
         keys += f'<span><svg width="24" height="12">{swatch}</svg> {meaning}</span> '
     wrong = [("bad", f"{len(late)} late: " + ", ".join(late[:10]))] if late else []
     drawn += (
@@ -3304,7 +3305,7 @@ def picture_file(c, picture):
     width = CHART + 320
     drawn = ""
     x = 10.0
-    for meaning, swatch in legend(picture.strips).items():
+    for meaning, swatch in picture_legend(picture.strips).items():
         drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
         x += 40 + 6.4 * len(meaning)  # a letter is at most so wide
     y = 8
