@@ -64,7 +64,7 @@ from typing import (
     Any,
     Callable,
     NamedTuple,
-    Sequence,
+    Sequence
 )
 
 import importer
@@ -75,7 +75,7 @@ from importer import (
     FOREVER,
     Pings,
     Problem,
-    Unusable,
+    Unusable
 )
 
 
@@ -127,7 +127,7 @@ GLYPHS = {
     "auto": (BLOCK, BRAILLE),
     "braille": (BLOCK, BRAILLE),
     "block": (BLOCK, BLOCK),
-    "ascii": (ASCII, ASCII),
+    "ascii": (ASCII, ASCII)
 }
 
 
@@ -207,7 +207,7 @@ STYLES = {
     "good": "32",
     "dim": "2",
     "co2": "36",
-    "temp": "35",
+    "temp": "35"
 }
 
 
@@ -249,9 +249,9 @@ def ago(seconds):
         return f"{int(seconds) // 60} min"
     if hours < 24:
         return f"{hours} h"
-    return (
-        "%d d %02d h" % divmod(hours, 24) if hours < 240 else f"{hours // 24} d"
-    )
+    if hours < 240:
+        return "%d d %02d h" % divmod(hours, 24)
+    return f"{hours // 24} d"
 
 
 def percent(part, whole):
@@ -284,9 +284,8 @@ class Zone:
 
     def iso(self, ts):
         """For data: to the minute, with the offset, 2019-09-26T14:00+02:00; Z for UTC."""
-        return (
-            self.local(ts).isoformat(timespec="minutes").replace("+00:00", "Z")
-        )
+        text = self.local(ts).isoformat(timespec="minutes")
+        return text.replace("+00:00", "Z")
 
     def parse(self, text):
         """UTC seconds of a date or date-time in this zone, or in the one that it says: ...Z, ...+02:00."""
@@ -318,19 +317,14 @@ class Zone:
         last = f"{end:%-d %b %Y} {self.name}"
         if days and begin.date() == end.date():
             return [last]
-        first = (
-            f"{begin:%-d %b}"
-            if begin.year == end.year
-            else f"{begin:%-d %b %Y}"
-        )
-        short = f"{first} {to} {last}"
+        first = f"{begin:%-d %b}"
+        if begin.year != end.year:
+            first = f"{begin:%-d %b %Y}"
+        forms = [f"{first} {to} {last}", last]
         if days:
-            return [short, last]
-        return [
-            f"{first} {begin:%H:%M} {to} {end:%-d %b %Y %H:%M} {self.name}",
-            short,
-            last,
-        ]
+            return forms
+        end_text = f"{end:%-d %b %Y %H:%M} {self.name}"
+        return [f"{first} {begin:%H:%M} {to} {end_text}", *forms]
 
 
 class Window(NamedTuple):
@@ -338,9 +332,8 @@ class Window(NamedTuple):
 
     a: int
     b: int
-    exact: bool = (
-        True  # else a first column that would begin before a is left out
-    )
+    # else a first column that would begin before a is left out
+    exact: bool = True
 
 
 class Step(NamedTuple):
@@ -374,13 +367,12 @@ STEPS = {
 }
 ALL_STEPS = list(STEPS)
 FROM_DAYS = ALL_STEPS[6:]
-WITHOUT_HALF_DAYS = (
-    ALL_STEPS[:5] + FROM_DAYS
-)  # temperatures of night and day would alternate
+# temperatures of night and day would alternate
+WITHOUT_HALF_DAYS = ALL_STEPS[:5] + FROM_DAYS
 TICK_SIZES = {
     "min": "10 30 60 120 180 360 720",
     "date": "1 2 3 5 10 15",
-    "month": "1 2 3 6 12 24 60 120 600",
+    "month": "1 2 3 6 12 24 60 120 600"
 }
 TICKS = [
     Step(unit, int(n))
@@ -472,18 +464,16 @@ def heading(ticks, cells):
     """A line with ticks and their labels; ╷ stands at the tick."""
     line = ""
     for tick in ticks:
-        line = (
-            line.ljust(tick.cell) + "╷" + tick.label
-        )  # not in an f-string: Python 3.9 takes no width of 0
+        # not in an f-string: Python 3.9 takes no width of 0
+        line = line.ljust(tick.cell) + "╷" + tick.label
     return line.ljust(cells)
 
 
 def make_ticks(zone, edges):
     """Ticks on the smallest calendar steps whose labels do not meet."""
     cells = len(edges) - 1
-    least = (edges[-1] - edges[0]) / (
-        0.7 * cells + 2
-    )  # closer ticks have no room for their labels
+    # closer ticks have no room for their labels
+    least = (edges[-1] - edges[0]) / (0.7 * cells + 2)
     for step in TICKS:
         if length(step) < least:
             continue
@@ -668,7 +658,7 @@ READERS = {
     "cells": between(20, 1000, int),
     "lines": between(5, 100000, int),
     "glyphs": glyph_set,
-    "switch": switch,
+    "switch": switch
 }
 # name -> what reads it
 OPTIONS = {
@@ -740,9 +730,8 @@ class Context:
         self.db = db
         self.view = view  # one of VIEWS
         self.o = o
-        self.rows = (
-            None if o.all else o.rows
-        )  # lines of the page; None: any number
+        # lines of the page; None: any number
+        self.rows = None if o.all else o.rows
         self.zone = Zone(o.tz)
         self.now = o.now
         if o.xmax is not None:
@@ -966,11 +955,8 @@ class Table:
 
     def spare(self):
         """Cells that no column takes."""
-        return (
-            self.c.width
-            + 1
-            - sum(column.cells + column.gap for column in self.kept)
-        )
+        taken = sum(column.cells + column.gap for column in self.kept)
+        return self.c.width + 1 - taken
 
     def line(self, cells):
         """One line of the table, of the spans of all its columns."""
@@ -1041,7 +1027,7 @@ def who(c, rows, rank=3):
     return [
         name_column(c, "site", rows, lambda row: row.stay.site),
         name_column(c, "unit", rows, lambda row: row.stay.nickname, rank),
-        Column("unit_id", "id", 12, id_cell, 9, most=12, least=100),
+        Column("unit_id", "id", 12, id_cell, 9, most=12, least=100)
     ]
 
 
@@ -1101,9 +1087,7 @@ class Chart:
 
     below = 0  # values off the scale, suspect ones included
     above = 0
-    last: tuple[int, float, int] | None = (
-        None  # see importer.last_value
-    )
+    last: tuple[int, float, int] | None = None  # see importer.last_value
     stale = False  # the unit should have called twice since, or newer readings came without a usable value
 
     def __init__(self, quantity, axis, buckets, scale):
@@ -1337,7 +1321,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     here = rows[: c.room(3)]
     columns = [
         name_column(c, "site", rows, lambda row: row.name),
-        *fleet_columns(c, range_cells, flag_cells),
+        *fleet_columns(c, range_cells, flag_cells)
     ]
     t = Table(c, columns, window, len(here))
     drawn = with_charts(c, here, t.axes, window.b)
@@ -1352,7 +1336,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     axis = t.axes["co2"]
     title = [
         (0, count(len(rows), "site" if sites else "unit")),
-        c.period(Window(axis.edges[0], window.b)),
+        c.period(Window(axis.edges[0], window.b))
     ]
     facts = {}
     if c.o.own_scale:
@@ -1363,7 +1347,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
         facts = {"co2_scale": co2, "temp_scale": temp}
         title += (
             (2, f"CO₂ {co2.low:.0f}{c.g.to}{co2.high:.0f} ppm"),
-            (3, signed(f"T %.0f{c.g.until}%.0f °C", temp)),
+            (3, signed(f"T %.0f{c.g.until}%.0f °C", temp))
         )
     notes = [
         f" col = {axis.step} (CO₂)",
@@ -1371,7 +1355,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
         " blank = no data",
         "L late",
         f"{c.g.up}{c.g.down} off scale",
-        f"{c.g.suspect} suspect",
+        f"{c.g.suspect} suspect"
     ]
     return t.page(title, drawn, len(rows), notes, **facts)
 
@@ -1391,7 +1375,7 @@ def fleet_columns(c, range_cells, flag_cells):
         ),
         Column("temp", "", 7, temp, 4, gap=2, steps=WITHOUT_HALF_DAYS),
         Column("celsius celsius_age", c.g.degree, 5, celsius, 2, right=True),
-        Column(flags, "!", flag_cells, flags_cell),
+        Column(flags, "!", flag_cells, flags_cell)
     ]
 
 
@@ -1490,7 +1474,7 @@ def detail(c, row, window, lines):
     facts = {
         "site": row.name,
         "units": [strand.nickname for strand in row.strands],
-        "unit_ids": [strand.unit_id for strand in row.strands],
+        "unit_ids": [strand.unit_id for strand in row.strands]
     }
     fields = ["from", "to"]
     records = [list(map(c.zone.iso, column)) for column in axis.columns()]
@@ -1577,7 +1561,7 @@ def detail_legend(c, row, ribbons):
     notes = [
         f" col = {row.charts['co2'].axis.step}",
         f" {g.mean} mean",
-        f" {g.range} min–max",
+        f" {g.range} min–max"
     ]
     if any(chart.last and not chart.stale for chart in charts):
         notes.append(f" {g.last} newest")
@@ -1589,7 +1573,7 @@ def detail_legend(c, row, ribbons):
         f"{g.status[2]} not deployed",
         f"{g.part} under half of the readings",
         f"{g.up}{g.down} off scale",
-        f"{g.suspect} suspect",
+        f"{g.suspect} suspect"
     ]
     return c.legend(notes, here)
 
@@ -1685,7 +1669,7 @@ def plot(g, chart, scale, rows):
         if bucket and bucket.n:
             reach = range(
                 scale.level(bucket.low, levels),
-                scale.level(bucket.high, levels) + 1,
+                scale.level(bucket.high, levels) + 1
             )
         columns.append(Places(left, right, reach))
     zero = scale.level(0, rows) if scale.low < 0 < scale.high else -1
@@ -1750,9 +1734,8 @@ class PingRow(NamedTuple):
 
     stays: list[Deployment]  # in order of time
     columns: Sequence[Pings | None] = ()
-    late: int | None = (
-        None  # s since the last ping, when the unit that is there is late
-    )
+    # s since the last ping, when the unit that is there is late
+    late: int | None = None
     state: Any = None  # importer.UnitState of the last unit
 
     @property
@@ -1798,10 +1781,10 @@ def view_pings(c):
             ),
             unit,
             hardware,
-            Column("late_seconds", "late", 4, late_cell, 1, right=True),
+            Column("late_seconds", "late", 4, late_cell, 1, right=True)
         ],
         window,
-        len(found[: c.room(3)]),
+        len(found[: c.room(3)])
     )
     axis = t.axes["pings"]
     window = window._replace(a=axis.edges[0])
@@ -1814,7 +1797,7 @@ def view_pings(c):
         (2, count(len(units), "unit")),
         c.period(window),
         (3, "1 col = " + axis.step),
-        (4, "sort: tier, site"),
+        (4, "sort: tier, site")
     ]
     head, *levels = PING_LEVELS.get(axis.step, PING_LEVELS[""])
     notes = [
@@ -1822,7 +1805,7 @@ def view_pings(c):
         *map(" ".join, zip(c.g.days, levels)),
         f"{c.g.silent} deployed, silent",
         f"{c.g.open} deployment",
-        f"{c.g.close} its end",
+        f"{c.g.close} its end"
     ]
     rows = with_pings(c, found[: c.room(3)], axis, window)
     return t.page(title, rows, len(found), notes)
@@ -1832,7 +1815,7 @@ def view_pings(c):
 PING_LEVELS = {
     "1 d": ("", "", "", "", "pings"),
     "1 week": ("ping days/week:", "1-2", "3-4", "5-6", "7"),
-    "": ("days with pings:", "<30 %", "<60 %", "some", "all"),
+    "": ("days with pings:", "<30 %", "<60 %", "some", "all")
 }
 
 
@@ -1949,7 +1932,7 @@ def view_status(c):
         f"{one} one that day",
         f"{more} more",
         f"{none} none",
-        t.has("rssi") and " rssi −115…−70 dBm",
+        t.has("rssi") and " rssi −115…−70 dBm"
     ]
     facts = {name: counts[name] for name in VERDICTS}
     here = rows[: c.room(3)]
@@ -1970,7 +1953,7 @@ def status_columns(c, rows):
         Column("ppm ppm_age", "ppm", 4, ppm, 4, right=True),
         Column("celsius celsius_age", c.g.degree, 5, celsius, 6, right=True),
         number_column("dBm", 4, lambda row: row.stay.dbm, 5, c.g.none),
-        Column("rssi", "rssi 14d", 8, partial(signal_cell, "rssi"), 7),
+        Column("rssi", "rssi 14d", 8, partial(signal_cell, "rssi"), 7)
     ]
 
 
@@ -1989,7 +1972,7 @@ def status_title(c, counts):
     return [
         (3, "fleet"),
         (0, f"{c.zone.local(c.now):%Y-%m-%d %H:%M} {c.zone.name}"),
-        (1, f"{units}: {said}", said, wrong),
+        (1, f"{units}: {said}", said, wrong)
     ]
 
 
@@ -2083,14 +2066,14 @@ def view_signal(c):
         (0, "signal dBm"),
         c.period(window),
         (2, count(len(rows), "unit") + ", weakest first"),
-        (3, f"1 col = {step} dB"),
+        (3, f"1 col = {step} dB")
     ]
     notes = [
         f"{c.g.whisker} min–max",
         f"{c.g.box} p25–p75",
         f"{c.g.median} median",
         f"{c.g.dot} last",
-        f"{c.g.limit} limits: <{importer.UNUSABLE} unusable, <{importer.WEAK} weak",
+        f"{c.g.limit} limits: <{importer.UNUSABLE} unusable, <{importer.WEAK} weak"
     ]
     here = rows[: c.room(3)]
     ask_pings(t, ["trend"], here)
@@ -2107,7 +2090,7 @@ def signal_columns(c, rows):
         ),
         number_column("last", 4, attrgetter("last"), 1),
         number_column("n", 4, attrgetter("n"), 2),
-        Column("trend", "trend", 10, partial(signal_cell, "trend"), 3),
+        Column("trend", "trend", 10, partial(signal_cell, "trend"), 3)
     ]
 
 
@@ -2139,7 +2122,7 @@ def box_cell(t, row):
         (g.whisker, least, greatest),
         (g.box, lower, upper),
         (g.median, median, median),
-        (g.dot, row.last, row.last),
+        (g.dot, row.last, row.last)
     ):
         for at in range(
             t.ruler.level(begin, cells), t.ruler.level(end, cells) + 1
@@ -2169,7 +2152,7 @@ def view_errors(c):
         *who(c, rows, 4),
         Column("serious", "", 14, digits_cell, steps=FROM_DAYS),
         *map(kind_column, [*importer.ERROR_TYPES.values(), ""]),
-        number_column("all", 4, attrgetter("all"), 1),
+        number_column("all", 4, attrgetter("all"), 1)
     ]
     t = Table(c, columns, window)
     axis = t.axes["serious"]
@@ -2184,7 +2167,7 @@ def view_errors(c):
         c.period(window),
         (2, count(len(rows), "unit")),
         (2, f"{sum(row.all for row in rows)} entries"),
-        (3, "1 col = " + axis.step),
+        (3, "1 col = " + axis.step)
     ]
     here = rows[: c.rows and max(1, (c.rows - 4) * 3 // 5)]
     room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
@@ -2238,7 +2221,7 @@ def entry_line(t, site, entry):
         *pad([Span(c.name(site or "[no site]"), "", site or "")], cells),
         Span(" "),
         *pad([Span(c.name(level), "bad" if level == "EXC" else "")], 5),
-        Span(cut_middle(c.name(message or kind), c.width - 19 - cells)),
+        Span(cut_middle(c.name(message or kind), c.width - 19 - cells))
     ]
 
 
@@ -2317,7 +2300,7 @@ VIEWS = {
         "CO2 and temperature by site; one site in detail, a year of it",
         "co2_readings",
         14,
-        365,
+        365
     ),
     "pings": View(
         view_pings, "on which days each unit has called", "pings", 364
@@ -2327,7 +2310,7 @@ VIEWS = {
     "errors": View(view_errors, "the units' error logs", "error_logs", 84),
     "gaps": View(
         view_gaps, "readings that are missing, and why", "co2_readings", 30
-    ),
+    )
 }
 
 # -- pictures: times, paths, panels -----------------------------------------------------------------------------------
@@ -2394,9 +2377,8 @@ class Frame:
             left = self.share(self.edges[first])
             right = self.share(self.edges[end])
             x = f'x="{left:.1%}" width="{right - left:.1%}"'
-            drawn += (
-                f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
-            )
+            title = f"<title>{when}: {tell(first, end)}</title>"
+            drawn += f"<rect {x}>{title}</rect>"
         return f'<g class="hover">{drawn}</g>'
 
     def fitted(self, height, curves):
@@ -2424,11 +2406,8 @@ def path(points, end=""):
         steps.append((next_x - x, next_y - y))
         x = next_x
         y = next_y
-    return (
-        text
-        + " ".join(f"{dx} {dy}" for dx, dy in steps).replace(" -", "-")
-        + end
-    )
+    drawn = " ".join(f"{dx} {dy}" for dx, dy in steps)
+    return text + drawn.replace(" -", "-") + end
 
 
 def area(xs, upper, lower):
@@ -2715,7 +2694,7 @@ def fleet_strip(frame, row):
         left=name_lines(frame, here),
         height=strip.height + 7,
         chart=strip.chart + stay_bars(frame, strand, strip.height + 1),
-        link=here.site or "",
+        link=here.site or ""
     )
 
 
@@ -2794,7 +2773,7 @@ def ping_strip(frame, rows):
         right.append(("dbm", signed("%d dBm", state.dbm)))
     right += [
         ("more", share),
-        ("more", state.unit_id.removeprefix("co2unit-")),
+        ("more", state.unit_id.removeprefix("co2unit-"))
     ]
     site = row.stay.site or ""
     drawn = frame.fitted(height, "") + drawn
@@ -3143,15 +3122,15 @@ WEB = {
             ("Units", "status", {}),
             ("Signal", "signal", {}),
             ("Gaps", "gaps", {}),
-            ("Errors", "errors", {}),
-        ],
+            ("Errors", "errors", {})
+        ]
     ),
     "co2": WebPage(
         "CO₂",
         "/data/co2/summary",
         "co2.html",
-        [("Recent CO₂", "co2", {}), ("All CO₂", "co2", {"recent_days": 0})],
-    ),
+        [("Recent CO₂", "co2", {}), ("All CO₂", "co2", {"recent_days": 0})]
+    )
 }
 WIDTHS = {"wide": 100, "narrow": 46}  # cells; one is 8 px wide at 13 px
 
@@ -3279,7 +3258,7 @@ def absolute(chart):
     chart = re.sub(
         '"([0-9.]+)%"',
         lambda share: f'"{float(share[1]) * CHART / 100:g}"',
-        chart,
+        chart
     )
     units = cycle((CHART / STRETCHED, 0.1))  # of x and y, in turn: all paths are made of pairs
 
@@ -3314,7 +3293,7 @@ def picture_file(c, picture):
     said = [("head", title), ("", picture.about)]
     for strip in (
         Strip(said, [], 66, dates(picture.frame, 70)),
-        *picture.strips,
+        *picture.strips
     ):
         drawn += (
             f'<g transform="translate(10 {y})"><path class="grid" d="M0 -3l{width} 0"/>'
