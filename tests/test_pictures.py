@@ -68,7 +68,7 @@ def stay(status: Any = "deployed", since: int = 0, until: int = FOREVER, unit: s
 def site(one: Chart, *stays: Deployment) -> SiteRow:
     """One unit with one quantity."""
     own = list(stays) or [stay()]
-    strand = Strand(own[0].unit_id, own[0].nickname, own, {one.quantity.name: one.buckets, "co2": one.buckets}, 1800)
+    strand = Strand(own[0].unit_id, own[0].nickname, own, {one.quantity.name: one.buckets, "co2": one.buckets})
     return SiteRow("vj_re_sn_3", own, plot_ascii.spans_of(own), {one.quantity.name: one}, False, [strand])
 
 
@@ -162,7 +162,7 @@ def test_each_unit_has_a_line_as_its_stay_is() -> None:
     then = stay("deployed", 2 * HOUR)
     successor = stay("lab_check", HOUR, 3 * HOUR, "co2unit-next")
     row = site(chart(CO2._replace(tall=50), 400, 500, level), first, then)
-    after = Strand("co2unit-next", "varanger-11", [successor], {"co2": level}, 1800)
+    after = Strand("co2unit-next", "varanger-11", [successor], {"co2": level})
     row = row._replace(stays=[first, then, successor], strands=[*row.strands, after])
     drawn = plot_ascii.chart_strip(hours(4), row, "tall").chart
     assert re.findall('class="co2 line-([a-z_]+)" d="([^"]+)"', drawn) == [
@@ -172,7 +172,7 @@ def test_each_unit_has_a_line_as_its_stay_is() -> None:
 def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
     row = site(chart(CO2._replace(tall=50), 400, 500, over(HOUR, [values(420, 420, 420), None, None, values(420, 420, 420)])))
     unit = row.stays[0].unit_id
-    gaps = [Gap(unit, HOUR, 3 * HOUR, 4, "lost", 0), Gap(unit, HOUR, HOUR + 9, 1, "lost", 0), Gap("other", 0, None, 1, "lost", 0)]
+    gaps = [Gap(unit, HOUR, 3 * HOUR, 4, "lost", 0, 1800), Gap(unit, HOUR, HOUR + 9, 1, "lost", 0, 1800), Gap("other", 0, None, 1, "lost", 0, 1800)]
     frame = hours(4)
     frame.gaps = gaps
     strip = plot_ascii.chart_strip(frame, row, "tall")
