@@ -63,6 +63,8 @@ configuration: a row of CONFIGURATION.
 
 from __future__ import annotations
 
+import seqfile
+
 import argparse
 import errno
 import fcntl
@@ -83,14 +85,13 @@ import shlex
 import shutil
 import signal
 import socket
-import sqlite3
 import stat
 import struct
 import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from os.path import exists, isdir, join, realpath
@@ -98,7 +99,6 @@ from typing import BinaryIO, Callable, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import importer
-import seqfile
 from importer import CRITICAL, NOTE, SEGMENT, SETTINGS, WARNING, BadConfig
 from seqfile import ERRORS_FOLDER, FETCHES_FOLDER, PINGS_FOLDER, PUB_FOLDER, UNIT_PREFIX, UPDATE_PREFIX, UPDATES_FOLDER
 
@@ -646,10 +646,6 @@ class Station:
         """A path below the units' directories."""
         return join(self.settings.data_dir, *names)
 
-    def database(self):
-        """The database, open for reading until the `with` is left."""
-        return closing(importer.open_db(self.settings.db))
-
     def has_room(self, directory, length):
         """Whether the disk of a directory has more free than is to be kept free; so many bytes count as written then.
 
@@ -980,8 +976,8 @@ def refusals():
         raise Refused(404, str(error))
     except (importer.BadArguments, ValueError) as error:
         raise Refused(400, str(error))
-    except (importer.Unusable, sqlite3.Error) as error:
-        raise Refused(503, f"the database cannot be read: {error}")
+    except importer.Unusable as error:
+        raise Refused(503, str(error))
 
 
 def page(station, request, view, refresh=""):
@@ -1023,7 +1019,7 @@ def write_export(station, request, what, form):
     import tempfile
     try:
         file = tempfile.TemporaryFile(dir=station.settings.var_dir)
-        with station.database() as db:
+        with importer.open_db(station.settings.db) as db:
             lines = importer.export(db, what, form, request.arguments, request.now)
             while part := "".join(itertools.islice(lines, LINES_AT_ONCE)):
                 file.write(part.encode())
@@ -1100,7 +1096,7 @@ def check_database(station):
     """Report what is wrong with the database. True: it can be read, or does not exist yet."""
     path = station.settings.db
     _try_database(station, "writing", lambda: importer.try_to_write(path))
-    return not exists(path) or _try_database(station, "database", lambda: importer.open_db(path).close())
+    return _try_database(station, "database", lambda: importer.try_to_read(path))
 
 
 def _try_database(station, key, attempt):
@@ -1197,7 +1193,7 @@ class Watching:
     def _ask_database(self):
         """What the database shows. While imports fail, units are judged as of their last success."""
         station, health = self.station, self.station.health
-        with station.database() as db:
+        with importer.open_db(station.settings.db) as db:
             health.report("data_dir", CRITICAL, importer.missing_data(db, station.archive))
             causes = ("import", "writing", "data_dir")
             begun = [problem.since for problem in health.problems() if problem.key in causes]
@@ -1253,7 +1249,7 @@ def metrics(station, request):
     with suppress(OSError):                                     # no data directory, or a broken disk: readyz tells
         samples["co2d_free_bytes", ()] = shutil.disk_usage(station.settings.data_dir).free
     # No database, or a broken one: readyz tells.
-    with suppress(Exception), station.database() as db:
+    with suppress(Exception), importer.open_db(station.settings.db) as db:
         units = importer.fleet_state(db, int(request.now), archive=station.archive)
         for verdict, number in Counter(unit.verdict for unit in units).items():
             samples["co2d_units", (("state", verdict),)] = number
@@ -1844,7 +1840,7 @@ class Publishing:
         return called
 
     def _units_at(self, site):
-        with closing(importer.open_db(self.settings.db)) as db:
+        with importer.open_db(self.settings.db) as db:
             stays = importer.deployments(db)
         there = [stay for stay in stays if stay.site == site]
         if not there:
@@ -3028,7 +3024,11 @@ COMMANDS = {
 
 def main(argv=None):
     """Run the daemon, or one of the other commands; returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return importer.run_script("co2d", partial(run_command, sys.argv[1:] if argv is None else list(argv)))
+
+
+def run_command(words):
+    """Do what the words of a command line say; the exit status."""
     name = words.pop(0) if words and not words[0].startswith("-") else "run"
     if name not in COMMANDS:
         make_parser().error(f"no command is called {name!r}; there are {', '.join(COMMANDS)}")
@@ -3037,10 +3037,11 @@ def main(argv=None):
     try:
         call(settings_of(arguments), arguments)
         return 0
-    except (importer.Unusable, OSError) as error:
-        remedy = "; call this with sudo" if isinstance(error, PermissionError) else ""
-        print(f"co2d: {error}{remedy}", file=sys.stderr)
-        return os.EX_CONFIG if isinstance(error, BadConfig) else 1      # 78: systemd is told not to restart on it
+    except BadConfig as error:
+        importer.fail("co2d", error)
+        return os.EX_CONFIG                                     # 78: systemd is told not to restart on it
+    except PermissionError as error:
+        raise Failed(f"{error}; call this with sudo")
 
 
 if __name__ == "__main__":

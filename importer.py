@@ -32,6 +32,8 @@ SQL is written here and nowhere else; the section "what the views ask" has the q
 
 from __future__ import annotations
 
+import seqfile
+
 import argparse
 import errno
 import fcntl
@@ -54,8 +56,6 @@ from datetime import date
 from itertools import accumulate, chain, compress, count, groupby, islice, repeat
 from os.path import dirname, exists
 from typing import Callable, NamedTuple
-
-import seqfile
 
 Troubles = list[tuple[str, str]]        # path, what is wrong with it
 __version__ = "1.0.0"                   # of all four files
@@ -81,7 +81,7 @@ class BadArguments(Unusable):
 
 
 class NoDatabase(Unusable):
-    """There is no database to read."""
+    """There is no database yet."""
 
 
 class BadConfig(Unusable):
@@ -144,7 +144,25 @@ def fail(name, error, clean=_printable):
         return 0
     reason = re.sub(r"^\[Errno \d+\] ", "", str(error))
     print(f"{name}: {clean(reason)}", file=sys.stderr)
-    return 2 if isinstance(error, (BadArguments, ValueError)) else 1
+    return 2 if isinstance(error, BadArguments) else 1
+
+
+def run_script(name, work, clean=_printable):
+    """The exit status of a script that does `work`; whatever hinders it is told, see `fail`."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError):                      # None has no encoding
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")     # never by the locale
+        if not sys.stdout:
+            raise Unusable("stdout is closed")
+        try:
+            return work()
+        finally:
+            sys.stdout.flush()          # also of what argparse prints before it ends the script
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, sqlite3.Error, Unusable) as error:
+        return fail(name, error, clean)
 
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
@@ -952,20 +970,22 @@ STATUSES = ("deployed", "en_route", "lab_check")
 _ABSENT = {**dict.fromkeys(DEPLOYMENT_COLUMNS, ""), "tier": "10", "status": STATUSES[0]}         # for missing columns
 _SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}      # names in the older table
 _TIER = re.compile(r"(?:-?[0-9]{1,6})?\Z", re.ASCII)
-_INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{1,2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?Z?)?\Z",
+_INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+                      r"(?:[T ]([0-9]{1,2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?(?:Z|([+-])([0-9]{2}:[0-9]{2}))?)?\Z",
                       re.ASCII)
 
 
 def parse_instant(text, what):
-    """UTC seconds of an ISO date or date-time, also as in 2026-10-01 0:00; None for an empty one."""
+    """UTC seconds of an ISO date or date-time, also as in 2026-10-01 0:00, and with ...+02:00; None for an empty one."""
     if not text:
         return None
     found = _INSTANT.match(text)
     if found:
-        day, minutes, seconds = found.groups()
+        day, minutes, seconds, sign, ahead = found.groups()
         clock = (minutes or "0:00").zfill(5) + (seconds or ":00")
         with suppress(Rejected):
-            return parse_day(day) + parse_clock(clock)
+            east = parse_clock((ahead or "00:00") + ":00")
+            return parse_day(day) + parse_clock(clock) - (-east if sign == "-" else east)
     raise Rejected(f"{what} is no ISO date: {text}")
 
 
@@ -2149,28 +2169,31 @@ def _connected(path):
     return closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE))
 
 
+@contextmanager
 def open_db(path):
-    """A connection that only reads; NoDatabase when there is none that can be read. Temporary tables are possible."""
-    if not exists(path):
-        raise NoDatabase(f"no database yet: {path} (importer makes it)")
-    has_log = exists(path + "-wal")
-    can_change = has_log or not os.statvfs(path).f_flag & os.ST_RDONLY
+    """A connection that only reads, for a `with`. Temporary tables are possible. NoDatabase when there is none yet;
+    Unusable when it cannot be read, also later on."""
     try:
-        db = _connect(path, "mode=ro" if can_change else "immutable=1")
-        version = ask(db, "SELECT user_version FROM pragma_user_version")       # reads the schema, too
-    except sqlite3.OperationalError as error:
-        reason = "" if os.access(path, os.R_OK) else ": permission denied"
-        if has_log:
-            reason = ": it was left open; start co2d, or let its owner run importer"
-        raise NoDatabase(f"{path} cannot be read ({error}){reason}")
-    except sqlite3.DatabaseError as error:
-        raise NoDatabase(f"{path}: {error} (importer makes it anew)")
-    if version != SCHEMA_VERSION:
-        db.close()
-        raise NoDatabase(f"{path} was made by another version (importer makes it anew)")
-    # Else SQLite makes an index of all readings for a page of some hundred columns.
-    db.execute("PRAGMA automatic_index = OFF")
-    return db
+        is_fixed = os.statvfs(path).f_flag & os.ST_RDONLY
+    except FileNotFoundError:
+        raise NoDatabase(f"no database yet: {path} (importer makes it)")
+    except OSError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}")
+    has_log = exists(path + "-wal")
+    try:
+        with closing(_connect(path, "immutable=1" if is_fixed and not has_log else "mode=ro")) as db:
+            if ask(db, "SELECT user_version FROM pragma_user_version") != SCHEMA_VERSION:       # reads the schema, too
+                raise sqlite3.DatabaseError("made by another version")
+            # Else SQLite makes an index of all readings for a page of some hundred columns.
+            db.execute("PRAGMA automatic_index = OFF")
+            yield db
+    except sqlite3.Error as error:
+        reason = "importer rebuild makes it anew"
+        if "unable to open" in str(error):
+            reason = "it is no file, or this user may not read it"
+            if has_log:
+                reason = "it was left open; start co2d, or let its owner run importer"
+        raise Unusable(f"{path} cannot be read ({error}): {reason}")
 
 
 def _leave(db):
@@ -2268,6 +2291,12 @@ def try_to_write(path):
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error):                  # it is, while an import runs
                     raise
+
+
+def try_to_read(path):
+    """Raise what hinders those who read the database. One that is not there yet hinders nobody."""
+    with suppress(NoDatabase), open_db(path):
+        pass
 
 
 def act_as_owner(path):
@@ -3365,7 +3394,7 @@ def known_problems(archive, now):
     stale = [problem for problem in told or [] if problem.key == "health"]
     if told is not None and not stale:
         return told
-    with closing(open_db(archive.db)) as db:
+    with open_db(archive.db) as db:
         return worst_first([*problems(db, archive, now), *stale])
 
 
@@ -3381,9 +3410,10 @@ class UnknownName(Unusable):
 
 def unknown(what, name, known):
     """The exception that says that no `what` (unit, site, ...) has this name, and which names are nearest."""
-    from difflib import get_close_matches
-    nearest = get_close_matches(name, sorted(known), NEAREST, 0.3)
-    there_are = "; the nearest names are " + ", ".join(nearest) if nearest else ""
+    from difflib import get_close_matches as near
+    written = {name.lower(): name for name in sorted(known)}
+    nearest = near(name.lower(), written, NEAREST, 0.3) or near(name.lower(), written, 1, 0)
+    there_are = "; the nearest names are " + ", ".join(map(written.get, nearest)) if nearest else ""
     return UnknownName(f"no {what} is called {name!r}{there_are}")
 
 
@@ -3392,14 +3422,15 @@ def find_names(what, called, text):
     from fnmatch import filter as matching
     everything = set().union(*called.values())
     found = []
-    for name in map(str.strip, text.split(",")):
-        names = matching(called, name) if "*" in name else [name]
+    for name in map(str.strip, [text] if text in called else text.split(",")):
+        is_pattern = "*" in name and name not in called
+        names = matching(called, name) if is_pattern else [name]
         owners = set().union(*(called.get(known, ()) for known in names))
         if not owners and len(name) >= LEAST_END:
             owners = {owner for owner in everything if owner.endswith(name.lower())}
         if not owners:
             raise unknown(what, name, called)
-        if len(owners) > 1 and "*" not in name:
+        if len(owners) > 1 and not is_pattern:
             raise UnknownName(f"{name!r} can be {' or '.join(sorted(owners))}: say which")
         found += sorted(owners)
     return list(dict.fromkeys(found))
@@ -3459,7 +3490,7 @@ def verify(archive, processes=1):
     from tempfile import TemporaryDirectory                     # no page needs it
     home = dirname(archive.db)
     beside = home if os.access(home, os.W_OK) else None         # there is room for a second database; in /tmp, perhaps
-    with closing(open_db(archive.db)) as db, TemporaryDirectory("", "verify-", beside) as directory:
+    with open_db(archive.db) as db, TemporaryDirectory("", "verify-", beside) as directory:
         db.execute("BEGIN")                                     # one state, from the first query to the last
         ledger = db.execute("SELECT path, done FROM sources").fetchall()
         now = ask(db, "SELECT coalesce(at, 0) FROM last_import")
@@ -3792,7 +3823,7 @@ def command_rebuild(archive, arguments):
 def print_lines(archive, query):
     """Print what a query gives; how many lines that was."""
     number = 0
-    with closing(open_db(archive.db)) as db:
+    with open_db(archive.db) as db:
         for line, in db.execute(query):
             print(_printable(line))
             number += 1
@@ -3860,7 +3891,7 @@ def command_export(archive, arguments):
     given = {name: text for name, text in vars(arguments).items() if name in FILTERS and text is not None}
     what = arguments.what
     check_export(arguments, given)
-    with closing(open_db(archive.db)) as db:
+    with open_db(archive.db) as db:
         db.execute("BEGIN")                                     # one state from the first row to the last
         if arguments.psql:
             print(feed(db, what, arguments.psql))
@@ -3956,13 +3987,9 @@ def main(argv=None):
     """Run a command; the exit status."""
     parser = make_parser()
     name = parser.prog.removesuffix(".py")
-    arguments = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):                          # None has no encoding
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")     # never by the locale
-    try:
-        if not sys.stdout:
-            raise Unusable("stdout is closed")
+
+    def work():
+        arguments = parser.parse_args(argv)
         given = vars(arguments)
         data_dirs = given.get("data_dir", [None])
         settings = load_settings(given.get("config"), {**given, "data_dir": data_dirs[0]})
@@ -3971,13 +3998,9 @@ def main(argv=None):
         archive = settings.archive()
         if len(data_dirs) > 1:
             archive = archive._replace(data_dirs=tuple(data_dirs))
-        status = COMMANDS[arguments.command or "import"](archive, arguments)
-        sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
-        return 130
-    except (OSError, sqlite3.Error, Unusable) as error:
-        return fail(name, error)
+        return COMMANDS[arguments.command or "import"](archive, arguments)
+
+    return run_script(name, work)
 
 
 if __name__ == "__main__":

@@ -38,21 +38,16 @@ escape sequences, no curses), palettes beyond the terminal's own.
 
 from __future__ import annotations
 
-import signal
-
-if __name__ == "__main__":
-    # Ctrl-C ends it without a traceback until `main` takes over
-    interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
+import importer
 
 import os
 import re
-import sqlite3
+import signal
 import sys
 import time
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache, partial
 from itertools import chain, cycle, groupby, starmap, zip_longest
@@ -67,7 +62,6 @@ from typing import (
     Sequence
 )
 
-import importer
 from importer import (
     Bucket,
     DAY,
@@ -3163,7 +3157,7 @@ def no_data(error, o):
 
 def draw(view, o):
     """One page. NoDatabase: there is none; UnknownName: nothing has the name that is asked for."""
-    with closing(importer.open_db(o.db)) as connection:
+    with importer.open_db(o.db) as connection:
         c = Context(connection, view, o)
         above = []
         for problem in o.problems:
@@ -3364,7 +3358,7 @@ def picture_of(view, o, write):
     """What `write` makes of a view's picture; nothing where there is none."""
     if view not in PICTURES or view == "co2" and o.panels:
         return ""
-    with closing(importer.open_db(o.db)) as connection:
+    with importer.open_db(o.db) as connection:
         c = Context(connection, view, o)
         c.robust = False
         if not c.stays:
@@ -3438,7 +3432,7 @@ def without_station(o):
 
 def web_page(view, db, query, html, now, *, problems=(), archive=None):
     """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
-    text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; sqlite3.Error."""
+    text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; Unusable."""
     o = Options.from_query(
         query,
         query=query,
@@ -3546,7 +3540,7 @@ def known_problems(a, now, whole):
         return importer.read_health(a.archive.var_dir, now) or ()
     if not whole:
         return ()
-    with closing(importer.open_db(a.db)) as db:
+    with importer.open_db(a.db) as db:
         return importer.problems(db, a.archive._replace(data_dirs=()), now)
 
 
@@ -3603,7 +3597,7 @@ def check(a, o):
             problems.append(
                 Problem("units", importer.CRITICAL, "", "no units yet", now)
             )
-    except (Unusable, sqlite3.Error) as error:
+    except Unusable as error:
         counts = []
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
         problems += known_problems(a, now, False)
@@ -3737,7 +3731,7 @@ def write_site(directory, o):
     os.makedirs(directory, exist_ok=True)
     for name, page in WEB.items():
         write_file(os.path.join(directory, page.file), document(name, o))
-    with closing(importer.open_db(o.db)) as connection:
+    with importer.open_db(o.db) as connection:
         sites = {stay.site for stay in importer.deployments(connection)} - {
             None
         }
@@ -3773,7 +3767,7 @@ def watch(a):
             o = options(a)
             try:
                 text = page_text(a, o, o.height - 1)
-            except (sqlite3.Error, Unusable) as error:
+            except Unusable as error:
                 text = clean(error, True) + "\n"
             lines = text.splitlines()[: o.height - 1]  # more would scroll
             put("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\n\x1b[J")
@@ -3784,20 +3778,19 @@ def watch(a):
 
 def main(argv=None, now=None):
     """The command line; the exit status."""
-    try:
-        if sys.stdout is None:  # closed by whoever started this
-            raise Unusable("stdout is closed")
+
+    def work():
         a = arguments(argv)
         a.clock = time.time if now is None else lambda: now
-        return run(a)
-    except KeyboardInterrupt:
-        return 130
-    except (OSError, ValueError, sqlite3.Error, Unusable) as error:
-        return importer.fail(
-            "plot_ascii", error, lambda text: clean(text, True)
-        )
+        try:
+            return run(a)
+        except ValueError as error:
+            raise importer.BadArguments(str(error))
+
+    return importer.run_script(
+        "plot_ascii", work, lambda text: clean(text, True)
+    )
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, interrupted)
     sys.exit(main())

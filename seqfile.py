@@ -38,12 +38,16 @@ path still names it. Symbolic links below the root are never followed: each step
 
 from __future__ import annotations
 
+import sys
+
+# All scripts import this file first: from here on, who interrupts one before it runs sees no traceback.
+sys.excepthook = lambda kind, *rest: kind is KeyboardInterrupt or sys.__excepthook__(kind, *rest)
+
 import json
 import os
 import re
 import shutil
 import stat
-import sys
 import threading
 import time
 import weakref

@@ -475,7 +475,8 @@ def bench_new_line(directory: str) -> None:
         paths.append((os.path.join(folder, "readings-0009.tsv"), lines[200:]))
     archive = importer.Archive((data,), os.path.join(directory, "var"), os.path.join(directory, "db.sqlite3"))
     importer.import_new(archive)
-    keeper = importer.open_db(archive.db)                       # as the daemon does
+    keeper = contextlib.ExitStack()
+    keeper.enter_context(importer.open_db(archive.db))          # as the daemon does
     times = []
     for path, lines in paths[:20]:
         append(path, lines[:1])

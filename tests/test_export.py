@@ -37,7 +37,7 @@ def named(place):                                               # noqa: F811
     place.readings("%s\tnorth\t%s%s\tsouth\t%s" % (B, FIELDS, B, FIELDS.replace("08:", "09:")), B)
     place.deployments("unit_id\tnickname\tsite\nco2unit-c\twest\tsite_c\n%s\tsummit\tsite_a\n" % A)
     place.run()
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         yield db
 
 
@@ -67,7 +67,7 @@ def test_a_name_of_several_units_is_refused_with_their_ids(place):              
     place.readings("%s\tnorth\t%s" % (A, FIELDS), A)
     place.readings("%s\tnorth\t%s" % (B, FIELDS), B)
     place.run()
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         with pytest.raises(importer.UnknownName) as refused:
             importer.find_units(db, "north")
         assert str(refused.value) == "'north' can be %s or %s: say which" % (A, B)
@@ -117,7 +117,7 @@ def test_all_tables_are_exported_in_all_formats_with_the_same_rows(dirty, what):
     given = {} if what == "units" else {"until": "2019-11-01"}
     texts = {}
     for form in importer.FORMS:
-        with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        with importer.open_db(place.archive.db) as db:
             texts[form] = "".join(importer.export(db, what, form, given, NOW))
     as_csv = list(csv.DictReader(io.StringIO(texts["csv"])))
     as_json = [json.loads(line, parse_float=str) for line in texts["jsonl"].splitlines()]
@@ -218,14 +218,14 @@ def receiver(postgresql):
 
 
 def ours(place, what):                                          # noqa: F811
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         text = "".join(importer.export(db, what, "csv", {}, NOW))
     return sorted([said(value) for value in row] for row in list(csv.reader(io.StringIO(text)))[1:])
 
 
 def fed(place, receiver, what):                                 # noqa: F811
     """What was done, once the receiver has the rows that `export` gives."""
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         db.execute("BEGIN")
         done = importer.feed(db, what, receiver.conninfo)
     assert receiver.rows(what) == ours(place, what)
@@ -581,7 +581,7 @@ def ask(station, target, peer="127.0.0.1"):
 @pytest.mark.parametrize("what", list(importer.EXPORTS))
 @pytest.mark.parametrize("form, kind", [("csv", "text/csv; charset=utf-8"), ("jsonl", "application/x-ndjson")])
 def test_a_url_gives_what_the_command_gives(station, what, form, kind):
-    with contextlib.closing(importer.open_db(station.settings.db)) as db:
+    with importer.open_db(station.settings.db) as db:
         text = "".join(importer.export(db, what, form, {}, NOW))
     assert ask(station, "/data/co2/%s.%s" % (what, form)) == (200, kind, text) and text
 
@@ -589,7 +589,7 @@ def test_a_url_gives_what_the_command_gives(station, what, form, kind):
 def test_the_arguments_of_a_url_are_the_options_of_the_command(station):
     unit = ask(station, "/data/co2/units.csv")[2].splitlines()[1].split(",")[0]
     given = {"unit": unit[-5:], "since": "2019-09-20", "until": "2019-09-21T12:00", "flag": "1"}
-    with contextlib.closing(importer.open_db(station.settings.db)) as db:
+    with importer.open_db(station.settings.db) as db:
         lines = list(importer.export(db, "readings", "csv", given, NOW))
     query = "&".join("%s=%s" % pair for pair in given.items())
     assert ask(station, "/data/co2/readings.csv?" + query)[2] == "".join(lines) and len(lines) > 10

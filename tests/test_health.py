@@ -347,7 +347,7 @@ def plainly(db):
 
 def exported(db):
     """Number of readings, as we export them."""
-    with contextlib.closing(importer.open_db(db)) as connection:
+    with importer.open_db(db) as connection:
         return len(list(importer.export(connection, "readings", "csv", {}, 2e9))) - 1
 
 

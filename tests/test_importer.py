@@ -1073,7 +1073,7 @@ def test_a_broken_database_is_set_aside_and_made_anew(place, damage):
 def test_readers_go_on_while_the_database_is_rebuilt(place):
     place.readings(reading(0))
     place.run()
-    with contextlib.closing(importer.open_db(place.archive.db)) as reader:
+    with importer.open_db(place.archive.db) as reader:
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM co2_readings").fetchone() == (1,)
         place.readings(reading(30), mode="ab")
@@ -1082,7 +1082,7 @@ def test_readers_go_on_while_the_database_is_rebuilt(place):
         importer.rebuild(place.archive, NOW)
         assert time.monotonic() - began < 5
         assert reader.execute("SELECT count(*) FROM co2_readings").fetchone() == (1,)
-        with contextlib.closing(importer.open_db(place.archive.db)) as other:
+        with importer.open_db(place.archive.db) as other:
             assert other.execute("SELECT count(*) FROM co2_readings").fetchone() == (2,)
     place.readings(reading(60), mode="ab")
     place.run()
@@ -1094,7 +1094,7 @@ def test_readers_see_the_old_state_until_an_import_is_done(place):
     place.run()
     seen = []
     place.readings(reading(30), mode="ab")
-    with contextlib.closing(importer.open_db(place.archive.db)) as reader:
+    with importer.open_db(place.archive.db) as reader:
         importer.import_new(place.archive, now=NOW, progress=lambda size: seen.append(
             reader.execute("SELECT count(*) FROM co2_readings").fetchone()[0]))
         assert seen == [1] and reader.execute("SELECT count(*) FROM co2_readings").fetchone() == (2,)
@@ -1108,8 +1108,8 @@ def test_only_one_importer_writes_and_the_other_is_told_who(place):
 
 
 def test_a_database_that_is_not_there_is_said_to_be_missing(place):
-    with pytest.raises(importer.NoDatabase, match="no database yet"):
-        importer.open_db(place.archive.db)
+    with pytest.raises(importer.NoDatabase, match="no database yet"), importer.open_db(place.archive.db):
+        pass
 
 
 def test_the_original_queries_run(dirty):
@@ -1361,7 +1361,7 @@ CASES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cases")
 
 def test_no_query_of_the_views_scans_a_table_of_readings_pings_or_errors(dirty):
     place, manifest = dirty
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         queries = []
         db.set_trace_callback(queries.append)
         stays = importer.deployments(db)
@@ -1454,7 +1454,7 @@ def test_what_the_rollups_give_is_what_a_plain_query_over_the_rows_gives(place, 
     place.run()
     assert importer.verify(place.archive) == []
     begin, end = place.ask("SELECT min(ts) - 50 * 86400, max(ts) + 50 * 86400 FROM co2_readings")[0]
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         for _ in range(8):
             edges, bounds = cuts(chance, begin, end), cuts(chance, begin, end)
             spans = [(chance.choice(units), *ab) for ab in zip(bounds, bounds[1:])] + [(units[0], 0, importer.FOREVER)]
@@ -1501,7 +1501,7 @@ def test_gaps_are_the_distances_of_more_than_one_and_a_half_rhythms_in_whatever_
     times = [ts for ts, in place.ask("SELECT ts FROM co2_readings ORDER BY ts")]
     days = {day: list(group) for day, group in itertools.groupby(times, lambda ts: ts // 86400)}
     usual = {day: min((group[-1] - group[0]) // len(group), 86400 // len(days.get(day - 1, "1"))) for day, group in days.items()}
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         for now in (times[-1], times[-1] - 100 * 86400, times[-1] + 40 * 3600):
             for a in (0, times[100], times[300] + 1):
                 seen = [ts for ts in times if ts <= now]
@@ -1533,7 +1533,7 @@ def case(place, name, unit=UNIT):
 def test_seconds_of_jitter_decide_nothing_about_gaps(place):
     unit = case(place, "jitter-gaps.tsv")
     first = place.ask("SELECT min(ts) FROM co2_readings")[0][0] // 86400 * 86400
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         found = importer.gaps(db, importer.deployments(db), 0, first + 86400 - 1)
         assert [(time.strftime("%H:%M", time.gmtime(gap.start)), time.strftime("%H:%M", time.gmtime(gap.end)), gap.missing)
                 for gap in found] == [("05:30", "06:30", 1), ("11:30", "13:00", 2)]
@@ -1555,7 +1555,7 @@ def test_a_sensor_that_died_is_told_though_readings_come(place):
     place.put("var/pings/pings-0000.tsv", "".join(
         "2020-03-%02dT03:15:00.000000\t%s\tn\t8\t-97\n" % (day, unit) for day in range(1, 7)))
     place.run(now=now)
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         (state,) = importer.fleet_state(db, now)
         assert (state.verdict, state.level, state.why) == (
             "sensor", "warning", "readings come, but no usable CO2 since 2020-03-04 00:00 UTC")
@@ -1574,7 +1574,7 @@ def test_gaps_of_a_long_range_are_those_of_the_readings(place):
     place.readings("".join(lines))
     now = begin + 200 * 86400 + 900
     place.run(now=now)
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         stays = importer.deployments(db)
         for a in (begin - 5, begin + 86400 * 61 + 77, begin + 86400 * 100):
             found = [((gap.start - begin) // 1800 + 1, gap.missing) for gap in importer.gaps(db, stays, a, now)]
@@ -1630,3 +1630,92 @@ def test_a_table_that_is_a_link_is_not_read_and_that_is_told(place):
     os.symlink(table + ".there", table)
     why = "a link, which is not followed; it is tried again each time"
     assert place.run().unreadable == [("data/manual/deploy_durations_tiered.tsv", why)]
+
+
+# -- a database that cannot be read -------------------------------------------------------------------------------------
+
+
+def unreadable(place, kind):
+    """Make the database one that cannot be read."""
+    db = place.archive.db
+    if kind == "of another schema":
+        with contextlib.closing(sqlite3.connect(db)) as other:
+            other.execute("PRAGMA user_version = 1")
+    elif kind == "truncated":
+        os.truncate(db, 30000)
+    elif kind == "text":
+        with open(db, "w") as file:
+            file.write("not a database " * 100)
+    elif kind == "damaged":
+        size = os.path.getsize(db)
+        with open(db, "r+b") as file:
+            file.seek(8192)
+            file.write(b"\xaa" * (size - 8192))
+    elif kind == "without a table":
+        with contextlib.closing(sqlite3.connect(db)) as other:
+            other.execute("DROP TABLE pings")
+    elif kind == "below a file":
+        return os.path.join(db, "db.sqlite3")
+    elif kind == "a directory":
+        os.unlink(db)
+        os.mkdir(db)
+    return db
+
+
+@pytest.mark.parametrize("kind", ["of another schema", "truncated", "text", "damaged", "without a table", "below a file", "a directory"])
+def test_a_database_that_cannot_be_read_is_told_with_its_path_and_is_not_missing(place, kind):
+    place.readings("".join(map(reading, range(3000))))
+    place.run()
+    db = unreadable(place, kind)
+    with pytest.raises(importer.Unusable) as refused:
+        with importer.open_db(db) as reader:
+            for table in ("co2_readings", "pings", "sources"):
+                reader.execute("SELECT * FROM %s" % table).fetchall()
+    assert not isinstance(refused.value, importer.NoDatabase)
+    assert str(refused.value).startswith(db + " cannot be read")
+    if kind != "below a file":
+        assert "importer rebuild makes it anew" in str(refused.value) or kind == "a directory"
+
+
+def test_a_directory_that_may_not_be_entered_is_not_a_missing_database(place, monkeypatch):
+    def statvfs(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    with pytest.raises(importer.Unusable, match="cannot be read: Permission denied$") as refused, importer.open_db(place.archive.db):
+        pass
+    assert type(refused.value) is importer.Unusable
+
+
+@pytest.mark.parametrize("text, utc", [
+    ("2019-09-20", "2019-09-20T00:00:00"), ("2019-09-20T14:00+02:00", "2019-09-20T12:00:00"),
+    ("2019-09-20 1:30:15+02:00", "2019-09-19T23:30:15"), ("2019-09-20T12:00:00.5-03:30", "2019-09-20T15:30:00"),
+    ("2019-09-20T12:00Z", "2019-09-20T12:00:00"), ("2019-09-20T12:00-00:00", "2019-09-20T12:00:00")])
+def test_an_instant_may_say_its_zone(text, utc):
+    assert importer.seqfile.utc(importer.parse_instant(text, "since")) == utc
+
+
+@pytest.mark.parametrize("text", ["2019-09-20+02:00", "2019-09-20T12:00+2", "2019-09-20T12:00+25:00", "2019-09-20T12:00 02:00"])
+def test_an_instant_with_half_a_zone_is_refused(text):
+    with pytest.raises(importer.Rejected, match="since is no ISO date"):
+        importer.parse_instant(text, "since")
+
+
+CALLED = {"a*": {"1"}, "ab": {"2"}, "x, y": {"3"}, "x": {"4"}, "[0]*": {"5"}, "North": {"6"}}
+
+
+@pytest.mark.parametrize("text, found", [
+    ("a*", ["1"]), ("x, y", ["3"]), ("x,ab", ["4", "2"]), ("[0]*", ["5"]), ("*b", ["2"]), (" x ", ["4"]), ("?*", list("123456"))])
+def test_a_name_is_itself_before_it_is_a_list_or_a_pattern(text, found):
+    assert importer.find_names("site", CALLED, text) == found
+
+
+@pytest.mark.parametrize("text, nearest", [("NORTH", "North"), ("zzz", ".*"), ("AB", "ab")])
+def test_of_a_name_that_nothing_has_the_nearest_are_told_in_any_case(text, nearest):
+    with pytest.raises(importer.UnknownName, match="no site is called '%s'; the nearest names are %s" % (text, nearest)):
+        importer.find_names("site", CALLED, text)
+
+
+def test_each_of_the_nearest_names_is_told_once():
+    assert str(importer.unknown("site", "nroth", ["north", "north", "north"])) == (
+        "no site is called 'nroth'; the nearest names are north")

@@ -207,7 +207,7 @@ def test_a_reload_takes_new_limits_of_the_quality_rules(start, tmp_path):
     end, flags = time.monotonic() + 20, []
     while flags != [(4,)] and time.monotonic() < end:           # an import that ran has the old limits, the next judges anew
         with contextlib.suppress(importer.NoDatabase):          # the first import is still to come
-            with contextlib.closing(importer.open_db(os.path.join(one.var, "db.sqlite3"))) as db:
+            with importer.open_db(os.path.join(one.var, "db.sqlite3")) as db:
                 flags = db.execute("SELECT co2_flag FROM co2_readings").fetchall()
     assert flags == [(4,)]
 

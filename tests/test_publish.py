@@ -626,7 +626,7 @@ def test_a_unit_that_was_sent_to_another_server_alone_is_not_late_here(place, ur
     for path in ("updates/update-1?recursive=True", "updates/update-1/conf-patch/ou-comm-config.json"):
         say(place, path, now=now)
     importer.import_new(place.station.archive)
-    with contextlib.closing(importer.open_db(place.station.settings.db)) as db:
+    with importer.open_db(place.station.settings.db) as db:
         state, = importer.fleet_state(db, now + 20 * 86400, archive=place.station.archive)
     assert (state.verdict, state.why) == verdict
     page = plot_ascii.web_page("alive", place.station.settings.db, {}, False, now + 20 * 86400, archive=place.station.archive)

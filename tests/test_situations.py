@@ -615,7 +615,7 @@ def imported(world):
     if os.path.exists(settings.db):
         os.unlink(settings.db)
     importer.import_new(settings.archive(), now=2e9)
-    with contextlib.closing(importer.open_db(settings.db)) as db:
+    with importer.open_db(settings.db) as db:
         return sorted(db.execute("SELECT unit_id, date, time FROM co2_readings"))
 
 
