@@ -151,8 +151,8 @@ def run_script(name, work, clean=_printable):
     """The exit status of a script that does `work`; whatever hinders it is told, see `fail`."""
     try:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError):                      # None has no encoding
-                stream.reconfigure(encoding="utf-8", errors="backslashreplace")     # never by the locale
+            with suppress(AttributeError):                      # None has no encoding, and it is never the locale's
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")     # type: ignore[union-attr]
         if not sys.stdout:
             raise Unusable("stdout is closed")
         try:
@@ -976,7 +976,7 @@ _INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
 
 
 def parse_instant(text, what):
-    """UTC seconds of an ISO date or date-time, also as in 2026-10-01 0:00, and with ...+02:00; None for an empty one."""
+    """UTC seconds of an ISO date or date-time, as in 2026-10-01 0:00 or with ...+02:00 too; None for an empty one."""
     if not text:
         return None
     found = _INSTANT.match(text)

@@ -41,7 +41,8 @@ from __future__ import annotations
 import sys
 
 # All scripts import this file first: from here on, who interrupts one before it runs sees no traceback.
-sys.excepthook = lambda kind, *rest: kind is KeyboardInterrupt or sys.__excepthook__(kind, *rest)
+if not hasattr(sys, "ps1"):             # in a session of Python its own hook stays
+    sys.excepthook = lambda kind, *rest: None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
 
 import json
 import os
