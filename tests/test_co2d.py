@@ -9,6 +9,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -785,6 +786,28 @@ def test_all_three_scripts_refuse_a_wrong_configuration_with_the_same_words(tmp_
     done = subprocess.run([sys.executable, os.path.join(HERE, script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           universal_newlines=True, env={**os.environ, "CO2D_CONF": str(file)}, timeout=60)
     assert (done.returncode, done.stderr) == (status, "%s: %s\n" % (script[:-3], complaint.format(file)))
+
+
+SCRIPTS = ("co2d.py", "importer.py", "plot_ascii.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_who_interrupts_a_script_before_it_runs_sees_no_traceback(tmp_path, script):
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt\n")         # of the modules that all of them import
+    done = subprocess.run([sys.executable, os.path.join(HERE, script), "--version"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")         # a shell calls it 130
+
+
+@pytest.mark.parametrize("words", ["co2d.py --print-config", "co2d.py --check-config", "co2d.py --print-unit", "co2d.py --help",
+                                   "co2d.py publish --help", "importer.py --help", "plot_ascii.py --help"])
+@pytest.mark.parametrize("redirect, why", [(">&-", "stdout is closed"), (">/dev/full", "No space left on device")])
+def test_a_stdout_that_is_closed_or_full_is_one_line_and_status_1(tmp_path, words, redirect, why):
+    (tmp_path / "co2d.conf").write_text("[co2d]\n")
+    environ = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run("%s %s/%s %s" % (sys.executable, HERE, words, redirect), shell=True, stderr=subprocess.PIPE, timeout=60,
+                          env={**environ, "CO2D_CONF": str(tmp_path / "co2d.conf")})
+    assert (done.returncode, done.stderr.decode()) == (1, "%s: %s\n" % (words.split(".")[0], why))
 
 
 def test_a_setting_that_has_gone_is_accepted_with_a_warning(tmp_path, monkeypatch):

@@ -257,6 +257,14 @@ def test_what_must_not_reach_a_unit_is_refused(place, capsys, files, complaint):
     assert report(place) == []
 
 
+def test_a_database_that_cannot_be_read_is_one_line_for_publish_too(place, capsys):
+    db = place.station.settings.db
+    with open(db, "w") as file:
+        file.write("no database " * 1000)
+    assert publish(place, str(place.directory / "new"), "--site", "x") == 1
+    assert capsys.readouterr().err.startswith("co2d: %s cannot be read (file is not a database)" % db)
+
+
 @pytest.mark.parametrize("arguments, complaint", [
     ([], "which update"), (["co2unit-ffff", "DIR"], "no unit is called 'co2unit-ffff'; the nearest names are co2unit-30ae"),
     (["50bd", "DIR"], "no unit is called '50bd'; the nearest names are 30aea42a50bc"),
