@@ -2771,10 +2771,9 @@ _VALUES = """
     WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400 AND {days}
         AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
         AND r.{what} IS NOT NULL AND r.qc & {bad} = 0"""
-_SOME_DAYS = f"""
-    d.day % (SELECT 1 + count(*) / {QUANTILE_DAYS} FROM temp.spans s CROSS JOIN daily d
-             WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400) = 0
-    """
+_EVERY = f"""
+    SELECT 1 + count(*) / {QUANTILE_DAYS} FROM temp.spans s CROSS JOIN daily d
+    WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400"""
 
 
 def _values(db, what, spans, bad, days):
@@ -2791,12 +2790,14 @@ def count_outside(db, what, spans, low, high):
 
 
 def quantiles(db, what, spans, shares):
-    """The values below which the shares (0 to 1) of all usable values lie, each None when there are no values: exact
-    for up to QUANTILE_DAYS days, then of an evenly spread sample of days."""
-    values = sorted(_values(db, what, spans, SUSPECT_BITS[what], _SOME_DAYS))
+    """The values below which the shares (0 to 1) of the usable values lie, each None when there are no values; and of
+    one day in how many they are: of each for up to QUANTILE_DAYS days, then of an evenly spread sample."""
+    _lay_out(db, [spans])
+    every = ask(db, _EVERY)
+    values = sorted(_values(db, what, spans, SUSPECT_BITS[what], f"d.day % {every} = 0"))
     if not values:
-        return [None] * len(shares)
-    return [values[min(len(values) - 1, int(share * len(values)))] for share in shares]
+        return [None] * len(shares), every
+    return [values[min(len(values) - 1, int(share * len(values)))] for share in shares], every
 
 
 def last_value(db, what, spans):

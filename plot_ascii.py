@@ -1620,10 +1620,13 @@ def panel_lines(c, row, chart, end, lines):
         else:
             tails[scale.level(value, len(labels))] = f" {g.last} {newest}"
     spans = row.within(Window(chart.axis.edges[0], end))
-    numbers = importer.quantiles(c.db, quantity.name, spans, (0.05, 0.5, 0.95))
+    numbers, every = importer.quantiles(
+        c.db, quantity.name, spans, (0.05, 0.5, 0.95)
+    )
     if None not in numbers:
         p5, median, p95 = [quantity.form % number for number in numbers]
         heading += (2, "median " + median), (3, f"p5 {p5}  p95 {p95}")
+        heading.append((1, every > 1 and f"of 1 day in {every}"))
     drawn = []
     for label, line, tail in zip(
         labels, plot(g, chart, scale, len(labels)), tails
@@ -1900,7 +1903,9 @@ def unit_problems(c, states):
     found = [
         problem
         for problem in c.o.problems
-        if problem.unit in units and not problem.key.startswith(told)
+        if problem.unit in units
+        and problem.since <= c.now
+        and not problem.key.startswith(told)
     ]
     lines = []
     for problem in found[: c.rows and 3]:

@@ -1564,6 +1564,127 @@ def test_a_sensor_that_died_is_told_though_readings_come(place):
         assert importer.fleet_state(db, now - 3 * 86400)[0].verdict == "ok"
 
 
+BEGIN = 1_567_296_000                                           # 2019-09-01T00:00:00Z
+
+
+def measured(times, unit=UNIT, temp="4.5"):
+    """Lines of readings at these times."""
+    return "".join("%s\tn\t%s\t%s\t0\t%s\n" % (
+        unit, time.strftime("%Y-%m-%d\t%H:%M:%S", time.gmtime(ts)), temp, "\t".join(["%d" % (400 + ts // 600 % 7)] * 10)) for ts in times)
+
+
+def called(times, unit=UNIT):
+    """Lines of pings at these times."""
+    return "".join("%s.000000\t%s\tn\t8\t-90\n" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ts)), unit) for ts in times)
+
+
+def found_gaps(place, a, now):
+    """The gaps of all units: hours since BEGIN from and to, missing readings, state."""
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        return [((gap.start - BEGIN) / 3600, gap.end and (gap.end - BEGIN) / 3600, gap.missing, gap.state)
+                for gap in importer.gaps(db, importer.deployments(db), a, now)]
+
+
+@pytest.mark.parametrize("before, after", [(30, 10), (10, 30), (30, 120), (30, 60), (240, 10), (10, 360)])
+def test_where_the_interval_was_changed_only_what_is_missing_is_a_gap(place, before, after):
+    changed, end = BEGIN + 20 * 86400, BEGIN + 40 * 86400
+    times = [*range(BEGIN, changed, before * 60), *range(changed, end, after * 60)]
+    missing = [5 * 86400, 5 * 86400 + before * 60, 35 * 86400]
+    place.readings(measured(sorted(set(times) - {BEGIN + seconds for seconds in missing})))
+    place.run(now=end)
+    step = [before / 60, after / 60]
+    assert found_gaps(place, 0, end) == [(120 - step[0], 120 + 2 * step[0], 2, "lost"), (840 - step[1], 840 + step[1], 1, "lost")]
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        spans, edges = [(UNIT, BEGIN, end)], list(range(BEGIN, end + 1, 600))
+        missing_in = importer.missing(db, importer.deployments(db), spans, edges, end)
+        assert {j * 600: n for j, n in enumerate(missing_in) if n} == dict.fromkeys(missing, 1)
+        columns = importer.buckets(db, ["co2"], [spans], edges)["co2"][0]
+        assert sum(bucket.rows for bucket in columns if bucket) == len(times) - 3
+        blank = [j for j, bucket in enumerate(columns) if bucket is None and columns[j + 1:] != [None] * (len(columns) - j - 1)]
+        gaps = [(120 * 6 - before // 10 + 1, 120 * 6 + before // 5), (840 * 6 - after // 10 + 1, 840 * 6 + after // 10)]
+        assert blank == [j for first, last in gaps for j in range(first, last)]
+
+
+def test_a_reading_that_comes_seconds_too_late_leaves_no_hole_in_a_column(place):
+    times = [BEGIN + n * 1800 + (-9 if n % 2 else 9) for n in range(145) if n != 48]
+    place.readings(measured(times))
+    place.run(now=BEGIN + 4 * 86400)
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        edges = list(range(BEGIN, BEGIN + 3 * 86400 + 1801, 1800))
+        columns = importer.buckets(db, ["co2"], [[(UNIT, 0, importer.FOREVER)]], edges)["co2"][0]
+    assert [j for j, bucket in enumerate(columns) if bucket is None] == [47]
+    assert [j for j, bucket in enumerate(columns) if bucket and bucket.held] == [j for j in range(1, 144, 2) if j != 47]
+    assert sum(bucket.rows for bucket in columns if bucket) == len(times)
+
+
+def test_an_open_gap_says_when_lines_came_that_could_not_be_read(place):
+    end = BEGIN + 12 * 86400
+    lines = [*range(BEGIN, BEGIN + 10 * 86400, 1800)]
+    place.readings(measured(lines) + measured(range(lines[-1] + 1800, end, 1800), temp="12345"))
+    place.put("var/pings/pings-0000.tsv", called(range(BEGIN + 11700, end, 86400)))
+    place.run(now=end)
+    assert found_gaps(place, 0, end) == [(239.5, None, 97, "rejected")]
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        assert [state.verdict for state in importer.fleet_state(db, end)] == ["refused"]
+        for days in (6, 9.9):                                   # as it was then: these lines had not come
+            assert [state.verdict for state in importer.fleet_state(db, BEGIN + int(days * 86400))] == ["ok"]
+
+
+def test_what_is_missing_since_the_begin_of_a_stay_is_a_gap(place):
+    end = BEGIN + 20 * 86400
+    late, silent, unheard, early = ["co2unit-00000000000%d" % n for n in range(1, 5)]
+    place.readings(measured(range(BEGIN + 5 * 86400, end, 3600), late), late)
+    place.readings(measured(range(BEGIN + 3600, end, 3600), early), early)
+    place.deployments("unit_id\tsite\tdeploy_date\n" + "".join("%s\ts\t2019-09-01\n" % unit for unit in (late, silent, unheard, early)))
+    place.put("var/pings/pings-0000.tsv", called(range(BEGIN + 11700, end, 86400), silent))
+    place.run(now=end)
+    assert found_gaps(place, BEGIN, end) == [(0, 120, 119, "lost"), (0, None, 960, "silent"), (0, None, 960, "waiting")]
+    assert found_gaps(place, BEGIN + 5 * 86400, end)[0][1] is None
+
+
+@pytest.mark.parametrize("minutes", [(195, 197), (195, 210, 240), (195, 1430), (195, 915)])
+def test_a_unit_that_calls_more_than_once_a_night_is_late_after_a_night_without_a_call(place, minutes):
+    end = BEGIN + 30 * 86400
+    place.put("var/pings/pings-0000.tsv", called(sorted(ts + 60 * late for ts in range(BEGIN, end, 86400) for late in minutes)))
+    place.readings(measured(range(BEGIN, end + 2 * 86400, 1800)))
+    place.run(now=end)
+    last = end - 86400 + 60 * minutes[-1]
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        verdicts = [importer.fleet_state(db, last + hours * 3600)[0].verdict for hours in (5, 12, 24, 34)]
+    assert verdicts[0] == verdicts[1] == "ok" and verdicts[3] == "late"
+
+
+def test_rows_of_a_unit_at_a_site_that_overlap_count_nothing_twice(place):
+    place.readings(LINE)
+    rows = ["2019-01-01\t2019-06-01", "2019-03-01\t2019-04-01", "2019-05-01\t2019-09-01", "2019-10-01\t", "2019-11-01\t2019-12-01"]
+    place.deployments("unit_id\tsite\tstart_ts\tend_ts\n" + "".join("%s\ts\t%s\n" % (UNIT, row) for row in rows))
+    place.run()
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        stays = [[ts < importer.FOREVER and time.strftime("%m-%d", time.gmtime(ts)) for ts in (stay.since, stay.until)]
+                 for stay in importer.deployments(db)]
+    assert stays == [["01-01", "06-01"], ["06-01", "09-01"], ["10-01", False]]
+
+
+def test_days_with_pings_are_those_of_the_columns_not_those_of_utc(place):
+    midnight = BEGIN - 5 * 3600                                 # of a zone west of Greenwich
+    place.put("var/pings/pings-0000.tsv", called(sorted(
+        midnight + 86400 * day + hours * 3600 for day in range(7) for hours in (1, 20, 23))))
+    place.run()
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        for width in (1, 7):
+            edges = list(range(midnight, midnight + 8 * 86400, width * 86400))
+            (columns,) = importer.pings(db, [[(UNIT, 0, importer.FOREVER)]], edges)
+            assert [(pings.n, pings.days) for pings in columns if pings] == [(3 * width, width)] * (7 // width)
+
+
+def test_the_newest_value_is_old_news_when_newer_readings_have_none(place):
+    place.readings(measured([BEGIN]) + measured(range(BEGIN + 1800, BEGIN + 7200, 1800), temp="None"))
+    place.run()
+    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+        told = [importer.last_value(db, what, [(UNIT, 0, BEGIN + seconds)]) for what in ("temp", "co2") for seconds in (3700, 7200)]
+    assert told == [(BEGIN, 4.5, 0), (BEGIN, 4.5, 1), (BEGIN + 3600, 400 + (BEGIN + 3600) // 600 % 7, 0), (BEGIN + 5400, 400 + (BEGIN + 5400) // 600 % 7, 0)]
+
+
 def test_gaps_of_a_long_range_are_those_of_the_readings(place):
     """Full months are passed over, days that are not full are looked into; a last day that is full is no gap up to now."""
     chance, begin, lines, missing = random.Random(1), 1_525_132_800, [], {4000, 4001, 4002, 4500, 4501, 8050, 8051, 8052, 8053}

@@ -834,6 +834,61 @@ def test_gaps_of_very_many_units_are_found_in_the_days_that_are_not_full(tmp_pat
     assert records(page_of("gaps", db)) == records(page_of("gaps", db, unit="unit-03"))
 
 
+def test_the_share_is_of_what_is_here_and_missing_whatever_the_interval_was(tmp_path: object) -> None:
+    changed, hole = NOW - timedelta(days=5), [datetime(2019, 9, 16, hour) for hour in range(20)]
+    slow = [row for row in steady(end=changed, minutes=60) if row[0] not in hole]
+    db = archive(str(tmp_path), [Unit(1, slow + steady(changed, minutes=10), daily())], "1 a 30 deployed 2019-09-12")
+    here = 9 * 24 + 12 - 20 + 5 * 144
+    lines = text_of("co2", db, site="a", rows=14, width=80, glyphs="ascii").split("\n")
+    assert lines[0].endswith("%d/%d = 97 %%" % (here, here + 20))
+    assert [line for line in lines if line.startswith("stat")] == ["stat|====-=========="]
+    assert [row["missing"] for row in records(page_of("gaps", db))] == [20]
+
+
+def test_values_that_are_held_are_no_readings(tmp_path: object) -> None:
+    db = archive(str(tmp_path), [Unit(1, steady(minutes=120), daily())], "1 a 30 deployed 2019-09-12")
+    rows = records(page_of("co2", db, site="a", recent_days=1, width=80))
+    assert len(rows) > 40 and all(row["co2_mean"] is not None for row in rows[:40])
+    assert [row["co2_n"] for row in rows[:8]] == [1, 0, 0, 0, 1, 0, 0, 0]
+    assert "12/12 = 100 %" in text_of("co2", db, site="a", recent_days=1)
+
+
+def test_a_median_of_a_sample_says_so(tmp_path: object) -> None:
+    start = NOW - timedelta(days=500)
+    db = archive(str(tmp_path), [Unit(1, steady(start, minutes=240, ppm=lambda days: 400 + days % 7))], "1 a 1 deployed 2018-01-01")
+    for width, months in ((80, 500), (46, 500), (80, 90)):
+        heading = text_of("co2", db, site="a", recent_days=months, width=width).split("\n")[1]
+        assert "median" in heading and ("of 1 day in 3" in heading) == (months == 500)
+
+
+def test_a_late_unit_shows_the_age_of_what_is_late(tmp_path: object) -> None:
+    end = NOW - timedelta(days=3)
+    units = [Unit(1, steady(end=end), daily()[:-3] + [(NOW - timedelta(hours=30), -90)]), Unit(2, steady(), daily(end=end))]
+    db = archive(str(tmp_path), units, "1 a 30 deployed 2019-09-12\n2 b 30 deployed 2019-09-12")
+    told = {line.split()[1]: line for line in text_of("status", db, width=80).split("\n") if line.startswith("LATE")}
+    assert "3 d 00 h" in told["a"] and "3 d 08 h" in told["b"]
+
+
+def test_a_value_of_a_sensor_that_died_does_not_look_new(tmp_path: object) -> None:
+    dies = NOW - timedelta(hours=6)
+    rows = [(when, ppm if when < dies else 0, temp) for when, ppm, temp in steady()]
+    db = archive(str(tmp_path), [Unit(1, rows, daily())], "1 a 30 deployed 2019-09-12")
+    assert [line.split()[6:8] for line in text_of("status", db, width=80).split("\n") if " unit-01 " in line] == [["–", "5.0"]]
+    assert "last 421, 6 h ago" in text_of("co2", db, site="a")
+
+
+def test_a_page_of_an_earlier_time_tells_no_problem_that_came_later(four: str) -> None:
+    problems = [importer.Problem("refused:co2unit-000000000001", "critical", "co2unit-000000000001", "its lines", seconds(NOW) - 2 * 86400)]
+    assert ["its lines" in text_of("status", four, problems=problems, **options) for options in ({}, {"xmax": "2019-09-20"})] == [True, False]
+
+
+def test_gaps_of_units_that_are_not_deployed_come_last(tmp_path: object) -> None:
+    left = NOW - timedelta(days=4)
+    db = archive(str(tmp_path), [Unit(1, steady(end=left), daily(end=left)), Unit(2, [row for row in steady() if row[0].day != 20])],
+                 "1 a 30 deployed 2019-09-12 2019-09-22\n2 b 20 deployed 2019-09-12")
+    assert [(row["site"], row["state"]) for row in records(page_of("gaps", db))] == [("b", "lost"), ("a", "off")]
+
+
 def test_readings_from_the_future_neither_stretch_nor_enter_the_page(tmp_path: object) -> None:
     ahead = [(when, 39000, 60.0) for when in every(30, datetime(2036, 1, 1), datetime(2036, 1, 2))]
     ahead.append((NOW + timedelta(hours=5), 2000, 5.0))
