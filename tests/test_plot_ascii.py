@@ -835,14 +835,14 @@ def test_gaps_of_very_many_units_are_found_in_the_days_that_are_not_full(tmp_pat
 
 
 def test_the_share_is_of_what_is_here_and_missing_whatever_the_interval_was(tmp_path: object) -> None:
-    changed, hole = NOW - timedelta(days=5), [datetime(2019, 9, 16, hour) for hour in range(20)]
+    changed, hole = NOW - timedelta(days=5), [datetime(2019, 9, 16, hour) for hour in range(2, 16)]
     slow = [row for row in steady(end=changed, minutes=60) if row[0] not in hole]
     db = archive(str(tmp_path), [Unit(1, slow + steady(changed, minutes=10), daily())], "1 a 30 deployed 2019-09-12")
-    here = 9 * 24 + 12 - 20 + 5 * 144
+    here = 9 * 24 + 12 - 14 + 5 * 144
     lines = text_of("co2", db, site="a", rows=14, width=80, glyphs="ascii").split("\n")
-    assert lines[0].endswith("%d/%d = 97 %%" % (here, here + 20))
-    assert [line for line in lines if line.startswith("stat")] == ["stat|====-=========="]
-    assert [row["missing"] for row in records(page_of("gaps", db))] == [20]
+    assert lines[0].endswith("%d/%d = 98 %%" % (here, here + 14))
+    assert [line for line in lines if line.startswith("stat")] == ["stat|" + "=" * 16 + "_ _" + "=" * 39]
+    assert [row["missing"] for row in records(page_of("gaps", db))] == [14]
 
 
 def test_values_that_are_held_are_no_readings(tmp_path: object) -> None:
