@@ -1580,7 +1580,7 @@ def called(times, unit=UNIT):
 
 def found_gaps(place, a, now):
     """The gaps of all units: hours since BEGIN from and to, missing readings, state."""
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         return [((gap.start - BEGIN) / 3600, gap.end and (gap.end - BEGIN) / 3600, gap.missing, gap.state)
                 for gap in importer.gaps(db, importer.deployments(db), a, now)]
 
@@ -1594,7 +1594,7 @@ def test_where_the_interval_was_changed_only_what_is_missing_is_a_gap(place, bef
     place.run(now=end)
     step = [before / 60, after / 60]
     assert found_gaps(place, 0, end) == [(120 - step[0], 120 + 2 * step[0], 2, "lost"), (840 - step[1], 840 + step[1], 1, "lost")]
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         spans, edges = [(UNIT, BEGIN, end)], list(range(BEGIN, end + 1, 600))
         missing_in = importer.missing(db, importer.deployments(db), spans, edges, end)
         assert {j * 600: n for j, n in enumerate(missing_in) if n} == dict.fromkeys(missing, 1)
@@ -1609,7 +1609,7 @@ def test_a_reading_that_comes_seconds_too_late_leaves_no_hole_in_a_column(place)
     times = [BEGIN + n * 1800 + (-9 if n % 2 else 9) for n in range(145) if n != 48]
     place.readings(measured(times))
     place.run(now=BEGIN + 4 * 86400)
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         edges = list(range(BEGIN, BEGIN + 3 * 86400 + 1801, 1800))
         columns = importer.buckets(db, ["co2"], [[(UNIT, 0, importer.FOREVER)]], edges)["co2"][0]
     assert [j for j, bucket in enumerate(columns) if bucket is None] == [47]
@@ -1624,7 +1624,7 @@ def test_an_open_gap_says_when_lines_came_that_could_not_be_read(place):
     place.put("var/pings/pings-0000.tsv", called(range(BEGIN + 11700, end, 86400)))
     place.run(now=end)
     assert found_gaps(place, 0, end) == [(239.5, None, 97, "rejected")]
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         assert [state.verdict for state in importer.fleet_state(db, end)] == ["refused"]
         for days in (6, 9.9):                                   # as it was then: these lines had not come
             assert [state.verdict for state in importer.fleet_state(db, BEGIN + int(days * 86400))] == ["ok"]
@@ -1649,7 +1649,7 @@ def test_a_unit_that_calls_more_than_once_a_night_is_late_after_a_night_without_
     place.readings(measured(range(BEGIN, end + 2 * 86400, 1800)))
     place.run(now=end)
     last = end - 86400 + 60 * minutes[-1]
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         verdicts = [importer.fleet_state(db, last + hours * 3600)[0].verdict for hours in (5, 12, 24, 34)]
     assert verdicts[0] == verdicts[1] == "ok" and verdicts[3] == "late"
 
@@ -1659,7 +1659,7 @@ def test_rows_of_a_unit_at_a_site_that_overlap_count_nothing_twice(place):
     rows = ["2019-01-01\t2019-06-01", "2019-03-01\t2019-04-01", "2019-05-01\t2019-09-01", "2019-10-01\t", "2019-11-01\t2019-12-01"]
     place.deployments("unit_id\tsite\tstart_ts\tend_ts\n" + "".join("%s\ts\t%s\n" % (UNIT, row) for row in rows))
     place.run()
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         stays = [[ts < importer.FOREVER and time.strftime("%m-%d", time.gmtime(ts)) for ts in (stay.since, stay.until)]
                  for stay in importer.deployments(db)]
     assert stays == [["01-01", "06-01"], ["06-01", "09-01"], ["10-01", False]]
@@ -1670,7 +1670,7 @@ def test_days_with_pings_are_those_of_the_columns_not_those_of_utc(place):
     place.put("var/pings/pings-0000.tsv", called(sorted(
         midnight + 86400 * day + hours * 3600 for day in range(7) for hours in (1, 20, 23))))
     place.run()
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         for width in (1, 7):
             edges = list(range(midnight, midnight + 8 * 86400, width * 86400))
             (columns,) = importer.pings(db, [[(UNIT, 0, importer.FOREVER)]], edges)
@@ -1680,7 +1680,7 @@ def test_days_with_pings_are_those_of_the_columns_not_those_of_utc(place):
 def test_the_newest_value_is_old_news_when_newer_readings_have_none(place):
     place.readings(measured([BEGIN]) + measured(range(BEGIN + 1800, BEGIN + 7200, 1800), temp="None"))
     place.run()
-    with contextlib.closing(importer.open_db(place.archive.db)) as db:
+    with importer.open_db(place.archive.db) as db:
         told = [importer.last_value(db, what, [(UNIT, 0, BEGIN + seconds)]) for what in ("temp", "co2") for seconds in (3700, 7200)]
     assert told == [(BEGIN, 4.5, 0), (BEGIN, 4.5, 1), (BEGIN + 3600, 400 + (BEGIN + 3600) // 600 % 7, 0), (BEGIN + 5400, 400 + (BEGIN + 5400) // 600 % 7, 0)]
 
