@@ -511,7 +511,6 @@ segments   (?!(OURS)$)SEGMENT  %r cannot take uploads
 whole      -?[0-9]{1,9}  %r is not a whole number
 real       -?[0-9]{1,9}(\.[0-9]{1,9})?  %r is not a number
 """.replace("SEGMENT", _SEGMENT).replace("OURS", f"{seqfile.UPDATES_FOLDER}|{seqfile.SET_ASIDE}")
-_MANY = ("networks", "segments")        # kinds of which a setting holds several words
 
 
 def _value_of(kind, text, base):
@@ -632,7 +631,7 @@ def _read(section, said, base, warnings):
 
 def _check(kind, text):
     """ValueError for a text that is no setting of this kind."""
-    words = (text.split() or [""]) if kind in _MANY else [text]
+    words = (text.split() or [""]) if kind in ("networks", "segments") else [text]     # several in one setting
     for word in words:
         for of, pattern, refusal in rows_of(_KINDS):
             if of == kind and not re.fullmatch(pattern, word):
@@ -699,7 +698,7 @@ class Rules(NamedTuple):
 
 def number_parser(pattern, convert):
     """A function from the text of a field to its value, None for `None`; Rejected where the pattern does not match."""
-    is_number = re.compile(pattern, re.ASCII).fullmatch
+    is_number = re.compile(pattern).fullmatch
 
     def parse(text):
         if text == "None":
@@ -721,16 +720,15 @@ KNOWN = NEEDED + len(RAW)               # fields of the newest firmware that is 
 
 _PREFIX = seqfile.UNIT_PREFIX
 _ID = f"{_PREFIX}(?:(?!{_PREFIX})[0-9A-Za-z._-])+"
-_UNIT_ID = re.compile(_ID + r"\Z", re.ASCII)
+_UNIT_ID = re.compile(_ID + r"\Z")
 _LATER_ID = re.compile(_PREFIX.encode())
 # Where a hardware id does not begin another line: in its own field and in the nickname of a whole line. In a line that
 # was cut in its first fields only the id itself is passed, else the first field.
 _FIRST_FIELDS = re.compile(rf"(?:{_ID}\t[^\t]*\t\d{{4}}-\d\d-\d\d\t|{_PREFIX}|[^\t]*\t)".encode())
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
-_CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])\Z", re.ASCII)
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])\Z")
 TOO_LONG = f"line longer than {LONGEST_LINE} bytes"
-GLUED = "two lines glued together"
 NO_TIME = "impossible date or time"
 
 
@@ -874,7 +872,7 @@ def parse_reading(raw, rules):
 
 
 _PING = re.compile(r"(([0-9]{4}-[0-9]{2}-[0-9]{2})T(([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]{1,6})?))"
-                   r"\t([0-9A-Za-z._-]+)\t([^\t]*)\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z", re.ASCII)
+                   r"\t([0-9A-Za-z._-]+)\t([^\t]*)\t(None|-?[0-9]{1,4})\t(None|-?[0-9]{1,4})\Z")
 
 
 def parse_ping(raw, rules):
@@ -889,11 +887,11 @@ def parse_ping(raw, rules):
     return moment, day, exact_clock, unit, nickname(nick), *map(parse_integer, strengths), ts
 
 
-_HEADLINE = re.compile(r"----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})"
+_HEADLINE = re.compile(r"(?as)----- (?:([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})"
                        r"|\(((?: *[0-9]{1,4} *,){5} *[0-9]{1,4})[0-9, ]*\))"
-                       r"(?: +(INFO|WARN|EXC)\b)?(.*)", re.ASCII | re.DOTALL)
+                       r"(?: +(INFO|WARN|EXC)\b)?(.*)")
 # The path of a URL can be a secret: up to its last `/ou/`, or all of it where it has none.
-_SECRET = re.compile(r"(https?://[^/\s'\"<>]+)(?:/[^\s'\"<>]*(?=/ou/)|/(?!ou/)[^\s'\"<>]+)", re.IGNORECASE)
+_SECRET = re.compile(r"(?i)(https?://[^/\s'\"<>]+)(?:/[^\s'\"<>]*(?=/ou/)|/(?!ou/)[^\s'\"<>]+)")
 # words of an entry -> its type; where several are there, the last of these
 ERROR_TYPES = dict(rows_of("""
 uncaught exception  uncaught
@@ -902,7 +900,6 @@ signal quality      signal
 backoff             backoff
 transmitting        transmit
 """))
-RUN_LOG = "run log leading up to this"  # such an entry lists what went well, too: it has no type
 
 
 def hide_secrets(text):
@@ -917,10 +914,10 @@ def decode_log(raw):
 
 
 def error_type(said):
-    """One of ERROR_TYPES, or None, for what an entry says."""
+    """One of ERROR_TYPES, or None, for what an entry says. A log of a run lists what went well, too: it has no type."""
     lower = said.lower()
     types = [name for words, name in ERROR_TYPES.items() if words in lower]
-    return None if lower.startswith(RUN_LOG) or not types else types[-1]
+    return None if lower.startswith("run log leading up to this") or not types else types[-1]
 
 
 class Entry:
@@ -969,10 +966,8 @@ DEPLOYMENT_COLUMNS = "unit_id nickname site tier status start_ts end_ts note".sp
 STATUSES = ("deployed", "en_route", "lab_check")
 _ABSENT = {**dict.fromkeys(DEPLOYMENT_COLUMNS, ""), "tier": "10", "status": STATUSES[0]}         # for missing columns
 _SIMPLE = {"deploy_date": "start_ts", "bring_back_date": "end_ts"}      # names in the older table
-_TIER = re.compile(r"(?:-?[0-9]{1,6})?\Z", re.ASCII)
 _INSTANT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
-                      r"(?:[T ]([0-9]{1,2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?(?:Z|([+-])([0-9]{2}:[0-9]{2}))?)?\Z",
-                      re.ASCII)
+                      r"(?:[T ]([0-9]{1,2}:[0-9]{2})(:[0-9]{2})?(?:\.[0-9]+)?(?:Z|([+-])([0-9]{2}:[0-9]{2}))?)?\Z")
 
 
 def parse_instant(text, what):
@@ -1011,8 +1006,7 @@ def parse_header(cells):
     """The columns of a table of deployments."""
     if len(cells) < 2:
         raise Rejected("no tabs in the header line")
-    names = [cell.lower() for cell in cells]
-    columns = [_SIMPLE.get(name, name) for name in names]
+    columns = [_SIMPLE.get(cell.lower(), cell.lower()) for cell in cells]
     if "unit_id" not in columns:
         raise Rejected("no column unit_id in the header line")
     return columns
@@ -1025,7 +1019,7 @@ def parse_deployment(cells, columns):
     fields = {**_ABSENT, **dict(zip(columns, cells))}
     if not _UNIT_ID.match(fields["unit_id"]):
         raise Rejected("no hardware id")
-    if not _TIER.match(fields["tier"]):
+    if not re.fullmatch("(-?[0-9]{1,6})?", fields["tier"]):
         raise Rejected("tier is not a number")
     fields["status"] = fields["status"].lower()
     if fields["status"] not in ("", *STATUSES):
@@ -1460,7 +1454,7 @@ class Reader:
         self.account.last_ts = times[-1]
 
     def _reject(self, line, why):
-        reason = GLUED if line.is_glued else str(why)
+        reason = "two lines glued together" if line.is_glued else str(why)
         self.account.rejected += 1
         self.account.rejected_bytes += len(line.raw)
         self.run.summary.rejected[reason] += 1
@@ -1637,18 +1631,7 @@ _LISTING = [
     "SAVEPOINT listing",
     "CREATE TEMP TABLE files(key, path, kind, unit_id, size, ctime, until, id)",
     "CREATE INDEX temp.files_by_key ON files(key)"]
-_ONLY_TIERED = """
-    DELETE FROM files WHERE kind = 'deployments' AND key LIKE '%/deploy_durations.tsv'
-    AND EXISTS (SELECT 1 FROM files WHERE kind = 'deployments' AND key LIKE '%\\_tiered.tsv' ESCAPE '\\')"""
-_SAME_IDS = """
-    SELECT f.key, f.path, first.key FROM files f
-    JOIN (SELECT id, min(key) AS key FROM files GROUP BY id HAVING count(*) > 1) first ON first.id = f.id
-    WHERE first.key < f.key"""
 _COST = "CASE kind WHEN 'readings' THEN size ELSE 4 * size END"          # the others are read line by line
-_SHARES = f"""
-    SELECT min(key), max(key) FROM
-        (SELECT key, size, CAST((sum({_COST}) OVER (ORDER BY key) - {_COST}) * ? AS INTEGER) AS share FROM files)
-    GROUP BY share ORDER BY share"""
 
 
 class Listing:
@@ -1668,10 +1651,16 @@ class Listing:
                 self.disputed.append(key)
             db.execute("DELETE FROM files WHERE key = ?", (key,))
             self._add(versions)
-        for key, path, owner in db.execute(_SAME_IDS).fetchall():
+        same_ids = db.execute("""
+            SELECT f.key, f.path, first.key FROM files f
+            JOIN (SELECT id, min(key) AS key FROM files GROUP BY id HAVING count(*) > 1) first ON first.id = f.id
+            WHERE first.key < f.key""")
+        for key, path, owner in same_ids.fetchall():
             self.unreadable.append((os.fsdecode(path), _SAME_ID % owner))
             db.execute("DELETE FROM files WHERE key = ?", (key,))
-        db.execute(_ONLY_TIERED)                                # the older, simpler table is read only without that
+        db.execute("""                                          -- the older, simpler table is read only without that
+            DELETE FROM files WHERE kind = 'deployments' AND key LIKE '%/deploy_durations.tsv'
+            AND EXISTS (SELECT 1 FROM files WHERE kind = 'deployments' AND key LIKE '%\\_tiered.tsv' ESCAPE '\\')""")
         db.execute("RELEASE listing")
 
     def _add(self, sources):
@@ -1687,7 +1676,11 @@ class Listing:
         """The keys cut into ranges that take about the same time: (first key, last key) of each."""
         total = ask(self.db, f"SELECT total({_COST}) FROM files")
         number = max(1, min(processes, MOST_PROCESSES, total // SHARE))
-        return self.db.execute(_SHARES, (number / (total + 1),)).fetchall() or [("", "")]
+        shares = self.db.execute(f"""
+            SELECT min(key), max(key) FROM
+                (SELECT key, CAST((sum({_COST}) OVER (ORDER BY key) - {_COST}) * ? AS INTEGER) AS share FROM files)
+            GROUP BY share ORDER BY share""", (number / (total + 1),))
+        return shares.fetchall() or [("", "")]
 
     def limit(self, ledger):
         """Keep only what a ledger (rows of path, done) knows, as far as it was read; the keys of what is gone."""
@@ -1757,9 +1750,6 @@ def judge(db, unit, begin, end, limits):
     return {day for _, _, day in changed}
 
 
-_SAME_AS_BEFORE = re.compile(rb"\x01+")
-
-
 def suspicious_times(times, co2, limits):
     """Times where there may be a spike, and those of what may be flat stretches: too many rather than too few."""
     if None in co2:
@@ -1768,7 +1758,7 @@ def suspicious_times(times, co2, limits):
         co2 = list(compress(co2, there))
     found = []
     same = bytes(map(operator.eq, co2[1:], co2))                # 1: as the value before
-    for run in _SAME_AS_BEFORE.finditer(same):
+    for run in re.finditer(rb"\x01+", same):
         if times[run.end()] - times[run.start()] >= limits.flat_time - JITTER:
             found += times[run.start():run.end() + 1]
     if co2 and max(co2) - min(co2) > limits.spike:
@@ -1828,9 +1818,6 @@ def sum_of(values, bits, bad):
 
 
 _OF_READINGS = ["ts", "qc", *SUSPECT_BITS]      # of a reading: what its day is made from
-_READINGS_OF_DAYS = f"""
-    SELECT ts / {DAY}, {", ".join(_OF_READINGS)} FROM co2_readings INDEXED BY readings_by_unit
-    WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts"""
 
 
 def day_of(times, bits, *quantities):
@@ -1846,7 +1833,9 @@ def day_of(times, bits, *quantities):
 def roll_up(db, unit, first, last):
     """Make the rollup of these days from the readings."""
     rows = []
-    readings = db.execute(_READINGS_OF_DAYS, (unit, first * DAY, (last + 1) * DAY))
+    readings = db.execute(f"""
+        SELECT ts / {DAY}, {", ".join(_OF_READINGS)} FROM co2_readings INDEXED BY readings_by_unit
+        WHERE unit_id = ? AND ts >= ? AND ts < ? ORDER BY ts""", (unit, first * DAY, (last + 1) * DAY))
     for _, of_day in groupby(readings, operator.itemgetter(0)):
         _, *columns = zip(*of_day)
         rows.append((unit, *day_of(*columns)))
@@ -1980,8 +1969,6 @@ _REPEATS = """
             SELECT ts FROM {table} WHERE unit_id = :unit AND ts BETWEEN :first AND :last
             GROUP BY ts HAVING count(*) > 1))
     WHERE n > 1"""
-_RELEASED = f"""
-    SELECT rowid, qc & ~{QC_FUTURE}, unit_id, ts / {DAY} FROM co2_readings WHERE qc & {QC_FUTURE} AND ts <= ?"""
 _SET_ACCOUNT = f"INSERT OR REPLACE INTO sources({', '.join(ACCOUNT_COLUMNS)}) VALUES (:{', :'.join(ACCOUNT_COLUMNS)})"
 
 
@@ -2099,7 +2086,10 @@ class Import:
 
     def release_future(self):
         """Readings whose time has come since are no longer dated in the future."""
-        rows = self.db.execute(_RELEASED, (self.rules.latest,)).fetchall()
+        rows = self.db.execute(f"""
+            SELECT rowid, qc & ~{QC_FUTURE}, unit_id, ts / {DAY} FROM co2_readings
+            WHERE qc & {QC_FUTURE} AND ts <= ?""",
+            (self.rules.latest,)).fetchall()
         set_qc(self.db, rows)
         for _, _, unit, day in rows:
             self.news["readings", unit].add(day)
@@ -2338,15 +2328,12 @@ def only_writer(path, patience=PATIENCE):
         yield
 
 
-_EARLIER = f"""
-    SELECT user_version BETWEEN 1 AND {SCHEMA_VERSION - 1} AND 2 = (
-        SELECT count(*) FROM sqlite_master WHERE name IN ('co2_readings', 'sources'))
-    FROM pragma_user_version"""
-
-
 def _is_earlier_version(path):
     with suppress(sqlite3.Error), closing(_connect(path, "immutable=1")) as db:
-        return ask(db, _EARLIER)
+        return ask(db, f"""
+            SELECT user_version BETWEEN 1 AND {SCHEMA_VERSION - 1} AND 2 = (
+                SELECT count(*) FROM sqlite_master WHERE name IN ('co2_readings', 'sources'))
+            FROM pragma_user_version""")
     return False
 
 
@@ -3833,14 +3820,13 @@ def print_lines(archive, query):
 
 _LEDGER = """
     SELECT '     bytes   imported  rejected   not yet     rows  repeats  rejects    extra  file'
-    UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes, size - done, imported,
-        repeated, rejected, extra_fields, path)
+    UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes,
+        size - done, imported, repeated, rejected, extra_fields, path)
     FROM (SELECT * FROM sources ORDER BY path)
     UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  total', sum(size), sum(imported_bytes),
         sum(rejected_bytes), sum(size - done), sum(imported), sum(repeated), sum(rejected), sum(extra_fields))
     FROM sources
     UNION ALL SELECT 'last import: ' || coalesce(datetime(at, 'unixepoch') || ' UTC', 'never') FROM last_import"""
-_TROUBLED = "SELECT 'not imported: ' || path || ': ' || trouble FROM sources WHERE trouble IS NOT NULL ORDER BY path"
 _REJECTS = """                         -- where neither neighbour is known, NULL makes all of (between ...) NULL
     SELECT printf('%s:%d: byte %d: %s%s: %s', s.path, r.line, r.offset, r.reason,
         ' (between ' || nullif(ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.before_ts, 'unixepoch'), '?') || ' and ' ||
@@ -3852,7 +3838,9 @@ _REJECTS = """                         -- where neither neighbour is known, NULL
 def command_status(archive, arguments):
     """What became of each file: bytes, rows, repeats, refused lines, unknown further fields; what could not be read."""
     print_lines(archive, _LEDGER)
-    return 1 if print_lines(archive, _TROUBLED) else 0
+    troubled = print_lines(archive, """
+        SELECT 'not imported: ' || path || ': ' || trouble FROM sources WHERE trouble IS NOT NULL ORDER BY path""")
+    return 1 if troubled else 0
 
 
 def command_rejects(archive, arguments):
