@@ -54,12 +54,12 @@ from collections import Counter, defaultdict, namedtuple
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import date
 from itertools import accumulate, chain, compress, count, groupby, islice, repeat
-from os.path import dirname, exists
+from os.path import abspath, basename, dirname, exists, isdir, join, realpath
 from typing import Callable, NamedTuple
 
 Troubles = list[tuple[str, str]]        # path, what is wrong with it
 __version__ = "1.0.0"                   # of all four files
-HERE = dirname(os.path.realpath(__file__))
+HERE = dirname(realpath(__file__))
 SCHEMA_VERSION = 4
 BYTES_AT_ONCE = 1 << 18                 # that are read
 LONGEST_LINE = 1 << 16                  # bytes; what is longer is rejected in pieces of this size
@@ -96,7 +96,7 @@ def place_of(error):
     """File and line where an exception was raised."""
     from traceback import extract_tb                            # no page needs it
     last = extract_tb(error.__traceback__)[-1]
-    return f"{os.path.basename(last.filename)}:{last.lineno}"
+    return f"{basename(last.filename)}:{last.lineno}"
 
 
 def rows_of(table):
@@ -516,7 +516,7 @@ real       -?[0-9]{1,9}(\.[0-9]{1,9})?  %r is not a number
 def _value_of(kind, text, base):
     """The value that a text stands for; relative paths count from the directory `base`."""
     if kind in ("path", "directory"):
-        return text and os.path.join(base, text)
+        return text and join(base, text)
     if kind == "switch":
         return text.lower() in ("yes", "true", "on", "1")
     if kind == "size":
@@ -585,7 +585,7 @@ def read_ini(file):
 def config_file(config):
     """The path of the configuration file in force, "" for none: `config`, else CO2D_CONF in the environment, else
     co2d.conf beside this script."""
-    beside = os.path.realpath(os.path.join(HERE, "co2d.conf"))  # installed, it is a link to the one in /etc
+    beside = realpath(join(HERE, "co2d.conf"))  # installed, it is a link to the one in /etc
     return config or os.environ.get("CO2D_CONF") or (beside if exists(beside) else "")
 
 
@@ -603,11 +603,11 @@ def load_settings(config, given):
             options[name] = text, "--" + name.replace("_", "-")
     warnings = []
     limits = LIMITS._replace(**_read("quality", sections["quality"], "", warnings))
-    values = _read("co2d", sections["co2d"], dirname(os.path.abspath(file)), warnings)
+    values = _read("co2d", sections["co2d"], dirname(abspath(file)), warnings)
     values.update(_read("co2d", options, os.getcwd(), warnings))
     settings = Settings(**values, limits=limits, warnings=tuple(warnings))
     _check_together(settings, file or "the options")
-    return settings._replace(db=settings.db or os.path.join(settings.var_dir, "db.sqlite3"))
+    return settings._replace(db=settings.db or join(settings.var_dir, "db.sqlite3"))
 
 
 def _read(section, said, base, warnings):
@@ -651,9 +651,9 @@ def _check_together(settings, where):
             raise BadConfig(f"{where}: {quantity}_low = {low:g} must be below {quantity}_high = {high:g}")
     for name in ("data_dir", "var_dir"):
         place = getattr(settings, name)
-        if exists(place) and not os.path.isdir(place):
+        if exists(place) and not isdir(place):
             raise BadConfig(f"{where}: {name}: {place} is not a directory")
-    if os.path.realpath(settings.data_dir) == os.path.realpath(settings.var_dir):
+    if realpath(settings.data_dir) == realpath(settings.var_dir):
         raise BadConfig(f"{where}: data_dir and var_dir are the same directory, {settings.data_dir}")
     if settings.tls_key and not settings.tls_cert:
         raise BadConfig(f"{where}: tls_key without tls_cert: there would be no TLS")
@@ -1557,7 +1557,7 @@ _SAME_ID = "its name gives the same id as that of %s: rename one of them"
 def find_sources(archive, unreadable):
     """All text files of an archive, in no order. What cannot be used is appended to `unreadable` with the reason."""
     for data_dir in archive.data_dirs:
-        if len(archive.data_dirs) > 1 and not os.path.isdir(data_dir):
+        if len(archive.data_dirs) > 1 and not isdir(data_dir):
             unreadable.append((data_dir, "there is no such directory"))
         for entry in _scan(data_dir, unreadable):
             if entry.is_dir(follow_symlinks=False):
@@ -1568,8 +1568,8 @@ def find_sources(archive, unreadable):
     # Of data directories that are merged, HOME/var beside each has the pings of that server; their keys are those of a
     # copy in HOME's name below a data directory.
     for data_dir in archive.data_dirs if len(archive.data_dirs) > 1 else ():
-        above, home = os.path.split(dirname(os.path.realpath(data_dir)))
-        if os.path.join(above, home, "var") != os.path.realpath(archive.var_dir):
+        above, home = os.path.split(dirname(realpath(data_dir)))
+        if join(above, home, "var") != realpath(archive.var_dir):
             yield from _collect(above, "data/", f"{home}/var/{seqfile.PINGS_FOLDER}", unreadable)
 
 
@@ -1584,7 +1584,7 @@ def _scan(directory, unreadable):
 
 
 def _collect(root, prefix, folder, unreadable):
-    for entry in _scan(os.path.join(root, folder), unreadable):
+    for entry in _scan(join(root, folder), unreadable):
         source = _source(entry.path, root, prefix)
         if source:
             yield source
@@ -2150,7 +2150,7 @@ def _open_no_link(path, flags):
 
 def _connect(path, how):
     """A connection to a database that is there; `how` is an option of SQLite's URIs."""
-    name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    name = abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     return sqlite3.connect(f"file:{name}?{how}", uri=True, timeout=PATIENCE)
 
 
@@ -2385,7 +2385,7 @@ DATA_MARK = ".co2d-data"
 def _mark_data(archive):
     with suppress(OSError):                                     # a copy that cannot be written to needs no mark
         for directory in (archive.data_dirs[0], archive.var_dir):
-            open(os.path.join(directory, DATA_MARK), "a").close()
+            open(join(directory, DATA_MARK), "a").close()
 
 
 def _not_mounted(db, archive):
@@ -2393,8 +2393,8 @@ def _not_mounted(db, archive):
     known = ask(db, "SELECT EXISTS (SELECT 1 FROM sources WHERE path LIKE 'data/%')")
     found = []
     for directory in archive.data_dirs if known else ():
-        is_marked = exists(os.path.join(directory, DATA_MARK))
-        is_expected = directory == archive.data_dirs[0] and exists(os.path.join(archive.var_dir, DATA_MARK))
+        is_marked = exists(join(directory, DATA_MARK))
+        is_expected = directory == archive.data_dirs[0] and exists(join(archive.var_dir, DATA_MARK))
         is_empty = all(entry.name.startswith(".") for entry in _scan(directory, []))
         if is_expected and not is_marked or is_empty:
             found.append((directory, "empty, missing, or not the one that was here; is a disk not mounted? Uploads are "
@@ -2518,7 +2518,7 @@ def _named(archive, paths):
         return None
     found = []
     for root, prefix in ((archive.data_dirs[0], "data/"), (archive.var_dir, "var/")):
-        root = os.path.join(root, "")
+        root = join(root, "")
         found += filter(None, [_source(path, root, prefix) for path in paths if path.startswith(root)])
     return None if any(source.kind == "deployments" for source in found) else found
 
@@ -2905,7 +2905,7 @@ def read_rows(directory, match, fields):
     """The rows of a log of ours that have so many fields, as lists of texts, in order."""
     with suppress(FileNotFoundError):
         for name in seqfile.files_in_sequence(directory, match):
-            with open(os.path.join(directory, name), encoding="utf-8", errors="replace", newline="\n") as stream:
+            with open(join(directory, name), encoding="utf-8", errors="replace", newline="\n") as stream:
                 rows = [line.rstrip("\n").split("\t") for line in stream]
             yield from (row for row in rows if len(row) == fields)
 
@@ -3000,7 +3000,7 @@ def _servers(archive, unit, update="*"):
     """The URLs that the newest update of a unit, or the one named, sets for it to report to; none if no update does."""
     from glob import escape, glob
     for data_dir in archive.data_dirs:
-        pattern = os.path.join(escape(data_dir), unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH)
+        pattern = join(escape(data_dir), unit, seqfile.UPDATES_FOLDER, update, COMM_PATCH)
         for path in sorted(glob(pattern), reverse=True):
             with suppress(OSError, ValueError, AttributeError):
                 with open(path, encoding="utf-8") as file:
@@ -3015,7 +3015,7 @@ def _fetched(archive):
     one server alone, and that server: it may not call here again."""
     nights = defaultdict(set)
     taken = {}
-    for at, unit, update, path in read_rows(os.path.join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
+    for at, unit, update, path in read_rows(join(archive.var_dir, seqfile.FETCHES_FOLDER), seqfile.FETCHES, 4):
         with suppress(Rejected):
             ts = parse_instant(at or "-", "time")
             nights[unit].add(ts // DAY)
@@ -3202,7 +3202,7 @@ class Gap(NamedTuple):
 
 
 def _number_of(path):
-    return seqfile.extract_sequence_number(os.path.basename(path or ""), seqfile.READINGS)
+    return seqfile.extract_sequence_number(basename(path or ""), seqfile.READINGS)
 
 
 # Stretches that may miss readings: time of the reading before and of the one after; NULL where none came since. The
@@ -3346,7 +3346,7 @@ def problems(db, archive, now):
 def write_health(var_dir, found, now):
     """Replace health.json; OSError when that cannot be."""
     text = json.dumps({"written": now, "problems": [problem._asdict() for problem in found]}, indent=1) + "\n"
-    file = os.path.join(var_dir, HEALTH_FILE)
+    file = join(var_dir, HEALTH_FILE)
     try:
         with open(file + ".new", "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -3360,7 +3360,7 @@ def write_health(var_dir, found, now):
 
 def read_health(var_dir, now):
     """The Problems that the daemon wrote last; None when there is no such file. When it is old, this is one more."""
-    file = os.path.join(var_dir, HEALTH_FILE)
+    file = join(var_dir, HEALTH_FILE)
     try:
         with open(file, encoding="utf-8") as stream:
             health = json.load(stream)
@@ -3482,7 +3482,7 @@ def verify(archive, processes=1):
         db.execute("BEGIN")                                     # one state, from the first query to the last
         ledger = db.execute("SELECT path, done FROM sources").fetchall()
         now = ask(db, "SELECT coalesce(at, 0) FROM last_import")
-        new = os.path.join(directory, "db.sqlite3")
+        new = join(directory, "db.sqlite3")
         with _connected("") as beside:
             listing = Listing(archive, beside)
             problems = [f"{path}: the ledger knows it, but the file is gone" for path in listing.limit(ledger)]
@@ -3750,7 +3750,7 @@ DESCRIPTOR = "datapackage.json"
 def _write_resource(db, directory, what, given, now):
     """Write a table as CSV; the description of it."""
     path = what + ".csv"
-    with open(os.path.join(directory, path), "w", encoding="utf-8", newline="") as file:
+    with open(join(directory, path), "w", encoding="utf-8", newline="") as file:
         file.writelines(export(db, what, "csv", given, now))
     fields = []
     for column in EXPORTS[what].columns:
@@ -3767,7 +3767,7 @@ def write_package(db, directory, given, now):
     BadArguments for a directory that holds something else.
     """
     os.makedirs(directory, exist_ok=True)
-    file = os.path.join(directory, DESCRIPTOR)
+    file = join(directory, DESCRIPTOR)
     if os.listdir(directory) and not exists(file):
         raise BadArguments(f"{directory} holds something else than a data package: name an empty directory")
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
