@@ -2781,9 +2781,7 @@ def quantiles(db, what, spans, shares):
     one day in how many they are: of each for up to QUANTILE_DAYS days, then of an evenly spread sample."""
     _lay_out(db, [spans])
     every = ask(db, _EVERY)
-    values = sorted(_values(db, what, spans, SUSPECT_BITS[what], f"d.day % {every} = 0"))
-    if not values:
-        return [None] * len(shares), every
+    values = sorted(_values(db, what, spans, SUSPECT_BITS[what], f"d.day % {every} = 0")) or [None]
     return [values[min(len(values) - 1, int(share * len(values)))] for share in shares], every
 
 
@@ -3232,19 +3230,20 @@ SELECT before, ts FROM (
                           ORDER BY ts DESC LIMIT 1)
     WHERE ts < :now - {DAY + HOUR})
 ORDER BY ts IS NULL, ts"""
+# The file of the reading before, its size, the file of the reading after, whether lines between them were refused.
 _ENDS = """
-    SELECT s.path, s.size, s.rejected > 0 AND EXISTS (
-        SELECT 1 FROM rejects WHERE source = s.id AND before_ts >= :start AND after_ts <= :end)
-    FROM co2_readings r LEFT JOIN sources s ON s.id = r.source
-    WHERE r.unit_id = :unit AND r.ts IN (:start, :end) ORDER BY r.ts"""
+    SELECT b.path, b.size, a.path, EXISTS (
+        SELECT 1 FROM rejects WHERE source IN (b.id, a.id) AND before_ts >= ?2 AND after_ts <= ?3)
+    FROM (SELECT 1)
+    LEFT JOIN sources b ON b.id = (SELECT source FROM co2_readings WHERE unit_id = ?1 AND ts = ?2)
+    LEFT JOIN sources a ON a.id = (SELECT source FROM co2_readings WHERE unit_id = ?1 AND ts = ?3)"""
 
 
 def _why(db, unit, start, end):
     """What became of readings that are missing between two that are there, by the files these two came from."""
-    files = db.execute(_ENDS, {"unit": unit, "start": start, "end": end}).fetchall()
-    if any(rejected for _, _, rejected in files):
+    path, size, next_path, refused = db.execute(_ENDS, (unit, start, end)).fetchone()
+    if refused:
         return "rejected"
-    (path, size, _), (next_path, _, _) = files[0], files[-1]
     number, following = _number_of(path), _number_of(next_path)
     if number is None or following is None or following <= number:
         return "lost"
@@ -3272,7 +3271,7 @@ def gaps(db, stays, a, now):
                 continue
             calls = ask(db, "SELECT count(*) FROM pings WHERE unit_id = ? AND ts > ? AND ts <= ?",
                         unit, start + step, until)
-            missing = round((until - start) / step) - 1 if end else (until - start) // step
+            missing = round((until - start) / step) - 1
             since = start + step if end else now                # an open gap: of a unit that is deployed now
             if own and not any(stay.status == "deployed" and stay.since < until and since < stay.until for stay in own):
                 state = "off"
@@ -3290,9 +3289,9 @@ def missing(db, stays, spans, edges, now):
     for gap in gaps(db, stays, edges[0], now):
         for unit, a, b in spans:
             if unit == gap.unit_id and gap.state != "off":
-                due = range(gap.start + gap.step, gap.start + gap.step * gap.missing + 1, gap.step)
-                for ts in due[bisect_left(due, a):bisect_left(due, b)]:
-                    columns[bisect_right(edges, ts) - 1] += 1
+                for ts in islice(count(gap.start + gap.step, gap.step), gap.missing):
+                    if a <= ts < b:
+                        columns[bisect_right(edges, ts) - 1] += 1
     return columns
 
 

@@ -1511,7 +1511,7 @@ def test_gaps_are_the_distances_of_more_than_one_and_a_half_rhythms_in_whatever_
                     if after - before > max(1.5 * step, 1.1 * usual[after // 86400]) and after > a:
                         expected.append((before, after, round((after - before) / step) - 1))
                 step = rhythm_of(seen[-10:])
-                expected += [(seen[-1], None, (now - seen[-1]) // step)] * (now - seen[-1] > 25 * 3600)
+                expected += [(seen[-1], None, round((now - seen[-1]) / step) - 1)] * (now - seen[-1] > 25 * 3600)
                 assert [(gap.start, gap.end, gap.missing) for gap in importer.gaps(db, importer.deployments(db), a, now)] == expected
 
 
@@ -1623,7 +1623,7 @@ def test_an_open_gap_says_when_lines_came_that_could_not_be_read(place):
     place.readings(measured(lines) + measured(range(lines[-1] + 1800, end, 1800), temp="12345"))
     place.put("var/pings/pings-0000.tsv", called(range(BEGIN + 11700, end, 86400)))
     place.run(now=end)
-    assert found_gaps(place, 0, end) == [(239.5, None, 97, "rejected")]
+    assert found_gaps(place, 0, end) == [(239.5, None, 96, "rejected")]
     with importer.open_db(place.archive.db) as db:
         assert [state.verdict for state in importer.fleet_state(db, end)] == ["refused"]
         for days in (6, 9.9):                                   # as it was then: these lines had not come
@@ -1638,7 +1638,7 @@ def test_what_is_missing_since_the_begin_of_a_stay_is_a_gap(place):
     place.deployments("unit_id\tsite\tdeploy_date\n" + "".join("%s\ts\t2019-09-01\n" % unit for unit in (late, silent, unheard, early)))
     place.put("var/pings/pings-0000.tsv", called(range(BEGIN + 11700, end, 86400), silent))
     place.run(now=end)
-    assert found_gaps(place, BEGIN, end) == [(0, 120, 119, "lost"), (0, None, 960, "silent"), (0, None, 960, "waiting")]
+    assert found_gaps(place, BEGIN, end) == [(0, 120, 119, "lost"), (0, None, 959, "silent"), (0, None, 959, "waiting")]
     assert found_gaps(place, BEGIN + 5 * 86400, end)[0][1] is None
 
 

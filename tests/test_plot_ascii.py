@@ -311,8 +311,8 @@ def test_gaps(four: str) -> None:
     assert text_of("gaps", four) == picture("""
     gaps · 12 Sep 00:00 – 26 Sep 2019 12:00 UTC · 3 gaps · newest first
     site       unit    from         to           missing state
-    pa_07      unit-05 20 Sep 00:00 now              312 not uploaded
-    東京_ref   unit-04 22 Sep 11:30 now              193 not uploaded
+    pa_07      unit-05 20 Sep 00:00 now              311 not uploaded
+    東京_ref   unit-04 22 Sep 11:30 now              192 not uploaded
     vj_re_sn_2 unit-02 15 Sep 23:30 19 Sep 00:00     144 lost
     longer than 1.5 of the unit's rhythms  missing: readings
     """)
