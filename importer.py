@@ -135,19 +135,19 @@ def _printable(text):
     return re.sub(unsafe, "?", text.encode("utf-8", "replace").decode())
 
 
-def fail(name, error, clean=_printable):
+def fail(name, error):
     """Say in a line on stderr why a script fails; the exit status: 2 for arguments that make no sense, 0 where who
-    reads has seen enough, else 1. `clean` makes a text harmless for a terminal."""
+    reads has seen enough, else 1."""
     if isinstance(error, OSError):      # Python must find no unwritten text when it ends: it would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         return 0
     reason = re.sub(r"^\[Errno \d+\] ", "", str(error))
-    print(f"{name}: {clean(reason)}", file=sys.stderr)
+    print(f"{name}: {_printable(reason)}", file=sys.stderr)
     return 2 if isinstance(error, BadArguments) else 1
 
 
-def run_script(name, work, clean=_printable):
+def run_script(name, work):
     """The exit status of a script that does `work`; whatever hinders it is told, see `fail`."""
     try:
         for stream in (sys.stdout, sys.stderr):
@@ -162,7 +162,7 @@ def run_script(name, work, clean=_printable):
     except KeyboardInterrupt:
         return 130
     except (OSError, sqlite3.Error, Unusable) as error:
-        return fail(name, error, clean)
+        return fail(name, error)
 
 
 # -- quality rules ----------------------------------------------------------------------------------------------------
@@ -2237,6 +2237,20 @@ def _remove(path, suffixes=("", "-journal", "-wal", "-shm")):
             os.unlink(path + suffix)
 
 
+def write_file(path, lines):
+    """Replace a file in one step, so that nobody reads half of it. A link or a device, as /dev/stdout, stays."""
+    is_replaced = not os.path.lexists(path) or os.path.isfile(path) and not os.path.islink(path)
+    new = path + ".new" if is_replaced else path
+    try:
+        with open(new, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+        if is_replaced:
+            os.rename(new, path)
+    finally:
+        if is_replaced:
+            _remove(new, [""])
+
+
 def _user(number):
     """The entry of a user; who has none, as in a container, is called by the number."""
     try:
@@ -3347,11 +3361,8 @@ def write_health(var_dir, found, now):
     text = json.dumps({"written": now, "problems": [problem._asdict() for problem in found]}, indent=1) + "\n"
     file = join(var_dir, HEALTH_FILE)
     try:
-        with open(file + ".new", "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.rename(file + ".new", file)
+        write_file(file, [text])
     except OSError:                                             # the disk is full: then into the room that it has
-        _remove(file, [".new"])
         with open(file, "r+", encoding="utf-8") as stream:
             stream.write(text)
             stream.truncate()
@@ -3749,8 +3760,7 @@ DESCRIPTOR = "datapackage.json"
 def _write_resource(db, directory, what, given, now):
     """Write a table as CSV; the description of it."""
     path = what + ".csv"
-    with open(join(directory, path), "w", encoding="utf-8", newline="") as file:
-        file.writelines(export(db, what, "csv", given, now))
+    write_file(join(directory, path), export(db, what, "csv", given, now))
     fields = []
     for column in EXPORTS[what].columns:
         fields.append({"name": column.name, "type": _FIELD_TYPES[column.kind], "description": column.about})
@@ -3765,12 +3775,13 @@ def write_package(db, directory, given, now):
 
     BadArguments for a directory that holds something else.
     """
+    # What is wrong with a filter, of any table, is found before a file is opened.
+    conditions = [f"first <= {int(now)}", *read_filters(db, "pings", given)]
     os.makedirs(directory, exist_ok=True)
     file = join(directory, DESCRIPTOR)
     if os.listdir(directory) and not exists(file):
         raise BadArguments(f"{directory} holds something else than a data package: name an empty directory")
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
-    conditions = [f"first <= {int(now)}", *read_filters(db, "readings", given)]
     start, end = db.execute(EXPORTS["readings"].choose("min(time), max(time)", conditions)).fetchone()
     package = {
         "profile": "tabular-data-package",
@@ -3781,8 +3792,7 @@ def write_package(db, directory, given, now):
         "version": seqfile.utc(now, "%Y.%m.%d"),
         "temporal": {"start": start, "end": end},
         "resources": resources}
-    with open(file, "w", encoding="utf-8") as out:
-        json.dump(package, out, ensure_ascii=False, indent=2)
+    write_file(file, [json.dumps(package, ensure_ascii=False, indent=2)])
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -3888,8 +3898,7 @@ def command_export(archive, arguments):
         else:
             lines = export(db, what, arguments.format, given, time.time())
             if arguments.output:
-                with open(arguments.output, "w", encoding="utf-8", newline="") as out:
-                    out.writelines(lines)
+                write_file(arguments.output, lines)
             else:
                 sys.stdout.writelines(lines)
     return 0

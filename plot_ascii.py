@@ -49,6 +49,7 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from datetime import datetime, timedelta, timezone
+from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from itertools import chain, cycle, groupby, starmap, zip_longest
 from operator import attrgetter, itemgetter
@@ -69,7 +70,8 @@ from importer import (
     FOREVER,
     Pings,
     Problem,
-    Unusable
+    Unusable,
+    write_file
 )
 
 
@@ -730,6 +732,7 @@ class Context:
         self.now = o.now
         if o.xmax is not None:
             self.now = min(self.now, self.zone.parse(o.xmax))
+        self.begin = o.xmin and self.zone.parse(o.xmin)
         self.width = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = self.g is ASCII
@@ -829,7 +832,7 @@ class Context:
             first = last = end
         first = max(first, min(since))
         last = min(last, max(until) - 1)
-        asked = o.xmin and self.zone.parse(o.xmin)
+        asked = self.begin
         days = view.days_alone if alone else view.days
         if o.recent_days is not None:
             days = o.recent_days or 1e5
@@ -3155,29 +3158,26 @@ def site_link(name, query):
     return url(WEB["co2"].url, {**kept, "site": name})
 
 
-def no_data(error, o):
-    """Of a station that has no database."""
-    return clean(f"No data yet: {error}", o.glyphs == "ascii")
-
-
 def draw(view, o):
-    """One page. NoDatabase: there is none; UnknownName: nothing has the name that is asked for."""
-    with importer.open_db(o.db) as connection:
-        c = Context(connection, view, o)
-        above = []
-        for problem in o.problems:
-            if not problem.unit:  # of the station
-                above += problem_lines(c, problem)
-        c.rows = c.room(len(above))
-        why = "No units yet."
-        if importer.deployments(connection):
-            why = "No deployment of that tier."
-        try:
+    """One page. UnknownName: nothing has the name that is asked for; Unusable: the database cannot be read."""
+    above = []
+    try:
+        with importer.open_db(o.db) as connection:
+            c = Context(connection, view, o)
+            for problem in o.problems:
+                if not problem.unit:  # of the station
+                    above += problem_lines(c, problem)
+            c.rows = c.room(len(above))
+            why = "No units yet."
+            if importer.deployments(connection):
+                why = "No unit of that name at that site, or of that tier."
             if not c.stays:
                 raise Nothing(why)
             page = VIEWS[view].draw(c)
-        except Nothing as error:
-            page = nothing(view, str(error))
+    except Nothing as error:
+        page = nothing(view, str(error))
+    except importer.NoDatabase as error:
+        page = nothing(view, clean(f"No data yet: {error}", o.glyphs == "ascii"))
     return page._replace(lines=above + page.lines)
 
 
@@ -3363,7 +3363,7 @@ def picture_of(view, o, write):
     """What `write` makes of a view's picture; nothing where there is none."""
     if view not in PICTURES or view == "co2" and o.panels:
         return ""
-    with importer.open_db(o.db) as connection:
+    with suppress(importer.NoDatabase), importer.open_db(o.db) as connection:
         c = Context(connection, view, o)
         c.robust = False
         if not c.stays:
@@ -3378,6 +3378,7 @@ def picture_of(view, o, write):
         period, *_ = c.zone.period(shown, "–")
         about = f"{period} · {picture.about}"
         return write(c, picture._replace(about=about, window=shown))
+    return ""
 
 
 def document(name, o):
@@ -3446,23 +3447,15 @@ def web_page(view, db, query, html, now, *, problems=(), archive=None):
         problems=problems,
         archive=archive,
     )
+    if html:
+        return document(view, o)
     wrong, of_units = without_station(o)
     texts = [text + "\n" for text in wrong]
-    try:
-        if html:
-            return document(view, o)
-        for _, name, changes in WEB[view].sections:
-            text = to_text(draw(name, of_units.but(**changes)).lines)
-            if text not in texts:
-                texts.append(text)
-    except importer.NoDatabase as error:
-        texts.append(no_data(error, o) + "\n")
-    text = "\n".join(texts)
-    return (
-        html_page(WEB[view].title, f"<pre>{escaped(text)}</pre>", query)
-        if html
-        else text
-    )
+    for _, name, changes in WEB[view].sections:
+        text = to_text(draw(name, of_units.but(**changes)).lines)
+        if text not in texts:
+            texts.append(text)
+    return "\n".join(texts)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -3472,20 +3465,6 @@ def put(text):
     """To stdout, in UTF-8 or ASCII as it is, whatever Python thinks of the locale."""
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
-
-
-def write_file(path, text):
-    """Replace a file in one step, so that nobody reads half of it. A link or a device, as /dev/stdout, stays."""
-    is_replaced = (
-        not os.path.lexists(path)
-        or os.path.isfile(path)
-        and not os.path.islink(path)
-    )
-    target = path + ".new" if is_replaced else path
-    with open(target, "w", encoding="utf-8") as file:
-        file.write(text)
-    if is_replaced:
-        os.replace(target, path)
 
 
 def run(a):
@@ -3498,6 +3477,9 @@ def run(a):
     o = options(a)
     if a.check:
         return check(a, o)
+    if a.db:
+        with importer.open_db(a.db):
+            pass  # one that is named has to be there
     if a.watch:
         watch(a)
     if (
@@ -3505,13 +3487,13 @@ def run(a):
         and a.output
         and (os.path.isdir(a.output) or a.output.endswith("/"))
     ):
-        write_site(a.output, o)
-        return 0
+        return write_site(a.output, o)
     paged = a.terminal and sys.stdin.isatty() and not a.no_pager
     whole = o.all or a.plain or a.json or paged and a.view != "status"
     text = page_text(a, o, None if whole else o.height - 1)
     if a.output:
-        write_file(a.output, text)
+        if text:
+            write_file(a.output, [text])
     elif paged and text.count("\n") >= o.height:
         page_through(text)
     else:
@@ -3551,26 +3533,23 @@ def known_problems(a, now, whole):
 
 def page_text(a, o, rows):
     """The page in the format that is asked for."""
-    try:
-        o = o.but(problems=known_problems(a, o.now, a.view == "status"))
-        if a.html:
-            name = {"co2": "co2", "status": "index"}.get(a.view, "alive")
-            return document(name, o)
-        if a.output and a.output.endswith(".svg"):
-            text = picture_of(a.view, o, picture_file)
-            if not text:
-                raise ValueError("there is no picture of this: " + a.view)
-            return text
-        page = draw(a.view, o.but(rows=rows))
-    except importer.NoDatabase as error:
-        if a.db:
-            raise
-        page = nothing(a.view, no_data(error, o))
+    o = o.but(problems=known_problems(a, o.now, a.view == "status"))
+    if a.html:
+        name = {"co2": "co2", "status": "index"}.get(a.view, "alive")
+        return document(name, o)
+    is_picture = a.output and a.output.endswith(".svg")
+    text = is_picture and picture_of(a.view, o, picture_file)
+    if text:
+        return text
+    page = draw(a.view, o.but(rows=rows))
     if a.json:
         return to_json(page)
+    if page.empty and (a.plain or is_picture):
+        print(page.empty, file=sys.stderr)
+        return ""
+    if is_picture:
+        raise ValueError("there is no picture of this: " + a.view)
     if a.plain:
-        if page.empty:
-            print(page.empty, file=sys.stderr)
         return to_tsv(page, o.glyphs == "ascii")
     # a flag wins, then NO_COLOR and TERM, then whether this is a terminal
     dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
@@ -3600,12 +3579,13 @@ def check(a, o):
         ]
         if not rows:
             problems.append(
-                Problem("units", importer.CRITICAL, "", "no units yet", now)
+                Problem("units", importer.CRITICAL, "", page.empty, now)
             )
     except Unusable as error:
         counts = []
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
-        problems += known_problems(a, now, False)
+        if not isinstance(error, importer.UnknownName):
+            problems += known_problems(a, now, False)
     levels = [importer.NOTE, importer.WARNING, importer.CRITICAL]
     worst = max(
         [levels.index(problem.level) for problem in problems], default=0
@@ -3617,13 +3597,15 @@ def check(a, o):
     said[0] = f"CO2 {word}: {said[0].replace('|', '/')}"
     if counts:
         said[0] += f" | {' '.join(counts)}"
-    if not a.changes or changed(a.changes, problems, now, said):
-        put("\n".join(said) + "\n")
+    if a.changes:
+        return max(worst, tell_changes(a.changes, problems, now, said))
+    put("\n".join(said) + "\n")
     return worst
 
 
-def changed(path, problems, now, said):
-    """Whether the problems are news after those that the file has, which were told last; what is well again is said."""
+def tell_changes(path, problems, now, said):
+    """Print what is said, and what is well again, if the problems are news after those that the file has, which were
+    told last; the exit status."""
     import json
 
     wrong = {
@@ -3631,18 +3613,27 @@ def changed(path, problems, now, said):
     }
     try:
         with open(path, encoding="utf-8") as file:
-            told, before = json.load(file)
-    except (OSError, ValueError, TypeError):
-        told = 0
+            told, known = json.load(file)
+        age = now - told
+        before = {
+            key: (str(unit), clean(text)) for key, (unit, text) in known.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        # there is none, or it is not ours
+        age = DAY
         before = {}
-    if before.keys() == wrong.keys() and not (wrong and now - told >= DAY):
-        return False
+    if before.keys() == wrong.keys() and not (wrong and age >= DAY):
+        return 0
     units = {unit for unit, _ in wrong.values() if unit}
     for key, (unit, text) in before.items():
         if key not in wrong and unit not in units:
             said.append("well again: " + text)
-    write_file(path, json.dumps([now, wrong]))
-    return True
+    put("\n".join(said) + "\n")
+    try:
+        write_file(path, [json.dumps([now, wrong])])
+    except OSError as error:
+        return importer.fail("plot_ascii", error)
+    return 0
 
 
 EXAMPLES = """examples:
@@ -3732,21 +3723,25 @@ def speaks_unicode():
 
 
 def write_site(directory, o):
-    """All pages as files for another web server, with links between them."""
+    """All pages as files for another web server, with links between them; the exit status."""
     os.makedirs(directory, exist_ok=True)
     for name, page in WEB.items():
-        write_file(os.path.join(directory, page.file), document(name, o))
-    with importer.open_db(o.db) as connection:
-        sites = {stay.site for stay in importer.deployments(connection)} - {
-            None
-        }
-    for site in sites:
+        write_file(os.path.join(directory, page.file), [document(name, o)])
+    sites = set()
+    with suppress(importer.NoDatabase), importer.open_db(o.db) as connection:
+        sites = {stay.site for stay in importer.deployments(connection)}
+    status = 0
+    for site in sites - {None}:
         path = os.path.join(directory, site_link(site, None))
-        write_file(path, document("co2", o.but(site=site)))
+        try:
+            write_file(path, [document("co2", o.but(site=site))])
+        except (OSError, Unusable) as error:
+            status = importer.fail("plot_ascii", error)
+    return status
 
 
 def page_through(text):
-    """Show text in the user's pager; without one that starts, print it."""
+    """Show text in the user's pager; without one that works, print it."""
     import subprocess
 
     pager = os.environ.get("PAGER") or "less -FIRX"
@@ -3758,7 +3753,7 @@ def page_through(text):
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is meant for the pager
     process.communicate(text.encode())
-    if process.returncode == 127:
+    if 0 < process.returncode < 128:  # it has failed, and nobody has ended it
         put(text)
 
 
@@ -3789,12 +3784,15 @@ def main(argv=None, now=None):
         a.clock = time.time if now is None else lambda: now
         try:
             return run(a)
+        except importer.BadConfig as error:
+            if not a.check:
+                raise
+            put(f"CO2 CRITICAL: {clean(error, True)}\n")
+            return 2
         except ValueError as error:
             raise importer.BadArguments(str(error))
 
-    return importer.run_script(
-        "plot_ascii", work, lambda text: clean(text, True)
-    )
+    return importer.run_script("plot_ascii", work)
 
 
 if __name__ == "__main__":

@@ -504,6 +504,37 @@ def test_options_that_do_not_go_together_are_refused(place, options, reason):   
     assert (done.returncode, done.stderr) == (2, "importer: %s\n" % reason)
 
 
+@pytest.mark.parametrize("wrong", [["--site", "nowhere"], ["--unit", "nobody"], ["--since", "never"], ["--flag", "1"]])
+def test_a_package_is_left_alone_when_the_next_one_cannot_be_made(place, tmp_path, wrong):         # noqa: F811
+    place.readings(LINE)
+    place.run()
+    assert place.command("export", "--package", str(tmp_path / "pkg")).returncode == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "pkg").iterdir()}
+    assert place.command("export", "--package", str(tmp_path / "pkg"), *wrong).returncode in (1, 2)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "pkg").iterdir()} == before
+    assert place.command("export", "--package", str(tmp_path / "new"), *wrong).returncode in (1, 2)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_export_replaces_a_file_when_it_is_complete(place, tmp_path, monkeypatch):                # noqa: F811
+    out = tmp_path / "out.csv"
+    out.write_text("of yesterday")
+
+    def lines(*arguments):
+        yield "half\n"
+        assert out.read_text() == "of yesterday"
+        raise importer.Unusable("interrupted")
+
+    place.readings(LINE)
+    place.run()
+    monkeypatch.setattr(importer, "export", lines)
+    assert importer.main(["export", "readings", "-o", str(out), "--var-dir", place.var, "--data-dir", place.data]) == 1
+    assert out.read_text() == "of yesterday" and [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+    monkeypatch.undo()
+    assert importer.main(["export", "readings", "-o", str(out), "--var-dir", place.var, "--data-dir", place.data]) == 0
+    assert out.read_text().startswith("time,unit_id") and [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 

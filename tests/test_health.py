@@ -473,4 +473,4 @@ def test_a_check_tells_what_the_daemon_knows_before_there_is_any_unit(tmp_path, 
     (tmp_path / "co2d.conf").write_text("[co2d]\ndata_dir = data\nvar_dir = var\n")
     assert plot_ascii.main(["status", "--check", "--config", str(tmp_path / "co2d.conf")]) == 2
     said = capfd.readouterr().out
-    assert "no space left" in said and ("no units yet" if has_database else "no database yet") in said
+    assert "no space left" in said and ("No units yet" if has_database else "no database yet") in said

@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 
 import importer
 import plot_ascii
+from importer import Problem
 from plot_ascii import Options, Scale, Zone, clean, cut, width
 
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "plot_ascii.py")
@@ -1035,11 +1037,11 @@ def test_static_pages_link_to_each_other(four: str, tmp_path: object) -> None:
 def test_a_file_is_replaced_and_a_link_stays(tmp_path: object) -> None:
     page, link = str(tmp_path) + "/page.html", str(tmp_path) + "/link.html"
     os.symlink(page, link)
-    plot_ascii.write_file(page, "old")
+    plot_ascii.write_file(page, ["old"])
     opened = open(page)
-    plot_ascii.write_file(page, "new")
+    plot_ascii.write_file(page, ["new"])
     assert opened.read() == "old"
-    plot_ascii.write_file(link, "through")
+    plot_ascii.write_file(link, ["through"])
     assert os.path.islink(link) and open(page).read() == "through"
     assert sorted(os.listdir(str(tmp_path))) == ["link.html", "page.html"]
 
@@ -1096,6 +1098,46 @@ def test_a_station_without_data_yet_is_one_clear_line_and_no_failure(tmp_path: o
     assert run(*config, "--plain")[:2] == (0, "")
 
 
+def test_a_station_without_data_yet_has_html_pages_that_say_so_and_no_picture(tmp_path: Any) -> None:
+    write(str(tmp_path) + "/co2d.conf", "[co2d]\ndb = %s/none\n" % tmp_path)
+    config = ["--config", str(tmp_path) + "/co2d.conf"]
+    page, picture = tmp_path / "page.html", tmp_path / "page.svg"
+    picture.write_text("the picture of yesterday")
+    assert run(*config, "--html", "-o", str(page)) == (0, "", "")
+    assert "No data yet: no database yet" in checked(page.read_text()).text
+    status, out, err = run(*config, "-o", str(picture))
+    assert (status, out) == (0, "") and err.startswith("No data yet: ") and err.count("\n") == 1
+    assert picture.read_text() == "the picture of yesterday"
+    assert run(*config, "--html", "-o", str(tmp_path) + "/web/") == (0, "", "")
+    assert sorted(os.listdir(str(tmp_path) + "/web")) == ["co2.html", "index.html", "status.html"]
+    assert run("--db", str(tmp_path) + "/none", "--html", "-o", str(tmp_path) + "/other/")[0] == 1
+
+
+def test_no_file_is_written_when_the_database_cannot_be_read(tmp_path: Any) -> None:
+    for name in ("page.txt", "page.html", "page.svg"):
+        file = tmp_path / name
+        file.write_text("good")
+        write(str(tmp_path) + "/text", "not a database " * 100)
+        write(str(tmp_path) + "/co2d.conf", "[co2d]\ndb = %s/text\n" % tmp_path)
+        status, out, err = run("--config", str(tmp_path) + "/co2d.conf", "-o", str(file), *["--html"] * name.endswith("html"))
+        assert (status, out, file.read_text()) == (1, "", "good") and "cannot be read" in err
+
+
+def test_one_site_that_cannot_be_written_keeps_no_other_from_its_page(tmp_path: Any) -> None:
+    longest = "a" * 250
+    names = [longest, "b, c", "d*", "d1", "[e]*", "f"]
+    db = archive(str(tmp_path), [Unit(n, steady(), daily()) for n in range(1, 7)], "\n".join(
+        "%d %s 10 deployed 2019-09-01" % (n, name.replace(" ", "_")) for n, name in enumerate(names, 1)))
+    status, out, err = run("--db", db, "--html", "-o", str(tmp_path) + "/web/")
+    assert (status, out) == (1, "") and err.startswith("plot_ascii: File name too long") and err.count("\n") == 1
+    pages = {name for name in os.listdir(str(tmp_path) + "/web") if name.startswith("site-")}
+    assert len(pages) == 5 and not [name for name in pages if name.endswith(".new")]
+    for name, unit in (("site-d=2A.html", 3), ("site-b=2C_c.html", 2), ("site-=5Be=5D=2A.html", 5)):
+        with open("%s/web/%s" % (tmp_path, name), encoding="utf-8") as file:
+            text = file.read()
+        assert {n for n in range(1, 7) if "unit-%02d" % n in text} == {unit}, name
+
+
 def test_a_database_that_is_named_and_not_there_is_a_failure(tmp_path: object) -> None:
     status, out, err = run("--db", str(tmp_path) + "/none")
     assert (status, out) == (1, "") and err.count("\n") == 1 and "no database" in err
@@ -1135,7 +1177,7 @@ def test_nothing_that_matches_is_one_line(four: str, arguments: List[str]) -> No
 
 
 @pytest.mark.parametrize("arguments, why", [
-    (["--site", "Vadso"], "no site is called 'Vadso'; the nearest names are Vadso"),
+    (["--site", "Vadso"], "no site is called 'Vadso'; the nearest names are Vadsø\n"),
     (["--site", "vj_re_sn_1,vj_re_sn_5"], "no site is called 'vj_re_sn_5'; the nearest names are vj_re_sn_"),
     (["--unit", "unit-06"], "no unit is called 'unit-06'; the nearest names are unit-0"),
     (["--unit", "1*"], "no unit is called '1*'")])
@@ -1163,8 +1205,8 @@ def test_what_is_wrong_with_an_option_is_said_in_a_url_and_on_the_command_line(f
 def test_what_is_missing_is_named(four: str, tmp_path: object) -> None:
     """A name that nothing has, a time without readings, an archive without units: three different things."""
     for view in plot_ascii.VIEWS:
-        for options in ({"min_tier": 99}, {"max_tier": 9, "site": "Vads*"}):
-            assert page_of(view, four, **options).empty == "No deployment of that tier.", view
+        for options in ({"min_tier": 99}, {"max_tier": 9, "site": "Vads*"}, {"site": "Vads*", "unit": "unit-01"}):
+            assert page_of(view, four, **options).empty == "No unit of that name at that site, or of that tier.", view
     assert page_of("co2", four, xmin="2019-09-01", xmax="2019-09-02").empty == "No readings in this time."
     empty = archive(str(tmp_path), [])
     assert {page_of(view, empty).empty for view in plot_ascii.VIEWS} == {"No units yet."}
@@ -1245,6 +1287,7 @@ def test_a_fleet_that_is_well_is_one_line(capfd: Any, watched: str) -> None:
 
 def test_a_name_that_nothing_has_is_critical_not_well(capfd: Any, watched: str) -> None:
     assert check(capfd, watched, NOW, "--site", "b") == check(capfd, watched, NOW, "--unit", "unit-02")
+    importer.write_health(os.path.dirname(watched), [Problem("disk", "critical", "", "the disk is full", 0)], seconds(NOW))
     assert check(capfd, watched, NOW, "--site", "bb") == (2, ["CO2 CRITICAL: no site is called 'bb'; the nearest names are b, lab"])
 
 
@@ -1270,6 +1313,58 @@ def test_a_report_for_mail_comes_on_change_once_a_day_and_on_recovery(capfd: Any
     status, lines = check(capfd, mended, later, *flags)
     assert status == 0 and [line[:line.index(")") + 1] for line in lines[1:]] == ["well again: b (unit-02)", "well again: a (unit-01)"]
     assert check(capfd, mended, later, *flags) == (0, [])
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "5", "[]", "{}", '{"a": 1}', '[1, 2]', '[1, []]', '["x", {}]', '[1, {"a": 5}]',
+                                  '[1, {"a": [1]}]', '[null, {"a": ["b", "c"]}]'])
+def test_a_file_of_changes_that_is_not_ours_counts_as_none(capfd: Any, watched: str, tmp_path: Any, text: str) -> None:
+    file = tmp_path / "told"
+    file.write_text(text)
+    status, lines = check(capfd, watched, NOW, "--site", "b", "--changes", str(file))
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("CO2 CRITICAL: b (unit-02)")
+    assert check(capfd, watched, NOW, "--site", "b", "--changes", str(file)) == (2, [])
+
+
+@pytest.mark.parametrize("site, status", [("b", 2), ("a", 1)])
+def test_problems_are_told_though_they_cannot_be_noted(watched: str, tmp_path: Any, site: str, status: int) -> None:
+    flags = ["--site", site, "--changes", str(tmp_path / "nowhere" / "told")]
+    call = "import sys, plot_ascii; sys.exit(plot_ascii.main(sys.argv[2:], int(sys.argv[1])))"
+    now = seconds(NOW + timedelta(days=site == "a"))
+    done = subprocess.run([sys.executable, "-c", call, str(now), "status", "--check", "--db", watched, *flags], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, cwd=os.path.dirname(SCRIPT), universal_newlines=True)
+    assert done.returncode == status and done.stdout.startswith("CO2 ")
+    assert done.stderr == "plot_ascii: No such file or directory: '%s.new'\n" % flags[-1]
+
+
+def test_what_was_not_printed_is_not_noted_as_told(watched: str, tmp_path: Any) -> None:
+    command = "%s %s status --check --db %s --changes %s/told > /dev/full" % (sys.executable, SCRIPT, watched, tmp_path)
+    assert subprocess.run(command, shell=True, stderr=subprocess.DEVNULL).returncode == 1
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_a_wrong_configuration_is_a_line_for_monitoring(tmp_path: Any) -> None:
+    write(str(tmp_path) + "/co2d.conf", "[co2d]\nprot = 80\n")
+    conf = str(tmp_path) + "/co2d.conf"
+    assert run("status", "--check", "--config", conf) == (2, "CO2 CRITICAL: %s:2: unknown setting 'prot'\n" % conf, "")
+    assert run("status", "--config", conf)[:2] == (1, "")
+
+
+@pytest.mark.parametrize("pager, shown", [("false", True), ("no-such-pager", True), ("cat", True), ("cat > /dev/null", False)])
+def test_a_page_is_printed_where_the_pager_fails(capfd: Any, monkeypatch: Any, pager: str, shown: bool) -> None:
+    monkeypatch.setenv("PAGER", pager)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        plot_ascii.page_through("a page\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().out == "a page\n" * shown
+
+
+def test_every_page_refuses_times_that_are_none(four: str) -> None:
+    for view in plot_ascii.VIEWS:
+        for option in ("xmin", "xmax"):
+            with pytest.raises(ValueError, match="not a date or time"):
+                page_of(view, four, **{option: "2019-13-01"})
 
 
 def test_of_a_missing_database_a_report_speaks_once(capfd: Any, tmp_path: object) -> None:
