@@ -597,10 +597,9 @@ def load_settings(config, given):
     """
     file = config_file(config)
     sections = read_ini(file) if file else dict.fromkeys(_SECTIONS, {})
-    options = {}
-    for name, text in given.items():
-        if text is not None and (name in SETTINGS or name in GONE):
-            options[name] = text, "--" + name.replace("_", "-")
+    options = {
+        name: (text, "--" + name.replace("_", "-"))
+        for name, text in given.items() if text is not None and (name in SETTINGS or name in GONE)}
     warnings = []
     limits = LIMITS._replace(**_read("quality", sections["quality"], "", warnings))
     values = _read("co2d", sections["co2d"], dirname(abspath(file)), warnings)
@@ -1062,7 +1061,6 @@ class Lookup(dict):
     """What a function makes of a text (or a sum), worked out once for each."""
 
     def __init__(self, function, rejected=None):
-        super().__init__()
         self.function = function
         self.rejected = rejected        # the value of what the function rejects
 
@@ -1316,7 +1314,6 @@ class Reader:
             if self.source.kind != "readings" or not self._take_columns(block):
                 for line in lines_of(_LINE_OR_PIECE.findall(block), self.account):
                     self._take_line(line)
-            self.flush()
 
     def as_log(self, file, end):
         """An error log: entries of several lines."""
@@ -1717,27 +1714,25 @@ def _checksum_of(file, size):
 _MEANS = f"""
     SELECT ts, co2, qc FROM co2_readings
     WHERE unit_id = ? AND co2 IS NOT NULL AND qc & {QC_ROW} = 0 AND """
-# Of each mean: time and value since the one before (waited, rise) and until the one behind (waits, fall: positive if
-# that is lower).
-_NEIGHBOURS = f"""
-    SELECT rowid AS id, ts, co2, qc, ts - lag(ts) OVER near AS waited, co2 - lag(co2) OVER near AS rise,
-        lead(ts) OVER near - ts AS waits, co2 - lead(co2) OVER near AS fall
-    FROM co2_readings
-    WHERE unit_id = :unit AND ts BETWEEN :begin - :gap AND :end + :gap AND co2 IS NOT NULL AND qc & {QC_ROW} = 0
-    WINDOW near AS (ORDER BY ts, co2, rowid)"""
-_STRETCHES = f"""
-    SELECT *, sum(rise IS NOT 0) OVER (ORDER BY ts, co2, id ROWS UNBOUNDED PRECEDING) AS stretch
-    FROM ({_NEIGHBOURS})"""
-# A spike as ioos_qc's spike_test (method differential) has it, for neighbours that are near. All readings of a flat
-# stretch are flagged, wherever a day begins; a gap inside it counts `gap` at most.
+# neighbours: of each mean time and value since the one before (waited, rise) and until the one behind (waits, fall:
+# positive if that is lower). A spike is what ioos_qc's spike_test (method differential) flags, for neighbours that are
+# near. All readings of a flat stretch are flagged, wherever a day begins; a gap inside it counts `gap` at most.
 _JUDGE = f"""
+    WITH neighbours AS (
+        SELECT rowid AS id, ts, co2, qc, ts - lag(ts) OVER near AS waited, co2 - lag(co2) OVER near AS rise,
+            lead(ts) OVER near - ts AS waits, co2 - lead(co2) OVER near AS fall
+        FROM co2_readings
+        WHERE unit_id = :unit AND ts BETWEEN :begin - :gap AND :end + :gap AND co2 IS NOT NULL AND qc & {QC_ROW} = 0
+        WINDOW near AS (ORDER BY ts, co2, rowid)),
+    stretches AS (
+        SELECT *, sum(rise IS NOT 0) OVER (ORDER BY ts, co2, id ROWS UNBOUNDED PRECEDING) AS stretch FROM neighbours)
     SELECT id, judged, ts / {DAY} FROM (
         SELECT id, ts, qc, qc & ~{QC_SPIKE | QC_FLAT}
             | CASE WHEN waited <= :gap AND waits <= :gap AND rise * fall > 0 AND min(abs(rise), abs(fall)) > :spike
                 THEN {QC_SPIKE} ELSE 0 END
             | CASE WHEN sum(CASE WHEN rise = 0 THEN min(waited, :gap) END) OVER (PARTITION BY stretch) >= :flat
                 THEN {QC_FLAT} ELSE 0 END AS judged
-        FROM ({_STRETCHES}))
+        FROM stretches)
     WHERE judged <> qc AND ts BETWEEN :begin AND :end"""
 
 
@@ -1931,9 +1926,9 @@ class Summary:
 
     def __init__(self):
         self.files = 0
-        self.rows: Counter[str] = Counter()                     # by kind
+        self.rows = Counter()           # by kind
         self.repeated = 0
-        self.rejected: Counter[str] = Counter()                 # by reason
+        self.rejected = Counter()       # by reason
         self.unreadable: Troubles = []
         self.hidden: Troubles = []      # of these, directories: their files are not known
         self.disputed: list[str] = []   # files of which two servers have different versions
@@ -1979,10 +1974,10 @@ class Import:
         self.db = db
         self.days = Days(db, rules.limits) if is_new else None  # the database is empty, and has no indexes yet
         self.rules = rules
-        self.progress = progress or (lambda done: None)
+        self.progress = progress        # called with numbers of bytes, or None
         self.columns = Columns(rules)
-        self.news: dict[tuple[str, str], set[int]] = defaultdict(set)   # kind, unit -> days in which rows came or went
-        self.again: set[int] = set()    # ids of sources to be read from the start: they may hold repeats of what went
+        self.news = defaultdict(set)    # (kind, unit) -> days in which rows came or went
+        self.again = set()              # ids of sources to be read from the start: they may hold repeats of what went
         self.changes = db.total_changes
         self.summary = Summary()
 
@@ -1990,7 +1985,8 @@ class Import:
         """Import what is new in these Sources."""
         for source in sources:
             self.take_one(source)
-            self.progress(source.size)
+            if self.progress:
+                self.progress(source.size)
             if self.days:
                 for (kind, unit), days in self.news.items():
                     if kind == "readings":
@@ -2416,14 +2412,11 @@ def _not_mounted(db, archive):
     return found
 
 
-_FRESH = """
-PRAGMA page_size = 8192; PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000; BEGIN;
-"""
-
-
 def _fill(db, sources, rules, progress):
     """The rows of a share of the text in an empty database, without what depends on other rows."""
-    db.executescript(_FRESH + SCHEMA)
+    db.executescript(f"""
+        PRAGMA page_size = 8192; PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000;
+        BEGIN; {SCHEMA}""")
     run = Import(db, rules, progress, is_new=True)
     run.take(sources)
     db.execute("COMMIT")
@@ -2867,7 +2860,7 @@ def newest_errors(db, units, a, b, limit):
 
 def _units(db):
     """All units of which anything is known."""
-    tables = ("daily", "pings", "error_logs", "deploy_durations_tiered")
+    tables = "daily pings error_logs deploy_durations_tiered".split()
     return sorted(set().union(*(_units_in(db, table) for table in tables)))
 
 
@@ -3312,15 +3305,6 @@ def missing(db, stays, spans, edges, now):
 # -- the list of problems -----------------------------------------------------------------------------------------
 
 
-_IN_THE_LEDGER = """
-    SELECT 'source:' || path, 'critical', '', path || ' is not imported: ' || trouble, CAST(ctime AS INTEGER)
-    FROM sources WHERE trouble IS NOT NULL
-    UNION ALL SELECT 'row:' || path || ':' || line, 'warning', '',
-        'line ' || line || ' of ' || path || ' is refused: ' || reason ||
-        '; until it is corrected, its unit counts as deployed', CAST(ctime AS INTEGER)
-    FROM rejects r JOIN sources s ON s.id = r.source WHERE kind = 'deployments'"""
-
-
 def missing_data(db, archive):
     """What is wrong with the data directories; "" when they are those from which files were imported."""
     return "; ".join(f"data directory {directory} is {why}" for directory, why in _not_mounted(db, archive))
@@ -3343,7 +3327,14 @@ def _unit_problems(state):
 
 def problems(db, archive, now):
     """What the database and the directories of the archive show: Problems, worst first."""
-    found = [Problem(*row) for row in db.execute(_IN_THE_LEDGER)]
+    in_the_ledger = db.execute("""
+        SELECT 'source:' || path, 'critical', '', path || ' is not imported: ' || trouble, CAST(ctime AS INTEGER)
+        FROM sources WHERE trouble IS NOT NULL
+        UNION ALL SELECT 'row:' || path || ':' || line, 'warning', '',
+            'line ' || line || ' of ' || path || ' is refused: ' || reason ||
+            '; until it is corrected, its unit counts as deployed', CAST(ctime AS INTEGER)
+        FROM rejects r JOIN sources s ON s.id = r.source WHERE kind = 'deployments'""")
+    found = [Problem(*row) for row in in_the_ledger]
     missing = missing_data(db, archive)
     if missing:
         found.append(Problem("data_dir", CRITICAL, "", missing, now))
@@ -3440,12 +3431,12 @@ def find_units(db, text):
     A name is a hardware id, the end of one (four letters or more), or a nickname: what a unit calls itself, or what the
     table of deployments calls it. UnknownName when nothing has that name, or when several units have it.
     """
-    names = db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''").fetchall()
+    called = defaultdict(set)
+    for unit, name in db.execute("SELECT unit_id, nickname FROM deploy_durations_tiered WHERE nickname <> ''"):
+        called[name].add(unit)
     for unit in _units(db):
-        names += [(unit, unit), (unit, unit.removeprefix(seqfile.UNIT_PREFIX)), (unit, _nickname(db, unit))]
-    called = {}
-    for unit, name in names:
-        called.setdefault(name, set()).add(unit)
+        for name in (unit, unit.removeprefix(seqfile.UNIT_PREFIX), _nickname(db, unit)):
+            called[name].add(unit)
     return find_names("unit", called, text)
 
 
@@ -3827,26 +3818,17 @@ def print_lines(archive, query):
     return number
 
 
-_LEDGER = """
-    SELECT '     bytes   imported  rejected   not yet     rows  repeats  rejects    extra  file'
-    UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes,
-        size - done, imported, repeated, rejected, extra_fields, path)
-    FROM (SELECT * FROM sources ORDER BY path)
-    UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  total', sum(size), sum(imported_bytes),
-        sum(rejected_bytes), sum(size - done), sum(imported), sum(repeated), sum(rejected), sum(extra_fields))
-    FROM sources
-    UNION ALL SELECT 'last import: ' || coalesce(datetime(at, 'unixepoch') || ' UTC', 'never') FROM last_import"""
-_REJECTS = """                         -- where neither neighbour is known, NULL makes all of (between ...) NULL
-    SELECT printf('%s:%d: byte %d: %s%s: %s', s.path, r.line, r.offset, r.reason,
-        ' (between ' || nullif(ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.before_ts, 'unixepoch'), '?') || ' and ' ||
-            ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.after_ts, 'unixepoch'), '?'), '? and ?') || ')',
-        substr(r.text, 1, 160))
-    FROM rejects r JOIN sources s ON s.id = r.source ORDER BY s.path, r.line"""
-
-
 def command_status(archive, arguments):
     """What became of each file: bytes, rows, repeats, refused lines, unknown further fields; what could not be read."""
-    print_lines(archive, _LEDGER)
+    print_lines(archive, """
+        SELECT '     bytes   imported  rejected   not yet     rows  repeats  rejects    extra  file'
+        UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes,
+            size - done, imported, repeated, rejected, extra_fields, path)
+        FROM (SELECT * FROM sources ORDER BY path)
+        UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  total', sum(size), sum(imported_bytes),
+            sum(rejected_bytes), sum(size - done), sum(imported), sum(repeated), sum(rejected), sum(extra_fields))
+        FROM sources
+        UNION ALL SELECT 'last import: ' || coalesce(datetime(at, 'unixepoch') || ' UTC', 'never') FROM last_import""")
     troubled = print_lines(archive, """
         SELECT 'not imported: ' || path || ': ' || trouble FROM sources WHERE trouble IS NOT NULL ORDER BY path""")
     return 1 if troubled else 0
@@ -3854,7 +3836,13 @@ def command_status(archive, arguments):
 
 def command_rejects(archive, arguments):
     """Lines that were refused: file, line, offset, reason, times of the neighbours, text."""
-    print_lines(archive, _REJECTS)
+    # Where neither neighbour is known, NULL makes all of (between ...) NULL.
+    print_lines(archive, """
+        SELECT printf('%s:%d: byte %d: %s%s: %s', s.path, r.line, r.offset, r.reason,
+            ' (between ' || nullif(ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.before_ts, 'unixepoch'), '?') || ' and ' ||
+                ifnull(strftime('%Y-%m-%dT%H:%M:%S', r.after_ts, 'unixepoch'), '?'), '? and ?') || ')',
+            substr(r.text, 1, 160))
+        FROM rejects r JOIN sources s ON s.id = r.source ORDER BY s.path, r.line""")
     return 0
 
 
