@@ -96,7 +96,7 @@ from functools import partial
 from http import HTTPStatus
 from os.path import exists, isdir, join, realpath
 from typing import BinaryIO, Callable, NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import importer
 from importer import CRITICAL, NOTE, SEGMENT, SETTINGS, WARNING, BadConfig
@@ -135,11 +135,17 @@ class Request(NamedTuple):
     body: bytes = b""
     peer: str = "127.0.0.1"
     now: float = 0.0                    # UTC seconds
+    is_gone: Callable = bool            # is_gone(): whether nobody waits for the answer any more
 
     @property
     def arguments(self):
-        """The first value of each query argument, by name."""
-        return dict(reversed(self.query))
+        """Query arguments by name, as browsers and programs send them: a plus is a space. Refused: one is repeated."""
+        found = {}
+        for name, value in parse_qsl(self.target.partition("?")[2], keep_blank_values=True):
+            if name in found:
+                raise Refused(400, f"{name[:40]} is there twice")
+            found[name] = value
+        return found
 
 
 class Response(NamedTuple):
@@ -725,7 +731,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 def ping_row(unit, request):
     """A line of pings-NNNN.tsv; control characters in values would forge lines."""
-    said = request.arguments
+    said = dict(reversed(request.query))                        # of what is repeated, the first
     values = [_UNPRINTABLE.sub("?", said.get(name, "None"))[:128] for name in ("site_code", "rssi_raw", "rssi_dbm")]
     return "\t".join([seqfile.utc(request.now, fraction=True), unit, *values]).encode("utf-8", "replace") + b"\n"
 
@@ -926,7 +932,7 @@ def _list_files(station, request, parts):
     """The answer for a directory of an update. Asking for all that is below one is how a unit begins to take it."""
     unit, _, name, *below = parts
     with seqfile.open_directory(station.settings.data_dir, parts) as directory:
-        if request.arguments.get("recursive") not in ("True", "1"):
+        if not {("recursive", "True"), ("recursive", "1")}.intersection(request.query):
             return json_response(sorted(os.listdir(directory)))
         reply = json_response(list(walk_update(directory)))
     if not below and request.method != "HEAD":
@@ -990,13 +996,20 @@ def page(station, request, view, refresh=""):
     import plot_ascii                                           # a daemon that nobody looks at stays small
     query = request.arguments
     html = not query.pop("text", "") and not accept.startswith("text/plain") and not agent.startswith("curl/")
-    with refusals():
-        text = plot_ascii.web_page(view, station.settings.db, query, html, request.now,
-                                   problems=station.health.problems(), archive=station.archive)
+    status = 200
+    try:
+        with refusals():
+            text = plot_ascii.web_page(view, station.settings.db, query, html, request.now,
+                                       problems=station.health.problems(), archive=station.archive)
+    except Refused as refused:
+        if not html or "text/html" not in accept:               # a program
+            raise
+        status = refused.status
+        text = plot_ascii.html_page("Sorry", plot_ascii.paragraphs([("bad", refused.reason)]), query)
     headers = [("Vary", "Accept, User-Agent"), ("X-Content-Type-Options", "nosniff"), _CSP]
     if refresh:
         headers.append(("Refresh", refresh))
-    return text_response(text, "text/html" if html else "text/plain", headers)
+    return text_response(text, "text/html" if html else "text/plain", headers)._replace(status=status)
 
 
 DATA_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
@@ -1023,6 +1036,8 @@ def write_export(station, request, what, form):
             lines = importer.export(db, what, form, request.arguments, request.now)
             while part := "".join(itertools.islice(lines, LINES_AT_ONCE)):
                 file.write(part.encode())
+                if request.is_gone():
+                    raise Refused(408, "the client has gone")
                 disk = shutil.disk_usage(station.settings.var_dir)
                 if disk.free < min(LEAST_FREE, disk.total // 10):
                     raise Refused(507, "the disk is nearly full: ask for less")
@@ -2301,6 +2316,12 @@ class Connection:
         """Read away what still comes: closing before would take the refusal back from the client."""
         return self._attempt(READ, self.sock.recv, PIECE, self.flags) == b""
 
+    def is_gone(self):
+        """Whether the client has closed its end while it waits: who has sent a request has no more to say."""
+        poll = select.poll()                                    # select() takes no descriptors above 1023
+        poll.register(self.sock, select.POLLIN)
+        return poll.poll(0)
+
     def _say_goodbye(self):
         """Over TLS, say that nothing follows: else the client could take the reply for cut off."""
         if self.is_encrypted:
@@ -2473,7 +2494,8 @@ class Server:
         """Find the answer; False when another thread goes on with the connection."""
         try:
             connection.request = connection.reader.complete_request(connection.peer, self.station.clock())
-            response = respond(self.station, connection.request, lane)
+            request = connection.request._replace(is_gone=connection.is_gone)
+            response = respond(self.station, request, lane)
             if isinstance(response, str):
                 queued = self._lanes[response]
                 if queued.qsize() < MOST_WAITING:

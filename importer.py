@@ -980,7 +980,7 @@ def parse_instant(text, what):
         with suppress(Rejected):
             east = parse_clock((ahead or "00:00") + ":00")
             return parse_day(day) + parse_clock(clock) - (-east if sign == "-" else east)
-    raise Rejected(f"{what} is no ISO date: {text}")
+    raise Rejected(f"{what} is no ISO date: {text[:40]}")
 
 
 def cells_of(raw):
@@ -3403,7 +3403,7 @@ def unknown(what, name, known):
     written = {name.lower(): name for name in sorted(known)}
     nearest = near(name.lower(), written, NEAREST, 0.3) or near(name.lower(), written, 1, 0)
     there_are = "; the nearest names are " + ", ".join(map(written.get, nearest)) if nearest else ""
-    return UnknownName(f"no {what} is called {name!r}{there_are}")
+    return UnknownName(f"no {what} is called {name[:40]!r}{there_are}")
 
 
 def find_names(what, called, text):
@@ -3542,7 +3542,7 @@ def read_filters(db, what, given):
     known = EXPORTS[what].filters.split()
     for name, text in given.items():
         if name not in known:
-            raise BadArguments(f"{what}: no option {name!r}; there are {', '.join(known)}")
+            raise BadArguments(f"{what}: no option {name[:40]!r}; there are {', '.join(known)}")
         if name == "unit":
             value = quoted(find_units(db, text))
         elif name == "site":

@@ -788,6 +788,34 @@ def test_all_three_scripts_refuse_a_wrong_configuration_with_the_same_words(tmp_
     assert (done.returncode, done.stderr) == (status, "%s: %s\n" % (script[:-3], complaint.format(file)))
 
 
+@pytest.mark.parametrize("query, status, words", [("xmin=2019-13-01", 400, "not a date or time"), ("sites=a", 400, "there is no option sites"),
+                                                  ("site=%3Cb%3E", 404, "no site is called &#x27;&lt;b&gt;&#x27;")])
+@pytest.mark.parametrize("place", ["/", "/status/alive/summary", "/data/co2/summary"])
+def test_what_is_wrong_with_a_page_is_a_page_in_a_browser_and_json_for_programs(tmp_path, place, query, status, words):
+    import html
+    station = co2d.Station(make_settings(tmp_path))
+    importer.import_new(station.archive)
+    url = "%s?%s" % (place, query)
+    browser = ask(station, "GET", url, headers=b"Accept: text/html,application/xhtml+xml\r\n")
+    assert (browser.status, browser.content_type) == (status, "text/html; charset=utf-8")
+    text = browser.body.decode()
+    assert html.unescape(words) in html.unescape(text) and "<b>" not in text and 'href="/status/alive/summary"' in text
+    if place != "/":                                            # to programs it says hello
+        program = ask(station, "GET", url)
+        assert (program.status, program.content_type) == (status, "application/json")
+        assert html.unescape(words) in json.loads(program.body)["error"]
+
+
+def test_a_database_that_cannot_be_read_is_503_in_a_browser_and_for_programs(tmp_path):
+    station = co2d.Station(make_settings(tmp_path))
+    with open(station.settings.db, "w") as file:
+        file.write("no database " * 1000)
+    for place in ("/data/co2/summary", "/status/alive/summary"):
+        for accept in (b"text/html", b"*/*"):
+            answer = ask(station, "GET", place, headers=b"Accept: %s\r\n" % accept)
+            assert answer.status == 503 and "db.sqlite3 cannot be read (file is not a database)" in answer.body.decode()
+
+
 SCRIPTS = ("co2d.py", "importer.py", "plot_ascii.py")
 
 

@@ -639,6 +639,27 @@ def test_what_a_url_cannot_mean_is_named(station, target, status, reason):
     assert (answer[0], json.loads(answer[2])["error"][:len(reason)]) == (status, reason)
 
 
+@pytest.mark.parametrize("place", ["/data/co2/readings.csv", "/data/co2/summary"])
+def test_an_argument_that_is_repeated_is_refused_and_named(station, place):
+    assert ask(station, place + "?site=a&site=b")[::2] == (400, '{"error":"site is there twice"}\n')
+
+
+def test_a_plus_in_a_url_is_a_space_for_people_and_a_plus_for_units(station):
+    time = "until=2019-09-21+12:00"
+    assert ask(station, "/data/co2/readings.csv?" + time) == ask(station, "/data/co2/readings.csv?" + time.replace("+", "%20"))
+    east = "since=2019-09-20T12:00%2B02:00"
+    assert ask(station, "/data/co2/readings.csv?" + east) == ask(station, "/data/co2/readings.csv?since=2019-09-20T10:00Z")
+    for place in ("/data/co2/readings.csv", "/data/co2/summary"):
+        assert "no site is called 'a b+c'" in ask(station, place + "?site=a+b%2Bc")[2]
+    request = co2d.parse_head(b"POST /ou/co2unit-1/alive?site_code=a+b HTTP/1.0\r\n\r\n")
+    assert co2d.ping_row("co2unit-1", request).split(b"\t")[2] == b"a+b"
+
+
+def test_what_is_wrong_with_a_url_is_told_in_few_words(station):
+    for query in ("x" * 5000 + "=1", "unit=" + "x" * 5000, "since=" + "x" * 5000):
+        assert len(ask(station, "/data/co2/readings.csv?" + query)[2]) < 300
+
+
 def test_data_are_for_the_networks_of_status_allow_only(station):
     assert ask(station, "/data/co2/readings.csv", peer="192.0.2.1")[0] == 403
 
@@ -680,6 +701,24 @@ def test_a_reader_who_is_slow_holds_up_nobody(station, url):
         slow.sendall(b"GET /data/co2/readings.csv HTTP/1.0\r\nHost: x\r\n\r\n")
         assert slow.recv(9) == b"HTTP/1.1 "
         assert urllib.request.urlopen(url + "units.csv").status == 200
+
+
+def test_an_export_ends_when_its_reader_has_gone_and_holds_up_no_other(station, url, monkeypatch):
+    began, export = threading.Event(), importer.export
+
+    def endless(db, what, *arguments):
+        if what != "readings":
+            yield from export(db, what, *arguments)
+        while what == "readings":
+            began.set()
+            yield "x" * 1000 + "\n"
+
+    monkeypatch.setattr(importer, "export", endless)
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))) as reader:
+            reader.sendall(b"GET /data/co2/readings.csv HTTP/1.0\r\nHost: x\r\n\r\n")
+            assert began.wait(10)
+    assert urllib.request.urlopen(url + "units.csv", timeout=10).status == 200
 
 
 def test_exports_are_written_one_at_a_time_and_hold_up_neither_units_nor_pages(station, url, monkeypatch):
