@@ -2841,10 +2841,10 @@ def signals(db, unit, a, b):
 
 def errors(db, spans, edges):
     """Entries of the error logs: number of the span, number of the column, type, 1 where they are more than INFO, how
-    many; the type '' is none of the known."""
+    many; the type 'other' is none of the known."""
     _lay_out(db, [[span] for span in spans], edges)
     return db.execute("""
-        SELECT p.i, p.j, coalesce(e.etype, '') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
+        SELECT p.i, p.j, coalesce(e.etype, 'other') AS kind, coalesce(e.level, '') <> 'INFO' AS serious, count(*)
         FROM temp.parts p CROSS JOIN error_logs e WHERE e.unit_id = p.unit AND e.ts >= p.a AND e.ts < p.b
         GROUP BY p.i, p.j, kind, serious""").fetchall()
 

@@ -530,12 +530,14 @@ def nice(size):
 
 
 def make_scale(buckets, narrow, top, robust=True):
-    """Of what columns hold, rounded outward. `narrow` is the least interquartile distance the fence believes.
+    """Of what columns hold, of suspect values only where none is usable, rounded outward. `narrow` is the least interquartile distance the fence believes.
 
     For text, all values inside the fence; for pictures, which have many columns, 99 of 100 extremes and all means.
     """
     found = list(filter(None, buckets))
-    ends = _extremes(found) or [0, 4 * narrow]
+    usable = [(bucket.low, bucket.high) for bucket in found if bucket.n]
+    suspect = [(bucket.suspect_low, bucket.suspect_high) for bucket in found if bucket.suspects]
+    ends = sorted(chain.from_iterable(usable or suspect)) or [0, 4 * narrow]
     if robust:
         lower = ends[len(ends) // 4]
         upper = ends[len(ends) * 3 // 4]
@@ -556,17 +558,6 @@ def make_scale(buckets, narrow, top, robust=True):
     return Scale(low if low < high else high / 2, high)
 
 
-def _extremes(found):
-    """Least and greatest usable values, sorted; where none is usable, the suspect ones."""
-    usable = [(bucket.low, bucket.high) for bucket in found if bucket.n]
-    suspect = [
-        (bucket.suspect_low, bucket.suspect_high)
-        for bucket in found
-        if bucket.suspects
-    ]
-    return sorted(chain.from_iterable(usable or suspect))
-
-
 # what a row of a plot may be worth, in units of a thousandth of the scale
 _ROW_STEPS = [
     n * 10**power for power in range(6) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)
@@ -581,17 +572,13 @@ def make_rows(scale, rows):
         first = floor(scale.low / step + 0.5)
         labels = []
         for row in range(first, first + rows):
-            labels.append(
-                "" if rows >= 5 and row % 2 else _row_label(row * step)
-            )
+            value = row * step
+            label = f"{value:.4g}" if abs(value) < 10000 else f"{value / 1000:.4g}k"
+            labels.append("" if rows >= 5 and row % 2 else label)
         end = (first + rows - 0.5) * step
         if scale.high <= end and max(map(len, labels)) <= 4:
             break
     return Scale((first - 0.5) * step, end), labels
-
-
-def _row_label(value):
-    return f"{value:.4g}" if abs(value) < 10000 else f"{value / 1000:.4g}k"
 
 
 # -- what a page is asked for -----------------------------------------------------------------------------------------
@@ -760,13 +747,12 @@ class Context:
         """A line of parts, in order, as far as they fit. A part is its rank, and its forms from long to short."""
         left = []
         for rank, *forms in parts:
-            forms = [self.say(form) for form in forms if form]
+            forms = list(filter(None, forms))
             if forms:
                 left.append((rank, forms))
         while True:
-            text = self.say(" · ").join(forms[0] for _, forms in left)
-            worst = max(reversed(left), key=lambda part: part[0])
-            forms = worst[1]
+            text = self.say(" · ".join(forms[0] for _, forms in left))
+            _, forms = max(reversed(left), key=itemgetter(0))
             if width(text) <= self.width or len(left) == len(forms) == 1:
                 return [Span(cut(text, self.width), style)]
             forms.pop(0)
@@ -1014,7 +1000,7 @@ def name_column(c, field, rows, names, rank=0):
         link = name if field == "site" else ""
         return cell(c.name(name or "[no site]"), name or None, link=link)
 
-    most = max([4, *(width(fill(None, row).text) for row in rows)])
+    most = max(4, *(width(fill(None, row).text) for row in rows))
     cells = min(most, max(11, c.width // 8))
     return Column(field, field, cells, fill, rank, most=most)
 
@@ -1034,14 +1020,15 @@ def id_cell(t, row):
     return cell(t.c.name(unit.removeprefix("co2unit-")), unit)
 
 
-def number_column(head, cells, get, rank, none=""):
-    """A column of whole numbers."""
+def number_column(head, cells, rank, none=""):
+    """A column of whole numbers: what a row has by the name of its field."""
+    field = head.lower()
 
     def fill(t, row):
-        value = get(row)
+        value = vars(row).get(field)
         return cell(none if value is None else str(value), value)
 
-    return Column(head.lower(), head, cells, fill, rank, right=True)
+    return Column(field, head, cells, fill, rank, right=True)
 
 
 def bars(c, values, scale, style="", marks=()):
@@ -1068,13 +1055,12 @@ class Quantity(NamedTuple):
     form_tick: str  # beside a picture
     letter: str  # what stands before a mark of it
     narrow: float  # the least interquartile distance that a scale believes
-    height: int  # of its panel as text, relative to the others
     flat: int  # px; height of its panel in a picture of many sites
     tall: int  # px; in a picture of one
 
 
-CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "%d", "", 50, 11, 48, 200)
-TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", "%d°", " T", 5, 9, 26, 130)
+CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "%d", "", 50, 48, 200)
+TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", "%d°", " T", 5, 26, 130)
 QUANTITIES = [CO2, TEMP]
 NAMES = [quantity.name for quantity in QUANTITIES]
 
@@ -1212,24 +1198,22 @@ def sites_of(stays, by_unit):
         groups.setdefault(key, []).append(stay)
     rows = []
     for group in groups.values():
-        unit, nickname, site = group[0][:3]
-        if by_unit:
-            rows.append(SiteRow(nickname, group, [(unit, 0, FOREVER)], {}))
-        else:
-            rows.append(
-                SiteRow(site or nickname, group, spans_there(group), {})
-            )
+        unit, name, site = group[0][:3]
+        spans = [(unit, 0, FOREVER)]
+        if not by_unit:
+            name = site or name
+            spans = spans_there(group)
+        rows.append(SiteRow(name, group, spans, {}))
     return rows
 
 
 def with_charts(c, rows, axes, end):
-    """The rows with a chart of each quantity that has an axis. What is read is kept, by step and quantities."""
+    """The rows with a chart of each quantity, on these axes. What is read is kept, by step and quantities."""
     stays = [stay for row in rows for stay in row.stays]
     if not c.states:
         for state in importer.fleet_state(c.db, end, stays):
             c.states[state.unit_id] = state
-    asked = [quantity for quantity in QUANTITIES if quantity.name in axes]
-    for axis, group in groupby(asked, lambda quantity: axes[quantity.name]):
+    for axis, group in groupby(QUANTITIES, lambda quantity: axes[quantity.name]):
         quantities = list(group)
         key = axis.step, *quantities
         if key not in c.charts:
@@ -1289,10 +1273,7 @@ def co2_rows(c):
     alone = len(rows) == 1 and bool(c.o.unit or c.o.site)
     window = c.window([span for row in rows for span in row.spans], alone)
     if c.o.panels and not by_unit:
-        rows = [
-            SiteRow(stay.site or stay.nickname, [stay], spans_of([stay]), {})
-            for stay in c.stays
-        ]
+        rows = [row for stay in c.stays for row in sites_of([stay], False)]
     rows = [row for row in rows if row.within(window)]
     if not rows:
         raise Nothing("No readings in this time.")
@@ -1453,11 +1434,11 @@ def detail(c, row, window, lines):
     ribbons = [ribbon_text(c, strand, axis) for strand in row.strands]
     legend = detail_legend(c, row, ribbons)
     drawn = [detail_title(c, row, window)]
-    for name, height in panel_heights(
-        lines - 2 - len(ribbons) - len(legend)
-    ).items():
+    room = max(lines - 2 - len(ribbons) - len(legend), 3)
+    second = room * 9 // 20 if room > 5 else 0  # where lines are few, only CO2 has some
+    for chart, height in zip(row.charts.values(), (room - second, second)):
         if height:
-            drawn += panel_lines(c, row, row.charts[name], window.b, height)
+            drawn += panel_lines(c, row, chart, window.b, height)
     for strand, chars in zip(row.strands, ribbons):
         head = "stat"
         name = ""
@@ -1491,20 +1472,6 @@ def bucket_values(bucket):
         return [0, None, None, None, 0]
     n = min(bucket.n, bucket.rows)  # none where the values are held
     return [n, bucket.mean, bucket.low, bucket.high, bucket.suspects]
-
-
-def panel_heights(room):
-    """Lines for each quantity; where they are few, only the first has some."""
-    room = max(room, 3)
-    heights = dict.fromkeys(NAMES, 0)
-    if room > 5:
-        total = sum(quantity.height for quantity in QUANTITIES)
-        heights = {
-            quantity.name: room * quantity.height // total
-            for quantity in QUANTITIES
-        }
-    heights[NAMES[0]] += room - sum(heights.values())
-    return heights
 
 
 def strands_of(c, row, axis, end):
@@ -1555,16 +1522,15 @@ def detail_legend(c, row, ribbons):
     here = "".join(ribbons)
     for chart in charts:
         here += "".join(getattr(g, mark, "") for mark in chart.marks)
+        if chart.last and not chart.stale:
+            here += g.last
+    below = any(chart.scale.low < 0 < chart.scale.high for chart in charts)
     notes = [
         f" col = {row.charts['co2'].axis.step}",
         f" {g.mean} mean",
-        f" {g.range} min–max"
-    ]
-    if any(chart.last and not chart.stale for chart in charts):
-        notes.append(f" {g.last} newest")
-    if any(chart.scale.low < 0 < chart.scale.high for chart in charts):
-        notes.append(f" {g.zero} 0")
-    notes += [
+        f" {g.range} min–max",
+        f"{g.last} newest",
+        below and f" {g.zero} 0",
         f"{g.status[0]} deployed",
         f"{g.status[1]} en route",
         f"{g.status[2]} not deployed",
@@ -1921,7 +1887,7 @@ def view_status(c):
     states = importer.fleet_state(c.db, c.now, c.stays, c.o.archive)
     below = unit_problems(c, states)
     c.rows = c.room(len(below))
-    rows = [SimpleNamespace(stay=state) for state in states]
+    rows = [SimpleNamespace(stay=state, dbm=state.dbm) for state in states]
     window = Window(c.now - 13 * DAY, c.now + 1)
     days = make_axis(c.zone, window, 14, FROM_DAYS)
     pairs = make_axis(c.zone, window, 8, FROM_DAYS)
@@ -1938,7 +1904,7 @@ def view_status(c):
     ]
     facts = {name: counts[name] for name in VERDICTS}
     here = rows[: c.room(3)]
-    ask_pings(t, ["pings", "rssi"], here)
+    ask_pings(t, here)
     page = t.page(status_title(c, counts), here, len(rows), notes, **facts)
     return page._replace(lines=page.lines + below)
 
@@ -1954,7 +1920,7 @@ def status_columns(c, rows):
         Column("pings", "pings 14 d", 14, days_cell, 2),
         Column("ppm ppm_age", "ppm", 4, ppm, 4, right=True),
         Column("celsius celsius_age", c.g.degree, 5, celsius, 6, right=True),
-        number_column("dBm", 4, lambda row: row.stay.dbm, 5, c.g.none),
+        number_column("dBm", 4, 5, c.g.none),
         Column("rssi", "rssi 14d", 8, partial(signal_cell, "rssi"), 7)
     ]
 
@@ -2000,13 +1966,10 @@ def age_cell(t, row):
     return cell("never" if age is None else ago(age), ping, data)
 
 
-def ask_pings(t, fields, rows):
-    """Read the pings of the rows' units for these charts of a table, at once."""
-    for field in fields:
-        axis = t.axes[field]
-        spans = [
-            [(row.stay.unit_id, axis.edges[0], t.window.b + 1)] for row in rows
-        ]
+def ask_pings(t, rows):
+    """Read the pings of the rows' units for the charts of a table, at once."""
+    for field, axis in t.axes.items():
+        spans = [[(row.stay.unit_id, axis.edges[0], t.window.b + 1)] for row in rows]
         found = importer.pings(t.c.db, spans, axis.edges)
         for row, columns in zip(rows, found):
             t.pings[field, row.stay.unit_id] = columns
@@ -2078,7 +2041,7 @@ def view_signal(c):
         f"{c.g.limit} limits: <{importer.UNUSABLE} unusable, <{importer.WEAK} weak"
     ]
     here = rows[: c.room(3)]
-    ask_pings(t, ["trend"], here)
+    ask_pings(t, here)
     return t.page(title, here, len(rows), notes)
 
 
@@ -2090,8 +2053,8 @@ def signal_columns(c, rows):
         Column(
             "min p25 median p75 max", "", 46 if c.width > 75 else 15, box_cell
         ),
-        number_column("last", 4, attrgetter("last"), 1),
-        number_column("n", 4, attrgetter("n"), 2),
+        number_column("last", 4, 1),
+        number_column("n", 4, 2),
         Column("trend", "trend", 10, partial(signal_cell, "trend"), 3)
     ]
 
@@ -2099,8 +2062,8 @@ def signal_columns(c, rows):
 def lay_ruler(t, rows):
     """Makes the ruler, an axis of dBm that has room for the signals of all rows; its step in dB."""
     box = t.column("median")
-    low = min([-113, *(row.points[0] for row in rows)])
-    high = max([-68, *(row.points[-1] for row in rows)])
+    low = min(-113, *(row.points[0] for row in rows))
+    high = max(-68, *(row.points[-1] for row in rows))
     step = ceil((high - low + 1) / (box.cells + t.spare()))
     box.cells = (high - low) // step + 1
     t.ruler = Scale(low - 0.5, low - 0.5 + step * box.cells)
@@ -2118,17 +2081,16 @@ def box_cell(t, row):
     cells = t.column("median").cells
     line = [" "] * cells
     least, lower, median, upper, greatest = row.points
-    for char, begin, end in (
-        (g.limit, importer.WEAK, importer.WEAK),
-        (g.limit, importer.UNUSABLE, importer.UNUSABLE),
+    for char, *ends in (
+        (g.limit, importer.WEAK),
+        (g.limit, importer.UNUSABLE),
         (g.whisker, least, greatest),
         (g.box, lower, upper),
-        (g.median, median, median),
-        (g.dot, row.last, row.last)
+        (g.median, median),
+        (g.dot, row.last)
     ):
-        for at in range(
-            t.ruler.level(begin, cells), t.ruler.level(end, cells) + 1
-        ):
+        levels = [t.ruler.level(dbm, cells) for dbm in ends]
+        for at in range(levels[0], levels[-1] + 1):
             line[at] = char
     return cell("".join(line), *row.points)
 
@@ -2136,25 +2098,18 @@ def box_cell(t, row):
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def error_row(stay):
-    """A unit without entries yet."""
-    row = SimpleNamespace(stay=stay)
-    row.columns = Counter()  # WARN and EXC by column
-    row.kinds = Counter()  # all entries by type
-    row.serious = row.all = 0  # how many there are
-    return row
-
-
 def view_errors(c):
     """Entries of the units' error logs by type, what is more than INFO by column; below, the newest."""
     stays = importer.whereabouts(c.stays, c.now)
     window = c.window()
-    rows = list(map(error_row, stays.values()))
+    rows = [
+        SimpleNamespace(stay=stay, columns=Counter(), serious=0, all=0) for stay in stays.values()
+    ]
     columns = [
         *who(c, rows, 4),
         Column("serious", "", 14, digits_cell, steps=FROM_DAYS),
-        *map(kind_column, [*importer.ERROR_TYPES.values(), ""]),
-        number_column("all", 4, attrgetter("all"), 1)
+        *(number_column(kind, len(kind), 2) for kind in [*importer.ERROR_TYPES.values(), "other"]),
+        number_column("all", 4, 1)
     ]
     t = Table(c, columns, window)
     axis = t.axes["serious"]
@@ -2188,22 +2143,14 @@ def view_errors(c):
 
 
 def count_errors(c, rows, window, axis):
-    """Counts the entries of the rows' units."""
+    """Counts the entries of the rows' units: each type by its name, WARN and EXC also by column."""
     spans = [(row.stay.unit_id, window.a, window.b + 1) for row in rows]
     for i, j, kind, serious, n in importer.errors(c.db, spans, axis.edges):
         row = rows[i]
-        row.kinds[kind] += n
+        vars(row)[kind] = vars(row).get(kind, 0) + n
         row.columns[j] += n * serious
         row.serious += n * serious
         row.all += n
-
-
-def kind_column(kind):
-    """How many entries there are of a type."""
-    name = kind or "other"
-    return number_column(
-        name, len(name), lambda row: row.kinds[kind] or None, 2
-    )
 
 
 def digits_cell(t, row):
@@ -2250,7 +2197,7 @@ def view_gaps(c):
     for gap in importer.gaps(c.db, c.stays, window.a, window.b):
         at = window.b if gap.end is None else gap.start
         stay = importer.whereabouts(c.stays, at)[gap.unit_id]
-        rows.append(SimpleNamespace(stay=stay, gap=gap))
+        rows.append(SimpleNamespace(stay=stay, gap=gap, missing=gap.missing))
     rows.sort(
         key=lambda row: (
             row.gap.state != "off",
@@ -2265,7 +2212,7 @@ def view_gaps(c):
         *who(c, rows),
         Column("from", "from", 12, lambda t, row: time_cell(t, row.gap.start)),
         Column("to", "to", 12, lambda t, row: time_cell(t, row.gap.end), 1),
-        number_column("missing", 7, lambda row: row.gap.missing, 2),
+        number_column("missing", 7, 2),
         Column("state calls", "state", 14, gap_cell),
     ]
     t = Table(c, columns, window)
