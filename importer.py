@@ -244,14 +244,13 @@ SUMS = "n sum min max off low peak".split()
 _SUMMED = [f"{what}_{name}" for what in SUSPECT_BITS for name in SUMS]
 DAILY = ["unit_id", "day", "n", *_SUMMED, "first", "last", "longest"]
 
-_OF_DAY = ", ".join(DAILY[2:])
 SCHEMA = f"""
 CREATE TABLE co2_readings(unit_id TEXT, nickname TEXT, date TEXT, time TEXT, temp REAL, flash_count INTEGER,
     co2_01 INTEGER, co2_02 INTEGER, co2_03 INTEGER, co2_04 INTEGER, co2_05 INTEGER,
     co2_06 INTEGER, co2_07 INTEGER, co2_08 INTEGER, co2_09 INTEGER, co2_10 INTEGER,
     ts INTEGER, co2 REAL, co2_flag INTEGER, temp_flag INTEGER, qc INTEGER, source INTEGER, offset INTEGER,
     co2_filtered NUMERIC, led_normalised NUMERIC, led_signal NUMERIC, zero_point NUMERIC, sensor_temp NUMERIC);
-CREATE TABLE daily(unit_id TEXT, day INTEGER, {_OF_DAY}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
+CREATE TABLE daily(unit_id TEXT, day INTEGER, {", ".join(DAILY[2:])}, PRIMARY KEY(unit_id, day)) WITHOUT ROWID;
 CREATE TABLE pings(ping_ts TEXT, ping_date TEXT, ping_time TEXT, unit_id TEXT, nickname TEXT, rssi_raw INTEGER,
     rssi_dbm INTEGER, ts INTEGER, source INTEGER, offset INTEGER);
 CREATE TABLE error_logs(unit_id TEXT, idate TEXT, itime TEXT, etype TEXT, odate TEXT, otime TEXT, level TEXT,
@@ -1589,7 +1588,8 @@ def _collect(root, prefix, folder, unreadable):
 
 def _source(path, root, prefix):
     """The source at a path below a data directory or the server's; None when it is no file of ours, or a link."""
-    key = _storable(prefix + path[len(root):].lstrip("/"))
+    name = prefix + path[len(root):].lstrip("/")
+    key = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")       # whatever its bytes
     for kind, each in FORMATS.items():
         found = each.place.match(key)
         if found:
@@ -1607,11 +1607,6 @@ def _source(path, root, prefix):
     if not stat.S_ISREG(status.st_mode):
         return None if unit else source                         # what people put there must not be passed over silently
     return source._replace(size=status.st_size, ctime=status.st_ctime)
-
-
-def _storable(name):
-    """A file name as UTF-8, whatever its bytes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _distinct(same):
@@ -1838,16 +1833,6 @@ def roll_up(db, unit, first, last):
     db.executemany(insert_sql("daily", DAILY), rows)
 
 
-def settle_days(db, unit, days, limits):
-    """Judge days in which rows came or went, and make the rollups. These days, and others that changed with them."""
-    changed = set(days)
-    for first, last in runs_of(days):
-        changed |= judge_days(db, unit, first, last, limits)
-    for first, last in runs_of(changed):
-        roll_up(db, unit, first, last)
-    return changed
-
-
 def runs_of(days):
     """(first, last) of the days of each week in which some are."""
     for _, group in groupby(sorted(days), lambda day: day // 7):
@@ -1861,8 +1846,6 @@ def runs_of(days):
 
 OPEN = -1
 _OR_OPEN = f" ON CONFLICT(unit_id, day) DO UPDATE SET n = {OPEN}"
-_INSERT_DAY = insert_sql("daily", DAILY) + _OR_OPEN
-_OPEN_DAY = insert_sql("daily", ["unit_id", "day", "n"]) + _OR_OPEN
 
 
 class Days:
@@ -1877,7 +1860,8 @@ class Days:
 
     def open(self, unit, days):
         """These days of a unit are to be settled."""
-        self.db.executemany(_OPEN_DAY, [(unit, day, OPEN) for day in days])
+        insert = insert_sql("daily", ["unit_id", "day", "n"]) + _OR_OPEN
+        self.db.executemany(insert, [(unit, day, OPEN) for day in days])
 
     def add(self, cut):
         """Take the days of a Cut; its last one may go on in the next cut."""
@@ -1904,7 +1888,7 @@ class Days:
             of_day = [column[begin:end] for column in columns.values()]
             rows.append((cut.unit, *day_of(*of_day)))
             begin = end
-        self.db.executemany(_INSERT_DAY, rows)
+        self.db.executemany(insert_sql("daily", DAILY) + _OR_OPEN, rows)
         suspicious = suspicious_times(times, columns["co2"], self.limits)
         self.open(cut.unit, {ts // DAY for ts in suspicious})
         two_days = bisect_left(times, (times[-1] // DAY - 1) * DAY)
@@ -1957,13 +1941,6 @@ class Summary:
         return "\n".join(lines)
 
 
-_REPEATS = """
-    SELECT id, source FROM (
-        SELECT rowid AS id, source, row_number() OVER (PARTITION BY ts, {same} ORDER BY source, offset) AS n
-        FROM {table} WHERE unit_id = :unit AND ts IN (
-            SELECT ts FROM {table} WHERE unit_id = :unit AND ts BETWEEN :first AND :last
-            GROUP BY ts HAVING count(*) > 1))
-    WHERE n > 1"""
 _SET_ACCOUNT = f"INSERT OR REPLACE INTO sources({', '.join(ACCOUNT_COLUMNS)}) VALUES (:{', :'.join(ACCOUNT_COLUMNS)})"
 
 
@@ -2111,11 +2088,15 @@ class Import:
         self.db.execute("UPDATE last_import SET at = ?, mark = 1", (self.rules.now,))
 
     def _settle_news(self):
+        """What depends on other rows, in days in which rows came or went. Days in which flags changed are added."""
         for (kind, unit), days in sorted(self.news.items()):
             for first, last in runs_of(days):
                 self._drop_repeats(kind, unit, first * DAY, last * DAY + DAY - 1)
             if kind == "readings":
-                days |= settle_days(self.db, unit, days, self.rules.limits)
+                for first, last in runs_of(days):
+                    days |= judge_days(self.db, unit, first, last, self.rules.limits)
+                for first, last in runs_of(days):
+                    roll_up(self.db, unit, first, last)
 
     def _drop_repeats(self, kind, unit, first, last):
         """Of exact repeats between two times leave the one with the smallest (source, offset)."""
@@ -2123,7 +2104,13 @@ class Import:
         if not same:
             return
         bound = {"unit": unit, "first": first, "last": last}
-        repeats = self.db.execute(_REPEATS.format(table=table, same=same), bound).fetchall()
+        repeats = self.db.execute(f"""
+            SELECT id, source FROM (
+                SELECT rowid AS id, source, row_number() OVER (PARTITION BY ts, {same} ORDER BY source, offset) AS n
+                FROM {table} WHERE unit_id = :unit AND ts IN (
+                    SELECT ts FROM {table} WHERE unit_id = :unit AND ts BETWEEN :first AND :last
+                    GROUP BY ts HAVING count(*) > 1))
+            WHERE n > 1""", bound).fetchall()
         self.db.executemany(f"DELETE FROM {table} WHERE rowid = ? AND source = ?", repeats)
         self.db.executemany("UPDATE sources SET imported = imported - 1, repeated = repeated + 1 WHERE id = ?",
                             [(source,) for _, source in repeats])
@@ -2570,8 +2557,8 @@ def import_new(archive, paths=None, now=None, progress=None, processes=1):
     Unusable, OSError or sqlite3.Error when that cannot be.
     """
     with only_writer(archive.db):
-        named = _named(archive, paths)
-        summary = _with_ours(archive.db, lambda db: _import_new(db, archive, named, now or time.time(), progress))
+        summary = _with_ours(
+            archive.db, lambda db: _import_new(db, archive, _named(archive, paths), now or time.time(), progress))
         return summary or _rebuild(archive, now, progress, processes)
 
 
@@ -2760,11 +2747,6 @@ def buckets(db, quantities, rows, edges):
     return found
 
 
-_VALUES = """
-    SELECT r.{what} FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
-    WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400 AND {days}
-        AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
-        AND r.{what} IS NOT NULL AND r.qc & {bad} = 0"""
 _EVERY = f"""
     SELECT 1 + count(*) / {QUANTILE_DAYS} FROM temp.spans s CROSS JOIN daily d
     WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400"""
@@ -2773,7 +2755,11 @@ _EVERY = f"""
 def _values(db, what, spans, bad, days):
     """The values of a quantity without those that have one of the bits `bad`; of days with a condition in SQL."""
     _lay_out(db, [spans])
-    return ask_all(db, _VALUES.format(what=what, bad=bad, days=days))
+    return ask_all(db, f"""
+        SELECT r.{what} FROM temp.spans s CROSS JOIN daily d CROSS JOIN co2_readings r
+        WHERE d.unit_id = s.unit AND d.day >= s.a / 86400 AND d.day < (s.b + 86399) / 86400 AND {days}
+            AND r.unit_id = s.unit AND r.ts >= max(s.a, d.day * 86400) AND r.ts < min(s.b, d.day * 86400 + 86400)
+            AND r.{what} IS NOT NULL AND r.qc & {bad} = 0""")
 
 
 def count_outside(db, what, spans, low, high):
@@ -3442,8 +3428,8 @@ def find_units(db, text):
 
 def find_sites(db, text):
     """The sites that `text` names, as in `find_units`."""
-    sites = ask_all(db, "SELECT DISTINCT site FROM deploy_durations_tiered WHERE site <> ''")
-    return find_names("site", {site: {site} for site in sites}, text)
+    called = {site: {site} for site in ask_all(db, "SELECT site FROM deploy_durations_tiered WHERE site <> ''")}
+    return find_names("site", called, text)
 
 
 # -- proof ------------------------------------------------------------------------------------------------------------
@@ -3745,7 +3731,6 @@ integer  integer
 number   number
 """))
 PACKAGED = ("readings", "pings", "deployments")
-DESCRIPTOR = "datapackage.json"
 
 
 def _write_resource(db, directory, what, given, now):
@@ -3769,7 +3754,7 @@ def write_package(db, directory, given, now):
     # What is wrong with a filter, of any table, is found before a file is opened.
     conditions = [f"first <= {int(now)}", *read_filters(db, "pings", given)]
     os.makedirs(directory, exist_ok=True)
-    file = join(directory, DESCRIPTOR)
+    file = join(directory, "datapackage.json")
     if os.listdir(directory) and not exists(file):
         raise BadArguments(f"{directory} holds something else than a data package: name an empty directory")
     resources = [_write_resource(db, directory, what, given, now) for what in PACKAGED]
@@ -3939,15 +3924,6 @@ def _add_options(add, table):
         add(*names.split(), metavar=metavar, help=about)
 
 
-def _add_export_options(add):
-    add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
-    add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
-    for name, option in FILTERS.items():
-        add("--" + name, metavar=option.metavar, help=option.about)
-    add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
-    _add_options(add, _EXPORT_OPTIONS)
-
-
 def make_parser():
     """The command line; the common options may stand before the command or behind it."""
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
@@ -3963,8 +3939,13 @@ def make_parser():
         about = run.__doc__.splitlines()[0]
         sub = commands.add_parser(name, help=about, description=about, epilog="examples:" + EXAMPLES[name],
                                   parents=[common], formatter_class=formatter)
-        if name == "export":
-            _add_export_options(sub.add_argument)
+    add = commands.choices["export"].add_argument
+    add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
+    add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
+    for name, option in FILTERS.items():
+        add("--" + name, metavar=option.metavar, help=option.about)
+    add("--resume", action="store_true", help=argparse.SUPPRESS)        # `check_export` names the new way
+    _add_options(add, _EXPORT_OPTIONS)
     return parser
 
 
