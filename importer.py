@@ -2623,15 +2623,13 @@ class Pings(NamedTuple):
         return self.total / self.heard if self.heard else None
 
 
-# Dated ahead when they came, but past now. Asked of two indexes, so that the readings themselves are left alone.
-_NOT_FUTURE = f"ts NOT IN (SELECT ts FROM co2_readings WHERE qc & {QC_FUTURE} AND ts <= :now)"
-
-
-def _recent(db, table, unit, now):
-    """Times of the last pings or readings up to now, newest first."""
-    valid = _NOT_FUTURE if table == "co2_readings" else "1"
-    query = f"SELECT ts FROM {table} WHERE unit_id = :unit AND ts <= :now AND {valid} ORDER BY ts DESC LIMIT {RECENT}"
-    return [ts for ts, in db.execute(query, {"unit": unit, "now": now})]
+# Times of the last pings and readings of a unit up to now, newest first. Readings that were dated ahead when they came,
+# but are past now, do not count: asked of two indexes, so that the readings themselves are left alone.
+_CALLED = f"SELECT ts FROM pings WHERE unit_id = ?1 AND ts <= ?2 ORDER BY ts DESC LIMIT {RECENT}"
+_READ = f"""
+    SELECT ts FROM co2_readings
+    WHERE unit_id = ?1 AND ts <= ?2 AND ts NOT IN (SELECT ts FROM co2_readings WHERE qc & {QC_FUTURE} AND ts <= ?2)
+    ORDER BY ts DESC LIMIT {RECENT}"""
 
 
 def _rhythm(times, least=1, default=HOUR // 2, quarters=2):
@@ -2708,8 +2706,7 @@ def _lay_out(db, rows, edges=()):
     for i, spans in enumerate(rows):
         db.executemany("INSERT INTO temp.spans VALUES (NULL, ?, ?, ?, ?)", [(i, *span) for span in spans])
     db.executemany("INSERT INTO temp.edges VALUES (?, ?, ?)", zip(count(), edges, edges[1:]))
-    if edges:
-        db.executescript(_MEET)
+    db.executescript(_MEET)
 
 
 def _hold(db, cells, spans):
@@ -2772,10 +2769,8 @@ def count_outside(db, what, spans, low, high):
 def quantiles(db, what, spans, shares):
     """The values below which the shares (0 to 1) of the usable values lie, each None when there are no values; and of
     one day in how many they are: of each for up to QUANTILE_DAYS days, then of an evenly spread sample."""
-    _lay_out(db, [spans])
-    every = ask(db, _EVERY)
-    values = sorted(_values(db, what, spans, SUSPECT_BITS[what], f"d.day % {every} = 0")) or [None]
-    return [values[min(len(values) - 1, int(share * len(values)))] for share in shares], every
+    values = sorted(_values(db, what, spans, SUSPECT_BITS[what], f"d.day % ({_EVERY}) = 0")) or [None]
+    return [values[min(len(values) - 1, int(share * len(values)))] for share in shares], ask(db, _EVERY)
 
 
 def last_value(db, what, spans):
@@ -2864,12 +2859,12 @@ def _nickname(db, unit):
 
 
 # Of rows for the same unit, site and status that overlap, the later begins where those before it end.
-_ALL_STAYS = """
+_ALL_STAYS = f"""
     SELECT unit_id, nickname, site, tier, status, begin, until FROM (
-        SELECT unit_id, site, tier, status, coalesce(until, ?1) AS until,
+        SELECT unit_id, site, tier, status, coalesce(until, {FOREVER}) AS until,
             coalesce(nickname, (SELECT nickname FROM deploy_durations_tiered o
                                 WHERE o.unit_id = s.unit_id AND nickname IS NOT NULL)) AS nickname,
-            max(coalesce(since, 0), coalesce(max(coalesce(until, ?1)) OVER (
+            max(coalesce(since, 0), coalesce(max(coalesce(until, {FOREVER})) OVER (
                 PARTITION BY unit_id, site, status ORDER BY since, rowid
                 ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)) AS begin
         FROM deploy_durations_tiered s)
@@ -2879,7 +2874,7 @@ _ALL_STAYS = """
 def deployments(db):
     """A list of all Deployments, highest tier first, then by site and time; at the end the units that never had one."""
     stays = []
-    for unit, nickname, *place in db.execute(_ALL_STAYS, (FOREVER,)):
+    for unit, nickname, *place in db.execute(_ALL_STAYS):
         stays.append(Deployment(unit, nickname or _nickname(db, unit), *place))
     placed = {stay.unit_id for stay in stays}
     others = [Deployment(unit, _nickname(db, unit)) for unit in _units(db) if unit not in placed]
@@ -3020,10 +3015,13 @@ def _fetched(archive):
     return nights, moves
 
 
+# Of a unit, its newest reading, and now: since when no reading has usable CO2; NULL when one of the last day has.
 _WITHOUT_CO2 = f"""
-    SELECT min(ts) FROM co2_readings WHERE unit_id = ? AND ts > (
+    SELECT min(ts) FROM co2_readings WHERE unit_id = ?1 AND ts > (
         SELECT coalesce(max(ts), 0) FROM co2_readings
-        WHERE unit_id = ? AND ts < ? AND co2 NOT NULL AND qc & {SUSPECT_BITS['co2']} = 0)"""
+        WHERE unit_id = ?1 AND ts < ?3 AND co2 NOT NULL AND qc & {SUSPECT_BITS['co2']} = 0)
+    AND (SELECT count(*) >= {SENSOR_ROWS} AND total(co2_flag = 1) = 0 FROM co2_readings
+         WHERE unit_id = ?1 AND ts > ?2 - {DAY} AND ts <= ?2)"""
 
 
 class _Judge:
@@ -3047,8 +3045,8 @@ class _Judge:
     def state(self, stay):
         """The state of one unit, with its verdict."""
         unit = stay.unit_id
-        called = _recent(self.db, "pings", unit, self.now)
-        read = _recent(self.db, "co2_readings", unit, self.now)
+        called = ask_all(self.db, _CALLED, unit, self.now)
+        read = ask_all(self.db, _READ, unit, self.now)
         ping_rhythm = _rhythm(called, HOUR, DAY, 3)     # nights: in some it calls more than once
         data_rhythm = _rhythm(read)
         last_ping = called[0] if called else None
@@ -3132,7 +3130,7 @@ class _Judge:
         """Why the newest lines of a unit are rejected; "" when they are not."""
         last = state.last_data or 0
         unknown = last if state.data_late > 1 or not last else -1       # the time before a file's first lines
-        reasons = [reason for before, reason in self.refused.get(state.unit_id, ())
+        reasons = [reason for before, reason in self.refused[state.unit_id]
                    if (unknown if before is None else before) >= last]
         if len(reasons) < REFUSED_LINES:
             return ""
@@ -3140,14 +3138,8 @@ class _Judge:
 
     def _sensor(self, state):
         """Since when no reading has usable CO2; "" when one of the last day has."""
-        unit, last = state.unit_id, state.last_data
-        query = """
-            SELECT count(*) >= ? AND total(co2_flag = 1) = 0 FROM co2_readings
-            WHERE unit_id = ? AND ts > ? AND ts <= ?"""
-        if not last or not ask(self.db, query, SENSOR_ROWS, unit, last - DAY, last):
-            return ""
-        since = ask(self.db, _WITHOUT_CO2, unit, unit, self.now)
-        return f"readings come, but no usable CO2 since {when(since)}"
+        since = ask(self.db, _WITHOUT_CO2, state.unit_id, state.last_data, self.now)
+        return f"readings come, but no usable CO2 since {when(since)}" if since else ""
 
     def _has_other_server(self, unit):
         """Whether another server takes the unit's data, as far as is known here."""
@@ -3196,32 +3188,31 @@ def _number_of(path):
     return seqfile.extract_sequence_number(basename(path or ""), seqfile.READINGS)
 
 
-# Stretches that may miss readings: time of the reading before and of the one after; NULL where none came since. The
+# Of a unit, now, and from when on: stretches that may miss readings: time of the reading before and of the one after; NULL where none came since. The
 # begin of a unit's first stay stands for a reading. A day is looked into when a distance in it, or the one from the
 # day before, is clearly longer than the mean distance of that day or of the day before.
 _HOLES = f"""
 SELECT before, ts FROM (
     SELECT before, ts FROM (
-        SELECT (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = :unit AND b.ts < r.ts) AS before, r.ts, step
+        SELECT (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = ?1 AND b.ts < r.ts) AS before, r.ts, step
         FROM (
             SELECT d.day, d.longest, d.first - y.last AS night,
                 1.1 * min((d.last - d.first) / d.n, 86400 / coalesce(y.n, 1)) AS step
             FROM daily d LEFT JOIN daily y ON y.unit_id = d.unit_id AND y.day = d.day - 1
-            WHERE d.unit_id = :unit AND d.day BETWEEN :a / 86400 AND :now / 86400) d
+            WHERE d.unit_id = ?1 AND d.day BETWEEN ?3 / 86400 AND ?2 / 86400) d
         CROSS JOIN co2_readings r
         WHERE (d.longest > step OR d.night IS NULL OR d.night > step)
-            AND r.unit_id = :unit AND r.ts >= max(:a + 1, d.day * 86400) AND r.ts < min(:now + 1, (d.day + 1) * 86400))
+            AND r.unit_id = ?1 AND r.ts >= max(?3 + 1, d.day * 86400) AND r.ts < min(?2 + 1, (d.day + 1) * 86400))
     WHERE ts - before > step
     UNION ALL
     SELECT since, nullif(first, {FOREVER}) FROM (
         SELECT min(since) AS since, coalesce((
-            SELECT ts FROM co2_readings WHERE unit_id = :unit AND ts <= :now ORDER BY ts LIMIT 1), {FOREVER}) AS first
-        FROM deploy_durations_tiered WHERE unit_id = :unit AND status = 'deployed')
-    WHERE since < min(first, :now) - {DAY + HOUR} AND first > :a
+            SELECT ts FROM co2_readings WHERE unit_id = ?1 AND ts <= ?2 ORDER BY ts LIMIT 1), {FOREVER}) AS first
+        FROM deploy_durations_tiered WHERE unit_id = ?1 AND status = 'deployed')
+    WHERE since < min(first, ?2) - {DAY + HOUR} AND first > ?3
     UNION ALL
-    SELECT ts, NULL FROM (SELECT ts FROM co2_readings WHERE unit_id = :unit AND ts <= :now AND {_NOT_FUTURE}
-                          ORDER BY ts DESC LIMIT 1)
-    WHERE ts < :now - {DAY + HOUR})
+    SELECT ts, NULL FROM (SELECT max(ts) AS ts FROM ({_READ}))
+    WHERE ts < ?2 - {DAY + HOUR})
 ORDER BY ts IS NULL, ts"""
 # The file of the reading before, its size, the file of the reading after, whether lines between them were refused.
 _ENDS = """
@@ -3257,7 +3248,7 @@ def gaps(db, stays, a, now):
     found = []
     for unit in sorted({stay.unit_id for stay in stays}):
         own = [stay for stay in stays if stay.unit_id == unit and stay.status is not None]
-        for start, end in db.execute(_HOLES, {"unit": unit, "a": a, "now": now}).fetchall():
+        for start, end in db.execute(_HOLES, (unit, now, a)):
             until = end or now
             step = _rhythm_near(db, unit, start, until)
             if until - start <= HOLE * step:
