@@ -1498,20 +1498,18 @@ def ribbon_text(c, strand, axis):
     columns = zip(strand.buckets["co2"], strand.missing, axis.columns())
     for bucket, missing, (begin, until) in columns:
         here = [
-            stay
+            stay.status
             for stay in strand.stays
-            if stay.site and stay.since < until and stay.until > begin
+            if stay.since < until and stay.until > begin
         ]
         if bucket is None:
             chars += " "
         elif bucket.rows < missing:
             chars += c.plot.part
-        elif any(map(is_deployed, here)):
+        elif "deployed" in here:
             chars += deployed
         else:
-            chars += (
-                en_route if here and here[0].status == "en_route" else other
-            )
+            chars += en_route if "en_route" in here else other
     return chars
 
 
