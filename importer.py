@@ -2177,17 +2177,6 @@ def _leave(db):
         db.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
 
 
-@contextmanager
-def _beside_readers(db):
-    """Write-ahead mode for as long as this lasts, and as others have the database open. OperationalError when somebody
-    keeps it busy in the mode DELETE."""
-    try:
-        db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
-        yield
-    finally:
-        _leave(db)
-
-
 class KeptOpen:
     """Keeps a database open for others to read: see above. For one thread."""
 
@@ -2387,9 +2376,10 @@ def _mark_data(archive):
 
 def _not_mounted(db, archive):
     """Data directories that are not those from which files were imported."""
-    known = ask(db, "SELECT EXISTS (SELECT 1 FROM sources WHERE path LIKE 'data/%')")
     found = []
-    for directory in archive.data_dirs if known else ():
+    if not ask(db, "SELECT EXISTS (SELECT 1 FROM sources WHERE path LIKE 'data/%')"):
+        return found
+    for directory in archive.data_dirs:
         is_marked = exists(join(directory, DATA_MARK))
         is_expected = directory == archive.data_dirs[0] and exists(join(archive.var_dir, DATA_MARK))
         is_empty = all(entry.name.startswith(".") for entry in _scan(directory, []))
@@ -2537,7 +2527,10 @@ def _take_all(run, archive, listing, missing):
 
 
 def _import_new(db, archive, named, now, progress):
-    with _beside_readers(db):
+    """Import into a database of ours, in write-ahead mode, beside readers. OperationalError when somebody keeps it busy
+    in the mode DELETE."""
+    try:
+        db.executescript("PRAGMA busy_timeout = 1000; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
         db.execute("BEGIN IMMEDIATE")
         listing = Listing(archive, db) if named is None else None       # before the run, which counts changes
         run = Import(db, Rules(archive.limits, now), progress)
@@ -2548,7 +2541,9 @@ def _import_new(db, archive, named, now, progress):
             _take_all(run, archive, listing or Listing(archive, db), missing)
         run.settle()
         db.execute("COMMIT")
-    return run.summary
+        return run.summary
+    finally:
+        _leave(db)
 
 
 def import_new(archive, paths=None, now=None, progress=None, processes=1):
@@ -3771,7 +3766,12 @@ def _cores():
 
 
 def command_import(archive, arguments, run=import_new):
-    """Import what is new, and print a summary."""
+    """Import what is new, and print a summary.
+
+    examples:
+      %(prog)s                              what is new
+      %(prog)s --data-dir lab-a/remote_data --data-dir lab-b/remote_data --var-dir merged
+    """
     act_as_owner(archive.db)
     with closing(ProgressLine("bytes")) as progress:
         summary = run(archive, progress=progress, processes=_cores())
@@ -3780,7 +3780,12 @@ def command_import(archive, arguments, run=import_new):
 
 
 def command_rebuild(archive, arguments):
-    """All text into a new database."""
+    """All text into a new database.
+
+    examples:
+      %(prog)s                              after a change of [quality] in co2d.conf
+      sudo -u co2d %(prog)s                 on a station that runs as a service
+    """
     return command_import(archive, arguments, rebuild)
 
 
@@ -3795,7 +3800,12 @@ def print_lines(archive, query):
 
 
 def command_status(archive, arguments):
-    """What became of each file: bytes, rows, repeats, refused lines, unknown further fields; what could not be read."""
+    """What became of each file: bytes, rows, repeats, refused lines, unknown further fields; what could not be read.
+
+    examples:
+      %(prog)s                              what became of each file
+      %(prog)s | sort -k3,3nr | head        files with the most rejected bytes first
+    """
     print_lines(archive, """
         SELECT '     bytes   imported  rejected   not yet     rows  repeats  rejects    extra  file'
         UNION ALL SELECT printf('%10d %10d %9d %9d %8d %8d %8d %8d  %s', size, imported_bytes, rejected_bytes,
@@ -3811,7 +3821,12 @@ def command_status(archive, arguments):
 
 
 def command_rejects(archive, arguments):
-    """Lines that were refused: file, line, offset, reason, times of the neighbours, text."""
+    """Lines that were refused: file, line, offset, reason, times of the neighbours, text.
+
+    examples:
+      %(prog)s                              all of them
+      %(prog)s | grep 'clock not set'
+    """
     # Where neither neighbour is known, NULL makes all of (between ...) NULL.
     print_lines(archive, """
         SELECT printf('%s:%d: byte %d: %s%s: %s', s.path, r.line, r.offset, r.reason,
@@ -3823,7 +3838,12 @@ def command_rejects(archive, arguments):
 
 
 def command_verify(archive, arguments):
-    """Prove that database and text agree."""
+    """Prove that database and text agree.
+
+    examples:
+      %(prog)s                              exit status 0: database and text agree
+      %(prog)s --db copy.sqlite3            the same of a copy
+    """
     problems = verify(archive, _cores())
     for line in problems:
         print(_printable(line))
@@ -3849,7 +3869,15 @@ def check_export(arguments, given):
 
 
 def command_export(archive, arguments):
-    """Take data elsewhere: as CSV, TSV or JSON lines, into a PostgreSQL database, or as a data package."""
+    """Take data elsewhere: as CSV, TSV or JSON lines, into a PostgreSQL database, or as a data package.
+
+    examples:
+      %(prog)s readings --site vj_re_sn_4 --since 2026-10-01 -o site.csv
+      %(prog)s units                        first and last ping, days with pings, of each unit
+      %(prog)s errors --unit varanger-03 --format jsonl
+      %(prog)s readings --psql 'host=db.example.org dbname=co2 user=co2'
+      %(prog)s --package co2-2026 --since 2026-01-01 --until 2027-01-01
+    """
     given = {name: text for name, text in vars(arguments).items() if name in FILTERS and text is not None}
     what = arguments.what
     check_export(arguments, given)
@@ -3870,32 +3898,6 @@ def command_export(archive, arguments):
 
 COMMANDS = {"import": command_import, "status": command_status, "rejects": command_rejects, "verify": command_verify,
             "rebuild": command_rebuild, "export": command_export}
-EXAMPLES = {                            # command -> what stands at the end of its --help
-    "": """
-  %(prog)s                              import what is new
-  %(prog)s status                       what became of each file
-  %(prog)s export readings -o readings.csv""",
-    "import": """
-  %(prog)s                              what is new
-  %(prog)s --data-dir lab-a/remote_data --data-dir lab-b/remote_data --var-dir merged""",
-    "status": """
-  %(prog)s                              what became of each file
-  %(prog)s | sort -k3,3nr | head        files with the most rejected bytes first""",
-    "rejects": """
-  %(prog)s                              all of them
-  %(prog)s | grep 'clock not set'""",
-    "verify": """
-  %(prog)s                              exit status 0: database and text agree
-  %(prog)s --db copy.sqlite3            the same of a copy""",
-    "rebuild": """
-  %(prog)s                              after a change of [quality] in co2d.conf
-  sudo -u co2d %(prog)s                 on a station that runs as a service""",
-    "export": """
-  %(prog)s readings --site vj_re_sn_4 --since 2026-10-01 -o site.csv
-  %(prog)s units                        first and last ping, days with pings, of each unit
-  %(prog)s errors --unit varanger-03 --format jsonl
-  %(prog)s readings --psql 'host=db.example.org dbname=co2 user=co2'
-  %(prog)s --package co2-2026 --since 2026-01-01 --until 2027-01-01"""}
 
 
 _OPTIONS = """
@@ -3916,20 +3918,25 @@ def _add_options(add, table):
 
 
 def make_parser():
-    """The command line; the common options may stand before the command or behind it."""
+    """The command line; the common options may stand before the command or behind it. The docstring of each of COMMANDS
+    is its help."""
+    from inspect import cleandoc                                # no page needs it
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     _add_options(common.add_argument, _OPTIONS)
     common.add_argument("--data-dir", action="append", metavar="DIR",
                         help="data directory; several are merged, each with the pings in DIR/../var")
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description="From text files to SQLite, every byte accounted for.",
-                                     epilog="examples:" + EXAMPLES[""], parents=[common], formatter_class=formatter)
+                                     epilog="""examples:
+  %(prog)s                              import what is new
+  %(prog)s status                       what became of each file
+  %(prog)s export readings -o readings.csv""", parents=[common], formatter_class=formatter)
     parser.add_argument("--version", action="version", version="%(prog)s " + __version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, run in COMMANDS.items():
-        about = run.__doc__.splitlines()[0]
-        sub = commands.add_parser(name, help=about, description=about, epilog="examples:" + EXAMPLES[name],
-                                  parents=[common], formatter_class=formatter)
+        about, examples = cleandoc(run.__doc__).split("\n\n")
+        commands.add_parser(name, help=about, description=about, epilog=examples, parents=[common],
+                            formatter_class=formatter)
     add = commands.choices["export"].add_argument
     add("what", nargs="?", choices=list(EXPORTS), metavar="WHAT", help=", ".join(EXPORTS))
     add("--format", choices=list(FORMS), default="csv", help="csv (default), tsv (NULL is \\N) or jsonl")
