@@ -386,7 +386,7 @@ _GAPS = """
 unit_id  text  -  r.unit_id  hardware id of the unit
 nickname  text  -  r.nickname  its name
 site  text  -  r.site  where it was deployed
-last_before  time  -  r.start  UTC; last reading before the gap
+last_before  time  -  r.start  UTC; last reading before the gap, or begin of the unit's first stay
 first_after  time  -  r."end"  UTC; first reading after it; empty: none yet
 missing  integer  -  r.missing  readings, by the unit's rhythm
 state  text  -  r.state  what became of them
@@ -3171,7 +3171,7 @@ class Gap(NamedTuple):
     """Missing readings between two that are there."""
 
     unit_id: str
-    start: int                          # time of the last reading before
+    start: int                          # time of the last reading before, or the begin of the first stay
     end: int | None                     # time of the first one after; None: the gap is open
     missing: int                        # by the unit's rhythm around the gap
     state: str                          # one of GAP_STATES
@@ -3183,9 +3183,10 @@ def _number_of(path):
     return seqfile.extract_sequence_number(basename(path or ""), seqfile.READINGS)
 
 
-# Of a unit, now, and from when on: stretches that may miss readings: time of the reading before and of the one after; NULL where none came since. The
-# begin of a unit's first stay stands for a reading. A day is looked into when a distance in it, or the one from the
-# day before, is clearly longer than the mean distance of that day or of the day before.
+# Of a unit, until now, from a time on: stretches that may miss readings, as the times of the reading before and of the
+# one after, NULL where none came since. The begin of its first stay stands for a reading. A day is looked into when a
+# distance in it, or the one from the day before, is clearly longer than the mean distance of that day or of the day
+# before; what is no longer than that is no gap.
 _HOLES = f"""
 SELECT before, ts FROM (
     SELECT before, ts FROM (
