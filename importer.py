@@ -3356,8 +3356,9 @@ def known_problems(archive, now):
     stale = [problem for problem in told or [] if problem.key == "health"]
     if told is not None and not stale:
         return told
-    with open_db(archive.db) as db:
-        return worst_first([*problems(db, archive, now), *stale])
+    with suppress(NoDatabase), open_db(archive.db) as db:
+        stale += problems(db, archive, now)
+    return worst_first(stale)
 
 
 # -- names of units ----------------------------------------------------------------------------------------------------

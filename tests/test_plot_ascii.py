@@ -1092,8 +1092,11 @@ def test_colour_only_when_it_is_asked_for(four: str) -> None:
 def test_a_station_without_data_yet_is_one_clear_line_and_no_failure(tmp_path: object) -> None:
     write(str(tmp_path) + "/co2d.conf", "[co2d]\ndb = %s/none\n" % tmp_path)
     config = ["--config", str(tmp_path) + "/co2d.conf"]
-    status, out, err = run(*config)
-    assert (status, err) == (0, "") and out.count("\n") == 1 and out.startswith("No data yet: ")
+    for view in plot_ascii.VIEWS:
+        status, out, err = run(view, *config)
+        assert (status, err) == (0, "") and out.count("\n") == 1 and out.startswith("No data yet: "), view
+    status, out, err = run("status", "--check", *config)
+    assert (status, err) == (2, "") and out.count("\n") == 1 and out.startswith("CO2 CRITICAL: No data yet: no database yet")
     assert json.loads(run(*config, "--json")[1])["rows"] == []
     assert run(*config, "--plain")[:2] == (0, "")
 
