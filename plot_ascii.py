@@ -416,6 +416,7 @@ class Axis(NamedTuple):
     edges: list[int]  # UTC seconds, one more than columns
     step: str  # one of STEPS
     zone: Zone
+    window: Window  # from the first edge to the end that was asked for
 
     @property
     def cells(self):
@@ -453,7 +454,7 @@ def make_axis(zone, window, cells, steps):
         if edges[-1] >= b:
             break
     edges = edges[: bisect_left(edges, b) + 1]
-    return Axis(edges, name, zone)
+    return Axis(edges, name, zone, Window(edges[0], b))
 
 
 def heading(ticks, cells):
@@ -530,7 +531,8 @@ def nice(size):
 
 
 def make_scale(buckets, narrow, top, robust=True):
-    """Of what columns hold, of suspect values only where none is usable, rounded outward. `narrow` is the least interquartile distance the fence believes.
+    """Of what columns hold (suspect values only where none is usable), rounded outward. `narrow` is the least
+    interquartile distance the fence believes.
 
     For text, all values inside the fence; for pictures, which have many columns, 99 of 100 extremes and all means.
     """
@@ -1207,8 +1209,9 @@ def sites_of(stays, by_unit):
     return rows
 
 
-def with_charts(c, rows, axes, end):
+def with_charts(c, rows, axes):
     """The rows with a chart of each quantity, on these axes. What is read is kept, by step and quantities."""
+    end = axes["co2"].window.b
     stays = [stay for row in rows for stay in row.stays]
     if not c.states:
         for state in importer.fleet_state(c.db, end, stays):
@@ -1217,7 +1220,7 @@ def with_charts(c, rows, axes, end):
         quantities = list(group)
         key = axis.step, *quantities
         if key not in c.charts:
-            c.charts[key] = charts_of(c, quantities, rows, axis, end)
+            c.charts[key] = charts_of(c, quantities, rows, axis)
         for row, charts in zip(rows, c.charts[key]):
             row.charts.update(charts)
     charts = chain.from_iterable(row.charts.values() for row in rows)
@@ -1229,9 +1232,9 @@ def with_charts(c, rows, axes, end):
     ]
 
 
-def charts_of(c, quantities, rows, axis, end):
+def charts_of(c, quantities, rows, axis):
     """For each row its charts by quantity: on one scale for all, unless each has its own."""
-    spans = [row.within(Window(axis.edges[0], end)) for row in rows]
+    spans = [row.within(axis.window) for row in rows]
     names = [quantity.name for quantity in quantities]
     found = importer.buckets(c.db, names, spans, axis.edges)
     drawn = [{} for _ in rows]
@@ -1244,21 +1247,22 @@ def charts_of(c, quantities, rows, axis, end):
             if c.o.own_scale:
                 scale = make_scale(buckets, *size)
             chart = Chart(quantity, axis, buckets, scale)
-            charts[quantity.name] = measured(c, chart, row, end)
+            charts[quantity.name] = measured(c, chart, row)
     return drawn
 
 
-def measured(c, chart, row, end):
+def measured(c, chart, row):
     """The chart with its newest value, and with the number of values that are off its scale."""
     name = chart.quantity.name
-    spans = row.within(Window(chart.axis.edges[0], end))
+    window = chart.axis.window
+    spans = row.within(window)
     chart.last = importer.last_value(c.db, name, spans)
     rhythm = max(
         [c.states[unit].ping_rhythm for unit, _, _ in spans], default=DAY
     )
     if chart.last:
         ts, _, passed = chart.last
-        chart.stale = passed or end - ts > 2 * rhythm
+        chart.stale = passed or window.b - ts > 2 * rhythm
     if {"up", "down"} & set(chart.marks):
         chart.below, chart.above = importer.count_outside(
             c.db, name, spans, *chart.scale
@@ -1288,10 +1292,10 @@ def view_co2(c):
     axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
     axes = dict.fromkeys(NAMES, axis)
     if c.o.panels:
-        return panels(c, rows, axes, window)
-    (row,) = with_charts(c, rows, axes, window.b)
+        return panels(c, rows, axes)
+    (row,) = with_charts(c, rows, axes)
     lines = min(c.rows or c.o.height, c.o.height - 1)  # a browser has more rows
-    return detail(c, row, window, lines)
+    return detail(c, row, lines)
 
 
 def fleet(c, rows, window, range_cells=7, flag_cells=3):
@@ -1302,7 +1306,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
         *fleet_columns(c, range_cells, flag_cells)
     ]
     t = Table(c, columns, window, len(here))
-    drawn = with_charts(c, here, t.axes, window.b)
+    drawn = with_charts(c, here, t.axes)
     reach = max(width(range_cell(t, row).text) for row in drawn)
     flags = max(width(flags_cell(t, row).text) for row in drawn)
     if reach > range_cells or flags > flag_cells:  # numbers are never cut
@@ -1314,7 +1318,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     axis = t.axes["co2"]
     title = [
         (0, count(len(rows), "site" if sites else "unit")),
-        c.period(Window(axis.edges[0], window.b))
+        c.period(axis.window)
     ]
     facts = {}
     if c.o.own_scale:
@@ -1407,15 +1411,15 @@ def flags_cell(t, row):
 # nothing, thin is less than half.
 
 
-def panels(c, rows, axes, window):
+def panels(c, rows, axes):
     """Every stay in detail, with one time axis and one scale for all."""
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[: c.rows and max(1, (c.rows - 1) // height)]
     hidden = len(rows) - len(here)
     lines = []
     records = []
-    for row in with_charts(c, here, axes, window.b):
-        page = detail(c, row, window, height - bool(hidden))
+    for row in with_charts(c, here, axes):
+        page = detail(c, row, height - bool(hidden))
         lines += page.lines
         names = [row.name, row.stays[0].nickname]
         records += [names + record for record in page.records]
@@ -1427,18 +1431,18 @@ def panels(c, rows, axes, window):
     return Page("co2", facts, ["site", "unit", *page.fields], records, lines)
 
 
-def detail(c, row, window, lines):
+def detail(c, row, lines):
     """A row with its charts, in so many lines."""
     axis = row.charts["co2"].axis
-    row = row._replace(strands=strands_of(c, row, axis, window.b))
+    row = row._replace(strands=strands_of(c, row, axis))
     ribbons = [ribbon_text(c, strand, axis) for strand in row.strands]
     legend = detail_legend(c, row, ribbons)
-    drawn = [detail_title(c, row, window)]
+    drawn = [detail_title(c, row)]
     room = max(lines - 2 - len(ribbons) - len(legend), 3)
     second = room * 9 // 20 if room > 5 else 0  # where lines are few, only CO2 has some
     for chart, height in zip(row.charts.values(), (room - second, second)):
         if height:
-            drawn += panel_lines(c, row, chart, window.b, height)
+            drawn += panel_lines(c, row, chart, height)
     for strand, chars in zip(row.strands, ribbons):
         head = "stat"
         name = ""
@@ -1474,19 +1478,18 @@ def bucket_values(bucket):
     return [n, bucket.mean, bucket.low, bucket.high, bucket.suspects]
 
 
-def strands_of(c, row, axis, end):
+def strands_of(c, row, axis):
     """The units of a row, the first three of them."""
-    window = Window(axis.edges[0], end)
     units = {}
     for stay in row.stays:
         units.setdefault(stay.unit_id, []).append(stay)
     strands = []
     for unit, stays in list(units.items())[:3]:
         spans = row.spans if len(units) == 1 else spans_of(stays)
-        spans = cut_spans(spans, window)
+        spans = cut_spans(spans, axis.window)
         found = importer.buckets(c.db, NAMES, [spans], axis.edges)
         buckets = {name: columns for name, (columns,) in found.items()}
-        missing = importer.missing(c.db, stays, spans, axis.edges, end)
+        missing = importer.missing(c.db, stays, spans, axis.edges, axis.window.b)
         strands.append(Strand(unit, stays[0].nickname, stays, buckets, missing))
     return strands
 
@@ -1539,15 +1542,13 @@ def detail_legend(c, row, ribbons):
     return c.legend(notes, here)
 
 
-def detail_title(c, row, window):
+def detail_title(c, row):
     """Name, units, time, and how many of the readings that should be there are."""
     chart = row.charts["co2"]
-    edges = chart.axis.edges
+    window = chart.axis.window
     here = sum(bucket.rows for bucket in filter(None, chart.buckets))
-    spans = row.within(Window(edges[0], window.b))
-    due = here + sum(
-        importer.missing(c.db, row.stays, spans, edges, window.b)
-    )
+    spans = row.within(window)
+    due = here + sum(importer.missing(c.db, row.stays, spans, chart.axis.edges, window.b))
     share = percent(here, due)
     counted = f"{here:,}/{due:,} = {share}".replace(",", " "), share
     names = [
@@ -1558,16 +1559,17 @@ def detail_title(c, row, window):
         (0, cut(c.name(row.name), c.width // 2)),
         (2, c.name(", ".join(names))),
         (4, c.name(", ".join(ids))),
-        c.period(Window(edges[0], window.b)),
-        (3, *counted),
+        c.period(window),
+        (3, *counted)
     ]
     return c.title(parts)
 
 
-def panel_lines(c, row, chart, end, lines):
+def panel_lines(c, row, chart, lines):
     """A heading with the numbers; marks, if there are any; the plot, labels left, newest value right."""
     g = c.plot
     quantity = chart.quantity
+    window = chart.axis.window
     beyond = c.say(
         "  ".join(
             f"{getattr(g, mark)}{value:.0f} ×{n}"
@@ -1583,10 +1585,10 @@ def panel_lines(c, row, chart, end, lines):
         ts, value, _ = chart.last
         newest = quantity.form_last % value
         if chart.stale:
-            heading.append((1, f"last {newest}, {ago(end - ts)} ago"))
+            heading.append((1, f"last {newest}, {ago(window.b - ts)} ago"))
         else:
             tails[scale.level(value, len(labels))] = f" {g.last} {newest}"
-    spans = row.within(Window(chart.axis.edges[0], end))
+    spans = row.within(window)
     numbers, every = importer.quantiles(
         c.db, quantity.name, spans, (0.05, 0.5, 0.95)
     )
@@ -1751,7 +1753,7 @@ def view_pings(c):
         len(found[: c.room(3)])
     )
     axis = t.axes["pings"]
-    window = window._replace(a=axis.edges[0])
+    window = axis.window
     found = [row for row in found if row.within(window)]
     if not found:
         raise Nothing("No unit was there in this time.")
@@ -1771,7 +1773,7 @@ def view_pings(c):
         f"{c.g.open} deployment",
         f"{c.g.close} its end"
     ]
-    rows = with_pings(c, found[: c.room(3)], axis, window)
+    rows = with_pings(c, found[: c.room(3)], axis)
     return t.page(title, rows, len(found), notes)
 
 
@@ -1783,8 +1785,9 @@ PING_LEVELS = {
 }
 
 
-def with_pings(c, rows, axis, window):
+def with_pings(c, rows, axis):
     """The rows with their pings by column, and with the silence of the units that are there."""
+    window = axis.window
     stays = [row.stay for row in rows]
     states = importer.fleet_state(c.db, window.b, stays)
     states = {state.unit_id: state for state in states}
@@ -2111,7 +2114,7 @@ def view_errors(c):
     ]
     t = Table(c, columns, window)
     axis = t.axes["serious"]
-    t.window = window = Window(axis.edges[0], window.b)
+    t.window = window = axis.window
     count_errors(c, rows, window, axis)
     rows = [row for row in rows if row.all]
     if not rows:
@@ -2768,7 +2771,7 @@ def grouped(c, axis, most):
     return groups
 
 
-def make_frame(c, axis, end):
+def make_frame(c, axis):
     """An axis with labels on a chart that is at least 60 letters wide, and with hover texts."""
     edges = axis.edges
     letter = (edges[-1] - edges[0]) // 60
@@ -2779,7 +2782,7 @@ def make_frame(c, axis, end):
         if not ticks and tick.label == str(local.day):
             tick = tick._replace(label=f"{local:%-d %b}")
         ticks.append(tick)
-    return Frame(edges, ticks, grouped(c, axis, 54), end, c.zone)
+    return Frame(edges, ticks, grouped(c, axis, 54), axis.window.b, c.zone)
 
 
 def picture_co2(c):
@@ -2789,11 +2792,11 @@ def picture_co2(c):
     most = max(MOST_COLUMNS // len(rows), 30)
     cells = SITE_COLUMNS if alone else min(FLEET_COLUMNS, most)
     axis = make_axis(c.zone, window, cells, WITHOUT_HALF_DAYS)
-    rows = with_charts(c, rows, dict.fromkeys(NAMES, axis), window.b)
-    frame = make_frame(c, axis, window.b)
-    frame.gaps = importer.gaps(c.db, c.stays, axis.edges[0], window.b)
+    rows = with_charts(c, rows, dict.fromkeys(NAMES, axis))
+    frame = make_frame(c, axis)
+    frame.gaps = importer.gaps(c.db, c.stays, axis.edges[0], frame.end)
     if alone:
-        row = rows[0]._replace(strands=strands_of(c, rows[0], axis, window.b))
+        row = rows[0]._replace(strands=strands_of(c, rows[0], axis))
         strips = site_strips(frame, row)
         numbers = [
             (when, in_words(row, first, end))
@@ -2807,22 +2810,20 @@ def picture_co2(c):
         about = f"{count(len(rows), 'site')} · {about}"
     for chart in rows[0].charts.values():
         if not c.o.own_scale:
-            about += f" · {chart.quantity.label}" + signed(
-                " %g…%g", chart.scale
-            )
-    return Picture(about, frame, strips, numbers, window)
+            about += f" · {chart.quantity.label}" + signed(" %g…%g", chart.scale)
+    return Picture(about, frame, strips, numbers, axis.window)
 
 
 def picture_pings(c):
     """A strip for each site."""
     window = c.window()
     axis = make_axis(c.zone, window, SITE_COLUMNS, FROM_DAYS)
-    frame = make_frame(c, axis, window.b)
+    frame = make_frame(c, axis)
     found = [PingRow(stays) for stays in lanes(c.stays)]
     found = [row for row in found if row.within(window)]
     if not found:
         raise Nothing("No unit was there in this time.")
-    rows = with_pings(c, found[: c.room(0)], axis, window)
+    rows = with_pings(c, found[: c.room(0)], axis)
     strips = []
     numbers = []
     for _, group in groupby(
@@ -2834,7 +2835,7 @@ def picture_pings(c):
             (strip.left[0][1], ", ".join(text for _, text in strip.right))
         )
     about = f"{count(len(strips), 'site')} · 1 cell = {axis.step}"
-    return Picture(about, frame, strips, numbers, window)
+    return Picture(about, frame, strips, numbers, axis.window)
 
 
 PICTURES = {"co2": picture_co2, "pings": picture_pings}
@@ -2961,11 +2962,6 @@ LIGHT = """--ink: #1b1f23; --paper: #ffffff; --dim: #5c656e; --grid: #e6e9ec; --
   --lab: #a9c7de; --temp: #7a3e9d; --below: #2a9db0; --above: #d9622b; --bad: #b31d28; --silence: #f7dfe1;
   --warn: #8a5a00;
   --good: #176f2c"""
-DARK = """--ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --grid: #262c32; --gap: #1d2227; --co2: #6cb6ff;
-  --route: #44719e; --way: #596069; --idle: #343a41;
-  --lab: #2b4763; --temp: #d2a8ff; --below: #4cc3d6; --above: #ff9a5c; --bad: #ff7b72; --silence: #43242a;
-  --warn: #e3b341;
-  --good: #56d364"""
 HTML = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -2975,7 +2971,12 @@ HTML = """<!DOCTYPE html>
 <title>%(title)s</title>
 <style>
 :root { %(light)s }
-@media (prefers-color-scheme: dark) { :root { %(dark)s } }
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --grid: #262c32; --gap: #1d2227; --co2: #6cb6ff;
+  --route: #44719e; --way: #596069; --idle: #343a41;
+  --lab: #2b4763; --temp: #d2a8ff; --below: #4cc3d6; --above: #ff9a5c; --bad: #ff7b72; --silence: #43242a;
+  --warn: #e3b341;
+  --good: #56d364 } }
 body { color: var(--ink); background: var(--paper); font: 15px/1.4 system-ui, "DejaVu Sans", sans-serif;
   max-width: 1180px;
   margin: 1rem auto; padding: 0 10px }
@@ -3053,32 +3054,25 @@ class WebPage(NamedTuple):
     title: str
     url: str  # of the daemon
     file: str  # in a directory of pages
-    sections: list  # of (heading, view, options that are not as asked)
 
 
-WEB = {
-    "index": WebPage(
-        "Units", "/", "index.html", [("How the units do", "status", {})]
-    ),
-    "alive": WebPage(
-        "Pings, signal, gaps, errors",
-        "/status/alive/summary",
-        "status.html",
-        [
-            ("Pings", "pings", {}),
-            ("Units", "status", {}),
-            ("Signal", "signal", {}),
-            ("Gaps", "gaps", {}),
-            ("Errors", "errors", {})
-        ]
-    ),
-    "co2": WebPage(
-        "CO₂",
-        "/data/co2/summary",
-        "co2.html",
-        [("Recent CO₂", "co2", {}), ("All CO₂", "co2", {"recent_days": 0})]
-    )
-}
+WEB_TABLE = """
+index  Units                        /                      index.html
+alive  Pings, signal, gaps, errors  /status/alive/summary  status.html
+co2    CO₂                          /data/co2/summary      co2.html
+"""
+WEB = {name: WebPage(*fields) for name, *fields in importer.rows_of(WEB_TABLE)}
+# page, heading, view, the days that it shows
+SECTIONS = """
+index  How the units do  status  asked
+alive  Pings             pings   asked
+alive  Units             status  asked
+alive  Signal            signal  asked
+alive  Gaps              gaps    asked
+alive  Errors            errors  asked
+co2    Recent CO₂        co2     asked
+co2    All CO₂           co2     all
+"""
 WIDTHS = {"wide": 100, "narrow": 46}  # cells; one is 8 px wide at 13 px
 
 
@@ -3319,25 +3313,28 @@ def picture_of(view, o, write):
             if o.query is None:
                 return ""
             return f"{picture_links(c, c.window())}<p>{why}</p>"
-        shown = Window(picture.frame.edges[0], picture.window.b)
-        period, *_ = c.zone.period(shown, "–")
-        about = f"{period} · {picture.about}"
-        return write(c, picture._replace(about=about, window=shown))
+        period, *_ = c.zone.period(picture.window, "–")
+        return write(c, picture._replace(about=f"{period} · {picture.about}"))
     return ""
+
+
+def sections(name, o):
+    """Of a page for browsers: the heading, the view and the Options of each section."""
+    for page, heading, view, days in importer.rows_of(SECTIONS):
+        if page == name:
+            yield heading, view, o.but(recent_days=0) if days == "all" else o
 
 
 def document(name, o):
     """A whole HTML document: pictures, or text drawn wide, and narrow for phones; no script, and all style inside."""
     if o.glyphs == "auto":
         o = o.but(glyphs="block")
-    page = WEB[name]
     wrong, o = without_station(o)
     body = paragraphs(("bad", text) for text in wrong)
     parts = {}
-    for heading, view, changes in page.sections:
-        if changes and o.query is not None:
+    for heading, view, asked in sections(name, o):
+        if asked is not o and o.query is not None:
             continue  # links lead to other times
-        asked = o.but(**changes)
         part = picture_of(view, asked, picture_html)
         if not part:
             for kind, cells in WIDTHS.items():
@@ -3350,9 +3347,7 @@ def document(name, o):
         if len(parts) > 1:
             body += f"<h2>{heading}</h2>\n"
         body += part
-    title = " · ".join(
-        [page.title, *map(clean, filter(None, (o.site, o.unit)))]
-    )
+    title = " · ".join([WEB[name].title, *map(clean, filter(None, (o.site, o.unit)))])
     return html_page(title, body, o.query)
 
 
@@ -3367,9 +3362,8 @@ def html_page(title, body, query):
         "nav": links,
         "body": body,
         "light": LIGHT,
-        "dark": DARK,
         "style": STYLE,
-        "data": "" if query is None else DATA_LINKS,
+        "data": "" if query is None else DATA_LINKS
     }
 
 
@@ -3396,8 +3390,8 @@ def web_page(view, db, query, html, now, *, problems=(), archive=None):
         return document(view, o)
     wrong, of_units = without_station(o)
     texts = [text + "\n" for text in wrong]
-    for _, name, changes in WEB[view].sections:
-        text = to_text(draw(name, of_units.but(**changes)).lines)
+    for _, name, asked in sections(view, of_units):
+        text = to_text(draw(name, asked).lines)
         if text not in texts:
             texts.append(text)
     return "\n".join(texts)

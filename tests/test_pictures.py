@@ -58,7 +58,7 @@ def over(size: int, buckets: Any) -> list[Bucket | None]:
 
 
 def chart(quantity: Quantity, low: float, high: float, buckets: Any = ()) -> Chart:
-    return Chart(quantity, Axis([], "1 h", []), list(buckets), Scale(low, high))
+    return Chart(quantity, Axis([], "1 h", [], []), list(buckets), Scale(low, high))
 
 
 def stay(status: Any = "deployed", since: int = 0, until: int = FOREVER, unit: str = "co2unit-30aea42a50bc") -> Deployment:

@@ -212,5 +212,5 @@ def test_columns_are_aligned_in_a_browser_and_fit_it(many: str, tmp_path: object
     assert found, done.stderr.decode()[-2000:]
     worst, lines, pres, over, inner = map(float, found.groups())
     assert worst < 1 and lines > 30 and over <= 0 and inner <= 0, found[0]
-    texts = [name for _, name, _ in plot_ascii.WEB[view].sections if name not in plot_ascii.PICTURES]
+    texts = [name for _, name, _ in plot_ascii.sections(view, plot_ascii.Options()) if name not in plot_ascii.PICTURES]
     assert pres == len(texts), "one form of each section is shown"
