@@ -1097,28 +1097,32 @@ class Cut(NamedTuple):
         return columns.get(name, [None] * len(self.times))
 
 
+def meaning(code):
+    """co2, co2_flag, temp_flag and qc of a line with this sum."""
+    total = code % ODD
+    odd = code // ODD % 16
+    missing = code // MISSED % 16
+    usable = len(CO2) - odd - missing
+    qc = co2_bits(usable, missing) | code // OF_TEMP
+    return total / usable if usable else None, co2_flag(qc), temp_flag(qc), qc
+
+
 class Columns:
     """Cuts lines of readings into columns."""
 
     def __init__(self, rules):
         self.limits = rules.limits
         self.latest = rules.latest
-        self.days = Lookup(self._begin_of_day, NEVER)
+        self.days = Lookup(lambda text: instant(text, "00:00:00", rules.limits), NEVER)
         self.clocks = Lookup(parse_clock, NEVER)
         self.temps = Lookup(parse_temp)
         self.flashes = Lookup(parse_flashes)
         self.ppm = Lookup(parse_integer)
         self.raws = Lookup(parse_raw)
-        self.temp_codes = Lookup(self._code_of_temp, BROKEN)
+        self.temp_codes = Lookup(lambda text: temp_bits(parse_temp(text), rules.limits) * OF_TEMP, BROKEN)
         self.flash_codes = Lookup(self._code_of_flashes, BROKEN)
         self.ppm_codes = Lookup(self._code_of_ppm, BROKEN)
-        self.meanings = Lookup(self.meaning)
-
-    def _begin_of_day(self, text):
-        return instant(text, "00:00:00", self.limits)
-
-    def _code_of_temp(self, text):
-        return temp_bits(parse_temp(text), self.limits) * OF_TEMP
+        self.meanings = Lookup(meaning)
 
     def _code_of_flashes(self, text):
         parse_flashes(text)
@@ -1131,15 +1135,6 @@ class Columns:
         if ppm < 0:
             return BROKEN                                       # it cannot be added up with others
         return ppm if is_usable(ppm, self.limits) else ODD
-
-    def meaning(self, code):
-        """co2, co2_flag, temp_flag and qc of a line with this sum."""
-        total = code % ODD
-        odd = code // ODD % 16
-        missing = code // MISSED % 16
-        usable = len(CO2) - odd - missing
-        qc = co2_bits(usable, missing) | code // OF_TEMP
-        return total / usable if usable else None, co2_flag(qc), temp_flag(qc), qc
 
     def cut(self, lines):
         """The plain ones of these lines (bytes as Latin-1, without their ends); None: there are hardly any."""
@@ -1558,15 +1553,15 @@ def find_sources(archive, unreadable):
         for entry in _scan(data_dir, unreadable):
             if entry.is_dir(follow_symlinks=False):
                 for folder in FOLDERS:
-                    yield from _collect(data_dir, "data/", f"{entry.name}/{folder}", unreadable)
-        yield from _collect(data_dir, "data/", seqfile.MANUAL_FOLDER, unreadable)
-    yield from _collect(archive.var_dir, "var/", seqfile.PINGS_FOLDER, unreadable)
+                    yield from _collect(data_dir, f"{entry.name}/{folder}", unreadable)
+        yield from _collect(data_dir, seqfile.MANUAL_FOLDER, unreadable)
+    yield from _collect(archive.var_dir, seqfile.PINGS_FOLDER, unreadable, "var/")
     # Of data directories that are merged, HOME/var beside each has the pings of that server; their keys are those of a
     # copy in HOME's name below a data directory.
     for data_dir in archive.data_dirs if len(archive.data_dirs) > 1 else ():
         above, home = os.path.split(dirname(realpath(data_dir)))
         if join(above, home, "var") != realpath(archive.var_dir):
-            yield from _collect(above, "data/", f"{home}/var/{seqfile.PINGS_FOLDER}", unreadable)
+            yield from _collect(above, f"{home}/var/{seqfile.PINGS_FOLDER}", unreadable)
 
 
 def _scan(directory, unreadable):
@@ -1579,7 +1574,7 @@ def _scan(directory, unreadable):
         unreadable.append((directory, error.strerror))
 
 
-def _collect(root, prefix, folder, unreadable):
+def _collect(root, folder, unreadable, prefix="data/"):
     for entry in _scan(join(root, folder), unreadable):
         source = _source(entry.path, root, prefix)
         if source:
@@ -1971,14 +1966,6 @@ class Import:
                 self.news.clear()
         if self.days:
             self.days.finish()
-
-    def take_again(self, sources):
-        """Read those once more that may hold repeats of what was taken out."""
-        ids = set(self.again)
-        for source in sources:
-            if source.id in ids:
-                self.forget(source)
-                self.take_one(source)
 
     def forget(self, source):
         """Take out the rows of a source, and its account: the file is gone, or is read again."""
@@ -2522,8 +2509,11 @@ def _take_all(run, archive, listing, missing):
     changed = run.db.execute("SELECT f.* FROM files f LEFT JOIN sources s ON s.path = f.key "
                              "WHERE s.size IS NOT f.size OR s.ctime IS NOT f.ctime ORDER BY f.key")
     run.take(map(source_of, changed))
-    if run.again:
-        run.take_again(listing.between())
+    again = set(run.again)              # they may hold repeats of what went; run.again grows meanwhile
+    for source in listing.between() if again else ():
+        if source.id in again:
+            run.forget(source)
+            run.take_one(source)
 
 
 def _import_new(db, archive, named, now, progress):
