@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """All figures of the product in one table, each beside a yardstick measured in the same run on the same machine.
 
-`make bench` runs everything; ``tests/bench.py http`` (or memory, import, views) one section. The last output for comparison is
+`make bench` runs everything; ``tests/bench.py http`` (or memory, import, views, pages) one section. The last output for comparison is
 kept in tests/bench.txt.
 """
 
@@ -568,7 +568,33 @@ def bench_views(directory: str) -> None:
         time_views(commands, path, note, VIEWS + everything * (units == 1000))
 
 
-SECTIONS = {"http": bench_http, "memory": bench_memory, "import": bench_import, "views": bench_views}
+PAGES = {                               # view of the daemon, arguments of the URL
+    "12 sites, 14 days": ("co2", {"recent-days": "14"}),
+    "one site, a year": ("co2", {"site": fleet.site_of(1), "recent-days": "365"}),
+    "pings and the rest, a year": ("alive", {}),
+}
+
+
+def bench_pages(directory: str) -> None:
+    """Pages of the daemon as pictures beside the same pages as text, in turns, in a process that has made them before."""
+    import plot_ascii
+    made = fleet.make_archive(directory, units=12, days=400, habits=fleet.Habits(soiled=0.002))
+    archive = importer.Archive((os.path.join(directory, "remote_data"),), os.path.join(directory, "var"), os.path.join(directory, "db"))
+    importer.import_new(archive)
+    now = int(datetime.fromisoformat(made.end + "+00:00").timestamp())
+    for name, (view, query) in PAGES.items():
+        times: Dict[bool, List[float]] = {False: [], True: []}
+        size = 0
+        for _ in range(3 if QUICK else 31):
+            for html in times:
+                begin = time.perf_counter()
+                size = len(plot_ascii.web_page(view, archive.db, query, html, now).encode())
+                times[html].append(time.perf_counter() - begin)
+        text, picture = (sorted(found)[len(found) // 2] * 1000 for found in times.values())
+        say(Figure("page of " + name, "%.0f ms" % picture, "%.2f x its text (%.0f ms); %.0f kB" % (picture / text, text, size / 1000)))
+
+
+SECTIONS = {"http": bench_http, "memory": bench_memory, "import": bench_import, "views": bench_views, "pages": bench_pages}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
