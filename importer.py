@@ -512,7 +512,7 @@ real       -?[0-9]{1,9}(\.[0-9]{1,9})?  %r is not a number
 """.replace("SEGMENT", _SEGMENT).replace("OURS", f"{seqfile.UPDATES_FOLDER}|{seqfile.SET_ASIDE}")
 
 
-def _value_of(kind, text, base):
+def value_of(kind, text, base):
     """The value that a text stands for; relative paths count from the directory `base`."""
     if kind in ("path", "directory"):
         return text and join(base, text)
@@ -527,7 +527,7 @@ def _value_of(kind, text, base):
 
 SETTINGS = {
     name: Setting(kind, change, default.strip("-"), help) for name, kind, change, default, help in rows_of(_SETTINGS)}
-_DEFAULTS = [_value_of(setting.kind, setting.default, HERE) for setting in SETTINGS.values()]
+_DEFAULTS = [value_of(setting.kind, setting.default, HERE) for setting in SETTINGS.values()]
 
 
 class Settings(namedtuple("Settings", [*SETTINGS, "limits", "warnings"], defaults=[*_DEFAULTS, LIMITS, ()])):
@@ -620,14 +620,14 @@ def _read(section, said, base, warnings):
             raise BadConfig(f"{where}: unknown setting {name!r}")
         else:
             try:
-                _check(kind, text)
+                check_setting(kind, text)
             except ValueError as error:
                 raise BadConfig(f"{where}: {name}: {error}")
-            values[name] = _value_of(kind, text, base)
+            values[name] = value_of(kind, text, base)
     return values
 
 
-def _check(kind, text):
+def check_setting(kind, text):
     """ValueError for a text that is no setting of this kind."""
     words = (text.split() or [""]) if kind in ("networks", "segments") else [text]     # several in one setting
     for word in words:

@@ -612,8 +612,9 @@ def glyph_set(text):
 
 
 def switch(text):
-    """Whether a switch is on."""
-    return text not in ("0", "no", "false")
+    """Whether a switch is on, in the words of co2d.conf."""
+    importer.check_setting("switch", str(text))
+    return importer.value_of("switch", str(text), "")
 
 
 # what a page may be asked for, on the command line and, without the --, in a URL; what that takes; how it is read

@@ -1012,7 +1012,7 @@ def test_text_page_takes_its_size_and_glyphs_from_the_url(four: str) -> None:
 
 @pytest.mark.parametrize("query", [
     {"width": "5"}, {"width": "x"}, {"glyphs": "emoji"}, {"recent-days": "nan"}, {"xmin": "yesterday"}, {"tz": "No/Where"},
-    {"min-tier": "1.5"}, {"co2-max": "-1"}, {"xmax": "0000-00-00"}, {"height": "1e9"}, {"weather": "fine"}])
+    {"wide": "fasle"}, {"all": "2"}, {"min-tier": "1.5"}, {"co2-max": "-1"}, {"xmax": "0000-00-00"}, {"height": "1e9"}, {"weather": "fine"}])
 def test_bad_arguments_in_a_url_are_value_errors(four: str, query: Dict[str, str]) -> None:
     with pytest.raises(ValueError):
         plot_ascii.web_page("co2", four, query, True, seconds(NOW))
@@ -1213,6 +1213,12 @@ def test_what_is_missing_is_named(four: str, tmp_path: object) -> None:
     assert page_of("co2", four, xmin="2019-09-01", xmax="2019-09-02").empty == "No readings in this time."
     empty = archive(str(tmp_path), [])
     assert {page_of(view, empty).empty for view in plot_ascii.VIEWS} == {"No units yet."}
+
+
+@pytest.mark.parametrize("text, is_on", [("1", True), ("yes", True), ("True", True), ("on", True), ("0", False), ("no", False),
+                                         ("FALSE", False), ("off", False), ("", False)])
+def test_a_switch_in_a_url_is_as_in_the_configuration(text: str, is_on: bool) -> None:
+    assert bool(Options.from_query({"wide": text}).wide) == is_on
 
 
 def test_a_time_may_say_its_zone(four: str, oslo: str) -> None:
