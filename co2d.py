@@ -63,7 +63,7 @@ configuration: a row of CONFIGURATION.
 
 from __future__ import annotations
 
-import seqfile
+import seqfile                          # first: from then on Ctrl-C shows no traceback
 
 import argparse
 import errno

@@ -32,7 +32,7 @@ SQL is written here and nowhere else; the section "what the views ask" has the q
 
 from __future__ import annotations
 
-import seqfile
+import seqfile                          # first: from then on Ctrl-C shows no traceback
 
 import argparse
 import errno

@@ -38,7 +38,7 @@ escape sequences, no curses), palettes beyond the terminal's own.
 
 from __future__ import annotations
 
-import importer
+import importer  # first: from then on Ctrl-C shows no traceback
 
 import os
 import re
