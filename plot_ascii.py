@@ -56,23 +56,9 @@ from operator import attrgetter, itemgetter
 from math import ceil, floor, log10, nan
 from shutil import get_terminal_size
 from types import SimpleNamespace
-from typing import (
-    Any,
-    Callable,
-    NamedTuple,
-    Sequence
-)
+from typing import Callable, NamedTuple, Sequence
 
-from importer import (
-    Bucket,
-    DAY,
-    Deployment,
-    FOREVER,
-    Pings,
-    Problem,
-    Unusable,
-    write_file
-)
+from importer import DAY, Deployment, FOREVER, Problem, Unusable, write_file
 
 
 # -- glyphs -----------------------------------------------------------------------------------------------------------
@@ -146,14 +132,9 @@ def clean(text, ascii=False):
         text = "".join(
             char for char in letters if not unicodedata.combining(char)
         )
-    text = "".join(map(_printable, text))
+    spaced = re.sub(r"\s", " ", text)
+    text = "".join(char if char.isprintable() else "?" for char in spaced)
     return text.encode("ascii", "replace").decode() if ascii else text
-
-
-def _printable(char):
-    if char.isprintable():
-        return char
-    return " " if char.isspace() else "?"
 
 
 def width(text):
@@ -702,7 +683,7 @@ class Options(SimpleNamespace):
 class View(NamedTuple):
     """A page that there is."""
 
-    draw: Callable[[Context], Page]
+    draw: Callable  # draw(c) is a Page
     about: str  # what it shows
     table: str  # its range is that of the rows of this table
     days: int  # of its usual range
@@ -846,13 +827,11 @@ class Page(NamedTuple):
     """One view."""
 
     view: str
-    facts: dict[str, Any]  # of the page as a whole, for JSON
+    facts: dict  # of the page as a whole, for JSON
     fields: list[str]
-    records: list[list[Any]]  # a list in a record is a chart
+    records: list[list]  # a list in a record is a chart
     lines: list[list[Span]]
-    axes: dict[
-        str, list[str]
-    ] = {}  # field of a chart -> where its columns begin
+    axes: dict = {}  # field of a chart -> where its columns begin, as texts
     empty: str = ""  # why there is nothing to show
 
 
@@ -868,7 +847,7 @@ def nothing(view, why):
 class Cell(NamedTuple):
     """Values, and how they are drawn."""
 
-    values: Sequence[Any]
+    values: Sequence
     spans: Sequence[Span]
 
     @property
@@ -1073,13 +1052,13 @@ class Chart:
 
     below = 0  # values off the scale, suspect ones included
     above = 0
-    last: tuple[int, float, int] | None = None  # see importer.last_value
+    last = None  # see importer.last_value
     stale = False  # the unit should have called twice since, or newer readings came without a usable value
 
     def __init__(self, quantity, axis, buckets, scale):
         self.quantity = quantity
         self.axis = axis
-        self.buckets = buckets  # one for each column; None: no readings
+        self.buckets = buckets  # an importer.Bucket for each column; None: no readings
         self.scale = scale
 
     @cached_property
@@ -1130,9 +1109,7 @@ class Strand(NamedTuple):
     unit_id: str
     nickname: str
     stays: list[Deployment]
-    buckets: dict[
-        str, list[Bucket | None]
-    ]  # by quantity, in the columns of the charts
+    buckets: dict[str, list]  # by quantity, in the columns of the charts; see Chart
     missing: Sequence[int] = ()  # readings, in the same columns
 
 
@@ -1700,10 +1677,9 @@ class PingRow(NamedTuple):
     """A site with its stays, of which no two are at once: where they are, the site has several rows."""
 
     stays: list[Deployment]  # in order of time
-    columns: Sequence[Pings | None] = ()
-    # s since the last ping, when the unit that is there is late
-    late: int | None = None
-    state: Any = None  # importer.UnitState of the last unit
+    columns: Sequence = ()  # importer.Pings, or None
+    late: int | None = None  # s since the last ping, when the unit that is there is late
+    state: importer.UnitState = None  # of the last unit
 
     @property
     def stay(self):
@@ -2275,16 +2251,15 @@ STRETCHED = 2000
 SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
 
 
-class Frame:
+class Frame(NamedTuple):
     """The time that the charts of a picture show."""
 
-    def __init__(self, edges, ticks, groups, end, zone=Zone("UTC")):
-        self.edges = edges  # UTC seconds of the columns, one more than these
-        self.ticks = ticks
-        self.groups = groups  # columns with one hover text: first, end, when
-        self.end = end  # UTC seconds; the last column may end later
-        self.zone = zone
-        self.gaps = []  # importer.Gap, where they are shown
+    edges: list[int]  # UTC seconds of the columns, one more than these
+    ticks: list[Tick]
+    groups: list  # columns with one hover text: first, end, when
+    end: int  # UTC seconds; the last column may end later
+    zone: Zone = Zone("UTC")
+    gaps: Sequence = ()  # importer.Gap, where they are shown
 
     def share(self, ts):
         """Where a time lies: 0 at the left edge, 1 at the right one."""
@@ -2794,8 +2769,8 @@ def picture_co2(c):
     cells = SITE_COLUMNS if alone else min(FLEET_COLUMNS, most)
     axis = make_axis(c.zone, window, cells, WITHOUT_HALF_DAYS)
     rows = with_charts(c, rows, dict.fromkeys(NAMES, axis))
-    frame = make_frame(c, axis)
-    frame.gaps = importer.gaps(c.db, c.stays, axis.edges[0], frame.end)
+    gaps = importer.gaps(c.db, c.stays, *axis.window[:2])
+    frame = make_frame(c, axis)._replace(gaps=gaps)
     if alone:
         row = rows[0]._replace(strands=strands_of(c, rows[0], axis))
         strips = site_strips(frame, row)

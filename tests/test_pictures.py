@@ -173,8 +173,7 @@ def test_a_gap_is_tinted_and_says_what_became_of_it() -> None:
     row = site(chart(CO2._replace(tall=50), 400, 500, over(HOUR, [values(420, 420, 420), None, None, values(420, 420, 420)])))
     unit = row.stays[0].unit_id
     gaps = [Gap(unit, HOUR, 3 * HOUR, 4, "lost", 0, 1800), Gap(unit, HOUR, HOUR + 9, 1, "lost", 0, 1800), Gap("other", 0, None, 1, "lost", 0, 1800)]
-    frame = hours(4)
-    frame.gaps = gaps
+    frame = hours(4)._replace(gaps=gaps)
     strip = plot_ascii.chart_strip(frame, row, "tall")
     assert strip.height == 62
     assert strip.chart.startswith('<rect class="gap" x="25.00%" width="50.00%" y="0" height="62"/><svg viewBox="0 0 2000 620" ')
