@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import importer  # first: from then on Ctrl-C shows no traceback
 
+import json
 import os
 import re
 import signal
@@ -57,6 +58,7 @@ from math import ceil, floor, log10, nan
 from shutil import get_terminal_size
 from types import SimpleNamespace
 from typing import Callable, NamedTuple, Sequence
+from urllib.parse import quote, urlencode
 
 from importer import DAY, Deployment, FOREVER, Problem, Unusable, write_file
 
@@ -97,7 +99,7 @@ degree   °C        degC
 
 def glyph_column(column):
     """The characters in a column of the table, as attributes."""
-    rows = map(str.split, GLYPH_TABLE.strip().splitlines())
+    rows = importer.rows_of(GLYPH_TABLE)
     return SimpleNamespace(**{row[0]: row[column] for row in rows})
 
 
@@ -129,11 +131,8 @@ def clean(text, ascii=False):
     text = unicodedata.normalize("NFC", str(text))
     if ascii:
         letters = unicodedata.normalize("NFKD", text.translate(LATIN))
-        text = "".join(
-            char for char in letters if not unicodedata.combining(char)
-        )
-    spaced = re.sub(r"\s", " ", text)
-    text = "".join(char if char.isprintable() else "?" for char in spaced)
+        text = "".join(char for char in letters if not unicodedata.combining(char))
+    text = "".join(char if char.isprintable() else "?" for char in re.sub(r"\s", " ", text))
     return text.encode("ascii", "replace").decode() if ascii else text
 
 
@@ -261,8 +260,7 @@ class Zone:
 
     def iso(self, ts):
         """For data: to the minute, with the offset, 2019-09-26T14:00+02:00; Z for UTC."""
-        text = self.local(ts).isoformat(timespec="minutes")
-        return text.replace("+00:00", "Z")
+        return self.local(ts).isoformat(timespec="minutes").replace("+00:00", "Z")
 
     def parse(self, text):
         """UTC seconds of a date or date-time in this zone, or in the one that it says: ...Z, ...+02:00."""
@@ -300,8 +298,7 @@ class Zone:
         forms = [f"{first} {to} {last}", last]
         if days:
             return forms
-        end_text = f"{end:%-d %b %Y %H:%M} {self.name}"
-        return [f"{first} {begin:%H:%M} {to} {end_text}", *forms]
+        return [f"{first} {begin:%H:%M} {to} {end:%-d %b %Y %H:%M} {self.name}", *forms]
 
 
 class Window(NamedTuple):
@@ -920,8 +917,7 @@ class Table:
 
     def spare(self):
         """Cells that no column takes."""
-        taken = sum(column.cells + column.gap for column in self.kept)
-        return self.c.width + 1 - taken
+        return self.c.width + 1 - sum(column.cells + column.gap for column in self.kept)
 
     def line(self, cells):
         """One line of the table, of the spans of all its columns."""
@@ -942,8 +938,7 @@ class Table:
         filled = [self.fill(row) for row in rows]
         room = c.room(2 + len(self.legend(filled, of, notes)))
         filled = filled[:room]
-        heads = [[Span(column.head, "dim")] for column in self.columns]
-        lines = [c.title(title), self.line(heads)]
+        lines = [c.title(title), self.line([Span(column.head, "dim")] for column in self.columns)]
         records = []
         for cells in filled:
             lines.append(self.line([each.spans for each in cells]))
@@ -1213,8 +1208,7 @@ def with_charts(c, rows, axes):
 def charts_of(c, quantities, rows, axis):
     """For each row its charts by quantity: on one scale for all, unless each has its own."""
     spans = [row.within(axis.window) for row in rows]
-    names = [quantity.name for quantity in quantities]
-    found = importer.buckets(c.db, names, spans, axis.edges)
+    found = importer.buckets(c.db, [quantity.name for quantity in quantities], spans, axis.edges)
     drawn = [{} for _ in rows]
     for quantity in quantities:
         columns = found[quantity.name]
@@ -1224,8 +1218,7 @@ def charts_of(c, quantities, rows, axis):
         for row, buckets, charts in zip(rows, columns, drawn):
             if c.o.own_scale:
                 scale = make_scale(buckets, *size)
-            chart = Chart(quantity, axis, buckets, scale)
-            charts[quantity.name] = measured(c, chart, row)
+            charts[quantity.name] = measured(c, Chart(quantity, axis, buckets, scale), row)
     return drawn
 
 
@@ -1267,13 +1260,11 @@ def view_co2(c):
     rows, window, alone = co2_rows(c)
     if not c.o.panels and not alone:
         return fleet(c, rows, window)
-    axis = make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS)
-    axes = dict.fromkeys(NAMES, axis)
+    axes = dict.fromkeys(NAMES, make_axis(c.zone, window, c.width - 12, WITHOUT_HALF_DAYS))
     if c.o.panels:
         return panels(c, rows, axes)
     (row,) = with_charts(c, rows, axes)
-    lines = min(c.rows or c.o.height, c.o.height - 1)  # a browser has more rows
-    return detail(c, row, lines)
+    return detail(c, row, min(c.rows or c.o.height, c.o.height - 1))  # a browser has more rows
 
 
 def fleet(c, rows, window, range_cells=7, flag_cells=3):
@@ -1322,28 +1313,20 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
 
 def fleet_columns(c, range_cells, flag_cells):
     """Charts and numbers of the two quantities."""
-    co2 = partial(chart_cell, CO2)
-    temp = partial(chart_cell, TEMP)
-    ppm = partial(last_cell, CO2)
-    celsius = partial(last_cell, TEMP)
-    flags = "late above below temp_above temp_below"
     return [
-        Column("co2", "", 14, co2, steps=ALL_STEPS),
-        Column("ppm ppm_age", "ppm", 4, ppm, 1, right=True),
-        Column(
-            "min max", "range", range_cells, range_cell, 3, right=True, gap=2
-        ),
-        Column("temp", "", 7, temp, 4, gap=2, steps=WITHOUT_HALF_DAYS),
-        Column("celsius celsius_age", c.g.degree, 5, celsius, 2, right=True),
-        Column(flags, "!", flag_cells, flags_cell)
+        Column("co2", "", 14, partial(chart_cell, CO2), steps=ALL_STEPS),
+        Column("ppm ppm_age", "ppm", 4, partial(last_cell, CO2), 1, right=True),
+        Column("min max", "range", range_cells, range_cell, 3, right=True, gap=2),
+        Column("temp", "", 7, partial(chart_cell, TEMP), 4, gap=2, steps=WITHOUT_HALF_DAYS),
+        Column("celsius celsius_age", c.g.degree, 5, partial(last_cell, TEMP), 2, right=True),
+        Column("late above below temp_above temp_below", "!", flag_cells, flags_cell)
     ]
 
 
 def chart_cell(quantity, t, row):
     """The means as bars."""
     chart = row.charts[quantity.name]
-    drawn = bars(t.c, chart.means, chart.scale, quantity.name, chart.marks)
-    return Cell([chart.means], drawn)
+    return Cell([chart.means], bars(t.c, chart.means, chart.scale, quantity.name, chart.marks))
 
 
 def last_cell(quantity, t, row):
@@ -1399,8 +1382,7 @@ def panels(c, rows, axes):
     for row in with_charts(c, here, axes):
         page = detail(c, row, height - bool(hidden))
         lines += page.lines
-        names = [row.name, row.stays[0].nickname]
-        records += [names + record for record in page.records]
+        records += [[row.name, row.stays[0].nickname, *record] for record in page.records]
     if hidden:
         lines += c.wrapped([f"+{hidden} more (--all)"])
     facts = {}
@@ -1528,17 +1510,13 @@ def detail_title(c, row):
     spans = row.within(window)
     due = here + sum(importer.missing(c.db, row.stays, spans, chart.axis.edges, window.b))
     share = percent(here, due)
-    counted = f"{here:,}/{due:,} = {share}".replace(",", " "), share
-    names = [
-        strand.nickname for strand in row.strands if strand.nickname != row.name
-    ]
-    ids = [strand.unit_id for strand in row.strands]
+    names = [strand.nickname for strand in row.strands if strand.nickname != row.name]
     parts = [
         (0, cut(c.name(row.name), c.width // 2)),
         (2, c.name(", ".join(names))),
-        (4, c.name(", ".join(ids))),
+        (4, c.name(", ".join(strand.unit_id for strand in row.strands))),
         c.period(window),
-        (3, *counted)
+        (3, f"{here:,}/{due:,} = {share}".replace(",", " "), share)
     ]
     return c.title(parts)
 
@@ -1638,8 +1616,7 @@ def trace(means, connect):
     for j, (before, after) in enumerate(zip(means, means[1:])):
         if connect and None not in (before, after):
             for place in range(min(before, after), max(before, after) + 1):
-                nearer = abs(place - before) < abs(place - after)
-                half = right[j] if nearer else left[j + 1]
+                half = right[j] if abs(place - before) < abs(place - after) else left[j + 1]
                 half.add(place)
     return left, right
 
@@ -1750,8 +1727,7 @@ def view_pings(c):
         f"{c.g.open} deployment",
         f"{c.g.close} its end"
     ]
-    rows = with_pings(c, found[: c.room(3)], axis)
-    return t.page(title, rows, len(found), notes)
+    return t.page(title, with_pings(c, found[: c.room(3)], axis), len(found), notes)
 
 
 # column -> what is counted, which numbers the characters stand for
@@ -1764,17 +1740,16 @@ PING_LEVELS = {
 
 def with_pings(c, rows, axis):
     """The rows with their pings by column, and with the silence of the units that are there."""
-    window = axis.window
-    stays = [row.stay for row in rows]
-    states = importer.fleet_state(c.db, window.b, stays)
+    end = axis.window.b
+    states = importer.fleet_state(c.db, end, [row.stay for row in rows])
     states = {state.unit_id: state for state in states}
-    spans = [row.within(window) for row in rows]
+    spans = [row.within(axis.window) for row in rows]
     found = []
     for row, columns in zip(rows, importer.pings(c.db, spans, axis.edges)):
         state = states[row.stay.unit_id]
         late = None
-        if state.alarms and state.pings_late > 1 and row.stay.until > window.b:
-            late = window.b - state.last_ping
+        if state.alarms and state.pings_late > 1 and row.stay.until > end:
+            late = end - state.last_ping
         found.append(PingRow(row.stays, columns, late, state))
     return found
 
@@ -1806,8 +1781,7 @@ def ping_cell(t, row):
 
 def days_of(stays, window):
     """Days of stays in a range."""
-    spans = cut_spans(spans_of(stays), window)
-    return sum(until - since for _, since, until in spans) / DAY
+    return sum(end - begin for _, begin, end in cut_spans(spans_of(stays), window)) / DAY
 
 
 def late_cell(t, row):
@@ -1868,9 +1842,8 @@ def view_status(c):
     rows = [SimpleNamespace(stay=state, dbm=state.dbm) for state in states]
     window = Window(c.now - 13 * DAY, c.now + 1)
     days = make_axis(c.zone, window, 14, FROM_DAYS)
-    pairs = make_axis(c.zone, window, 8, FROM_DAYS)
     t = Table(c, status_columns(c, rows), Window(days.edges[0], c.now))
-    t.axes = {"pings": days, "rssi": pairs}
+    t.axes = {"pings": days, "rssi": make_axis(c.zone, window, 8, FROM_DAYS)}
     counts = Counter(state.verdict for state in states)
     none, one, more = c.g.pings
     notes = [
@@ -1889,15 +1862,13 @@ def view_status(c):
 
 def status_columns(c, rows):
     """The columns of the page."""
-    ppm = partial(newest_cell, CO2)
-    celsius = partial(newest_cell, TEMP)
     return [
         Column("state", "", 4, state_cell),
         *who(c, rows),
         Column("ping_age data_age", "last", 8, age_cell, 1, right=True),
         Column("pings", "pings 14 d", 14, days_cell, 2),
-        Column("ppm ppm_age", "ppm", 4, ppm, 4, right=True),
-        Column("celsius celsius_age", c.g.degree, 5, celsius, 6, right=True),
+        Column("ppm ppm_age", "ppm", 4, partial(newest_cell, CO2), 4, right=True),
+        Column("celsius celsius_age", c.g.degree, 5, partial(newest_cell, TEMP), 6, right=True),
         number_column("dBm", 4, 5, c.g.none),
         Column("rssi", "rssi 14d", 8, partial(signal_cell, "rssi"), 7)
     ]
@@ -1948,8 +1919,7 @@ def ask_pings(t, rows):
     """Read the pings of the rows' units for the charts of a table, at once."""
     for field, axis in t.axes.items():
         spans = [[(row.stay.unit_id, axis.edges[0], t.window.b + 1)] for row in rows]
-        found = importer.pings(t.c.db, spans, axis.edges)
-        for row, columns in zip(rows, found):
+        for row, columns in zip(rows, importer.pings(t.c.db, spans, axis.edges)):
             t.pings[field, row.stay.unit_id] = columns
 
 
@@ -1971,8 +1941,7 @@ def newest_cell(quantity, t, row):
 
 def signal_cell(field, t, row):
     """The mean strength of the signal by column."""
-    columns = t.pings[field, row.stay.unit_id]
-    signal = [pings.dbm if pings else None for pings in columns]
+    signal = [pings.dbm if pings else None for pings in t.pings[field, row.stay.unit_id]]
     return Cell([signal], bars(t.c, signal, SIGNAL))
 
 
@@ -1991,10 +1960,9 @@ def signal_row(stay, levels):
 
 def view_signal(c):
     """The distribution of each unit's signal strength on one axis of dBm, weakest first."""
-    stays = importer.whereabouts(c.stays, c.now)
     window = c.window()
     rows = []
-    for unit, stay in stays.items():
+    for unit, stay in importer.whereabouts(c.stays, c.now).items():
         levels = importer.signals(c.db, unit, window.a, window.b + 1)
         if levels:
             rows.append(signal_row(stay, levels))
@@ -2002,8 +1970,7 @@ def view_signal(c):
         raise Nothing("No pings with a signal strength in this time.")
     rows.sort(key=lambda row: row.points[2])
     t = Table(c, signal_columns(c, rows), window)
-    span = window._replace(exact=False)
-    t.axes["trend"] = make_axis(c.zone, span, 10, FROM_DAYS)
+    t.axes["trend"] = make_axis(c.zone, window._replace(exact=False), 10, FROM_DAYS)
     step = lay_ruler(t, rows)
     title = [
         (0, "signal dBm"),
@@ -2109,13 +2076,11 @@ def view_errors(c):
     newest = importer.newest_errors(
         c.db, list(stays), window.a, window.b + 1, room
     )
-    notes = [" digits: WARN and EXC", "+ more than 9"]
     names = "at unit level type message".split()
-    facts = [
-        dict(zip(names, (c.zone.iso(ts), *entry))) for ts, *entry in newest
-    ]
+    facts = [dict(zip(names, (c.zone.iso(ts), *entry))) for ts, *entry in newest]
     lines = [[Span("newest, INFO last", "head")]] if newest else []
     lines += [entry_line(t, stays[entry[1]].site, entry) for entry in newest]
+    notes = [" digits: WARN and EXC", "+ more than 9"]
     page = t.page(title, here, len(rows), notes, newest=facts)
     return page._replace(lines=page.lines + lines)
 
@@ -2134,8 +2099,7 @@ def count_errors(c, rows, window, axis):
 def digits_cell(t, row):
     """Numbers of one digit; more are a +."""
     numbers = [row.columns[j] for j in range(t.axes["serious"].cells)]
-    digits = "".join(str(n) if n < 10 else "+" for n in numbers)
-    return cell(digits.replace("0", " "), numbers)
+    return cell("".join(str(n or " ") if n < 10 else "+" for n in numbers), numbers)
 
 
 def entry_line(t, site, entry):
@@ -2191,18 +2155,18 @@ def view_gaps(c):
         Column("from", "from", 12, lambda t, row: time_cell(t, row.gap.start)),
         Column("to", "to", 12, lambda t, row: time_cell(t, row.gap.end), 1),
         number_column("missing", 7, 2),
-        Column("state calls", "state", 14, gap_cell),
+        Column("state calls", "state", 14, gap_cell)
     ]
     t = Table(c, columns, window)
     title = [
         (0, "gaps"),
         c.period(window),
         (2, count(len(rows), "gap")),
-        (3, "newest first"),
+        (3, "newest first")
     ]
     notes = [
         " longer than 1.5 of the unit's rhythms",
-        t.has("missing") and " missing: readings",
+        t.has("missing") and " missing: readings"
     ]
     return t.page(title, rows[: c.room(3)], len(rows), notes)
 
@@ -2392,8 +2356,7 @@ class Panel(NamedTuple):
 
     def level(self, style, values):
         """A line at each of these values."""
-        d = "".join(f"M0 {y}l{STRETCHED} 0" for y in self.ys(values))
-        return curve(style, d)
+        return curve(style, "".join(f"M0 {y}l{STRETCHED} 0" for y in self.ys(values)))
 
     def on_scale(self, bucket):
         """The bucket, unless its mean is off the scale: a line at the edge would lie, and no mark tells of it."""
@@ -2554,8 +2517,7 @@ def name_lines(frame, stay):
         return [("head", stay.nickname), ("", "never deployed")]
     lines = [("head", stay.site), ("", stay.nickname)]
     if stay.since > frame.edges[0]:
-        since = f"since {frame.zone.local(stay.since):%-d %b}"
-        lines.append(("more", since))
+        lines.append(("more", f"since {frame.zone.local(stay.since):%-d %b}"))
     return lines
 
 
@@ -2602,8 +2564,7 @@ def chart_strip(frame, row, size):
             times = max(gap.start, since), min(gap.end or frame.end, until)
             if gap.unit_id == unit and times[1] - times[0] > column:
                 back += frame.rect("gap", times, 0, height)
-                y = ABOVE + panel.height / 2
-                front += frame.word("word", times, y, GAPS[gap.state][0])
+                front += frame.word("word", times, ABOVE + panel.height / 2, GAPS[gap.state][0])
     front += frame.hover(lambda first, last: in_words(row, first, last))
     drawn = back + frame.fitted(height, curves) + front
     return Strip([], side_lines(row, frame.end), height, drawn, labels)
@@ -2635,9 +2596,8 @@ def site_strips(frame, row):
         for stay in strand.stays:
             status = (stay.status or "no site").replace("_", " ")
             drawn += frame.word("status", (stay.since, stay.until), 21, status)
-        left = [("head", strand.nickname), ("", strand.unit_id)]
         right = [("more", spread(CO2, strand.buckets["co2"]))]
-        strips.append(Strip(left, right, 24, drawn))
+        strips.append(Strip([("head", strand.nickname), ("", strand.unit_id)], right, 24, drawn))
     return strips
 
 
@@ -2701,12 +2661,9 @@ def ping_strip(frame, rows):
         ("more", share),
         ("more", state.unit_id.removeprefix("co2unit-"))
     ]
-    site = row.stay.site or ""
     drawn = frame.fitted(height, "") + drawn
-    drawn += frame.hover(
-        lambda first, end: count(sum(days[first:end]), "day") + " with pings"
-    )
-    return Strip(name_lines(frame, row.stay), right, height, drawn, "", site)
+    drawn += frame.hover(lambda first, end: count(sum(days[first:end]), "day") + " with pings")
+    return Strip(name_lines(frame, row.stay), right, height, drawn, "", row.stay.site or "")
 
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
@@ -2863,8 +2820,6 @@ def tsv_text(value, ascii):
 
 def to_json(page):
     """One object: the page's facts, where the columns of its charts begin, and its rows as objects."""
-    import json
-
     rows = [dict(zip(page.fields, rounded(record))) for record in page.records]
     said = {"view": page.view, **page.facts, "columns": page.axes, "rows": rows}
     if page.empty:
@@ -3057,15 +3012,13 @@ TIMES = {"recent-days", "xmin", "xmax"}  # options of a page that say its time
 
 def url(path, asked):
     """A path with arguments, for HTML."""
-    from urllib.parse import quote, urlencode
-
     return escaped(f"{path}?{urlencode(asked, quote_via=quote, safe=':')}")
 
 
 def site_link(name, query):
     """Where a site has its page: at the daemon, for the same time, or in a directory of pages."""
     if query is None:
-        from urllib.parse import quote
+
 
         name = quote(name, "", errors="replace")
         return f"site-{name.replace('%', '=')}.html"
@@ -3202,13 +3155,9 @@ def picture_file(c, picture):
         drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
         x += 40 + 6.4 * len(meaning)  # a letter is at most so wide
     y = 8
-    view = c.view.replace("co2", "CO₂")
-    title = " · ".join(filter(None, (view, c.o.site, c.o.unit)))
-    said = [("head", title), ("", picture.about)]
-    for strip in (
-        Strip(said, [], 66, dates(picture.frame, 70)),
-        *picture.strips
-    ):
+    title = " · ".join(filter(None, (c.view.replace("co2", "CO₂"), c.o.site, c.o.unit)))
+    head = Strip([("head", title), ("", picture.about)], [], 66, dates(picture.frame, 70))
+    for strip in (head, *picture.strips):
         drawn += (
             f'<g transform="translate(10 {y})"><path class="grid" d="M0 -3l{width} 0"/>'
             f"{words(strip.left, 0, 'start')}{words(strip.right, width, 'end')}"
@@ -3253,8 +3202,7 @@ def picture_links(c, window):
         link("‹ earlier", any_time, xmin=earlier, xmax=begin)
     if b + DAY < c.o.now:
         link("later ›", any_time, xmin=end, xmax=later)
-    stays = importer.deployments(c.db)
-    sites = list(dict.fromkeys(stay.site for stay in stays if stay.site))
+    sites = list(dict.fromkeys(stay.site for stay in importer.deployments(c.db) if stay.site))
     for before, after in zip(sites, sites[1:]):
         if after == c.o.site:
             link("‹ " + before, query, site=before)
@@ -3351,17 +3299,11 @@ def without_station(o):
     )
 
 
-def web_page(view, db, query, html, now, *, problems=(), archive=None):
-    """A page for the daemon: view is index, alive or co2, query the arguments of the URL. A whole HTML document, or the
-    text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name; Unusable."""
-    o = Options.from_query(
-        query,
-        query=query,
-        db=db,
-        now=int(now),
-        problems=problems,
-        archive=archive,
-    )
+def web_page(view, db, query, html, now, **others):
+    """A page for the daemon: view is index, alive or co2, query the arguments of the URL, others see Options. A whole
+    HTML document, or the text page. ValueError: what is wrong with the arguments; UnknownName: nothing has the name;
+    Unusable."""
+    o = Options.from_query(query, query=query, db=db, now=int(now), **others)
     if html:
         return document(view, o)
     wrong, of_units = without_station(o)
@@ -3521,8 +3463,6 @@ def check(a, o):
 def tell_changes(path, problems, now, said):
     """Print what is said, and what is well again, if the problems are news after those that the file has, which were
     told last; the exit status."""
-    import json
-
     wrong = {
         problem.key: [problem.unit, clean(problem.text)] for problem in problems
     }
