@@ -1032,12 +1032,13 @@ class Quantity(NamedTuple):
     form_tick: str  # beside a picture
     letter: str  # what stands before a mark of it
     narrow: float  # the least interquartile distance that a scale believes
+    height: int  # of its panel as text, relative to the others
     flat: int  # px; height of its panel in a picture of many sites
     tall: int  # px; in a picture of one
 
 
-CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "%d", "", 50, 48, 200)
-TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", "%d°", " T", 5, 26, 130)
+CO2 = Quantity("co2", "CO₂ ppm", "%.0f", "%.0f", "%d", "", 50, 11, 48, 200)
+TEMP = Quantity("temp", "temp °C", "%.1f", "%+.1f", "%d°", " T", 5, 9, 26, 130)
 QUANTITIES = [CO2, TEMP]
 NAMES = [quantity.name for quantity in QUANTITIES]
 
@@ -1183,13 +1184,14 @@ def sites_of(stays, by_unit):
 
 
 def with_charts(c, rows, axes):
-    """The rows with a chart of each quantity, on these axes. What is read is kept, by step and quantities."""
+    """The rows with a chart of each quantity that has an axis. What is read is kept, by step and quantities."""
     end = axes["co2"].window.b
     stays = [stay for row in rows for stay in row.stays]
     if not c.states:
         for state in importer.fleet_state(c.db, end, stays):
             c.states[state.unit_id] = state
-    for axis, group in groupby(QUANTITIES, lambda quantity: axes[quantity.name]):
+    asked = [quantity for quantity in QUANTITIES if quantity.name in axes]
+    for axis, group in groupby(asked, lambda quantity: axes[quantity.name]):
         quantities = list(group)
         key = axis.step, *quantities
         if key not in c.charts:
@@ -1399,8 +1401,10 @@ def detail(c, row, lines):
     legend = detail_legend(c, row, ribbons)
     drawn = [detail_title(c, row)]
     room = max(lines - 2 - len(ribbons) - len(legend), 3)
-    second = room * 9 // 20 if room > 5 else 0  # where lines are few, only CO2 has some
-    for chart, height in zip(row.charts.values(), (room - second, second)):
+    total = sum(quantity.height for quantity in QUANTITIES)
+    # where lines are few, only CO2 has some
+    heights = [room * quantity.height // total if room > 5 else 0 for quantity in QUANTITIES[1:]]
+    for chart, height in zip(row.charts.values(), [room - sum(heights), *heights]):
         if height:
             drawn += panel_lines(c, row, chart, height)
     for strand, chars in zip(row.strands, ribbons):
@@ -2893,6 +2897,11 @@ LIGHT = """--ink: #1b1f23; --paper: #ffffff; --dim: #5c656e; --grid: #e6e9ec; --
   --lab: #a9c7de; --temp: #7a3e9d; --below: #2a9db0; --above: #d9622b; --bad: #b31d28; --silence: #f7dfe1;
   --warn: #8a5a00;
   --good: #176f2c"""
+DARK = """--ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --grid: #262c32; --gap: #1d2227; --co2: #6cb6ff;
+  --route: #44719e; --way: #596069; --idle: #343a41;
+  --lab: #2b4763; --temp: #d2a8ff; --below: #4cc3d6; --above: #ff9a5c; --bad: #ff7b72; --silence: #43242a;
+  --warn: #e3b341;
+  --good: #56d364"""
 HTML = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -2902,12 +2911,7 @@ HTML = """<!DOCTYPE html>
 <title>%(title)s</title>
 <style>
 :root { %(light)s }
-@media (prefers-color-scheme: dark) { :root {
-  --ink: #d6dbe0; --paper: #14171a; --dim: #8b949e; --grid: #262c32; --gap: #1d2227; --co2: #6cb6ff;
-  --route: #44719e; --way: #596069; --idle: #343a41;
-  --lab: #2b4763; --temp: #d2a8ff; --below: #4cc3d6; --above: #ff9a5c; --bad: #ff7b72; --silence: #43242a;
-  --warn: #e3b341;
-  --good: #56d364 } }
+@media (prefers-color-scheme: dark) { :root { %(dark)s } }
 body { color: var(--ink); background: var(--paper); font: 15px/1.4 system-ui, "DejaVu Sans", sans-serif;
   max-width: 1180px;
   margin: 1rem auto; padding: 0 10px }
@@ -3286,6 +3290,7 @@ def html_page(title, body, query):
         "nav": links,
         "body": body,
         "light": LIGHT,
+        "dark": DARK,
         "style": STYLE,
         "data": "" if query is None else DATA_LINKS
     }

@@ -200,8 +200,7 @@ def test_beside_a_site_stand_its_last_values_its_range_and_what_is_off_the_scale
     one.above = 2
     one.last = (HOUR, 444.4)
     row = site(one)
-    frame = hours(2)
-    frame.end = 10 * HOUR
+    frame = hours(2)._replace(end=10 * HOUR)
     strip = plot_ascii.fleet_strip(frame, row)
     assert strip.left == [("head", "vj_re_sn_3"), ("", "varanger-03")]
     assert strip.right == [("co2", "444 ppm"), ("more", "366…478 ppm"), ("mark", "▲ 2 to 9 991 ppm")]

@@ -194,6 +194,8 @@ def test_a_column_of_readings_takes_four_places_and_a_panel_four_more(tmp_path):
     assert "humidity_mean" in follower.run("plot_ascii.py", "co2", "--unit", "varanger-03", "--plain")
     assert "humidity %" in follower.run("plot_ascii.py", "co2", "--unit", "varanger-03", "--html")
     assert "varanger-03" in follower.run("plot_ascii.py", "co2", "--html")
+    assert "humidity %" in follower.run("plot_ascii.py", "co2", "--unit", "varanger-03")
+    assert "varanger-03" in follower.run("plot_ascii.py", "co2")
 
 
 # -- every block, as it stands, in order ---------------------------------------------------------------------------------
