@@ -336,9 +336,7 @@ STEP_TABLE = """
 1 year    month  12
 5 years   month  60
 """
-STEPS = {
-    name: Step(unit, int(n)) for name, unit, n in importer.rows_of(STEP_TABLE)
-}
+STEPS = {name: Step(unit, int(n)) for name, unit, n in importer.rows_of(STEP_TABLE)}
 ALL_STEPS = list(STEPS)
 FROM_DAYS = ALL_STEPS[6:]
 # temperatures of night and day would alternate
@@ -348,11 +346,7 @@ TICK_SIZES = {
     "date": "1 2 3 5 10 15",
     "month": "1 2 3 6 12 24 60 120 600"
 }
-TICKS = [
-    Step(unit, int(n))
-    for unit, sizes in TICK_SIZES.items()
-    for n in sizes.split()
-]
+TICKS = [Step(unit, int(n)) for unit, sizes in TICK_SIZES.items() for n in sizes.split()]
 
 
 def snap(local, step, on=0):
@@ -415,15 +409,9 @@ def make_axis(zone, window, cells, steps):
     """Columns of the shortest of these steps that fit so many cells."""
     a, b, exact = window
     begin = zone.local(a)
-    fitting = [
-        name
-        for name in steps
-        if b - a < (cells + 1) * length(STEPS[name]) + DAY
-    ]
+    fitting = [name for name in steps if b - a < (cells + 1) * length(STEPS[name]) + DAY]
     for name in fitting or steps[-1:]:
-        starts = [
-            snap(begin, STEPS[name], number) for number in range(cells + 4)
-        ]
+        starts = [snap(begin, STEPS[name], number) for number in range(cells + 4)]
         # an hour that the clocks skip has no column
         edges = sorted({int(start.timestamp()) for start in starts})
         if not exact and edges[0] < a and edges[1] < b:
@@ -539,9 +527,7 @@ def make_scale(buckets, narrow, top, robust=True):
 
 
 # what a row of a plot may be worth, in units of a thousandth of the scale
-_ROW_STEPS = [
-    n * 10**power for power in range(6) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)
-]
+_ROW_STEPS = [n * 10**power for power in range(6) for n in (1, 1.5, 2, 2.5, 3, 4, 5, 7.5)]
 
 
 def make_rows(scale, rows):
@@ -768,9 +754,7 @@ class Context:
         stays = importer.deployments(self.db)
         if o.site:
             sites = importer.find_sites(self.db, o.site)
-            stays = [
-                stay for stay in stays if (stay.site or stay.nickname) in sites
-            ]
+            stays = [stay for stay in stays if (stay.site or stay.nickname) in sites]
         if o.unit:
             units = importer.find_units(self.db, o.unit)
             stays = [stay for stay in stays if stay.unit_id in units]
@@ -782,9 +766,7 @@ class Context:
         high = self.o.max_tier
         if stay.tier is None:
             return low is high is None
-        return (low is None or stay.tier >= low) and (
-            high is None or stay.tier <= high
-        )
+        return (low is None or stay.tier >= low) and (high is None or stay.tier <= high)
 
     def window(self, spans=None, alone=False):
         """The range of the page. Without --xmax it ends now, or with the newest row of the spans when none has come for
@@ -932,9 +914,7 @@ class Table:
         """Title, headings, rows, and a legend of the characters that are here. The rows are the first of so many."""
         c = self.c
         for column in self.kept:
-            column.cells = max(
-                column.cells, min(column.most, column.cells + self.spare())
-            )
+            column.cells = max(column.cells, min(column.most, column.cells + self.spare()))
         filled = [self.fill(row) for row in rows]
         room = c.room(2 + len(self.legend(filled, of, notes)))
         filled = filled[:room]
@@ -947,10 +927,7 @@ class Table:
         fields = [field for column in self.columns for field in column.fields]
         iso = c.zone.iso
         facts = {"from": iso(self.window.a), "to": iso(self.window.b), **facts}
-        axes = {
-            field: list(map(iso, axis.edges[:-1]))
-            for field, axis in self.axes.items()
-        }
+        axes = {field: list(map(iso, axis.edges[:-1])) for field, axis in self.axes.items()}
         return Page(c.view, facts, fields, records, lines, axes)
 
     def fill(self, row):
@@ -1125,9 +1102,7 @@ class SiteRow(NamedTuple):
 
     def there(self, ts):
         """The units at a time."""
-        return [
-            stay.unit_id for stay in self.stays if stay.since <= ts < stay.until
-        ]
+        return [stay.unit_id for stay in self.stays if stay.since <= ts < stay.until]
 
 
 def cut_spans(spans, window):
@@ -1202,9 +1177,7 @@ def with_charts(c, rows, axes):
     if not any(any(chart.buckets) for chart in charts):
         raise Nothing("No readings in this time.")
     late = {unit for unit, state in c.states.items() if state.data_late > 1}
-    return [
-        row._replace(late=not late.isdisjoint(row.there(end))) for row in rows
-    ]
+    return [row._replace(late=not late.isdisjoint(row.there(end))) for row in rows]
 
 
 def charts_of(c, quantities, rows, axis):
@@ -1230,16 +1203,12 @@ def measured(c, chart, row):
     window = chart.axis.window
     spans = row.within(window)
     chart.last = importer.last_value(c.db, name, spans)
-    rhythm = max(
-        [c.states[unit].ping_rhythm for unit, _, _ in spans], default=DAY
-    )
+    rhythm = max([c.states[unit].ping_rhythm for unit, _, _ in spans], default=DAY)
     if chart.last:
         ts, _, passed = chart.last
         chart.stale = passed or window.b - ts > 2 * rhythm
     if {"up", "down"} & set(chart.marks):
-        chart.below, chart.above = importer.count_outside(
-            c.db, name, spans, *chart.scale
-        )
+        chart.below, chart.above = importer.count_outside(c.db, name, spans, *chart.scale)
     return chart
 
 
@@ -1281,9 +1250,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     reach = max(width(range_cell(t, row).text) for row in drawn)
     flags = max(width(flags_cell(t, row).text) for row in drawn)
     if reach > range_cells or flags > flag_cells:  # numbers are never cut
-        return fleet(
-            c, rows, window, max(reach, range_cells), max(flags, flag_cells)
-        )
+        return fleet(c, rows, window, max(reach, range_cells), max(flags, flag_cells))
     t.column("late").cells = max(flags, 1)
     sites = any(row.name == row.stays[0].site for row in rows)
     axis = t.axes["co2"]
@@ -1414,9 +1381,7 @@ def detail(c, row, lines):
             head = "unit"
             name = " " + cut(c.name(strand.nickname), c.width - 6 - len(chars))
         drawn.append([Span(head + c.plot.side + chars), Span(name, "dim")])
-    drawn.append(
-        [Span("     " + c.say(axis.heading.replace("╷", c.plot.foot)))]
-    )
+    drawn.append([Span("     " + c.say(axis.heading.replace("╷", c.plot.foot)))])
     facts = {
         "site": row.name,
         "units": [strand.nickname for strand in row.strands],
@@ -1426,9 +1391,7 @@ def detail(c, row, lines):
     records = [list(map(c.zone.iso, column)) for column in axis.columns()]
     for name, chart in row.charts.items():
         facts[name + "_scale"] = chart.scale
-        fields += [
-            f"{name}_{what}" for what in ("n", "mean", "min", "max", "suspect")
-        ]
+        fields += [f"{name}_{what}" for what in ("n", "mean", "min", "max", "suspect")]
         for record, bucket in zip(records, chart.buckets):
             record += bucket_values(bucket)
     return Page("co2", facts, fields, records, drawn + legend)
@@ -1549,17 +1512,13 @@ def panel_lines(c, row, chart, lines):
         else:
             tails[scale.level(value, len(labels))] = f" {g.last} {newest}"
     spans = row.within(window)
-    numbers, every = importer.quantiles(
-        c.db, quantity.name, spans, (0.05, 0.5, 0.95)
-    )
+    numbers, every = importer.quantiles(c.db, quantity.name, spans, (0.05, 0.5, 0.95))
     if None not in numbers:
         p5, median, p95 = [quantity.form % number for number in numbers]
         heading += (2, "median " + median), (3, f"p5 {p5}  p95 {p95}")
         heading.append((1, every > 1 and f"of 1 day in {every}"))
     drawn = []
-    for label, line, tail in zip(
-        labels, plot(g, chart, scale, len(labels)), tails
-    ):
+    for label, line, tail in zip(labels, plot(g, chart, scale, len(labels)), tails):
         side = f"{label:>4}{g.label if label else g.side}"
         drawn.insert(0, [Span(side), *line, Span(tail, quantity.name)])
     if marked:
@@ -1585,10 +1544,7 @@ def plot(g, chart, scale, rows):
     """The rows of a plot, from below."""
     high = 4 if g is BRAILLE else 1
     levels = rows * high
-    means = [
-        None if value is None else scale.level(value, levels)
-        for value in chart.means
-    ]
+    means = [None if value is None else scale.level(value, levels) for value in chart.means]
     columns = []
     for bucket, left, right in zip(chart.buckets, *trace(means, g is BRAILLE)):
         reach = range(0)
@@ -1640,8 +1596,7 @@ def plot_char(g, column, at, style, blank):
 
 def braille(column, at, inside):
     """The means, and of the range every other dot on the left."""
-    odd = inside.intersection(at[1::2])
-    left = column.left | (odd or inside)
+    left = column.left | (inside.intersection(at[1::2]) or inside)
     bits = 0
     for place, left_dot, right_dot in zip(at, *DOTS):
         if place in left:
@@ -1809,9 +1764,7 @@ never    none  warn  never
 ok       ok    good  ok
 off      --    dim   not deployed
 """
-VERDICTS = {
-    verdict: texts for verdict, *texts in importer.rows_of(VERDICT_TABLE)
-}
+VERDICTS = {verdict: texts for verdict, *texts in importer.rows_of(VERDICT_TABLE)}
 SIGNAL = Scale(-115, -70)  # dBm, of small charts
 
 
@@ -1824,13 +1777,12 @@ def problem_lines(c, problem):
 def unit_problems(c, states):
     """What is wrong with units beside what the table says; of three problems where lines are few."""
     units = {state.unit_id for state in states}
-    told = ("late:", "never:", "weak:")
     found = [
         problem
         for problem in c.o.problems
         if problem.unit in units
         and problem.since <= c.now
-        and not problem.key.startswith(told)
+        and not problem.key.startswith(("late:", "never:", "weak:"))
     ]
     lines = []
     for problem in found[: c.rows and 3]:
@@ -1886,9 +1838,7 @@ def status_title(c, counts):
         if counts[name]
     }
     said = "  ".join(each.values())
-    wrong = "  ".join(
-        text for name, text in each.items() if name not in ("ok", "off")
-    )
+    wrong = "  ".join(text for name, text in each.items() if name not in ("ok", "off"))
     units = count(sum(counts.values()), "unit")
     return [
         (3, "fleet"),
@@ -1912,9 +1862,7 @@ def state_cell(t, row):
 def age_cell(t, row):
     """How long ago the last ping and the last reading were; shown is the one that the verdict is about."""
     state = row.stay
-    ping, data = [
-        ts and t.c.now - ts for ts in (state.last_ping, state.last_data)
-    ]
+    ping, data = [ts and t.c.now - ts for ts in (state.last_ping, state.last_data)]
     age = data if "no data" in state.why or ping is None else ping
     return cell("never" if age is None else ago(age), ping, data)
 
@@ -1936,9 +1884,7 @@ def days_cell(t, row):
 def newest_cell(quantity, t, row):
     """The newest value of a unit, unless it is old, and its age."""
     c = t.c
-    last = importer.last_value(
-        c.db, quantity.name, [(row.stay.unit_id, 0, c.now + 1)]
-    )
+    last = importer.last_value(c.db, quantity.name, [(row.stay.unit_id, 0, c.now + 1)])
     stale = last and (last[2] or c.now - last[0] > 2 * row.stay.ping_rhythm)
     return value_cell(quantity, last, stale, c.now, c.g.none)
 
@@ -2077,9 +2023,7 @@ def view_errors(c):
     ]
     here = rows[: c.rows and max(1, (c.rows - 4) * 3 // 5)]
     room = 20 if c.rows is None else max(0, c.rows - len(here) - 4)
-    newest = importer.newest_errors(
-        c.db, list(stays), window.a, window.b + 1, room
-    )
+    newest = importer.newest_errors(c.db, list(stays), window.a, window.b + 1, room)
     names = "at unit level type message".split()
     facts = [dict(zip(names, (c.zone.iso(ts), *entry))) for ts, *entry in newest]
     lines = [[Span("newest, INFO last", "head")]] if newest else []
@@ -2131,9 +2075,7 @@ rejected  unreadable      warn
 lost      lost            bad
 off       not deployed    dim
 """
-GAPS = {
-    state: (text, style) for state, text, style in importer.rows_of(GAP_TABLE)
-}
+GAPS = {state: (text, style) for state, text, style in importer.rows_of(GAP_TABLE)}
 
 
 def view_gaps(c):
@@ -2277,9 +2219,7 @@ class Frame(NamedTuple):
 
     def fitted(self, height, curves):
         """Lines on calendar steps, and curves, made as wide as the chart."""
-        steps = "".join(
-            f"M{self.at(tick.ts)} 0l0 {10 * height}" for tick in self.ticks
-        )
+        steps = "".join(f"M{self.at(tick.ts)} 0l0 {10 * height}" for tick in self.ticks)
         box = f'viewBox="0 0 {STRETCHED} {10 * height}" preserveAspectRatio="none"'
         return f'<svg {box} width="100%" height="{height}">{curve("grid", steps)}{curves}</svg>'
 
@@ -2350,12 +2290,12 @@ class Panel(NamedTuple):
 
     def labels(self):
         """The round values."""
-        style = f"{self.chart.quantity.name}-label"
+        quantity = self.chart.quantity
         drawn = ""
         values = self.ticks()
         for value, y in zip(values, self.ys(values)):
-            text = signed(self.chart.quantity.form_tick, value)
-            drawn += f'<text class="{style}" x="30" y="{y / 10 + 4:g}">{text}</text>'
+            text = signed(quantity.form_tick, value)
+            drawn += f'<text class="{quantity.name}-label" x="30" y="{y / 10 + 4:g}">{text}</text>'
         return drawn
 
     def level(self, style, values):
@@ -2390,9 +2330,7 @@ class Panel(NamedTuple):
         name = self.chart.quantity.name
         edges = self.frame.edges
         filled = name == "temp" and kind != "second"
-        ranged = kind != "second" and (
-            name == "co2" or edges[1] - edges[0] >= DAY
-        )
+        ranged = kind != "second" and (name == "co2" or edges[1] - edges[0] >= DAY)
         (zero,) = self.ys([0])
         band = f"{name}-band band-{kind}"
         line = f"{name} line-{kind}"
@@ -2468,9 +2406,7 @@ def spread(quantity, buckets):
     if there:
         low = min(bucket.low for bucket in there)
         high = max(bucket.high for bucket in there)
-        mean = sum(bucket.total for bucket in there) / sum(
-            bucket.n for bucket in there
-        )
+        mean = sum(bucket.total for bucket in there) / sum(bucket.n for bucket in there)
         form = "{0}…{0}, mean {0}".format(quantity.form)
         said.append(signed(form, (low, high, mean)))
     suspects = sum(bucket.suspects for bucket in read)
@@ -2624,9 +2560,7 @@ def lane(frame, row, top, height):
             days = (times[1] - times[0]) // DAY
             if days >= SILENT_DAYS and is_deployed(stay):
                 back += frame.rect("silence", times, top, height)
-                front += frame.word(
-                    "silent", times, top + height - 3, f"{days} d"
-                )
+                front += frame.word("silent", times, top + height - 3, f"{days} d")
         for ts in (stay.since, stay.until):
             if frame.edges[0] <= ts < frame.edges[-1]:
                 x = frame.share(ts)
@@ -2763,14 +2697,10 @@ def picture_pings(c):
     rows = with_pings(c, found[: c.room(0)], axis)
     strips = []
     numbers = []
-    for _, group in groupby(
-        rows, lambda row: row.stay.site or row.stay.unit_id
-    ):
+    for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
         strip = ping_strip(frame, list(group))
         strips.append(strip)
-        numbers.append(
-            (strip.left[0][1], ", ".join(text for _, text in strip.right))
-        )
+        numbers.append((strip.left[0][1], ", ".join(text for _, text in strip.right)))
     about = f"{count(len(strips), 'site')} · 1 cell = {axis.step}"
     return Picture(about, frame, strips, numbers, axis.window)
 
@@ -3057,9 +2987,7 @@ def picture_legend(strips):
     """What is drawn in the strips: what it means, how it looks."""
     keys = {}
     drawn = "".join(strip.chart for strip in strips)
-    signs = "".join(
-        sign for sign in SIGNS.values() if f">{sign}</text>" in drawn
-    )
+    signs = "".join(sign for sign in SIGNS.values() if f">{sign}</text>" in drawn)
     for style, height, meaning in importer.rows_of(LEGEND):
         if f'class="{style}"' in drawn:
             swatch = f'<rect class="{style}" width="24" y="2" height="{height}"/>'
@@ -3134,9 +3062,7 @@ def absolute(chart):
     units = cycle((CHART / STRETCHED, 0.1))  # of x and y, in turn: all paths are made of pairs
 
     def pixels(d):
-        return re.sub(
-            "-?[0-9]+", lambda number: f"{int(number[0]) * next(units):g}", d[0]
-        )
+        return re.sub("-?[0-9]+", lambda number: f"{int(number[0]) * next(units):g}", d[0])
 
     return re.sub(' d="[^"]*"', pixels, chart)
 
@@ -3299,9 +3225,7 @@ def html_page(title, body, query):
 def without_station(o):
     """What is wrong with the station, as texts; the Options with the problems of units alone."""
     texts = [clean(problem.text) for problem in o.problems if not problem.unit]
-    return texts, o.but(
-        problems=[problem for problem in o.problems if problem.unit]
-    )
+    return texts, o.but(problems=[problem for problem in o.problems if problem.unit])
 
 
 def web_page(view, db, query, html, now, **others):
@@ -3344,11 +3268,7 @@ def run(a):
             pass  # one that is named has to be there
     if a.watch:
         watch(a)
-    if (
-        a.html
-        and a.output
-        and (os.path.isdir(a.output) or a.output.endswith("/"))
-    ):
+    if a.html and a.output and (os.path.isdir(a.output) or a.output.endswith("/")):
         return write_site(a.output, o)
     paged = a.terminal and sys.stdin.isatty() and not a.no_pager
     whole = o.all or a.plain or a.json or paged and a.view != "status"
@@ -3369,15 +3289,14 @@ def options(a):
     known = {
         "width": str(max(cells, 20)),
         "height": str(max(lines, 5)),
-        "glyphs": "auto" if speaks_unicode() else "ascii",
+        "glyphs": "auto" if speaks_unicode() else "ascii"
     }
     given = {
         flag: getattr(a, name) or known.get(name)
         for name, flag in zip(OPTIONS, FLAGS)
     }
     archive = None if a.db else a.archive
-    db = a.settings.db
-    return Options.from_query(given, db=db, now=int(a.clock()), archive=archive)
+    return Options.from_query(given, db=a.settings.db, now=int(a.clock()), archive=archive)
 
 
 def known_problems(a, now, whole):
@@ -3397,8 +3316,7 @@ def page_text(a, o, rows):
     """The page in the format that is asked for."""
     o = o.but(problems=known_problems(a, o.now, a.view == "status"))
     if a.html:
-        name = {"co2": "co2", "status": "index"}.get(a.view, "alive")
-        return document(name, o)
+        return document({"co2": "co2", "status": "index"}.get(a.view, "alive"), o)
     is_picture = a.output and a.output.endswith(".svg")
     text = is_picture and picture_of(a.view, o, picture_file)
     if text:
@@ -3436,22 +3354,16 @@ def check(a, o):
             for problem in known_problems(a, now, True)
             if problem.unit in units or not some
         ]
-        counts = [
-            f"{name}={n}" for name, n in page.facts.items() if name in VERDICTS
-        ]
+        counts = [f"{name}={n}" for name, n in page.facts.items() if name in VERDICTS]
         if not rows:
-            problems.append(
-                Problem("units", importer.CRITICAL, "", page.empty, now)
-            )
+            problems.append(Problem("units", importer.CRITICAL, "", page.empty, now))
     except Unusable as error:
         counts = []
         problems = [Problem("database", importer.CRITICAL, "", str(error), now)]
         if not isinstance(error, importer.UnknownName):
             problems += known_problems(a, now, False)
     levels = [importer.NOTE, importer.WARNING, importer.CRITICAL]
-    worst = max(
-        [levels.index(problem.level) for problem in problems], default=0
-    )
+    worst = max([levels.index(problem.level) for problem in problems], default=0)
     said = [clean(problem.text, o.glyphs == "ascii") for problem in problems]
     if not worst:
         said.insert(0, count(len(rows), "unit"))
@@ -3468,16 +3380,12 @@ def check(a, o):
 def tell_changes(path, problems, now, said):
     """Print what is said, and what is well again, if the problems are news after those that the file has, which were
     told last; the exit status."""
-    wrong = {
-        problem.key: [problem.unit, clean(problem.text)] for problem in problems
-    }
+    wrong = {problem.key: [problem.unit, clean(problem.text)] for problem in problems}
     try:
         with open(path, encoding="utf-8") as file:
             told, known = json.load(file)
         age = now - told
-        before = {
-            key: (str(unit), clean(text)) for key, (unit, text) in known.items()
-        }
+        before = {key: (str(unit), clean(text)) for key, (unit, text) in known.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         # there is none, or it is not ours
         age = DAY
@@ -3520,7 +3428,7 @@ def make_parser():
     parser = argparse.ArgumentParser(
         description="Pages of a fleet of CO2 units, for a terminal.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     views = []
@@ -3528,30 +3436,14 @@ def make_parser():
         views.append(f"{name}: {view.about} ({view.days} days)")
     about = "; ".join(views)
     add("view", nargs="?", default="co2", choices=list(VIEWS), help=about)
-    add(
-        "--version",
-        action="version",
-        version="%(prog)s " + importer.__version__,
-    )
-    for flags, takes, _, text in importer.rows_of(
-        PAGE_OPTIONS + COMMAND_OPTIONS
-    ):
+    add("--version", action="version", version="%(prog)s " + importer.__version__)
+    for flags, takes, _, text in importer.rows_of(PAGE_OPTIONS + COMMAND_OPTIONS):
         if takes == "-":
             add(*flags.split(), action="store_true", help=text)
         else:
             add(*flags.split(), metavar=takes, help=text)
-    add(
-        "--color",
-        "--colour",
-        choices=("auto", "always", "never"),
-        default="auto",
-    )
-    add(
-        "--watch",
-        type=between(0.1, 1e6),
-        metavar="SECONDS",
-        help="redraw until Ctrl-C",
-    )
+    add("--color", "--colour", choices=("auto", "always", "never"), default="auto")
+    add("--watch", type=between(0.1, 1e6), metavar="SECONDS", help="redraw until Ctrl-C")
     # without effect, but accepted: old crontabs have it
     add("--repeat", help=argparse.SUPPRESS)
     return parser
@@ -3606,9 +3498,7 @@ def page_through(text):
 
     pager = os.environ.get("PAGER") or "less -FIRX"
     env = {"LESS": "FIRX", **os.environ}
-    process = subprocess.Popen(
-        pager, shell=True, stdin=subprocess.PIPE, env=env
-    )
+    process = subprocess.Popen(pager, shell=True, stdin=subprocess.PIPE, env=env)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is meant for the pager
