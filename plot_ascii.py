@@ -1161,9 +1161,8 @@ def sites_of(stays, by_unit):
 def with_charts(c, rows, axes):
     """The rows with a chart of each quantity that has an axis. What is read is kept, by step and quantities."""
     end = axes["co2"].window.b
-    stays = [stay for row in rows for stay in row.stays]
     if not c.states:
-        for state in importer.fleet_state(c.db, end, stays):
+        for state in importer.fleet_state(c.db, end, [stay for row in rows for stay in row.stays]):
             c.states[state.unit_id] = state
     asked = [quantity for quantity in QUANTITIES if quantity.name in axes]
     for axis, group in groupby(asked, lambda quantity: axes[quantity.name]):
@@ -1452,13 +1451,12 @@ def detail_legend(c, row, ribbons):
         here += "".join(getattr(g, mark, "") for mark in chart.marks)
         if chart.last and not chart.stale:
             here += g.last
-    below = any(chart.scale.low < 0 < chart.scale.high for chart in charts)
     notes = [
         f" col = {row.charts['co2'].axis.step}",
         f" {g.mean} mean",
         f" {g.range} min–max",
         f"{g.last} newest",
-        below and f" {g.zero} 0",
+        any(chart.scale.low < 0 < chart.scale.high for chart in charts) and f" {g.zero} 0",
         f"{g.status[0]} deployed",
         f"{g.status[1]} en route",
         f"{g.status[2]} not deployed",
@@ -2075,25 +2073,19 @@ rejected  unreadable      warn
 lost      lost            bad
 off       not deployed    dim
 """
-GAPS = {state: (text, style) for state, text, style in importer.rows_of(GAP_TABLE)}
+GAPS = {state: texts for state, *texts in importer.rows_of(GAP_TABLE)}
 
 
 def view_gaps(c):
     """Stretches without readings, newest first, and what became of them."""
     window = c.window()
     rows = []
-    for gap in importer.gaps(c.db, c.stays, window.a, window.b):
+    gaps = importer.gaps(c.db, c.stays, window.a, window.b)
+    gaps.sort(key=lambda gap: (gap.state != "off", gap.end or window.b, -gap.start), reverse=True)
+    for gap in gaps:
         at = window.b if gap.end is None else gap.start
         stay = importer.whereabouts(c.stays, at)[gap.unit_id]
         rows.append(SimpleNamespace(stay=stay, gap=gap, missing=gap.missing))
-    rows.sort(
-        key=lambda row: (
-            row.gap.state != "off",
-            row.gap.end or window.b,
-            -row.gap.start,
-        ),
-        reverse=True,
-    )
     if not rows:
         raise Nothing("No gaps in this time.")
     columns = [
@@ -2577,7 +2569,7 @@ def ping_strip(frame, rows):
         drawn += lane(frame, other, height, 5)
         height += 9
     days = [pings.days if pings else 0 for pings in row.columns]
-    deployed = [stay for stay in row.sited() if is_deployed(stay)]
+    deployed = list(filter(is_deployed, row.sited()))
     due = ceil(days_of(deployed, Window(frame.edges[0], frame.end)))
     called = 0
     for stay in deployed:
@@ -3020,10 +3012,7 @@ def picture_html(c, picture):
     """A picture for a page: links, what it is about, legend, strips; the same in words."""
     drawn = "" if c.o.query is None else picture_links(c, picture.window)
     keys = ""
-    late = []
-    for strip in picture.strips:
-        if strip.link and "bad" in dict(strip.right):
-            late.append(strip.link)
+    late = [strip.link for strip in picture.strips if strip.link and "bad" in dict(strip.right)]
     for meaning, swatch in picture_legend(picture.strips).items():
         keys += f'<span><svg width="24" height="12">{swatch}</svg> {meaning}</span> '
     wrong = [("bad", f"{len(late)} late: " + ", ".join(late[:10]))] if late else []
