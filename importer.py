@@ -2699,11 +2699,12 @@ def _hold(db, cells, spans):
     there = [j for j, bucket in enumerate(cells) if bucket]
     for j, following in zip(there, there[1:]):
         before, after = cells[j].last, cells[following].first
-        for unit, a, b in spans:
-            if j + 1 < following and a <= before and after < b:
-                if after - before <= HOLE * _rhythm_near(db, unit, before, after):
-                    held = cells[j]._replace(rows=0, suspects=0, held=True)
-                    cells[j + 1:following] = [held] * (following - j - 1)
+        units = [unit for unit, a, b in spans if a <= before and after < b]
+        if j + 1 < following and len(units) == 1:
+            (unit,) = units
+            if after - before <= HOLE * _rhythm_near(db, unit, before, after):
+                held = cells[j]._replace(rows=0, suspects=0, held=True)
+                cells[j + 1:following] = [held] * (following - j - 1)
 
 
 def buckets(db, quantities, rows, edges):
@@ -3176,20 +3177,25 @@ def _number_of(path):
 # Of a unit, until now, from a time on: stretches that may miss readings, as the times of the reading before and of the
 # one after, NULL where none came since. The begin of its first stay stands for a reading. A day is looked into when a
 # distance in it, or the one from the day before, is clearly longer than the mean distance of that day or of the day
-# before; what is no longer than that is no gap.
+# before. In such a day a stretch is clearly longer than that, or than the distance before it or after it.
 _HOLES = f"""
 SELECT before, ts FROM (
     SELECT before, ts FROM (
-        SELECT (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = ?1 AND b.ts < r.ts) AS before, r.ts, step
+        SELECT before, ts, step,
+            (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = ?1 AND b.ts < before) AS earlier,
+            (SELECT min(b.ts) FROM co2_readings b WHERE b.unit_id = ?1 AND b.ts > r.ts) AS later
         FROM (
-            SELECT d.day, d.longest, d.first - y.last AS night,
-                1.1 * min((d.last - d.first) / d.n, 86400 / coalesce(y.n, 1)) AS step
-            FROM daily d LEFT JOIN daily y ON y.unit_id = d.unit_id AND y.day = d.day - 1
-            WHERE d.unit_id = ?1 AND d.day BETWEEN ?3 / 86400 AND ?2 / 86400) d
-        CROSS JOIN co2_readings r
-        WHERE (d.longest > step OR d.night IS NULL OR d.night > step)
-            AND r.unit_id = ?1 AND r.ts >= max(?3 + 1, d.day * 86400) AND r.ts < min(?2 + 1, (d.day + 1) * 86400))
-    WHERE ts - before > step
+            SELECT (SELECT max(b.ts) FROM co2_readings b WHERE b.unit_id = ?1 AND b.ts < r.ts) AS before, r.ts, step
+            FROM (
+                SELECT d.day, d.longest, d.first - y.last AS night,
+                    1.1 * min((d.last - d.first) / d.n, 86400 / coalesce(y.n, 1)) AS step
+                FROM daily d LEFT JOIN daily y ON y.unit_id = d.unit_id AND y.day = d.day - 1
+                WHERE d.unit_id = ?1 AND d.day BETWEEN ?3 / 86400 AND ?2 / 86400) d
+            CROSS JOIN co2_readings r
+            WHERE (d.longest > step OR d.night IS NULL OR d.night > step)
+                AND r.unit_id = ?1
+                AND r.ts >= max(?3 + 1, d.day * 86400) AND r.ts < min(?2 + 1, (d.day + 1) * 86400)) r)
+    WHERE ts - before > min(step, 1.4 * coalesce(min(before - earlier, later - ts), later - ts, before - earlier, step))
     UNION ALL
     SELECT since, nullif(first, {FOREVER}) FROM (
         SELECT min(since) AS since, coalesce((

@@ -361,7 +361,8 @@ def snap(local, step, on=0):
         months = ((local.year * 12 + local.month - 1) // n + on) * n
         return day.replace(year=months // 12, month=months % 12 + 1, day=1)
     date = (local.day - 1) // n * n + 1
-    return day.replace(day=date - n if n > 1 and date + 0.6 * n > 31 else date)
+    length = 32 - (day.replace(day=1) + timedelta(days=31)).day  # of this month
+    return day.replace(day=date - n if n > 1 and date + 0.6 * n > length else date)
 
 
 def length(step):
@@ -500,7 +501,8 @@ def make_scale(buckets, narrow, top, robust=True):
     """Of what columns hold (suspect values only where none is usable), rounded outward. `narrow` is the least
     interquartile distance the fence believes.
 
-    For text, all values inside the fence; for pictures, which have many columns, 99 of 100 extremes and all means.
+    For text, all values inside the fence; for pictures, which have many columns, 99 of 100 extremes, those that are
+    not far from these, and all means.
     """
     found = list(filter(None, buckets))
     usable = [(bucket.low, bucket.high) for bucket in found if bucket.n]
@@ -510,11 +512,14 @@ def make_scale(buckets, narrow, top, robust=True):
         lower = ends[len(ends) // 4]
         upper = ends[len(ends) * 3 // 4]
         reach = 3 * max(upper - lower, narrow)
-        inside = [end for end in ends if lower - reach <= end <= upper + reach]
+        means = []
     else:
         few = len(ends) // 200
+        lower = ends[few]
+        upper = ends[-1 - few]
+        reach = (upper - lower) / 5  # a value that is just outside is not to alarm anybody
         means = [bucket.mean for bucket in found if bucket.n]
-        inside = [ends[few], ends[-1 - few], *means]
+    inside = [end for end in ends if lower - reach <= end <= upper + reach] + means
     low = min(inside)
     high = max(inside)
     unit = nice(max(high - low, 1) / 15)
@@ -954,7 +959,7 @@ def name_column(c, field, rows, names, rank=0):
         link = name if field == "site" else ""
         return cell(c.name(name or "[no site]"), name or None, link=link)
 
-    most = max(4, *(width(fill(None, row).text) for row in rows))
+    most = max([4, *(width(fill(None, row).text) for row in rows)])
     cells = min(most, max(11, c.width // 8))
     return Column(field, field, cells, fill, rank, most=most)
 
@@ -1067,13 +1072,13 @@ def extremes(bucket):
 
 
 def mark(bucket, scale):
-    """up or down where values are off the scale, suspect where there are readings and none is usable."""
+    """up or down where values are off the scale, else suspect where some are."""
     values = extremes(bucket)
     if values and max(values) > scale.high:
         return "up"
     if values and min(values) < scale.low:
         return "down"
-    return "" if bucket is None or bucket.n else "suspect"
+    return "suspect" if bucket and bucket.suspects else ""
 
 
 class Strand(NamedTuple):
@@ -1217,8 +1222,10 @@ def co2_rows(c):
     rows = sites_of(c.stays, by_unit)
     alone = len(rows) == 1 and bool(c.o.unit or c.o.site)
     window = c.window([span for row in rows for span in row.spans], alone)
+    stays = [stay for stay in c.stays if stay.since < window.b]  # others are yet to come
+    rows = sites_of(stays, by_unit)
     if c.o.panels and not by_unit:
-        rows = [row for stay in c.stays for row in sites_of([stay], False)]
+        rows = [row for stay in stays for row in sites_of([stay], False)]
     rows = [row for row in rows if row.within(window)]
     if not rows:
         raise Nothing("No readings in this time.")
@@ -1405,12 +1412,13 @@ def bucket_values(bucket):
 
 
 def strands_of(c, row, axis):
-    """The units of a row, the first three of them."""
+    """The units of a row that are there in the time that is shown, the last three of them."""
     units = {}
-    for stay in row.stays:
+    here = [stay for stay in row.stays if stay.until > axis.edges[0]]
+    for stay in here or row.stays:
         units.setdefault(stay.unit_id, []).append(stay)
     strands = []
-    for unit, stays in list(units.items())[:3]:
+    for unit, stays in list(units.items())[-3:]:
         spans = row.spans if len(units) == 1 else spans_of(stays)
         spans = cut_spans(spans, axis.window)
         found = importer.buckets(c.db, NAMES, [spans], axis.edges)
@@ -1632,7 +1640,7 @@ class PingRow(NamedTuple):
 def lanes(stays):
     """The stays of each site, in as many rows as there are units at once."""
     sites = {stay.site or stay.unit_id: [] for stay in stays}
-    for stay in sorted(stays, key=lambda stay: stay.since):
+    for stay in sorted(stays, key=attrgetter("since")):
         rows = sites[stay.site or stay.unit_id]
         for row in rows:
             if row[-1].until <= stay.since:
@@ -1643,10 +1651,19 @@ def lanes(stays):
     return list(chain.from_iterable(sites.values()))
 
 
+def ping_rows(c, window):
+    """Rows for the sites with a stay in a range, without pings."""
+    stays = [stay for stay in c.stays if stay.since < window.b]
+    found = [row for row in map(PingRow, lanes(stays)) if row.within(window)]
+    if not found:
+        raise Nothing("No unit was there in this time.")
+    return found
+
+
 def view_pings(c):
     """A row per site: on how many days of each column the unit there has called; silence is not the same as absence."""
     window = c.window()
-    found = [PingRow(stays) for stays in lanes(c.stays)]
+    found = ping_rows(c, window)
     name, unit, hardware = who(c, found, 2)
     unit.gap = 0
     t = Table(
@@ -1665,9 +1682,7 @@ def view_pings(c):
     )
     axis = t.axes["pings"]
     window = axis.window
-    found = [row for row in found if row.within(window)]
-    if not found:
-        raise Nothing("No unit was there in this time.")
+    found = ping_rows(c, window)
     units = {unit for row in found for unit, _, _ in row.within(window)}
     title = [
         (0, "pings"),
@@ -2181,6 +2196,11 @@ class Frame(NamedTuple):
             if start < until:
                 yield start, until
 
+    def during(self, stay, values):
+        """Values of columns while a stay lasts; None before."""
+        first = max(bisect_right(self.edges, stay.since) - 1, 0)
+        return [None] * first + values[first : bisect_right(self.edges, stay.until)]
+
     def rect(self, style, times, top, height):
         """A rectangle."""
         left, right = map(self.share, times)
@@ -2302,15 +2322,19 @@ class Panel(NamedTuple):
         return None
 
     def runs(self, buckets):
-        """Columns with usable values, each with its x; broken where readings are missing for longer than a column."""
+        """Columns with usable values, each with its x; broken at gaps, and where two columns have none."""
         edges = self.frame.edges
+        column = edges[1] - edges[0]
+        gaps = {gap.start for gap in self.frame.gaps}
         found = []
-        last = -FOREVER
+        last = None  # time of the last reading before
         for begin, bucket in zip(edges, buckets):
+            if bucket is None:
+                last = None
             if not bucket or not bucket.n:
-                last = -FOREVER
                 continue
-            if bucket.first - last > edges[1] - edges[0]:
+            longest = column if last in gaps else 2 * column
+            if last is None or bucket.first - last > longest:
                 found.append([])
             last = FOREVER if bucket.held else bucket.last
             middle = max(begin, (bucket.first + bucket.last) / 2)
@@ -2344,12 +2368,8 @@ class Panel(NamedTuple):
     def marks(self):
         """Signs above where values are suspect or off the scale: one for columns side by side."""
         drawn = ""
-        marks = [
-            mark or bucket and bucket.suspects and "suspect"
-            for mark, bucket in zip(self.chart.marks, self.chart.buckets)
-        ]
         for mark, sign in SIGNS.items():
-            for first, end in stretches(each == mark for each in marks):
+            for first, end in stretches(each == mark for each in self.chart.marks):
                 edges = self.frame.edges
                 x = self.frame.share((edges[first] + edges[end]) / 2)
                 drawn += f'<text class="mark" x="{x:.2%}" y="{self.top - 1}">{sign}</text>'
@@ -2372,12 +2392,15 @@ class Strip(NamedTuple):
 ABOVE = 9  # px over a panel, for marks
 
 
-def stands(row, stay):
-    """Whether it is the unit of this stay that stands for the site, all the time."""
-    return any(
-        unit == stay.unit_id and since <= stay.since and stay.until <= until
-        for unit, since, until in row.spans
-    )
+def standing(row, stay):
+    """The parts of a stay in which its unit stands for the site."""
+    parts = []
+    for unit, since, until in row.spans:
+        if unit == stay.unit_id:
+            part = stay._replace(since=max(since, stay.since), until=min(until, stay.until))
+            if part.since < part.until:
+                parts.append(part)
+    return parts
 
 
 def stay_bars(frame, strand, top):
@@ -2432,14 +2455,16 @@ def side_lines(row, end):
         elif chart.last:
             value = signed(chart.quantity.form, chart.last[1])
             values.append((name, f"{value} {unit}"))
-        if name == "co2" or len(row.charts) == 1:
-            text, _, _ = spread(chart.quantity, chart.buckets).partition(",")
-            lines.append(("more", f"{text or 'no readings'} {unit}"))
+        text, _, _ = spread(chart.quantity, chart.buckets).partition(", mean")
+        if (name == "co2" or len(row.charts) == 1) and "…" in text:
+            lines.append(("more", f"{text} {unit}"))
         for mark, n, farthest in chart.outside:
-            text = f"{SIGNS[mark]} {n} to {farthest:,.0f} {unit}"
-            lines.append(("mark", text.replace(",", " ")))
+            value = signed(chart.quantity.form, farthest)
+            if abs(farthest) > 999:
+                value = f"{farthest:,.0f}".replace(",", " ")
+            lines.append(("mark", f"{SIGNS[mark]} {n} to {value} {unit}"))
     if row.late or old and row.there(end):
-        lines.append(("bad", old or "late"))
+        lines.append(("bad" if row.late else "warn", old or "late"))
     return values + lines
 
 
@@ -2449,7 +2474,7 @@ def name_lines(frame, stay):
         return [("head", stay.nickname), ("", "never deployed")]
     lines = [("head", stay.site), ("", stay.nickname)]
     if stay.since > frame.edges[0]:
-        lines.append(("more", f"since {frame.zone.local(stay.since):%-d %b}"))
+        lines.append(("more", f"since {frame.zone.local(stay.since):%-d %b %Y}"))
     return lines
 
 
@@ -2462,17 +2487,11 @@ def unit_curves(panel, row):
         if row.spans == [(strand.unit_id, 0, FOREVER)]:
             stays = [Deployment(strand.unit_id, strand.nickname)]
         for stay in stays:
-            edges = panel.frame.edges
-            first = max(bisect_right(edges, stay.since) - 1, 0)
-            end = bisect_right(edges, stay.until)
-            if first < end:
-                kind = "second"
-                here = [None] * first + own[first:end]
-                if stands(row, stay):
-                    kind = stay.status or "deployed"
-                else:
-                    here = list(map(panel.on_scale, here))
-                drawn += panel.curves(here, kind)
+            parts = standing(row, stay)
+            if parts != [stay]:
+                drawn += panel.curves(map(panel.on_scale, panel.frame.during(stay, own)), "second")
+            for part in parts:
+                drawn += panel.curves(panel.frame.during(part, own), stay.status or "deployed")
     return drawn
 
 
@@ -2505,7 +2524,7 @@ def chart_strip(frame, row, size):
 def fleet_strip(frame, row):
     """All quantities of a site in little room."""
     buckets = {name: chart.buckets for name, chart in row.charts.items()}
-    stays = [stay for stay in row.stays if stands(row, stay)]
+    stays = [part for stay in row.stays for part in standing(row, stay)]
     here = (stays or row.stays)[-1]
     strand = Strand(here.unit_id, "", stays, buckets)
     strip = chart_strip(frame, row._replace(strands=[strand]), "flat")
@@ -2549,7 +2568,7 @@ def lane(frame, row, top, height):
         times = stay.since, stay.until
         back += frame.rect("stay", times, top + height / 2, 1)
         for times in frame.runs(stay, [not pings for pings in row.columns]):
-            days = (times[1] - times[0]) // DAY
+            days = round((times[1] - times[0]) / DAY)
             if days >= SILENT_DAYS and is_deployed(stay):
                 back += frame.rect("silence", times, top, height)
                 front += frame.word("silent", times, top + height - 3, f"{days} d")
@@ -2562,19 +2581,21 @@ def lane(frame, row, top, height):
 
 def ping_strip(frame, rows):
     """A site; units that are there at the same time have lanes of their own, less high."""
-    row, *others = rows
+    row, *others = sorted(rows, key=lambda row: (is_deployed(row.stay), row.stay.until), reverse=True)
     drawn = lane(frame, row, 5, 14)
     height = 24
     for other in others:
         drawn += lane(frame, other, height, 5)
         height += 9
     days = [pings.days if pings else 0 for pings in row.columns]
-    deployed = list(filter(is_deployed, row.sited()))
-    due = ceil(days_of(deployed, Window(frame.edges[0], frame.end)))
-    called = 0
-    for stay in deployed:
-        first = max(bisect_right(frame.edges, stay.since) - 1, 0)
-        called += sum(days[first : bisect_left(frame.edges, stay.until)])
+    edges = [edge for edge in frame.edges if edge <= frame.end]
+    middles = [(begin + end) / 2 for begin, end in zip(edges, edges[1:])]
+    called = due = 0  # columns are of the stay in which their middle lies
+    for stay in filter(is_deployed, row.sited()):
+        first = bisect_left(middles, stay.since)
+        end = bisect_left(middles, stay.until)
+        called += sum(days[first:end])
+        due += round((edges[end] - edges[first]) / DAY)
     state = row.state
     age = "never"
     if row.stay.until <= frame.end:
@@ -2625,7 +2646,7 @@ def grouped(c, axis, most):
         if first == end:  # a column of the chart is longer
             continue
         begin = c.zone.local(edges[first])
-        last = c.zone.local(edges[end] - 1)
+        last = c.zone.local(min(edges[end] - 1, c.now))
         when = f"{last:{form}}"
         if begin.date() != last.date():
             same = begin.month == last.month
@@ -2648,10 +2669,16 @@ def make_frame(c, axis):
     return Frame(edges, ticks, grouped(c, axis, 54), axis.window.b, c.zone)
 
 
+def first_of(rows, everyone):
+    """How many rows a picture has, and how to see the others."""
+    more = len(everyone) - len(rows)
+    return count(len(rows), "site") + (f", +{more} more (all=1, --all)" if more else "")
+
+
 def picture_co2(c):
     """Sites, or one of them in detail."""
-    rows, window, alone = co2_rows(c)
-    rows = rows[: c.room(0)]
+    everyone, window, alone = co2_rows(c)
+    rows = everyone[: c.room(0)]
     most = max(MOST_COLUMNS // len(rows), 30)
     cells = SITE_COLUMNS if alone else min(FLEET_COLUMNS, most)
     axis = make_axis(c.zone, window, cells, WITHOUT_HALF_DAYS)
@@ -2670,7 +2697,7 @@ def picture_co2(c):
         numbers = [(row.name, in_words(row, 0, axis.cells)) for row in rows]
     about = "mean and range of " + axis.step
     if not alone:
-        about = f"{count(len(rows), 'site')} · {about}"
+        about = f"{first_of(rows, everyone)} · {about}"
     for chart in rows[0].charts.values():
         if not c.o.own_scale:
             about += f" · {chart.quantity.label}" + signed(" %g…%g", chart.scale)
@@ -2682,19 +2709,16 @@ def picture_pings(c):
     window = c.window()
     axis = make_axis(c.zone, window, SITE_COLUMNS, FROM_DAYS)
     frame = make_frame(c, axis)
-    found = [PingRow(stays) for stays in lanes(c.stays)]
-    found = [row for row in found if row.within(window)]
-    if not found:
-        raise Nothing("No unit was there in this time.")
+    found = ping_rows(c, axis.window)
     rows = with_pings(c, found[: c.room(0)], axis)
+    shown = first_of(rows, found)
     strips = []
     numbers = []
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
         strip = ping_strip(frame, list(group))
         strips.append(strip)
         numbers.append((strip.left[0][1], ", ".join(text for _, text in strip.right)))
-    about = f"{count(len(strips), 'site')} · 1 cell = {axis.step}"
-    return Picture(about, frame, strips, numbers, axis.window)
+    return Picture(f"{shown} · 1 cell = {axis.step}", frame, strips, numbers, axis.window)
 
 
 PICTURES = {"co2": picture_co2, "pings": picture_pings}
@@ -2810,6 +2834,7 @@ path { vector-effect: non-scaling-stroke; stroke-linejoin: round }
 .head-word { fill: var(--ink) }
 .co2-word { fill: var(--co2) }
 .bad-word, .mark-word { fill: var(--bad) }
+.warn-word { fill: var(--warn) }
 .silence { fill: var(--silence) }
 .word, .silent { paint-order: stroke; stroke: var(--gap); stroke-width: 4px }
 .silent { stroke: var(--silence) }
@@ -2863,7 +2888,7 @@ svg { overflow: visible; vertical-align: top } .chart svg { overflow: hidden }
 th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-align: top }
 @media (max-width: 52rem) { .wide { display: none } .narrow { display: block } }
 @media (max-width: 640px) { .more, .strip .more { display: none } .strip p { display: inline-block; margin-right: 4px }
-  .strip .mark { max-width: 2.2em; overflow: hidden; vertical-align: bottom }
+  .strip .mark { max-width: 4em; overflow: hidden; text-overflow: ellipsis; vertical-align: bottom }
   .strip { grid-template: "n n v" "y c c" / 34px minmax(30%%, 1fr) auto } }
 %(style)s</style>
 </head>
@@ -3096,48 +3121,61 @@ def picture_file(c, picture):
 RANGES = {"14 days": 14, "30 days": 30, "1 year": 365, "all": 0}  # days
 
 
-def picture_links(c, window):
-    """Other times of a picture, the sites before and after, its data."""
+def link(label, path, asked):
+    """A link of a page."""
+    return f'<a href="{url(path, asked)}">{escaped(clean(label))}</a>'
+
+
+def time_links(c, window):
+    """Other times of a picture."""
     query = c.o.query
-    links = []
-
-    def link(label, asked, path="", **changes):
-        target = url(path, {**asked, **changes})
-        links.append(f'<a href="{target}">{escaped(clean(label))}</a>')
-
-    a, b, _ = window
     any_time = {name: query[name] for name in query if name not in TIMES}
-    shown = query.get("recent-days") or str(ceil((b - a) / DAY))
+    a, b, _ = window
+    shown = query.get("recent-days")
+    if not TIMES & set(query):
+        shown = str(ceil((b - a) / DAY))
+    links = []
     for text, days in RANGES.items():
         if str(days) == shown:
             links.append(f"<b>{text}</b>")
         else:
-            link(text, {**any_time, "recent-days": days})
-    b += -b % 60  # links say minutes, and what came in the last one is on the page
+            links.append(link(text, "", {**any_time, "recent-days": days}))
     earlier, begin, end, later = map(c.zone.iso, (a + a - b, a, b, b + b - a))
     units = {stay.unit_id for stay in c.stays}
-    first, _ = importer.extent(c.db, VIEWS[c.view].table, units, a)
+    first, _ = importer.extent(c.db, VIEWS[c.view].table, units, a - 1)
     if first is not None:
-        link("‹ earlier", any_time, xmin=earlier, xmax=begin)
+        links.append(link("‹ earlier", "", {**any_time, "xmin": earlier, "xmax": begin}))
     if b + DAY < c.o.now:
-        link("later ›", any_time, xmin=end, xmax=later)
-    sites = list(dict.fromkeys(stay.site for stay in importer.deployments(c.db) if stay.site))
+        links.append(link("later ›", "", {**any_time, "xmin": end, "xmax": later}))
+    return links
+
+
+def picture_links(c, window):
+    """Other times of a picture, the sites before and after, its data."""
+    query = c.o.query
+    # links say minutes, and what came in the last one is on the page
+    window = window._replace(b=window.b + -window.b % 60)
+    links = time_links(c, window)
+    stays = filter(c.has_tier, importer.deployments(c.db))
+    sites = list(dict.fromkeys(stay.site for stay in stays if stay.site))
     for before, after in zip(sites, sites[1:]):
         if after == c.o.site:
-            link("‹ " + before, query, site=before)
+            links.append(link("‹ " + before, "", {**query, "site": before}))
         if before == c.o.site:
-            link(after + " ›", query, site=after)
-    link("text", query, text=1)
+            links.append(link(after + " ›", "", {**query, "site": after}))
+    links.append(link("text", "", {**query, "text": 1}))
     who = {name: query[name] for name in ("site", "unit") if name in query}
     if c.o.own_scale:
-        link("one scale", query, **{"own-scale": ""})
+        links.append(link("one scale", "", {**query, "own-scale": ""}))
     elif c.view == "co2" and not who:
-        link("own scales", query, **{"own-scale": 1})
+        links.append(link("own scales", "", {**query, "own-scale": 1}))
     if {"min-tier", "max-tier"} & set(query):
-        who = {"unit": ",".join(units)}
+        here = dict.fromkeys(stay.site for stay in c.stays if stay.site)
+        who = {"site": ",".join(here)}
+    begin, end = map(c.zone.iso, window[:2])
     table = VIEWS[c.view].table.replace("co2_", "")
     for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
-        link(text, who, f"/data/co2/{table}.{form}", since=begin, until=end)
+        links.append(link(text, f"/data/co2/{table}.{form}", {**who, "since": begin, "until": end}))
     return f'<p class="links">{" ".join(links)}</p>\n'
 
 

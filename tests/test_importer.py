@@ -1488,7 +1488,7 @@ def compare_columns(place, db, spans, edges):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_gaps_are_the_distances_of_more_than_one_and_a_half_rhythms_in_whatever_order_files_come(place, seed):
+def test_gaps_are_distances_of_more_than_one_and_a_half_rhythms_in_whatever_order_files_come(place, seed):
     chance = random.Random(seed)
     files = field(place, chance, UNIT)
     for n, (path, content) in enumerate(files):
@@ -1501,6 +1501,18 @@ def test_gaps_are_the_distances_of_more_than_one_and_a_half_rhythms_in_whatever_
     times = [ts for ts, in place.ask("SELECT ts FROM co2_readings ORDER BY ts")]
     days = {day: list(group) for day, group in itertools.groupby(times, lambda ts: ts // 86400)}
     usual = {day: min((group[-1] - group[0]) // len(group), 86400 // len(days.get(day - 1, "1"))) for day, group in days.items()}
+
+    def distances(group):
+        return [after - before for before, after in zip(group, group[1:])]
+
+    def is_stretch(n):
+        """Whether readings may be missing before times[n]: the day has a long distance, and this one is long there, or beside its neighbours."""
+        day, limit = times[n] // 86400, 1.1 * usual[times[n] // 86400]
+        if day - 1 in days and max(distances([days[day - 1][-1], *days[day]])) <= limit:
+            return False
+        before, distance, after = ([0] + distances(times) + [0])[n - 1:n + 2]
+        beside = min([near for near in (before, after) if near], default=limit / 1.4)
+        return distance > min(limit, 1.4 * beside)
     with importer.open_db(place.archive.db) as db:
         for now in (times[-1], times[-1] - 100 * 86400, times[-1] + 40 * 3600):
             for a in (0, times[100], times[300] + 1):
@@ -1508,7 +1520,7 @@ def test_gaps_are_the_distances_of_more_than_one_and_a_half_rhythms_in_whatever_
                 expected = []
                 for n, (before, after) in enumerate(zip(seen, seen[1:]), 1):
                     step = rhythm_of(times[max(0, n - 10):n + 10])
-                    if after - before > max(1.5 * step, 1.1 * usual[after // 86400]) and after > a:
+                    if after - before > 1.5 * step and after > a and is_stretch(n):
                         expected.append((before, after, round((after - before) / step) - 1))
                 step = rhythm_of(seen[-10:])
                 expected += [(seen[-1], None, round((now - seen[-1]) / step) - 1)] * (now - seen[-1] > 25 * 3600)
@@ -1840,3 +1852,31 @@ def test_of_a_name_that_nothing_has_the_nearest_are_told_in_any_case(text, neare
 def test_each_of_the_nearest_names_is_told_once():
     assert str(importer.unknown("site", "nroth", ["north", "north", "north"])) == (
         "no site is called 'nroth'; the nearest names are north")
+
+
+def test_days_of_long_outages_hide_no_short_gap(place):
+    """Two days with readings from 20:00 to 02:30 only, and of these some are missing."""
+    lines = []
+    for day in range(5):
+        for half in range(48):
+            missing = half in (2, 44) or 5 < half < 40
+            if not (day in (2, 3) and missing):
+                lines.append(reading(1440 * day + 30 * half))
+    place.readings("".join(lines))
+    place.run()
+    with importer.open_db(place.archive.db) as db:
+        found = importer.gaps(db, importer.deployments(db), 0, max(place.ask("SELECT max(ts) FROM co2_readings")[0]))
+    assert [(gap.start % 86400 // 1800, gap.missing) for gap in found] == [(1, 1), (5, 34), (43, 1)] * 2
+
+
+def test_nothing_is_held_over_what_is_missing_of_one_of_two_units(place):
+    """One unit measures every 6 h, another every 10 min; of this 5 h are missing."""
+    other = "co2unit-30aea42a50bd"
+    place.readings("".join(reading(360 * n, 409) for n in range(12)))
+    place.readings("".join(reading(10 * n, 431, other) for n in range(400) if not 207 <= n < 237), other)
+    place.run()
+    spans = [(UNIT, 0, importer.FOREVER), (other, 0, importer.FOREVER)]
+    begin = place.ask("SELECT min(ts) FROM co2_readings")[0][0]
+    with importer.open_db(place.archive.db) as db:
+        columns = importer.buckets(db, ["co2"], [spans], [begin + 1800 * n for n in range(100)])["co2"][0]
+    assert [j for j, bucket in enumerate(columns) if bucket is None] == [69, 70, 71, *range(73, 79)]

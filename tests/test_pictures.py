@@ -507,7 +507,8 @@ def test_labels_of_co2_are_at_least_12_pixels_apart() -> None:
 
 
 def test_a_curve_breaks_at_a_gap_that_no_column_is_wholly_in() -> None:
-    panel = Panel(hours(4), chart(CO2, 400, 500), 10, 50)
+    gap = Gap("co2unit-30aea42a50bc", HOUR + 1200, 2 * HOUR + 1800, 2, "lost", 0, 1200)
+    panel = Panel(hours(4)._replace(gaps=[gap]), chart(CO2, 400, 500), 10, 50)
     first, second, third, fourth = over(HOUR, [values(420, 420, 420)] * 4)
     ends_early = second._replace(last=HOUR + 1200)
     begins_late = third._replace(first=2 * HOUR + 1800)
@@ -547,7 +548,7 @@ def test_each_row_may_have_a_scale_of_its_own(fleet: str, tmp_path: Any) -> None
     assert about(common).endswith("2 sites · mean and range of 3 h · CO₂ ppm 400…950 · temp °C 4.5…5.5")
     assert about(own).endswith("2 sites · mean and range of 3 h")
     assert labels(common) == [["400", "600", "800"]] * 2
-    assert labels(own) == [["405", "410", "415"], ["905", "910", "915"]]
+    assert labels(own) == [["400", "405", "410", "415"], ["900", "905", "910", "915"]]
     assert links_of(common)["own scales"] == "?own-scale=1" and links_of(own)["one scale"] == "?own-scale="
 
 
@@ -584,3 +585,91 @@ def test_a_site_with_a_space_is_linked_so_that_it_is_found(tmp_path: Any) -> Non
     db = archive(str(tmp_path), [Unit(1, steady(), daily())], "1 lab+desk 12 deployed 2019-09-01")
     assert '<a href="/data/co2/summary?tz=UTC&amp;site=lab%2Bdesk">' in web_page(db, "co2", tz="UTC", **{"min-tier": "1"})
     assert "%20" in plot_ascii.url("", {"site": "lab desk"})
+
+
+def test_readings_that_come_a_little_later_each_time_are_one_line() -> None:
+    """A rhythm of 30 min and 5 s: in a column of 30 min there is one reading, and no gap."""
+    size = HOUR // 2
+    buckets = [bucket and bucket._replace(first=n * (size + 5), last=n * (size + 5)) for n, bucket in enumerate([values(420, 420, 420)] * 9)]
+    drawn = Panel(columns(9, size), chart(CO2, 400, 500), 10, 50).curves(buckets, "deployed")
+    assert drawn.count("M") == 2, "one band, one line"
+
+
+def test_a_suspect_value_leaves_the_line_whole_and_a_dead_sensor_does_not() -> None:
+    level = values(420, 420, 420)
+    none = spike(420, 5000)._replace(n=0, low=None, high=None, total=0)
+    panel = Panel(hours(7), chart(CO2, 400, 500), 10, 50)
+    at_end = [bucket._replace(last=bucket.first + 1800) for bucket in over(HOUR, [level, none, level, level, none, none, level])]
+    lines = re.search('line-deployed" d="([^"]*)"', panel.curves(at_end, "deployed"))[1]
+    assert lines == "M71 500l858 0M1786 500l12 0"
+
+
+def test_a_value_just_outside_the_99_of_100_is_no_alarm() -> None:
+    level = [values(400, 410, 460)] * 398
+    assert plot_ascii.make_scale([*level, values(398, 405, 466)], 50, None, robust=False) == Scale(395, 470)
+    assert plot_ascii.make_scale([*level, values(300, 405, 900)], 50, None, robust=False) == Scale(400, 460)
+
+
+def test_pings_in_the_field_are_counted_by_the_stay_in_which_the_middle_of_a_day_lies() -> None:
+    def share(*stays: Deployment, called: Any = (CALLED,) * 8) -> str:
+        state = UnitState("co2unit-30aea42a50bc", "varanger-03", *[None] * 13)._replace(last_ping=7 * DAY)
+        return dict((style, text) for style, text in plot_ascii.ping_strip(days(8), [PingRow(list(stays), called, None, state)]).right if " = " in text)["more"]
+    assert share(stay(since=DAY // 4)) == "8/8 = 100 %"
+    assert share(stay("lab_check", 0, 3 * DAY), stay(since=3 * DAY)) == "5/5 = 100 %"
+    assert share(stay(until=4 * DAY + 3600), stay(since=4 * DAY + 7200)) == "8/8 = 100 %"
+    assert share(stay(), called=[CALLED, None] * 4) == "4/8 = 50 %"
+
+
+def test_the_row_of_pings_is_that_of_the_unit_in_the_field() -> None:
+    def state(unit: str) -> UnitState:
+        return UnitState(unit, unit, *[None] * 13)._replace(last_ping=7 * DAY)
+    old = PingRow([stay(until=3 * DAY, unit="co2unit-old")], [CALLED] * 3 + [None] * 5, None, state("co2unit-old"))
+    new = PingRow([stay(since=2 * DAY, unit="co2unit-new")], [None] * 2 + [CALLED] * 6, 9 * DAY, state("co2unit-new"))
+    strip = plot_ascii.ping_strip(days(8), [old, new])
+    assert ("more", "new") in strip.right and strip.right[0][0] == "bad"
+
+
+def test_part_of_a_stay_may_stand_for_its_site() -> None:
+    lab = stay("lab_check", 0, 5 * DAY, "co2unit-lab")
+    field = stay(since=2 * DAY, unit="co2unit-field")
+    row = SiteRow("vj_re_sn_3", [lab, field], plot_ascii.spans_there([lab, field]), {})
+    assert plot_ascii.standing(row, field) == [field]
+    assert plot_ascii.standing(row, lab) == [lab._replace(until=2 * DAY)]
+
+
+def test_what_is_yet_to_come_at_the_end_of_a_page_is_not_on_it(tmp_path: Any) -> None:
+    units = [Unit(1, steady(), daily()), Unit(2, steady(), daily())]
+    db = archive(str(tmp_path), units, "1 there 12 deployed 2019-09-01 2019-09-25\n2 there 12 deployed 2019-09-25")
+    assert "unit-02" in web_page(db, "co2") and "since 25 Sep 2019" in web_page(db, "co2")
+    then = web_page(db, "co2", xmax="2019-09-20")
+    assert "unit-01" in then and "unit-02" not in then
+    then = web_page(db, "alive", xmax="2019-09-20").split("<h2>Units")[0]
+    assert "unit-01" in then and "unit-02" not in then
+
+
+def test_a_site_shows_the_units_of_the_time_not_its_first_three(tmp_path: Any) -> None:
+    units = [Unit(n, steady(), daily()) for n in range(1, 6)]
+    table = "\n".join(f"{n} many 12 deployed 2019-0{n}-01 2019-0{n}-20" for n in range(1, 5)) + "\n5 many 12 deployed 2019-09-01"
+    page = web_page(archive(str(tmp_path), units, table), "co2", site="many", **{"recent-days": "7"})
+    assert "unit-05" in page and "unit-01" not in page and 'class="co2 line-deployed"' in page
+
+
+def test_more_sites_than_a_page_has_are_counted(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(plot_ascii.Options, "rows", 2)
+    units = [Unit(n, steady(), daily()) for n in range(1, 4)]
+    db = archive(str(tmp_path), units, "\n".join(f"{n} site_{n} 12 deployed 2019-09-01" for n in range(1, 4)))
+    for view in ("co2", "alive"):
+        assert "2 sites, +1 more (all=1, --all) · " in web_page(db, view)
+        assert "3 sites · " in web_page(db, view, all="1")
+
+
+def test_a_sensor_that_died_is_told_but_its_site_is_not_late(tmp_path: Any) -> None:
+    broken = [(when, ppm, 85.0 if when > NOW - timedelta(days=4) else temp) for when, ppm, temp in steady()]
+    db = archive(str(tmp_path), [Unit(1, broken, daily())], "1 here 12 deployed 2019-09-01")
+    page = web_page(db, "co2")
+    assert '<p class="warn">no temp for' in page and " late: " not in page
+
+
+def test_missing_values_are_not_suspect() -> None:
+    nothing = Bucket(2, 0, 1, 0, 0, None, None, 0, None, None)
+    assert chart(TEMP, -10, 10, [nothing, spike(5, 85)]).marks == ["", "up"]
