@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pages for people at a terminal: CO2, pings, status, signal, errors and gaps of a fleet of sensor units, as text.
+"""Pages about a fleet of sensor units, as text, data, SVG and HTML: CO2, pings, status, signal, errors and gaps.
 
 A page is made in one direction only:
 
@@ -30,7 +30,8 @@ Words used here:
     cell      What a table holds: values for programs, spans for people. A list as value is a chart.
 
 Every row has its numbers in digits, and colour only repeats what the text says. --plain and --json have the numbers
-that are drawn. A page costs columns x rows: what it has no room for is not asked for.
+that are drawn. A page costs columns x rows: what it has no room for is not asked for
+(signal, gaps and errors must sort first).
 
 Left out on purpose: smoothing and interpolation, a second y axis, keys to press (--watch redraws in place with a few
 escape sequences, no curses), palettes beyond the terminal's own.
@@ -68,7 +69,7 @@ from importer import DAY, Deployment, FOREVER, Problem, Unusable, write_file
 # name, as blocks, in ASCII, what it stands for; each character is one cell wide
 GLYPH_TABLE = """
 ramp     ▁▂▃▄▅▆▇█  .:-=+*#%  bars, from low to high
-days     ░▒▓█      .:+#      pings on few, some, most, all days
+days     ░▒▓█      .:+#      pings on few, some, many, all days
 silent   ─         -         deployed without pings
 open     ├         [         begin of a stay
 close    ┤         ]         end of a stay
@@ -85,7 +86,7 @@ to       –         ..        between times and numbers
 until    …         ..        between numbers that may be negative
 mean     ▀         *
 range    ░         :         from the least to the greatest value
-status   █▒░       =-.       deployed, en route, in the lab
+status   █▒░       =-.       deployed, en route, not deployed
 part     ▂         _         less than half of the readings
 whisker  ─         -         signal: least to greatest
 box      ━         =         signal: quartiles
@@ -116,7 +117,7 @@ GLYPHS = {
 
 
 def translation(chars, texts):
-    """For `str.translate`: each character becomes a text; the last ones, for which there is none, are left out."""
+    """For `str.translate`: each character becomes a text. Characters without a text are removed."""
     return str.maketrans(dict(zip_longest(chars, texts.split(), fillvalue="")))
 
 
@@ -209,7 +210,7 @@ def count(n, what):
 
 
 def compact(value):
-    """A number in at most four characters: 411, 1200, 10k."""
+    """A number below a million in at most four characters: 411, 1200, 10k."""
     return f"{value:.0f}" if -950 < value < 9950 else f"{value / 1000:.0f}k"
 
 
@@ -306,7 +307,7 @@ class Window(NamedTuple):
 
     a: int
     b: int
-    # else a first column that would begin before a is left out
+    # False: a first column that begins before a is left out
     exact: bool = True
 
 
@@ -393,7 +394,7 @@ class Axis(NamedTuple):
 
     @property
     def cells(self):
-        """One for each column."""
+        """The number of columns."""
         return len(self.edges) - 1
 
     @property
@@ -497,7 +498,7 @@ def nice(size):
     return next(n * power for n in (1, 2, 5, 10) if n * power >= size * 0.9999)
 
 
-def make_scale(buckets, narrow, top, robust=True):
+def make_scale(buckets, narrow, top, fenced=True):
     """Of what columns hold (suspect values only where none is usable), rounded outward. `narrow` is the least
     interquartile distance the fence believes.
 
@@ -508,7 +509,7 @@ def make_scale(buckets, narrow, top, robust=True):
     usable = [(bucket.low, bucket.high) for bucket in found if bucket.n]
     suspect = [(bucket.suspect_low, bucket.suspect_high) for bucket in found if bucket.suspects]
     ends = sorted(chain.from_iterable(usable or suspect)) or [0, 4 * narrow]
-    if robust:
+    if fenced:
         lower = ends[len(ends) // 4]
         upper = ends[len(ends) * 3 // 4]
         reach = 3 * max(upper - lower, narrow)
@@ -669,7 +670,7 @@ class Options(SimpleNamespace):
 
 
 class View(NamedTuple):
-    """A page that there is."""
+    """One of the pages that can be asked for."""
 
     draw: Callable  # draw(c) is a Page
     about: str  # what it shows
@@ -695,8 +696,8 @@ class Context:
         self.width = max(o.width, WIDE) if o.wide else o.width
         self.g, self.plot = GLYPHS[o.glyphs]
         self.ascii = self.g is ASCII
-        self.robust = True  # scales, see `make_scale`
-        self.charts = {}  # (quantity, step of columns) -> charts of each row
+        self.fenced = True  # scales, see `make_scale`
+        self.charts = {}  # (step, quantities...) -> for each row its charts: read once, though `fleet` draws twice
         self.states = {}  # unit -> UnitState
 
     def room(self, others):
@@ -808,7 +809,7 @@ class Context:
 
 
 class Page(NamedTuple):
-    """One view."""
+    """What a view makes: numbers, and the lines drawn from them."""
 
     view: str
     facts: dict  # of the page as a whole, for JSON
@@ -854,18 +855,18 @@ class Column:
     margin = 0  # cells on both sides of a chart
     # of a chart in time, which takes the room that is left: the columns it may have
     steps: Sequence[str] = ()
-    most = 0  # of names: cells of the longest; they are taken if they are left
+    most = 0  # of names: cells of the longest; the column grows to this if the line has room
 
     def __init__(self, fields, head, cells, fill, rank=0, **other):
         self.fields = fields.split()  # the names of its values in TSV and JSON
         self.head = head
         self.cells = cells  # of a chart the least
         self.fill = fill  # what a row has in it: fill(table, row) is a Cell
-        self.rank = rank  # what does not fit goes, the highest first; 0 stays
+        self.rank = rank  # columns that do not fit are left out, highest rank first; rank 0 never
         vars(self).update(other)
 
 
-# of a page's charts, for a third of a second: many rows get wider columns
+# of all charts of a page: it is then ready in about 0.3 s
 MOST_CELLS = 60000
 
 
@@ -916,7 +917,7 @@ class Table:
         return line
 
     def page(self, title, rows, of, notes, **facts):
-        """Title, headings, rows, and a legend of the characters that are here. The rows are the first of so many."""
+        """Title, headings, rows, and a legend of the characters that are here. `of`: how many rows there are in all."""
         c = self.c
         for column in self.kept:
             column.cells = max(column.cells, min(column.most, column.cells + self.spare()))
@@ -1031,7 +1032,7 @@ class Chart:
     below = 0  # values off the scale, suspect ones included
     above = 0
     last = None  # see importer.last_value
-    stale = False  # the unit should have called twice since, or newer readings came without a usable value
+    stale = False  # the unit should have called twice since, or more than two newer readings have no usable value
 
     def __init__(self, quantity, axis, buckets, scale):
         self.quantity = quantity
@@ -1127,12 +1128,12 @@ def spans_of(stays):
 
 
 def is_deployed(stay):
-    """Not in the lab, and not on its way."""
+    """True unless the status is lab_check or en_route; also for a unit without a stay."""
     return stay.status not in ("lab_check", "en_route")
 
 
 def spans_there(stays):
-    """Which unit stands for a site: those that are deployed there; only while none is, those that are to come."""
+    """Which unit stands for a site: those that are deployed there; while none is, those on their way or in the lab."""
     spans = spans_of(filter(is_deployed, stays))
     taken = sorted((since, until) for _, since, until in spans)
     for stay in stays:
@@ -1180,7 +1181,7 @@ def with_charts(c, rows, axes):
     charts = chain.from_iterable(row.charts.values() for row in rows)
     if not any(any(chart.buckets) for chart in charts):
         raise Nothing("No readings in this time.")
-    late = {unit for unit, state in c.states.items() if state.data_late > 1}
+    late = {unit for unit, state in c.states.items() if state.alarms and state.data_late > 1}
     return [row._replace(late=not late.isdisjoint(row.there(end))) for row in rows]
 
 
@@ -1192,7 +1193,7 @@ def charts_of(c, quantities, rows, axis):
     for quantity in quantities:
         columns = found[quantity.name]
         top = c.o.co2_max if quantity is CO2 else None
-        size = quantity.narrow, top, c.robust
+        size = quantity.narrow, top, c.fenced
         scale = make_scale(chain.from_iterable(columns), *size)
         for row, buckets, charts in zip(rows, columns, drawn):
             if c.o.own_scale:
@@ -1241,7 +1242,7 @@ def view_co2(c):
     if c.o.panels:
         return panels(c, rows, axes)
     (row,) = with_charts(c, rows, axes)
-    return detail(c, row, min(c.rows or c.o.height, c.o.height - 1))  # a browser has more rows
+    return detail(c, row, min(c.rows or c.o.height, c.o.height - 1))  # c.rows may be 200: a plot still fits one screen
 
 
 def fleet(c, rows, window, range_cells=7, flag_cells=3):
@@ -1255,7 +1256,7 @@ def fleet(c, rows, window, range_cells=7, flag_cells=3):
     drawn = with_charts(c, here, t.axes)
     reach = max(width(range_cell(t, row).text) for row in drawn)
     flags = max(width(flags_cell(t, row).text) for row in drawn)
-    if reach > range_cells or flags > flag_cells:  # numbers are never cut
+    if reach > range_cells or flags > flag_cells:  # draw again with wider columns; what was read is kept in c.charts
         return fleet(c, rows, window, max(reach, range_cells), max(flags, flag_cells))
     t.column("late").cells = max(flags, 1)
     sites = any(row.name == row.stays[0].site for row in rows)
@@ -1348,7 +1349,7 @@ def flags_cell(t, row):
 
 
 def panels(c, rows, axes):
-    """Every stay in detail, with one time axis and one scale for all."""
+    """Every stay in detail, with one time axis, and one scale for all unless --own-scale."""
     height = 14 if c.rows is None else min(14, c.rows)
     here = rows[: c.rows and max(1, (c.rows - 1) // height)]
     hidden = len(rows) - len(here)
@@ -1407,7 +1408,7 @@ def bucket_values(bucket):
     """For programs: usable values, their mean, least and greatest, suspect values."""
     if bucket is None:
         return [0, None, None, None, 0]
-    n = min(bucket.n, bucket.rows)  # none where the values are held
+    n = 0 if bucket.held else bucket.n
     return [n, bucket.mean, bucket.low, bucket.high, bucket.suspects]
 
 
@@ -1577,8 +1578,8 @@ def plot(g, chart, scale, rows):
 def trace(means, connect):
     """The places that the line of the means takes in the left and in the right half of each column. What lies between
     two neighbours belongs to the half that is nearer."""
-    left = [{at} - {None} for at in means]
-    right = [{at} - {None} for at in means]
+    left = [set() if at is None else {at} for at in means]
+    right = list(map(set, left))
     for j, (before, after) in enumerate(zip(means, means[1:])):
         if connect and None not in (before, after):
             for place in range(min(before, after), max(before, after) + 1):
@@ -1616,7 +1617,7 @@ def braille(column, at, inside):
 
 
 class PingRow(NamedTuple):
-    """A site with its stays, of which no two are at once: where they are, the site has several rows."""
+    """Stays of one site that do not overlap. Where they overlap, the site has several rows."""
 
     stays: list[Deployment]  # in order of time
     columns: Sequence = ()  # importer.Pings, or None
@@ -1652,7 +1653,7 @@ def lanes(stays):
 
 
 def ping_rows(c, window):
-    """Rows for the sites with a stay in a range, without pings."""
+    """Rows for the sites with a stay in a range; their pings are not read yet."""
     stays = [stay for stay in c.stays if stay.since < window.b]
     found = [row for row in map(PingRow, lanes(stays)) if row.within(window)]
     if not found:
@@ -1706,7 +1707,7 @@ def view_pings(c):
 PING_LEVELS = {
     "1 d": ("", "", "", "", "pings"),
     "1 week": ("ping days/week:", "1-2", "3-4", "5-6", "7"),
-    "": ("days with pings:", "<30 %", "<60 %", "some", "all")
+    "": ("days with pings:", "<30 %", "<60 %", "<95 %", "95 %+")
 }
 
 
@@ -1757,7 +1758,7 @@ def days_of(stays, window):
 
 
 def late_cell(t, row):
-    """Since when the unit that is there is silent, if it is late."""
+    """For how many days the unit that is there has been silent, if it is late."""
     text = "" if row.late is None else f"{row.late // DAY}d"
     return cell(text, row.late, style="bad")
 
@@ -1788,7 +1789,7 @@ def problem_lines(c, problem):
 
 
 def unit_problems(c, states):
-    """What is wrong with units beside what the table says; of three problems where lines are few."""
+    """What is wrong with units beside what the table says; at most three problems, unless --all."""
     units = {state.unit_id for state in states}
     found = [
         problem
@@ -2118,7 +2119,7 @@ def view_gaps(c):
         (3, "newest first")
     ]
     notes = [
-        " longer than 1.5 of the unit's rhythms",
+        f" longer than {importer.HOLE} of the unit's rhythms",
         t.has("missing") and " missing: readings"
     ]
     return t.page(title, rows[: c.room(3)], len(rows), notes)
@@ -2161,8 +2162,8 @@ VIEWS = {
 #
 # The same rows for browsers and papers, as inline SVG: strips under each other on one time axis. A strip has text on
 # its left, the labels of its scales, a chart, and numbers on its right. In a browser x is a share of the width that
-# there is, so that text keeps its size; curves lie in an inner <svg> that is stretched: STRETCHED wide, a tenth of a
-# pixel high. Other heights are pixels. What things look like is said in STYLE alone.
+# there is, so that text keeps its size; curves lie in an inner <svg> that is stretched: in it x goes from 0 to
+# STRETCHED, and y counts tenths of a pixel. Other heights are pixels. What things look like is said in STYLE alone.
 
 STRETCHED = 2000
 SIGNS = {"up": "▲", "down": "▼", "suspect": "?"}
@@ -2175,8 +2176,13 @@ class Frame(NamedTuple):
     ticks: list[Tick]
     groups: list  # columns with one hover text: first, end, when
     end: int  # UTC seconds; the last column may end later
-    zone: Zone = Zone("UTC")
+    zone: Zone
     gaps: Sequence = ()  # importer.Gap, where they are shown
+
+    @property
+    def step(self):
+        """Seconds of a column."""
+        return self.edges[1] - self.edges[0]
 
     def share(self, ts):
         """Where a time lies: 0 at the left edge, 1 at the right one."""
@@ -2210,7 +2216,7 @@ class Frame(NamedTuple):
         return f'<rect class="{style}" {x} y="{top:g}" height="{height:g}"/>'
 
     def word(self, style, times, y, text):
-        """A word in the middle of a time, if it has room there; a chart on a phone is half as wide as its page here."""
+        """A word in the middle of a time, if it has room there; phones do not show long ones (class more)."""
         left, right = map(self.share, times)
         if right - left < 0.06:
             return ""
@@ -2310,25 +2316,25 @@ class Panel(NamedTuple):
             drawn += f'<text class="{quantity.name}-label" x="30" y="{y / 10 + 4:g}">{text}</text>'
         return drawn
 
-    def level(self, style, values):
+    def rules(self, style, values):
         """A line at each of these values."""
         return curve(style, "".join(f"M0 {y}l{STRETCHED} 0" for y in self.ys(values)))
 
     def on_scale(self, bucket):
-        """The bucket, unless its mean is off the scale: a line at the edge would lie, and no mark tells of it."""
+        """The bucket, unless its mean is off the scale: its line would be drawn at the edge, without a mark."""
         low, high = self.chart.scale
         if bucket and bucket.n and low <= bucket.mean <= high:
             return bucket
         return None
 
-    def runs(self, buckets):
-        """Columns with usable values, each with its x; broken at gaps, and where two columns have none."""
-        edges = self.frame.edges
-        column = edges[1] - edges[0]
+    def pieces(self, buckets):
+        """Pieces of a line: usable columns with their x. One ends at a gap, at a column without readings, and where two
+        columns have none that is usable."""
+        column = self.frame.step
         gaps = {gap.start for gap in self.frame.gaps}
         found = []
         last = None  # time of the last reading before
-        for begin, bucket in zip(edges, buckets):
+        for begin, bucket in zip(self.frame.edges, buckets):
             if bucket is None:
                 last = None
             if not bucket or not bucket.n:
@@ -2344,15 +2350,14 @@ class Panel(NamedTuple):
     def curves(self, buckets, kind):
         """One unit's range and mean, and what lies between the mean and 0."""
         name = self.chart.quantity.name
-        edges = self.frame.edges
         filled = name == "temp" and kind != "second"
-        ranged = kind != "second" and (name == "co2" or edges[1] - edges[0] >= DAY)
+        ranged = kind != "second" and (name == "co2" or self.frame.step >= DAY)
         (zero,) = self.ys([0])
         band = f"{name}-band band-{kind}"
         line = f"{name} line-{kind}"
         drawn = {"above": "", "below": "", band: "", line: ""}
-        for run in self.runs(buckets):
-            xs, there = zip(*run)
+        for piece in self.pieces(buckets):
+            xs, there = zip(*piece)
             means = self.ys(bucket.mean for bucket in there)
             drawn[line] += path(zip(xs, means))
             if ranged:
@@ -2384,23 +2389,19 @@ class Strip(NamedTuple):
     height: int  # px
     chart: str  # SVG
     labels: str = ""  # SVG: of the scales
-    link: str = ""  # to the page of this site
+    site: str = ""  # to its page leads a link
+    late: bool = False
 
 
 # -- pictures: readings -----------------------------------------------------------------------------------------------
 
-ABOVE = 9  # px over a panel, for marks
+MARK_ROOM = 9  # px over a panel, for marks
 
 
 def standing(row, stay):
     """The parts of a stay in which its unit stands for the site."""
-    parts = []
-    for unit, since, until in row.spans:
-        if unit == stay.unit_id:
-            part = stay._replace(since=max(since, stay.since), until=min(until, stay.until))
-            if part.since < part.until:
-                parts.append(part)
-    return parts
+    own = row.within(Window(stay.since, stay.until))
+    return [stay._replace(since=since, until=until) for unit, since, until in own if unit == stay.unit_id]
 
 
 def stay_bars(frame, strand, top):
@@ -2414,28 +2415,28 @@ def stay_bars(frame, strand, top):
 
 
 def spread(quantity, buckets):
-    """Least, greatest and mean usable value, and how many are suspect, as far as there are any."""
+    """Least, greatest and mean usable value, and how many are suspect: name -> text, as far as there are any."""
     read = [bucket for bucket in buckets if bucket and not bucket.held]
     there = [bucket for bucket in read if bucket.n]
-    said = []
+    said = {}
     if there:
         low = min(bucket.low for bucket in there)
         high = max(bucket.high for bucket in there)
         mean = sum(bucket.total for bucket in there) / sum(bucket.n for bucket in there)
-        form = "{0}…{0}, mean {0}".format(quantity.form)
-        said.append(signed(form, (low, high, mean)))
+        said["range"] = signed("{0}…{0}".format(quantity.form), (low, high))
+        said["mean"] = "mean " + signed(quantity.form, mean)
     suspects = sum(bucket.suspects for bucket in read)
     if suspects:
-        said.append(f"{suspects} suspect")
-    return ", ".join(said)
+        said["suspect"] = f"{suspects} suspect"
+    return said
 
 
 def in_words(row, first, end):
-    """The same of all quantities, which are named if there are several."""
+    """`spread` of each quantity; they are named if there are several."""
     said = []
     for chart in row.charts.values():
         label = chart.quantity.label
-        text = spread(chart.quantity, chart.buckets[first:end])
+        text = ", ".join(spread(chart.quantity, chart.buckets[first:end]).values())
         if text and len(row.charts) > 1:
             text = f"{label} {text}"
         said.append(text or "no " + label)
@@ -2455,9 +2456,9 @@ def side_lines(row, end):
         elif chart.last:
             value = signed(chart.quantity.form, chart.last[1])
             values.append((name, f"{value} {unit}"))
-        text, _, _ = spread(chart.quantity, chart.buckets).partition(", mean")
-        if (name == "co2" or len(row.charts) == 1) and "…" in text:
-            lines.append(("more", f"{text} {unit}"))
+        values_range = spread(chart.quantity, chart.buckets).get("range")
+        if values_range and (name == "co2" or len(row.charts) == 1):
+            lines.append(("more", f"{values_range} {unit}"))
         for mark, n, farthest in chart.outside:
             value = signed(chart.quantity.form, farthest)
             if abs(farthest) > 999:
@@ -2479,7 +2480,7 @@ def name_lines(frame, stay):
 
 
 def unit_curves(panel, row):
-    """A line for each unit, as its stay is; of a unit by itself all that it has measured."""
+    """Lines of each unit, in the style of the stay's status. On a page of one unit: of all its readings."""
     drawn = ""
     for strand in row.strands:
         own = strand.buckets[panel.chart.quantity.name]
@@ -2497,25 +2498,24 @@ def unit_curves(panel, row):
 
 def chart_strip(frame, row, size):
     """Quantities of a site under each other, flat or tall; where readings are missing, and why."""
-    top = ABOVE
+    top = MARK_ROOM
     back = curves = front = labels = ""
     for name, chart in row.charts.items():
         panel = Panel(frame, chart, top, getattr(chart.quantity, size))
-        top += panel.height + ABOVE
+        top += panel.height + MARK_ROOM
         labels += panel.labels()
         front += panel.marks()
-        curves += panel.level("grid", panel.ticks())
+        curves += panel.rules("grid", panel.ticks())
         if name == "temp" and chart.scale.low <= 0 <= chart.scale.high:
-            curves += panel.level("zero", [0])
+            curves += panel.rules("zero", [0])
         curves += unit_curves(panel, row)
-    height = top - ABOVE + 3
-    column = frame.edges[1] - frame.edges[0]
+    height = top - MARK_ROOM + 3
     for unit, since, until in row.spans:
         for gap in frame.gaps:
             times = max(gap.start, since), min(gap.end or frame.end, until)
-            if gap.unit_id == unit and times[1] - times[0] > column:
+            if gap.unit_id == unit and times[1] - times[0] > frame.step:
                 back += frame.rect("gap", times, 0, height)
-                front += frame.word("word", times, ABOVE + panel.height / 2, GAPS[gap.state][0])
+                front += frame.word("word", times, MARK_ROOM + panel.height / 2, GAPS[gap.state][0])
     front += frame.hover(lambda first, last: in_words(row, first, last))
     drawn = back + frame.fitted(height, curves) + front
     return Strip([], side_lines(row, frame.end), height, drawn, labels)
@@ -2532,7 +2532,8 @@ def fleet_strip(frame, row):
         left=name_lines(frame, here),
         height=strip.height + 7,
         chart=strip.chart + stay_bars(frame, strand, strip.height + 1),
-        link=here.site or ""
+        site=here.site or "",
+        late=row.late
     )
 
 
@@ -2547,7 +2548,7 @@ def site_strips(frame, row):
         for stay in strand.stays:
             status = (stay.status or "no site").replace("_", " ")
             drawn += frame.word("status", (stay.since, stay.until), 21, status)
-        right = [("more", spread(CO2, strand.buckets["co2"]))]
+        right = [("more", text) for text in spread(CO2, strand.buckets["co2"]).values()]
         strips.append(Strip([("head", strand.nickname), ("", strand.unit_id)], right, 24, drawn))
     return strips
 
@@ -2579,6 +2580,20 @@ def lane(frame, row, top, height):
     return back + front
 
 
+def days_called(frame, row, days):
+    """On how many days a site's units have called while they were deployed, of how many. A column belongs to the stay
+    in which its middle lies."""
+    edges = [edge for edge in frame.edges if edge <= frame.end]
+    middles = [(begin + end) / 2 for begin, end in zip(edges, edges[1:])]
+    called = due = 0
+    for stay in filter(is_deployed, row.sited()):
+        first = bisect_left(middles, stay.since)
+        end = bisect_left(middles, stay.until)
+        called += sum(days[first:end])
+        due += round((edges[end] - edges[first]) / DAY)
+    return called, due
+
+
 def ping_strip(frame, rows):
     """A site; units that are there at the same time have lanes of their own, less high."""
     row, *others = sorted(rows, key=lambda row: (is_deployed(row.stay), row.stay.until), reverse=True)
@@ -2588,14 +2603,7 @@ def ping_strip(frame, rows):
         drawn += lane(frame, other, height, 5)
         height += 9
     days = [pings.days if pings else 0 for pings in row.columns]
-    edges = [edge for edge in frame.edges if edge <= frame.end]
-    middles = [(begin + end) / 2 for begin, end in zip(edges, edges[1:])]
-    called = due = 0  # columns are of the stay in which their middle lies
-    for stay in filter(is_deployed, row.sited()):
-        first = bisect_left(middles, stay.since)
-        end = bisect_left(middles, stay.until)
-        called += sum(days[first:end])
-        due += round((edges[end] - edges[first]) / DAY)
+    called, due = days_called(frame, row, days)
     state = row.state
     age = "never"
     if row.stay.until <= frame.end:
@@ -2614,12 +2622,12 @@ def ping_strip(frame, rows):
     ]
     drawn = frame.fitted(height, "") + drawn
     drawn += frame.hover(lambda first, end: count(sum(days[first:end]), "day") + " with pings")
-    return Strip(name_lines(frame, row.stay), right, height, drawn, "", row.stay.site or "")
+    return Strip(name_lines(frame, row.stay), right, height, drawn, "", row.stay.site or "", bool(row.late))
 
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
 
-FLEET_COLUMNS = 120  # 14 days: 3 h each; fewer where there are many sites
+FLEET_COLUMNS = 120  # at most; 14 days make columns of 3 h
 SITE_COLUMNS = 370  # a year: days
 MOST_COLUMNS = 6000  # of all sites together
 
@@ -2669,10 +2677,10 @@ def make_frame(c, axis):
     return Frame(edges, ticks, grouped(c, axis, 54), axis.window.b, c.zone)
 
 
-def first_of(rows, everyone):
-    """How many rows a picture has, and how to see the others."""
-    more = len(everyone) - len(rows)
-    return count(len(rows), "site") + (f", +{more} more (all=1, --all)" if more else "")
+def first_of(shown, sites):
+    """How many of the sites a picture shows, and how to see the others."""
+    more = len(sites) - len(shown)
+    return count(len(shown), "site") + (f", +{more} more (all=1, --all)" if more else "")
 
 
 def picture_co2(c):
@@ -2685,6 +2693,7 @@ def picture_co2(c):
     rows = with_charts(c, rows, dict.fromkeys(NAMES, axis))
     gaps = importer.gaps(c.db, c.stays, *axis.window[:2])
     frame = make_frame(c, axis)._replace(gaps=gaps)
+    about = "mean and range of " + axis.step
     if alone:
         row = rows[0]._replace(strands=strands_of(c, rows[0], axis))
         strips = site_strips(frame, row)
@@ -2693,11 +2702,9 @@ def picture_co2(c):
             for first, end, when in grouped(c, axis, 20)
         ]
     else:
+        about = f"{first_of(rows, everyone)} · {about}"
         strips = [fleet_strip(frame, row) for row in rows]
         numbers = [(row.name, in_words(row, 0, axis.cells)) for row in rows]
-    about = "mean and range of " + axis.step
-    if not alone:
-        about = f"{first_of(rows, everyone)} · {about}"
     for chart in rows[0].charts.values():
         if not c.o.own_scale:
             about += f" · {chart.quantity.label}" + signed(" %g…%g", chart.scale)
@@ -2711,14 +2718,14 @@ def picture_pings(c):
     frame = make_frame(c, axis)
     found = ping_rows(c, axis.window)
     rows = with_pings(c, found[: c.room(0)], axis)
-    shown = first_of(rows, found)
+    sites = {row.stay.site or row.stay.unit_id for row in found}
     strips = []
     numbers = []
     for _, group in groupby(rows, lambda row: row.stay.site or row.stay.unit_id):
         strip = ping_strip(frame, list(group))
         strips.append(strip)
         numbers.append((strip.left[0][1], ", ".join(text for _, text in strip.right)))
-    return Picture(f"{shown} · 1 cell = {axis.step}", frame, strips, numbers, axis.window)
+    return Picture(f"{first_of(strips, sites)} · 1 cell = {axis.step}", frame, strips, numbers, axis.window)
 
 
 PICTURES = {"co2": picture_co2, "pings": picture_pings}
@@ -2905,11 +2912,10 @@ DATA_LINKS = """<p class="links">All data as CSV:
 <span>(.jsonl: JSON)</span></p>
 """
 # a style, its height in a legend in px, what it means; a legend has what is drawn
-LEGEND = """
+LEGEND = f"""
 co2 line-deployed   10  CO₂ mean and range
 co2 line-en_route   10  en route
 co2 line-lab_check  10  in the lab
-co2 line-None       10  without a site
 co2 line-second     10  another unit
 temp line-deployed  10  temperature
 above               10  above 0 °C
@@ -2926,7 +2932,7 @@ ping-lab_check      10  in the lab
 ping-None           10  without a site
 stay                1   deployed, nothing came
 end                 10  begin or end of a stay
-silence             10  silent for 3 days or more
+silence             10  silent for {SILENT_DAYS} days or more
 """
 
 
@@ -2969,8 +2975,6 @@ def url(path, asked):
 def site_link(name, query):
     """Where a site has its page: at the daemon, for the same time, or in a directory of pages."""
     if query is None:
-
-
         name = quote(name, "", errors="replace")
         return f"site-{name.replace('%', '=')}.html"
     kept = {key: query[key] for key in query if key in TIMES | {"tz"}}
@@ -2987,11 +2991,9 @@ def draw(view, o):
                 if not problem.unit:  # of the station
                     above += problem_lines(c, problem)
             c.rows = c.room(len(above))
-            why = "No units yet."
-            if importer.deployments(connection):
-                why = "No unit of that name at that site, or of that tier."
             if not c.stays:
-                raise Nothing(why)
+                known = importer.deployments(connection)
+                raise Nothing("No unit of that name at that site, or of that tier." if known else "No units yet.")
             page = VIEWS[view].draw(c)
     except Nothing as error:
         page = nothing(view, str(error))
@@ -3037,7 +3039,7 @@ def picture_html(c, picture):
     """A picture for a page: links, what it is about, legend, strips; the same in words."""
     drawn = "" if c.o.query is None else picture_links(c, picture.window)
     keys = ""
-    late = [strip.link for strip in picture.strips if strip.link and "bad" in dict(strip.right)]
+    late = [strip.site for strip in picture.strips if strip.site and strip.late]
     for meaning, swatch in picture_legend(picture.strips).items():
         keys += f'<span><svg width="24" height="12">{swatch}</svg> {meaning}</span> '
     wrong = [("bad", f"{len(late)} late: " + ", ".join(late[:10]))] if late else []
@@ -3048,8 +3050,8 @@ def picture_html(c, picture):
     )
     for strip in picture.strips:
         name = paragraphs(strip.left)
-        if strip.link:
-            name = f'<a href="{site_link(strip.link, c.o.query)}">{name}</a>'
+        if strip.site:
+            name = f'<a href="{site_link(strip.site, c.o.query)}">{name}</a>'
         drawn += (
             f'<div class="strip"><div class="name">{name}</div>'
             f'<svg class="scale" width="34" height="{strip.height}">{strip.labels}</svg>'
@@ -3062,7 +3064,7 @@ def picture_html(c, picture):
     return drawn + "</table></details>\n"
 
 
-CHART = 820  # px; width of a chart in a file
+FILE_CHART = 820  # px; width of a chart in a file
 
 
 def absolute(chart):
@@ -3070,10 +3072,10 @@ def absolute(chart):
     chart = re.sub('<g class="hover">.*?</g>|</?svg[^>]*>', "", chart)
     chart = re.sub(
         '"([0-9.]+)%"',
-        lambda share: f'"{float(share[1]) * CHART / 100:g}"',
+        lambda share: f'"{float(share[1]) * FILE_CHART / 100:g}"',
         chart
     )
-    units = cycle((CHART / STRETCHED, 0.1))  # of x and y, in turn: all paths are made of pairs
+    units = cycle((FILE_CHART / STRETCHED, 0.1))  # of x and y, in turn: all paths are made of pairs
 
     def pixels(d):
         return re.sub("-?[0-9]+", lambda number: f"{int(number[0]) * next(units):g}", d[0])
@@ -3092,7 +3094,7 @@ def words(lines, x, anchor):
 
 def picture_file(c, picture):
     """A picture as a file that browsers, Inkscape and LibreOffice open."""
-    width = CHART + 320
+    width = FILE_CHART + 320
     drawn = ""
     x = 10.0
     for meaning, swatch in picture_legend(picture.strips).items():
@@ -3185,7 +3187,7 @@ def picture_of(view, o, write):
         return ""
     with suppress(importer.NoDatabase), importer.open_db(o.db) as connection:
         c = Context(connection, view, o)
-        c.robust = False
+        c.fenced = False
         if not c.stays:
             return ""
         try:
@@ -3275,7 +3277,7 @@ def web_page(view, db, query, html, now, **others):
 
 
 def put(text):
-    """To stdout, in UTF-8 or ASCII as it is, whatever Python thinks of the locale."""
+    """To stdout as UTF-8, whatever the locale is."""
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 

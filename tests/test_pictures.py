@@ -32,7 +32,7 @@ DAY = 24 * HOUR
 
 def columns(n: int, size: int) -> Frame:
     """So many columns, from 0."""
-    return Frame([size * i for i in range(n + 1)], [Tick(0, "Jan 1970", 0)], [(0, n, "1 Jan 1970")], size * n)
+    return Frame([size * i for i in range(n + 1)], [Tick(0, "Jan 1970", 0)], [(0, n, "1 Jan 1970")], size * n, plot_ascii.Zone("UTC"))
 
 
 def hours(n: int) -> Frame:
@@ -490,10 +490,10 @@ def test_names_from_outside_are_harmless_in_a_page_and_in_a_file(tmp_path: Any) 
 def test_the_scale_of_a_picture_has_99_of_100_extremes_and_all_means() -> None:
     level = [values(400, 410, 420)] * 398
     extremes = [*level, values(300, 405, 420), values(400, 415, 900)]
-    assert plot_ascii.make_scale(extremes, 50, None, robust=False) == Scale(400, 420)
-    assert plot_ascii.make_scale([*extremes, values(400, 450, 900)], 50, None, robust=False) == Scale(400, 450)
+    assert plot_ascii.make_scale(extremes, 50, None, fenced=False) == Scale(400, 420)
+    assert plot_ascii.make_scale([*extremes, values(400, 450, 900)], 50, None, fenced=False) == Scale(400, 450)
     frost = [values(-9, 0, 9)] * 3
-    assert plot_ascii.make_scale(frost, 5, None, robust=False) == Scale(-10, 10)
+    assert plot_ascii.make_scale(frost, 5, None, fenced=False) == Scale(-10, 10)
 
 
 def test_in_little_room_stand_0_and_the_farthest_round_value() -> None:
@@ -526,13 +526,13 @@ def test_nothing_is_drawn_of_another_unit_where_it_is_off_the_scale() -> None:
 def test_suspect_values_within_the_scale_are_marked_and_told() -> None:
     buckets = over(HOUR, [values(420, 420, 420), spike(420, 480)])
     assert Panel(hours(2), chart(CO2, 400, 500, buckets), 9, 50).marks() == '<text class="mark" x="75.00%" y="8">?</text>'
-    assert plot_ascii.spread(CO2, buckets) == "420…420, mean 420, 1 suspect"
+    assert plot_ascii.spread(CO2, buckets) == {"range": "420…420", "mean": "mean 420", "suspect": "1 suspect"}
 
 
 def test_a_column_that_only_holds_the_value_before_it_is_not_told() -> None:
     buckets = over(HOUR, [values(420, 420, 420)])
-    assert plot_ascii.spread(CO2, [*buckets, buckets[0]._replace(held=True)]) == "420…420, mean 420"
-    assert plot_ascii.spread(CO2, [buckets[0]._replace(held=True), None]) == ""
+    assert plot_ascii.spread(CO2, [*buckets, buckets[0]._replace(held=True)]) == {"range": "420…420", "mean": "mean 420"}
+    assert plot_ascii.spread(CO2, [buckets[0]._replace(held=True), None]) == {}
 
 
 def test_each_row_may_have_a_scale_of_its_own(fleet: str, tmp_path: Any) -> None:
@@ -606,8 +606,8 @@ def test_a_suspect_value_leaves_the_line_whole_and_a_dead_sensor_does_not() -> N
 
 def test_a_value_just_outside_the_99_of_100_is_no_alarm() -> None:
     level = [values(400, 410, 460)] * 398
-    assert plot_ascii.make_scale([*level, values(398, 405, 466)], 50, None, robust=False) == Scale(395, 470)
-    assert plot_ascii.make_scale([*level, values(300, 405, 900)], 50, None, robust=False) == Scale(400, 460)
+    assert plot_ascii.make_scale([*level, values(398, 405, 466)], 50, None, fenced=False) == Scale(395, 470)
+    assert plot_ascii.make_scale([*level, values(300, 405, 900)], 50, None, fenced=False) == Scale(400, 460)
 
 
 def test_pings_in_the_field_are_counted_by_the_stay_in_which_the_middle_of_a_day_lies() -> None:

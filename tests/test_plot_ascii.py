@@ -667,7 +667,7 @@ def test_the_year_stands_where_it_changes(tmp_path: object) -> None:
     pings · 1 unit · 22 Nov 2019 – 9 Feb 2020 UTC · 1 col = 2 d
     site     ╷Dec ╷11  ╷21   ╷2020╷11  ╷21  ╷Feb  unit    late
     a    ████████████████████████████████████████ unit-01
-    days with pings:  █ all
+    days with pings:  █ 95 %+
     """)
     assert "|Dec |16   |2020|16  |Feb" in text_of("co2", db, end, width=70, recent_days=80, glyphs="ascii")
 
