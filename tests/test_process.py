@@ -198,18 +198,26 @@ def test_a_reload_takes_new_limits_of_the_quality_rules(start, tmp_path):
     config = tmp_path / "co2d.conf"
     config.write_text("[quality]\nco2_high = 40000\n")
     one = start("--config", str(config), "--import-delay", "0.1")
+
+    def asked(query):
+        with contextlib.suppress(importer.NoDatabase):          # the first import is still to come
+            with importer.open_db(os.path.join(one.var, "db.sqlite3")) as db:
+                return db.execute(query).fetchall()
+        return []
+
+    def waits(query, expected):
+        end = time.monotonic() + 20
+        while asked(query) != expected and time.monotonic() < end:
+            pass
+        assert asked(query) == expected
+    waits("SELECT count(*) FROM last_import", [(1,)])           # it has the old limits, and could take the line that is to come
     config.write_text("[quality]\nco2_high = 500\n")
     one.process.send_signal(signal.SIGHUP)
     one.waits_for("reloaded")
     line = b"co2unit-1\tn\t2019-09-12\t00:30:00\t1.0\t0" + b"\t600" * 10 + b"\n"
     assert b" 200 " in ask(one.port, b"PUT /ou/co2unit-1/push-sequential/data/readings/readings-0000.tsv?offset=0 HTTP/1.0\r\n"
                            b"Content-Length: %d\r\n\r\n" % len(line) + line)[:15]
-    end, flags = time.monotonic() + 20, []
-    while flags != [(4,)] and time.monotonic() < end:           # an import that ran has the old limits, the next judges anew
-        with contextlib.suppress(importer.NoDatabase):          # the first import is still to come
-            with importer.open_db(os.path.join(one.var, "db.sqlite3")) as db:
-                flags = db.execute("SELECT co2_flag FROM co2_readings").fetchall()
-    assert flags == [(4,)]
+    waits("SELECT co2_flag FROM co2_readings", [(4,)])
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
