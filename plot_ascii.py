@@ -2190,9 +2190,11 @@ class Frame(NamedTuple):
         share = (ts - start) / (self.edges[-1] - start)
         return min(max(share, 0), 1)
 
-    def at(self, ts):
-        """The same, for points of curves."""
-        return round(STRETCHED * self.share(ts))
+    def xs(self, times):
+        """Where times within the chart lie, for points of curves."""
+        start = self.edges[0]
+        length = self.edges[-1] - start
+        return [round(STRETCHED * (ts - start) / length) for ts in times]
 
     def runs(self, stay, values):
         """When values of columns are true while a stay lasts."""
@@ -2237,7 +2239,8 @@ class Frame(NamedTuple):
 
     def fitted(self, height, curves):
         """Lines on calendar steps, and curves, made as wide as the chart."""
-        steps = "".join(f"M{self.at(tick.ts)} 0l0 {10 * height}" for tick in self.ticks)
+        ticks = self.xs(tick.ts for tick in self.ticks)
+        steps = "".join(f"M{x} 0l0 {10 * height}" for x in ticks)
         box = f'viewBox="0 0 {STRETCHED} {10 * height}" preserveAspectRatio="none"'
         return f'<svg {box} width="100%" height="{height}">{curve("grid", steps)}{curves}</svg>'
 
@@ -2328,7 +2331,7 @@ class Panel(NamedTuple):
         return None
 
     def pieces(self, buckets):
-        """Pieces of a line: usable columns with their x. One ends at a gap, at a column without readings, and where two
+        """Pieces of a line: times and usable columns. One ends at a gap, at a column without readings, and where two
         columns have none that is usable."""
         column = self.frame.step
         gaps = {gap.start for gap in self.frame.gaps}
@@ -2344,7 +2347,7 @@ class Panel(NamedTuple):
                 found.append([])
             last = FOREVER if bucket.held else bucket.last
             middle = max(begin, (bucket.first + bucket.last) / 2)
-            found[-1].append((self.frame.at(middle), bucket))
+            found[-1].append((middle, bucket))
         return found
 
     def curves(self, buckets, kind):
@@ -2357,7 +2360,8 @@ class Panel(NamedTuple):
         line = f"{name} line-{kind}"
         drawn = {"above": "", "below": "", band: "", line: ""}
         for piece in self.pieces(buckets):
-            xs, there = zip(*piece)
+            middles, there = zip(*piece)
+            xs = self.frame.xs(middles)
             means = self.ys(bucket.mean for bucket in there)
             drawn[line] += path(zip(xs, means))
             if ranged:
