@@ -406,6 +406,7 @@ class LogWriter(logging.Handler):
         return start + mask_secret(self.secret, escape_unprintable(record.getMessage().rstrip()))
 
     def _write_all(self, fd):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)       # they are for the main thread
         for line in iter(self._lines.get, ""):
             data = line.encode("utf-8", "backslashreplace") + b"\n"
             with suppress(OSError):                             # whoever reads the log has gone
@@ -2723,6 +2724,7 @@ class Importing:
                 known = station.archive.data_dirs               # `missing_data` tells of these
                 hidden = [f"{path} cannot be read: {why}" for path, why in summary.hidden if path not in known]
                 station.health.report("folders", CRITICAL, "; ".join(hidden))
+                station.health.changed.set()                    # the first import makes the database
             self._kept.renew()
             station.health.clear("import")
             return check_database(station)
@@ -3014,7 +3016,6 @@ def run(settings, arguments):
 
 def serve_until_stopped(settings, arguments):
     """Set up logging, then be the daemon."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)           # in all threads to come: only `Daemon.run` takes them
     writer = LogWriter(sys.stderr.fileno(), under_journald())
     writer.secret = settings.secret
     log.addHandler(writer)
@@ -3030,6 +3031,7 @@ def serve_until_stopped(settings, arguments):
             remedy = "; make the directories of the configuration, give them to the service's user, and restart"
         raise Failed(f"cannot start: {error}{remedy}")
     daemon.station.log_writer = writer
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)           # in all threads to come: only `Daemon.run` takes them
     daemon.run()
     writer.finish(LAST_WORDS)
 

@@ -55,6 +55,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import date
 from itertools import accumulate, chain, compress, count, groupby, islice, repeat
 from os.path import abspath, basename, dirname, exists, isdir, join, realpath
+from shutil import copymode
 from typing import Callable, NamedTuple
 
 Troubles = list[tuple[str, str]]        # path, what is wrong with it
@@ -137,10 +138,10 @@ def _printable(text):
 
 def fail(name, error):
     """Say in a line on stderr why a script fails; the exit status: 2 for arguments that make no sense, 0 where who
-    reads has seen enough, else 1."""
+    reads a page or a table has seen enough, else 1."""
     if isinstance(error, OSError):      # Python must find no unwritten text when it ends: it would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) and name != "co2d":      # whose commands do something: it may be half done
         return 0
     reason = re.sub(r"^\[Errno \d+\] ", "", str(error))
     print(f"{name}: {_printable(reason)}", file=sys.stderr)
@@ -2149,6 +2150,8 @@ def open_db(path):
             yield db
     except sqlite3.Error as error:
         reason = "importer rebuild makes it anew"
+        if re.search("locked|full", str(error)):
+            reason = "try again when there is room, and no other program holds it"
         if "unable to open" in str(error):
             reason = "it is no file, or this user may not read it"
             if has_log:
@@ -2204,6 +2207,8 @@ def write_file(path, lines):
         with open(new, "w", encoding="utf-8") as file:
             file.writelines(lines)
         if is_replaced:
+            with suppress(FileNotFoundError):
+                copymode(path, new)
             os.rename(new, path)
     finally:
         if is_replaced:
@@ -2448,7 +2453,6 @@ def _build(path, listing, rules, progress, processes):
 def _swap_in(new, path):
     """Rename. Nothing may be left of the old one's log, which the new one would take for its own: what is in it goes
     into the old file as far as its readers allow; a crash in between would lose nothing that is not in the text."""
-    from shutil import copymode                                 # no page needs it
     with open(new, "rb") as file:
         os.fsync(file.fileno())
     if exists(path):
@@ -2681,7 +2685,7 @@ _OF_EACH = {
         sum(r.{what}_off), min(r.{what}_low), max(r.{what}_peak)""",
     "of_page": """,
     sum({what}_n), total({what}_sum), min({what}_min), max({what}_max), sum({what}_off), min({what}_low),
-    max({what}_peak)""",
+    max({what}_peak)"""
 }
 
 
@@ -2934,7 +2938,7 @@ VERDICTS = {                            # worst first, with the level of the pro
     "weak": "",                         # days without a ping, and a weak signal
     "never": WARNING,                   # deployed, but never heard of
     "ok": "",
-    "off": "",                          # not deployed
+    "off": ""                          # not deployed
 }
 MUCH_TOO_LATE = 3                       # times the limit; then late data are critical
 SENSOR_ROWS = 6                         # readings in the last day; fewer say nothing about the sensor
@@ -3057,7 +3061,7 @@ class _Judge:
             dbm=signal[0] if signal else None,
             calls=sum(1 for ts in called if ts > due and ts // DAY not in nights),
             pings_late=(self.now - last_ping) / ping_limit if last_ping else 0.0,
-            data_late=(self.now - last_data) / data_limit if last_data else 0.0,
+            data_late=(self.now - last_data) / data_limit if last_data else 0.0
         )
         verdict, why = self._verdict(state, len(nights))
         is_weak = signal and sorted(signal)[len(signal) // 2] < WEAK

@@ -770,9 +770,10 @@ class Context:
         """Whether a deployment has the tier that is asked for, if one is."""
         low = self.o.min_tier
         high = self.o.max_tier
-        if stay.tier is None:
-            return low is high is None
-        return (low is None or stay.tier >= low) and (high is None or stay.tier <= high)
+        tier = stay.tier
+        if low is high is None:
+            return True
+        return tier is not None and (low is None or tier >= low) and (high is None or tier <= high)
 
     def window(self, spans=None, alone=False):
         """The range of the page. Without --xmax it ends now, or with the newest row of the spans when none has come for
@@ -1132,18 +1133,22 @@ def is_deployed(stay):
     return stay.status not in ("lab_check", "en_route")
 
 
+def rank(stay):
+    """Who stands for a site: who is deployed, else who is on the way, else who is in the lab."""
+    return {"en_route": 1, "lab_check": 2}.get(stay.status, 0)
+
+
 def spans_there(stays):
-    """Which unit stands for a site: those that are deployed there; while none is, those on their way or in the lab."""
-    spans = spans_of(filter(is_deployed, stays))
-    taken = sorted((since, until) for _, since, until in spans)
-    for stay in stays:
-        if is_deployed(stay):
-            continue
-        begin = stay.since
-        for since, until in [*taken, (stay.until, stay.until)]:
-            if begin < min(since, stay.until):
-                spans.append((stay.unit_id, begin, min(since, stay.until)))
-            begin = max(begin, until)
+    """Which unit stands for a site, and when."""
+    spans = []
+    for _, group in groupby(sorted(stays, key=rank), rank):
+        taken = sorted((since, until) for _, since, until in spans)
+        for stay in group:
+            begin = stay.since
+            for since, until in [*taken, (stay.until, stay.until)]:
+                if begin < min(since, stay.until):
+                    spans.append((stay.unit_id, begin, min(since, stay.until)))
+                begin = max(begin, until)
     return spans
 
 
@@ -1370,7 +1375,7 @@ def panels(c, rows, axes):
 def detail(c, row, lines):
     """A row with its charts, in so many lines."""
     axis = row.charts["co2"].axis
-    row = row._replace(strands=strands_of(c, row, axis))
+    row = row._replace(strands=strands_of(c, row, axis)[-3:])
     ribbons = [ribbon_text(c, strand, axis) for strand in row.strands]
     legend = detail_legend(c, row, ribbons)
     drawn = [detail_title(c, row)]
@@ -1413,13 +1418,13 @@ def bucket_values(bucket):
 
 
 def strands_of(c, row, axis):
-    """The units of a row that are there in the time that is shown, the last three of them."""
+    """The units of a row that are there in the time that is shown."""
     units = {}
     here = [stay for stay in row.stays if stay.until > axis.edges[0]]
     for stay in here or row.stays:
         units.setdefault(stay.unit_id, []).append(stay)
     strands = []
-    for unit, stays in list(units.items())[-3:]:
+    for unit, stays in units.items():
         spans = row.spans if len(units) == 1 else spans_of(stays)
         spans = cut_spans(spans, axis.window)
         found = importer.buckets(c.db, NAMES, [spans], axis.edges)
@@ -2233,8 +2238,7 @@ class Frame(NamedTuple):
             left = self.share(self.edges[first])
             right = self.share(self.edges[end])
             x = f'x="{left:.1%}" width="{right - left:.1%}"'
-            title = f"<title>{when}: {tell(first, end)}</title>"
-            drawn += f"<rect {x}>{title}</rect>"
+            drawn += f"<rect {x}><title>{when}: {tell(first, end)}</title></rect>"
         return f'<g class="hover">{drawn}</g>'
 
     def fitted(self, height, curves):
@@ -2326,9 +2330,7 @@ class Panel(NamedTuple):
     def on_scale(self, bucket):
         """The bucket, unless its mean is off the scale: its line would be drawn at the edge, without a mark."""
         low, high = self.chart.scale
-        if bucket and bucket.n and low <= bucket.mean <= high:
-            return bucket
-        return None
+        return bucket if bucket and bucket.n and low <= bucket.mean <= high else None
 
     def pieces(self, buckets):
         """Pieces of a line: times and usable columns. One ends at a gap, at a column without readings, and where two
@@ -2455,11 +2457,11 @@ def side_lines(row, end):
     for chart in row.charts.values():
         name = chart.quantity.name
         label, unit = chart.quantity.label.split()
-        if chart.last and chart.stale:
-            old = old or f"no {label} for {ago(end - chart.last[0])}"
-        elif chart.last:
-            value = signed(chart.quantity.form, chart.last[1])
-            values.append((name, f"{value} {unit}"))
+        if chart.last and not chart.stale:
+            values.append((name, f"{signed(chart.quantity.form, chart.last[1])} {unit}"))
+        else:
+            since = f" for {ago(end - chart.last[0])}" if chart.last else ""
+            old = old or f"no {label}{since}"
         values_range = spread(chart.quantity, chart.buckets).get("range")
         if values_range and (name == "co2" or len(row.charts) == 1):
             lines.append(("more", f"{values_range} {unit}"))
@@ -2467,7 +2469,7 @@ def side_lines(row, end):
             value = signed(chart.quantity.form, farthest)
             if abs(farthest) > 999:
                 value = f"{farthest:,.0f}".replace(",", " ")
-            lines.append(("mark", f"{SIGNS[mark]} {n} to {value} {unit}"))
+            lines += ("off", f"{SIGNS[mark]} {n}"), ("off more", f"to {value} {unit}")
     if row.late or old and row.there(end):
         lines.append(("bad" if row.late else "warn", old or "late"))
     return values + lines
@@ -2485,7 +2487,7 @@ def name_lines(frame, stay):
 
 def unit_curves(panel, row):
     """Lines of each unit, in the style of the stay's status. On a page of one unit: of all its readings."""
-    drawn = ""
+    drawn = {}  # once, where several stay there
     for strand in row.strands:
         own = strand.buckets[panel.chart.quantity.name]
         stays = strand.stays
@@ -2494,10 +2496,10 @@ def unit_curves(panel, row):
         for stay in stays:
             parts = standing(row, stay)
             if parts != [stay]:
-                drawn += panel.curves(map(panel.on_scale, panel.frame.during(stay, own)), "second")
+                drawn[panel.curves(map(panel.on_scale, panel.frame.during(stay, own)), "second")] = 1
             for part in parts:
-                drawn += panel.curves(panel.frame.during(part, own), stay.status or "deployed")
-    return drawn
+                drawn[panel.curves(panel.frame.during(part, own), stay.status or "deployed")] = 1
+    return "".join(drawn)
 
 
 def chart_strip(frame, row, size):
@@ -2585,16 +2587,14 @@ def lane(frame, row, top, height):
 
 
 def days_called(frame, row, days):
-    """On how many days a site's units have called while they were deployed, of how many. A column belongs to the stay
-    in which its middle lies."""
-    edges = [edge for edge in frame.edges if edge <= frame.end]
-    middles = [(begin + end) / 2 for begin, end in zip(edges, edges[1:])]
-    called = due = 0
+    """On how many whole days in the field a site's units have called, of how many."""
+    edges = frame.edges
+    whole = set()  # columns
     for stay in filter(is_deployed, row.sited()):
-        first = bisect_left(middles, stay.since)
-        end = bisect_left(middles, stay.until)
-        called += sum(days[first:end])
-        due += round((edges[end] - edges[first]) / DAY)
+        until = min(stay.until, frame.end)
+        whole.update(range(bisect_left(edges, stay.since), bisect_right(edges, until) - 1))
+    called = sum(days[column] for column in whole)
+    due = sum(round((edges[column + 1] - edges[column]) / DAY) for column in whole)
     return called, due
 
 
@@ -2614,7 +2614,7 @@ def ping_strip(frame, rows):
         age = f"until {frame.zone.short(row.stay.until, frame.end)}"
     elif state.last_ping is not None:
         age = ago(frame.end - state.last_ping) + " ago"
-    share = "not deployed"
+    share = "" if is_deployed(row.stay) else "not deployed"
     if due:
         share = f"{called}/{due} = {percent(called, due)}"
     right = [("bad" if row.late else "head", age)]
@@ -2626,7 +2626,7 @@ def ping_strip(frame, rows):
     ]
     drawn = frame.fitted(height, "") + drawn
     drawn += frame.hover(lambda first, end: count(sum(days[first:end]), "day") + " with pings")
-    return Strip(name_lines(frame, row.stay), right, height, drawn, "", row.stay.site or "", bool(row.late))
+    return Strip(name_lines(frame, row.stay), right, height, drawn, "", row.stay.site or "", row.late)
 
 
 # -- pictures: of views -----------------------------------------------------------------------------------------------
@@ -2661,8 +2661,7 @@ def grouped(c, axis, most):
         last = c.zone.local(min(edges[end] - 1, c.now))
         when = f"{last:{form}}"
         if begin.date() != last.date():
-            same = begin.month == last.month
-            when = f"{begin.day if same else format(begin, form)}–{when}"
+            when = f"{begin:{form}}–{when}"
         groups.append((first, end, when))
     return groups
 
@@ -2844,7 +2843,7 @@ path { vector-effect: non-scaling-stroke; stroke-linejoin: round }
 .head-word, .co2-word, .temp-word { font-weight: bold }
 .head-word { fill: var(--ink) }
 .co2-word { fill: var(--co2) }
-.bad-word, .mark-word { fill: var(--bad) }
+.bad-word, .off, .off-word { fill: var(--bad) }
 .warn-word { fill: var(--warn) }
 .silence { fill: var(--silence) }
 .word, .silent { paint-order: stroke; stroke: var(--gap); stroke-width: 4px }
@@ -2879,7 +2878,7 @@ pre { font: 13px/1.25 "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", mo
 .g { display: inline-block; font-weight: inherit; overflow: hidden; vertical-align: bottom; height: 1.25em }
 .head { font-weight: bold } .dim, .about, details { color: var(--dim); font-size: 13px }
 .bad { color: var(--bad); font-weight: bold } .warn { color: var(--warn) } .good { color: var(--good) }
-pre .co2 { color: var(--co2) } pre .temp { color: var(--temp) } a .g { text-decoration: underline }
+pre .co2 { color: var(--co2) } pre .temp { color: var(--temp) } pre a { text-decoration: none; font-weight: bold }
 .narrow { display: none }
 .strip { display: grid; grid-template: "n y c v" / 118px 34px 1fr 140px; border-top: 1px solid var(--grid);
   padding: 3px 0;
@@ -2891,7 +2890,7 @@ pre .co2 { color: var(--co2) } pre .temp { color: var(--temp) } a .g { text-deco
 .numbers p { display: inline-block; margin-left: 7px } .strip .more { display: block; white-space: normal }
 .numbers .co2, .numbers .temp, .numbers .head, .numbers .bad { font-size: 13px; font-weight: bold }
 .numbers .co2 { color: var(--co2) } .numbers .temp { color: var(--temp) }
-.strip .mark { color: var(--bad) } .numbers .bad { white-space: normal }
+.strip .off { color: var(--bad); display: inline-block } .numbers .bad { white-space: normal }
 .axis { position: sticky; top: 0; background: var(--paper); z-index: 1; border: 0 }
 svg { overflow: visible; vertical-align: top } .chart svg { overflow: hidden }
 .hover rect { fill: transparent; height: 100%% } .hover rect:hover { fill: var(--ink); opacity: .08 }
@@ -2899,7 +2898,6 @@ svg { overflow: visible; vertical-align: top } .chart svg { overflow: hidden }
 th, td { text-align: left; font-weight: normal; padding-right: 1em; vertical-align: top }
 @media (max-width: 52rem) { .wide { display: none } .narrow { display: block } }
 @media (max-width: 640px) { .more, .strip .more { display: none } .strip p { display: inline-block; margin-right: 4px }
-  .strip .mark { max-width: 4em; overflow: hidden; text-overflow: ellipsis; vertical-align: bottom }
   .strip { grid-template: "n n v" "y c c" / 34px minmax(30%%, 1fr) auto } }
 %(style)s</style>
 </head>
@@ -3103,7 +3101,7 @@ def picture_file(c, picture):
     x = 10.0
     for meaning, swatch in picture_legend(picture.strips).items():
         drawn += f'<g transform="translate({x:g} 46)">{swatch}<text x="28" y="9">{meaning}</text></g>'
-        x += 40 + 6.4 * len(meaning)  # a letter is at most so wide
+        x += 38 + 5.4 * len(meaning)  # a letter is about so wide
     y = 8
     title = " · ".join(filter(None, (c.view.replace("co2", "CO₂"), c.o.site, c.o.unit)))
     head = Strip([("head", title), ("", picture.about)], [], 66, dates(picture.frame, 70))
@@ -3127,8 +3125,8 @@ def picture_file(c, picture):
 RANGES = {"14 days": 14, "30 days": 30, "1 year": 365, "all": 0}  # days
 
 
-def link(label, path, asked):
-    """A link of a page."""
+def link(label, asked, path=""):
+    """A link of a page, to itself if no path is given."""
     return f'<a href="{url(path, asked)}">{escaped(clean(label))}</a>'
 
 
@@ -3145,14 +3143,14 @@ def time_links(c, window):
         if str(days) == shown:
             links.append(f"<b>{text}</b>")
         else:
-            links.append(link(text, "", {**any_time, "recent-days": days}))
+            links.append(link(text, {**any_time, "recent-days": days}))
     earlier, begin, end, later = map(c.zone.iso, (a + a - b, a, b, b + b - a))
     units = {stay.unit_id for stay in c.stays}
     first, _ = importer.extent(c.db, VIEWS[c.view].table, units, a - 1)
     if first is not None:
-        links.append(link("‹ earlier", "", {**any_time, "xmin": earlier, "xmax": begin}))
+        links.append(link("‹ earlier", {**any_time, "xmin": earlier, "xmax": begin}))
     if b + DAY < c.o.now:
-        links.append(link("later ›", "", {**any_time, "xmin": end, "xmax": later}))
+        links.append(link("later ›", {**any_time, "xmin": end, "xmax": later}))
     return links
 
 
@@ -3166,22 +3164,22 @@ def picture_links(c, window):
     sites = list(dict.fromkeys(stay.site for stay in stays if stay.site))
     for before, after in zip(sites, sites[1:]):
         if after == c.o.site:
-            links.append(link("‹ " + before, "", {**query, "site": before}))
+            links.append(link("‹ " + before, {**query, "site": before}))
         if before == c.o.site:
-            links.append(link(after + " ›", "", {**query, "site": after}))
-    links.append(link("text", "", {**query, "text": 1}))
+            links.append(link(after + " ›", {**query, "site": after}))
+    links.append(link("text", {**query, "text": 1}))
     who = {name: query[name] for name in ("site", "unit") if name in query}
     if c.o.own_scale:
-        links.append(link("one scale", "", {**query, "own-scale": ""}))
+        links.append(link("one scale", {**query, "own-scale": ""}))
     elif c.view == "co2" and not who:
-        links.append(link("own scales", "", {**query, "own-scale": 1}))
+        links.append(link("own scales", {**query, "own-scale": 1}))
     if {"min-tier", "max-tier"} & set(query):
         here = dict.fromkeys(stay.site for stay in c.stays if stay.site)
         who = {"site": ",".join(here)}
     begin, end = map(c.zone.iso, window[:2])
     table = VIEWS[c.view].table.replace("co2_", "")
     for text, form in (("CSV", "csv"), ("JSON", "jsonl")):
-        links.append(link(text, f"/data/co2/{table}.{form}", {**who, "since": begin, "until": end}))
+        links.append(link(text, {**who, "since": begin, "until": end}, f"/data/co2/{table}.{form}"))
     return f'<p class="links">{" ".join(links)}</p>\n'
 
 

@@ -203,9 +203,9 @@ def test_beside_a_site_stand_its_last_values_its_range_and_what_is_off_the_scale
     frame = hours(2)._replace(end=10 * HOUR)
     strip = plot_ascii.fleet_strip(frame, row)
     assert strip.left == [("head", "vj_re_sn_3"), ("", "varanger-03")]
-    assert strip.right == [("co2", "444 ppm"), ("more", "366…478 ppm"), ("mark", "▲ 2 to 9 991 ppm")]
+    assert strip.right == [("co2", "444 ppm"), ("more", "366…478 ppm"), ("off", "▲ 2"), ("off more", "to 9 991 ppm")]
     one.stale = True
-    there = [("more", "366…478 ppm"), ("mark", "▲ 2 to 9 991 ppm")]
+    there = [("more", "366…478 ppm"), ("off", "▲ 2"), ("off more", "to 9 991 ppm")]
     assert plot_ascii.fleet_strip(frame, row._replace(late=True)).right == [*there, ("bad", "no CO₂ for 9 h")]
     gone = row._replace(stays=[stay(until=5 * HOUR)])
     assert plot_ascii.fleet_strip(frame, gone).right == there, "a site that nobody is at is not silent"
@@ -610,13 +610,13 @@ def test_a_value_just_outside_the_99_of_100_is_no_alarm() -> None:
     assert plot_ascii.make_scale([*level, values(300, 405, 900)], 50, None, fenced=False) == Scale(400, 460)
 
 
-def test_pings_in_the_field_are_counted_by_the_stay_in_which_the_middle_of_a_day_lies() -> None:
+def test_pings_in_the_field_are_counted_by_whole_days() -> None:
     def share(*stays: Deployment, called: Any = (CALLED,) * 8) -> str:
         state = UnitState("co2unit-30aea42a50bc", "varanger-03", *[None] * 13)._replace(last_ping=7 * DAY)
         return dict((style, text) for style, text in plot_ascii.ping_strip(days(8), [PingRow(list(stays), called, None, state)]).right if " = " in text)["more"]
-    assert share(stay(since=DAY // 4)) == "8/8 = 100 %"
+    assert share(stay(since=DAY // 4)) == "7/7 = 100 %", "whole days"
     assert share(stay("lab_check", 0, 3 * DAY), stay(since=3 * DAY)) == "5/5 = 100 %"
-    assert share(stay(until=4 * DAY + 3600), stay(since=4 * DAY + 7200)) == "8/8 = 100 %"
+    assert share(stay(until=4 * DAY + 3600), stay(since=4 * DAY + 7200)) == "7/7 = 100 %"
     assert share(stay(), called=[CALLED, None] * 4) == "4/8 = 50 %"
 
 
@@ -673,3 +673,19 @@ def test_a_sensor_that_died_is_told_but_its_site_is_not_late(tmp_path: Any) -> N
 def test_missing_values_are_not_suspect() -> None:
     nothing = Bucket(2, 0, 1, 0, 0, None, None, 0, None, None)
     assert chart(TEMP, -10, 10, [nothing, spike(5, 85)]).marks == ["", "up"]
+
+
+def test_who_is_on_the_way_stands_for_a_site_before_who_is_in_the_lab() -> None:
+    lab, way, field = (stay(status, 0, until, "co2unit-" + status) for status, until in (("lab_check", 9), ("en_route", 6), ("deployed", 3)))
+    assert plot_ascii.spans_there([lab, way, field]) == [("co2unit-deployed", 0, 3), ("co2unit-en_route", 3, 6), ("co2unit-lab_check", 6, 9)]
+
+
+def test_two_units_of_a_site_draw_its_line_once(tmp_path: Any) -> None:
+    units = [Unit(1, steady(), daily()), Unit(2, steady(ppm=lambda days: 440), daily())]
+    db = archive(str(tmp_path), units, "1 both 12 deployed 2019-09-01\n2 both 12 deployed 2019-09-01")
+    assert web_page(db, "co2").count('class="co2 line-deployed" d=') == 1 + 1, "and once in the legend"
+    assert web_page(db, "co2", site="both", **{"recent-days": "14"}).count('class="co2 line-deployed" d=') == 2 + 1
+
+
+def test_names_with_lines_below_are_not_underlined() -> None:
+    assert "pre a { text-decoration: none" in plot_ascii.HTML and ".strip a { text-decoration: none" in plot_ascii.HTML
