@@ -2659,7 +2659,7 @@ INSERT INTO temp.ends SELECT i, j, s, unit, a, min(b, day * 86400) FROM temp.par
 INSERT INTO temp.ends SELECT i, j, s, unit, max(day, behind) * 86400, b FROM temp.parts
     WHERE max(day, behind) * 86400 < b;
 """
-# In one pass over the readings what is asked of all quantities: OF_EACH is put in for each of them.
+# One pass over the readings serves all quantities: for each of them _OF_EACH is put in.
 _BUCKETS = """
 SELECT i, j, sum(readings), min(first), max(last){of_page}
 FROM (
@@ -2714,8 +2714,8 @@ def _hold(db, cells, spans):
 def buckets(db, quantities, rows, edges):
     """quantity -> for each row of a page a list with a Bucket for each column, None where nothing was read.
 
-    The quantities are co2 and temp; a row is a list of spans, which are joined (a site with several units). Where a
-    unit measures more seldom than a column is wide, columns in which no reading was due are filled from the left.
+    The quantities are co2 and temp; a row is a list of spans, which are joined (a site with several units). Columns
+    between two readings of a unit without a gap are filled from the left, see `_hold`.
     """
     _lay_out(db, rows, edges)
     found = {}
@@ -3159,7 +3159,6 @@ def fleet_state(db, now, stays=None, archive=None):
 # waiting: the unit has not called since; silent: it calls, but sends no readings; resend: a file of the sequence is
 # missing or short here, and asked for; rejected: lines came, but could not be read; lost: later readings are here; off:
 # the unit was not deployed
-GAP_STATES = "waiting silent resend rejected lost off".split()
 
 
 class Gap(NamedTuple):
@@ -3169,7 +3168,7 @@ class Gap(NamedTuple):
     start: int                          # time of the last reading before, or the begin of the first stay
     end: int | None                     # time of the first one after; None: the gap is open
     missing: int                        # by the unit's rhythm around the gap
-    state: str                          # one of GAP_STATES
+    state: str                          # one of those above
     calls: int                          # pings in the meantime
     step: int                           # s; that rhythm
 

@@ -14,11 +14,12 @@ Words used here:
     axis      The columns of a chart in time. A column is one calendar step long (30 min ... 1 d ... 5 years)
               and begins where such a step begins in the page's time zone. The shortest step that fits the width is
               taken, so a chart may be narrower than its room. Ticks stand on calendar steps too.
-    scale     From the least to the greatest value inside the fence, rounded outward. The fence is Tukey's for values
-              far out: three interquartile distances beyond the quartiles of what all columns of the page hold. Values
-              outside the scale are marked and counted, so a spike neither vanishes nor flattens the page.
-    gap       A column without readings is blank: never bridged, never zero. Only where a unit measures more seldom
-              than the column is wide (`importer.buckets`), the value before it is held.
+    scale     Of text: from the least to the greatest value inside the fence, rounded outward. The fence is Tukey's for
+              values far out: three interquartile distances beyond the quartiles of what all columns of the page hold.
+              Of pictures: see `make_scale`. Values outside the scale are marked and counted, so a spike neither
+              vanishes nor flattens the page.
+    gap       A column without readings is blank: never bridged, never zero. Only between two readings that are no
+              more than 1.5 of the unit's rhythms apart (`importer.buckets`), the value before it is held.
     glyphs    The characters of a page, all sets in one table. `auto` is block, with braille in large plots; it is
               ascii where the user's locale is C. Our own words are written in Unicode and translated by `PLAIN`.
     span      Text, style and link: what lines are made of. Foreign text gets into a span only through `clean`, which

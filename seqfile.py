@@ -374,7 +374,7 @@ class Memory:
         self.awaited = -1                                       # number of the file that was asked for last
         self.asked_at = 0.0                                     # when that was, in UTC seconds
         self.resent = -1                                        # how far the unit has sent it since
-        self.elsewhere: int | None = None                    # number of the file that it stepped back to
+        self.elsewhere: int | None = None                       # number of the file that it stepped back to
         self.looked_for = (-1, 0)                               # file number and day of the last look for older files
 
     def to_save(self):
